@@ -1,0 +1,402 @@
+"""Configuration: an ml_collections ConfigDict on the outside, frozen dataclasses on the inside.
+
+`default_config()` gives a ConfigDict with every key at its default, for a file in `configs/` to change; `resolve()`
+turns it into a checked `Config`. Every check of a setting is here, so that bad input fails before any long work
+starts, with an error that names the key and the fix.
+
+A loss weight is a number, or a schedule of the training step: a tuple of (step, value) points, linear in between and
+constant outside.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ml_collections
+
+Weight = float | tuple[tuple[int, float], ...]
+
+Source = Literal["parallel", "tsv", "tfds", "demo"]
+MaskSampler = Literal["span", "uniform"]
+Objective = Literal["ar", "cmlm", "janus"]
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
+Mode = Literal["ar", "nar"]
+Remat = Literal["none", "full", "dots"]
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names the key and the fix."""
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Tokenizer: one vocabulary for both languages, since one embedding matrix serves both."""
+
+    model: str = ""  # path of a given SentencePiece model; empty: train one on the training split
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    vocab_size: int = 8000  # of a tokenizer to be trained, the five special ids included
+    character_coverage: float = 0.9995
+    byte_fallback: bool = True  # characters outside the vocabulary become bytes, so that nothing is unknown
+    train_lines: int = 1_000_000  # at most so many lines train the tokenizer, evenly spread over the split
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text is, what is kept of it, and how it is batched and masked."""
+
+    source: Source = "demo"
+    source_lang: str = "de"
+    target_lang: str = "en"
+    # parallel: path prefixes ("data/train" reads data/train.de and data/train.en, or .gz, .xz); tsv: files;
+    # tfds: split names; demo: ignored. An empty string means that the split is absent.
+    train: str = "train"
+    valid: str = "validation"
+    test: str = "test"
+    tfds_name: str = ""  # any TFDS translation dataset, "name/config:version"
+    tfds_data_dir: str = ""
+    demo_sizes: tuple[int, int, int] = (60_000, 500, 500)  # train, valid, test pairs of the built-in corpus
+    prepared: str = "prepared/demo"  # directory that `python -m janus_jax.data` writes and training reads
+    max_source_length: int = 256  # tokens, bos and eos counted; longer pairs are dropped and reported
+    max_target_length: int = 256
+    max_length_ratio: float = 0.0  # longer side / shorter side in tokens; 0: no limit
+    # batching
+    tokens_per_batch: int = 4096  # rows * max(S, T) of a micro-batch never exceeds it
+    batch_multiple: int = 8  # rows are a multiple of it, whatever the mesh
+    buckets: int | tuple[int, ...] = 4  # how many (S, T) shapes, chosen to waste least; or upper bounds of max(S, T)
+    seed: int = 0
+    workers: int = 1  # threads that prepare batches ahead
+    # masking of the target (METHOD section 4)
+    mask_sampler: MaskSampler = "span"
+    mask_ratio: float = 0.7  # span: share of T that the spans sum to, before overlaps
+    mask_span: float = 2.0  # span: mean length (Poisson)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture. Defaults: the released IWSLT14 model with our fixed behaviour."""
+
+    vocab_size: int = 0  # 0: taken from the tokenizer
+    d_model: int = 512
+    ffn_dim: int = 1024
+    heads: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    max_positions: int = 1024  # rows of each learned position table, without the two reserved ones
+    norm: Literal["post", "pre"] = "post"
+    activation: Literal["relu", "gelu"] = "relu"  # gelu: exact (erf)
+    scale_embedding: bool = True  # multiply token embeddings by sqrt(d_model)
+    layernorm_embedding: bool = False  # BART: normalise token + position before dropout
+    nar_layernorm_embedding: bool = True  # False: released pretraining code, which forgets it on NAR and AUX rows
+    dropout: float = 0.3
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    ar_stream: Literal["query", "content"] = "query"
+    ar_slot_position: Literal["target", "input"] = "target"
+    ar_start: Literal["bos", "eos"] = "bos"  # eos: BART's shift, T slots, bos is a target too
+    length_classes: int = 256
+    vocab_multiple: int = 128  # the vocabulary is padded to a multiple, so that it splits over a mesh
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
+    remat: Remat = "none"
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term of the loss (METHOD section 5): a number or (step, value) points."""
+
+    ar: Weight = 1.0
+    nar: Weight = 0.5
+    aux: Weight = 0.5
+    length: Weight = 0.1
+    kl_ar_nar: Weight = 1.0
+    kl_nar_aux: Weight = 1.0
+    kl_ar_aux: Weight = 3.0
+
+
+@dataclass(frozen=True)
+class StopGradients:
+    """Which side of each symmetric KL is held fixed (teaches, is not taught)."""
+
+    kl_ar_nar: Literal["none", "ar", "nar"] = "none"
+    kl_nar_aux: Literal["none", "nar", "aux"] = "none"
+    kl_ar_aux: Literal["none", "ar", "aux"] = "none"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training loss. For `ar` only weights.ar counts; for `cmlm` weights.nar and weights.length."""
+
+    name: Objective = "janus"
+    label_smoothing: float = 0.1
+    weights: LossWeights = field(default_factory=LossWeights)
+    stop_gradient: StopGradients = field(default_factory=StopGradients)
+    encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
+    projection_chunk: int = 0  # sentences whose logits live at once in training; 0: the whole micro-batch
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Optimizer = "adamw"
+    learning_rate: float = 5e-4  # peak
+    schedule: Schedule = "inverse_sqrt"
+    warmup_steps: int = 10_000
+    warmup_init: float = 1e-7
+    end_learning_rate: float = 0.0  # polynomial, cosine: value at the last step
+    power: float = 1.0  # polynomial
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 1e-4  # decoupled (adamw)
+    decay_all: bool = True  # False: no decay on biases and layer-norm gains
+    clip_norm: float = 0.0  # global gradient norm; 0: off
+    ema_decay: float = 0.0  # exponential moving average of parameters, used for evaluation; 0: off
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run."""
+
+    steps: int = 200_000
+    accumulation: int = 1  # micro-batches per step
+    seed: int = 0
+    log_every: int = 100
+    eval_every: int = 2000  # dev loss and dev decoding
+    eval_sentences: int = 200  # of the validation split are decoded at each evaluation; 0: none
+    checkpoint_every: int = 2000
+    keep_last: int = 3
+    keep_best: int = 1
+    best_metric: str = "valid/loss"
+    best_mode: Literal["min", "max"] = "min"
+    max_bad_steps: int = 0  # non-finite steps tolerated (skipped) before the run stops
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Defaults of the decoding door and of the dev-set decoding."""
+
+    mode: Mode = "ar"
+    beam: int = 5  # 1: greedy
+    lenpen: float = 1.0
+    max_length_a: float = 1.5  # at most a * source tokens + b target tokens
+    max_length_b: int = 20
+    passes: int = 10  # decoder passes of mask-predict
+    length_beam: int = 3
+    batch_tokens: int = 4096  # rows * padded length of one decoding batch
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Mesh axes; one of them may be -1: all remaining devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """A ConfigDict with every key at its default; assigning an unknown key to it raises."""
+    return ml_collections.ConfigDict(_plain(Config()), convert_dict=True)
+
+
+def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
+    """Checks a ConfigDict (or nested dict) and freezes it.
+
+    Raises:
+      ConfigError: an unknown key, a wrong type, a value out of range or settings that contradict each other.
+    """
+    raw = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    resolved = _build(Config, raw, "config")
+    _check(resolved)
+    return resolved
+
+
+def to_json(config: Config) -> str:
+    """The config as JSON text, keys sorted; `from_json` reads it back."""
+    return json.dumps(_plain(config), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote."""
+    return resolve(json.loads(text))
+
+
+def config_hash(config: Config) -> str:
+    """Twelve hex digits that change with any setting."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
+
+
+def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
+    """The loss terms of an objective with their weights; a term whose weight is constantly zero is left out."""
+    names = {"ar": ("ar",), "cmlm": ("nar", "length"), "janus": tuple(f.name for f in dataclasses.fields(LossWeights))}
+    weights = {name: getattr(objective.weights, name) for name in names[objective.name]}
+    return {name: weight for name, weight in weights.items() if weight != 0 and weight != 0.0}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def _build(cls: type, raw: Any, path: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a group of settings, got {raw!r}")
+    hints = typing.get_type_hints(cls)
+    for key in raw:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{path}.{key}: unknown setting; {hint}")
+    return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in raw.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as type `hint`, or ConfigError. Lists become tuples (JSON has no tuples), whole floats never become ints."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, path)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool):
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}{hint_text}")
+        return value
+    if origin is types.UnionType or origin is typing.Union:
+        for option in args:
+            try:
+                return _convert(option, value, path)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{path}: {value!r} is neither a number nor a list of the expected form ({hint})")
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path}: expected a list, got {value!r}")
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise ConfigError(f"{path}: expected {len(args)} values, got {len(value)}")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _check(config: Config) -> None:
+    """Ranges, then settings that must agree."""
+    for path, value in _leaves(config, "config"):
+        name = path.rsplit(".", 1)[-1]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: {value} is not a finite number")
+        if name in _POSITIVE and not (isinstance(value, tuple) or value > 0):
+            raise ConfigError(f"{path}: {value} must be greater than 0")
+        if name in _NOT_NEGATIVE and value < 0:
+            raise ConfigError(f"{path}: {value} must not be negative")
+        if name in _SHARE and not 0 <= value < 1:
+            raise ConfigError(f"{path}: {value} must lie in [0, 1)")
+    m, d, o = config.model, config.data, config.optimizer
+    if m.d_model % m.heads:
+        raise ConfigError(f"config.model.heads: {m.heads} heads do not divide d_model {m.d_model}")
+    for side in ("source", "target"):
+        longest = getattr(d, f"max_{side}_length")
+        # A slot may sit one past the last token, and two decoder rows are reserved.
+        if longest > m.max_positions:
+            raise ConfigError(
+                f"config.data.max_{side}_length: {longest} exceeds model.max_positions {m.max_positions}; lower one or raise the other"
+            )
+        if longest < 3:
+            raise ConfigError(
+                f"config.data.max_{side}_length: {longest} leaves no room for a token between bos and eos"
+            )
+    if config.objective.name != "ar" and d.max_target_length > m.length_classes:
+        raise ConfigError(
+            f"config.data.max_target_length: {d.max_target_length} exceeds model.length_classes {m.length_classes}, "
+            "so that the length head could not name it; lower one or raise the other"
+        )
+    if d.tokens_per_batch < d.batch_multiple * 8:
+        raise ConfigError(
+            f"config.data.tokens_per_batch: {d.tokens_per_batch} cannot hold {d.batch_multiple} rows (batch_multiple)"
+        )
+    if isinstance(d.buckets, tuple) and list(d.buckets) != sorted(set(d.buckets)):
+        raise ConfigError(f"config.data.buckets: {d.buckets} must be strictly increasing")
+    if d.source == "tfds" and not d.tfds_name:
+        raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
+    if not 0 < d.mask_ratio <= 1:
+        raise ConfigError(f"config.data.mask_ratio: {d.mask_ratio} must lie in (0, 1]")
+    if o.name == "adam" and o.weight_decay:
+        raise ConfigError(
+            "config.optimizer.weight_decay: adam has none; set it to 0, or name adamw (decoupled weight decay)"
+        )
+    if o.schedule == "polynomial" and o.power <= 0:
+        raise ConfigError(f"config.optimizer.power: {o.power} must be greater than 0")
+    if o.schedule in ("polynomial", "cosine") and o.warmup_steps >= config.train.steps:
+        raise ConfigError(
+            f"config.optimizer.warmup_steps: {o.warmup_steps} leaves no step to decay over; lower it below train.steps {config.train.steps}"
+        )
+    _check_objective(config)
+    axes = dataclasses.asdict(config.parallel)
+    if sum(size == -1 for size in axes.values()) > 1:
+        raise ConfigError("config.parallel: at most one axis may be -1 (all remaining devices)")
+    for axis, size in axes.items():
+        if size == 0 or size < -1:
+            raise ConfigError(f"config.parallel.{axis}: {size} must be a positive number of devices or -1")
+    if config.parallel.tensor > 0 and m.heads % config.parallel.tensor:
+        raise ConfigError(f"config.parallel.tensor: {config.parallel.tensor} does not divide model.heads {m.heads}")
+
+
+def _check_objective(config: Config) -> None:
+    for name, weight in _plain(config.objective.weights).items():
+        points = weight if isinstance(weight, tuple) else ((0, weight),)
+        path = f"config.objective.weights.{name}"
+        if not points:
+            raise ConfigError(f"{path}: a schedule needs at least one (step, value) point")
+        steps = [step for step, _ in points]
+        if steps != sorted(set(steps)) or steps[0] < 0:
+            raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
+        if any(not math.isfinite(value) or value < 0 for _, value in points):
+            raise ConfigError(f"{path}: weights must be finite and not negative")
+    if not objective_terms(config.objective):
+        raise ConfigError(f"config.objective.weights: every term of objective {config.objective.name!r} has weight 0")
+
+
+def _leaves(value: Any, path: str) -> typing.Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(value):
+        inner = getattr(value, f.name)
+        if dataclasses.is_dataclass(inner):
+            yield from _leaves(inner, f"{path}.{f.name}")
+        else:
+            yield f"{path}.{f.name}", inner
+
+
+_POSITIVE = frozenset(
+    "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
+    "batch_multiple buckets workers mask_span learning_rate eps steps accumulation log_every eval_every "
+    "checkpoint_every keep_last beam passes length_beam batch_tokens train_lines character_coverage".split()
+)
+_NOT_NEGATIVE = frozenset(
+    "vocab_size seed max_length_ratio projection_chunk warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
+    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b".split()
+)
+_SHARE = frozenset("dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())

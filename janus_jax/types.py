@@ -1,0 +1,78 @@
+"""The pytrees that rooms hand to each other.
+
+Legend: A micro-batches, B sentences, S source length, T target length (bos and eos counted), M masked tokens at most,
+D model width, V vocabulary (padded), C length classes, N hypotheses per sentence, L longest hypothesis.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+Array = Any  # a jax.Array or numpy.ndarray
+Params = dict[str, Any]  # nested dicts of arrays, names one to one with the released ones
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch (or A of them, stacked on a leading axis). A row with example_id -1 is empty: all padding."""
+
+    source: Array  # [B, S] int32, bos ... eos, then padding
+    target: Array  # [B, T] int32, bos ... eos, then padding
+    masked: Array  # [B, M] int32, positions of the masked target tokens, ascending; 0 past masked_count
+    masked_count: Array  # [B] int32
+    example_id: Array  # [B] int32, index in the prepared split
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Encoded:
+    """What the encoder hands to the decoder."""
+
+    states: Array  # [B, S, D]
+    mask: Array  # [B, S] bool, True at real source tokens
+    length_logits: Array  # [B, C] float32, class = target length with bos and eos
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Streams:
+    """Final hidden rows of the joint pass; None for a group that was not asked for."""
+
+    ar: Array | None  # [B, T-1, D] slot t predicts target[t+1] (ar_start "eos": [B, T, D], slot t predicts target[t])
+    nar: Array | None  # [B, M, D] mask rows
+    aux: Array | None  # [B, M, D] AUX query rows
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a training step changes."""
+
+    step: Array  # [] int32, steps done
+    params: Params
+    opt_state: Any
+    ema: Params | None  # moving average of params; None when optimizer.ema_decay is 0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hypotheses:
+    """Results of a search, best first."""
+
+    tokens: Array  # [B, N, L] int32, no bos; eos ends a hypothesis, padding after it
+    lengths: Array  # [B, N] int32, tokens before padding, eos counted; 0: no such hypothesis
+    scores: Array  # [B, N] float32, the search's own score
+    token_scores: Array  # [B, N, L] float32 log-probability of each token, 0 after the end
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Ids of the special tokens. The released checkpoints have no mask of their own: there mask = unk."""
+
+    bos: int = 0
+    pad: int = 1
+    eos: int = 2
+    unk: int = 3
+    mask: int = 4
