@@ -1,0 +1,160 @@
+"""SentencePiece tokenizers: trained by us, or given and renumbered so that our special tokens come first."""
+
+import io
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as model_pb2
+
+from janus_jax.config import TextConfig
+from janus_jax.text.tokenizer import TokenizerError
+from janus_jax.types import Specials
+
+_PIECE = model_pb2.ModelProto.SentencePiece
+_KEPT = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.BYTE)
+# Training sums counts per thread: the result depends on how many there are, so never on the machine.
+_TRAIN_THREADS = 4
+_MAX_LINE_BYTES = 1 << 16  # longer lines are left out of training (SentencePiece's default would be 4192)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model behind our numbering: the five specials, then the model's other pieces in their order.
+
+    A model trained here has that numbering already. Of any other model the control symbols (its own bos, eos, pad...)
+    are left out and its unknown token becomes our unk.
+
+    Args:
+      data: a serialised SentencePiece model.
+
+    Raises:
+      TokenizerError: `data` is not a SentencePiece model.
+    """
+
+    def __init__(self, data: bytes, origin: str = "tokenizer data"):
+        proto = model_pb2.ModelProto()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            proto.ParseFromString(data)
+            if not proto.pieces:
+                raise ValueError("it has no pieces")
+            self._processor.LoadFromSerializedProto(data)
+        except Exception as error:  # protobuf and SentencePiece raise several unrelated classes
+            raise TokenizerError(
+                f"{origin}: not a SentencePiece model ({error}); give the .model file that spm_train wrote"
+            ) from error
+        self._data = data
+        self.specials = Specials()
+        kept = np.array([i for i, piece in enumerate(proto.pieces) if piece.type in _KEPT], np.int32)
+        first = len(vars(self.specials))
+        self.vocab_size = first + len(kept)
+        self._ours = np.full(len(proto.pieces), self.specials.unk, np.int32)
+        self._ours[kept] = np.arange(first, self.vocab_size)
+        self._theirs = np.full(self.vocab_size, -1, np.int32)  # -1: skipped in decoding
+        self._theirs[first:] = kept
+        self._theirs[self.specials.unk] = self._processor.unk_id()
+
+    def encode(self, line: str) -> list[int]:
+        """Token ids of one line, without bos and eos."""
+        return self._ours[self._processor.encode(line)].tolist() if line else []
+
+    def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of many lines, in their order."""
+        encoded = self._processor.encode(list(lines))
+        if not encoded:
+            return []
+        flat = self._ours[np.concatenate([np.asarray(ids, np.int32) for ids in encoded])].tolist()
+        ends = np.cumsum([len(ids) for ids in encoded]).tolist()
+        return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk shows as U+2047.
+
+        Raises:
+          TokenizerError: an id outside the vocabulary.
+        """
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+            raise TokenizerError(
+                f"token id {bad} lies outside the vocabulary of {self.vocab_size}; was this text made with another tokenizer?"
+            )
+        theirs = self._theirs[ids]
+        return self._processor.decode(theirs[theirs >= 0].tolist())
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Detokenised text of many token sequences, in their order."""
+        return [self.decode(row) for row in ids]
+
+    def to_bytes(self) -> bytes:
+        """The serialised SentencePiece model; our numbering follows from it."""
+        return self._data
+
+
+def read(path: str | pathlib.Path) -> SentencePieceTokenizer:
+    """Reads a SentencePiece model file.
+
+    Raises:
+      TokenizerError: no such file, or not a SentencePiece model.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise TokenizerError(
+            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name a SentencePiece .model file, or leave it empty to train one"
+        ) from error
+    return SentencePieceTokenizer(data, f"config.text.model {str(path)!r}")
+
+
+def train(lines: Sequence[str], config: TextConfig) -> SentencePieceTokenizer:
+    """Trains a unigram or BPE model (nmt_nfkc normalisation); the same lines give the same model on any machine.
+
+    The special tokens, `<mask>` too, are control symbols: text that holds "<mask>" or "<s>" never becomes a special id.
+
+    Raises:
+      TokenizerError: no text, or a vocabulary that does not suit the text.
+    """
+    count = min(len(lines), config.train_lines)
+    if not count:
+        raise TokenizerError("no text to train a tokenizer on; check the training split")
+    chosen = (lines[i * len(lines) // count] for i in range(count))
+    specials = Specials()
+    writer = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=chosen,
+            model_writer=writer,
+            model_type=config.model_type,
+            vocab_size=config.vocab_size,
+            character_coverage=config.character_coverage,
+            byte_fallback=config.byte_fallback,
+            normalization_rule_name="nmt_nfkc",
+            bos_id=specials.bos,
+            pad_id=specials.pad,
+            eos_id=specials.eos,
+            unk_id=specials.unk,
+            control_symbols=["<mask>"],  # takes the first free id, 4
+            num_threads=_TRAIN_THREADS,
+            max_sentence_length=_MAX_LINE_BYTES,
+            minloglevel=2,
+        )
+    except Exception as error:  # SentencePiece raises RuntimeError or its own classes
+        raise TokenizerError(_training_fix(str(error), config)) from error
+    return SentencePieceTokenizer(writer.getvalue())
+
+
+def _training_fix(message: str, config: TextConfig) -> str:
+    """SentencePiece's complaint, in terms of our settings."""
+    size = f"config.text.vocab_size: {config.vocab_size}"
+    if found := re.search(r"<= (\d+)", message):
+        return f"{size} is too large for this text; lower it to at most {found[1]}"
+    if "smaller than required_chars" in message:
+        required = re.search(r"required_chars\. \d+ vs (\d+)", message)
+        needed = f" to more than {required[1]}" if required else ""
+        return (
+            f"{size} does not hold the text's characters; raise it{needed} or lower config.text.character_coverage "
+            f"({config.character_coverage})"
+        )
+    return f"SentencePiece could not train ({size}, config.text.model_type: {config.model_type}): {message}"
