@@ -1,0 +1,273 @@
+"""Beam search on toy models whose optimum is known."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.decode.beam import STOPS, beam_search
+from janus_jax.types import Specials
+
+SPECIALS = Specials()
+
+
+def _search(log_probs, *, batch, beam, limit, **settings):
+    """Searches a model whose next-token logits depend on the sentence, the step and the last two tokens.
+
+    log_probs: function of (sentence [N], step [N], before [N], last [N]) -> [N, V]. The cache holds what a real one
+    does: everything that the tokens before `last` left behind, row by row, so that a wrong reorder shows.
+    """
+    n = batch * beam
+    cache = {
+        "sentence": jnp.repeat(jnp.arange(batch), beam),
+        "step": jnp.zeros(n, jnp.int32),
+        "before": jnp.full(n, -1, jnp.int32),
+    }
+
+    def step(tokens, cache):
+        last = tokens[:, 0]
+        logits = log_probs(cache["sentence"], cache["step"], cache["before"], last)
+        return logits, {"sentence": cache["sentence"], "step": cache["step"] + 1, "before": last}
+
+    settings.setdefault("max_lengths", jnp.full(batch, limit))
+    return jax.jit(
+        lambda c, m: beam_search(
+            step,
+            lambda c, rows: jax.tree.map(lambda x: x[rows], c),
+            c,
+            batch=batch,
+            beam=beam,
+            limit=limit,
+            specials=SPECIALS,
+            **settings,
+            max_lengths=m,
+        )
+    )(cache, settings.pop("max_lengths"))
+
+
+def _random_model(seed, batch, limit, vocab, scale=2.0):
+    table = jnp.asarray(
+        np.random.default_rng(seed).normal(size=(batch, limit, vocab + 1, vocab, vocab)) * scale, jnp.float32
+    )
+    return table, lambda sentence, step, before, last: table[sentence, step, before + 1, last]
+
+
+def _brute_force(table, max_length, allowed, lenpen):
+    """All sequences of a sentence with their scores, best first; table [L, V+1, V, V]."""
+    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+    found = []
+    for length in range(2, max_length + 1):
+        for inner in itertools.product(allowed, repeat=length - 1):
+            tokens = (*inner, SPECIALS.eos)
+            total, before, last = 0.0, -1, SPECIALS.bos
+            for step, token in enumerate(tokens):
+                total += log_probs[step, before + 1, last, token]
+                before, last = last, token
+            found.append((total / length**lenpen, tokens))
+    return sorted(found, reverse=True)
+
+
+def _tokens(result, sentence, rank):
+    return tuple(np.asarray(result.tokens)[sentence, rank, : int(result.lengths[sentence, rank])].tolist())
+
+
+def test_a_markov_lattice_whose_best_path_starts_badly():
+    # From bos, token 5 looks best (0.6) but leads to a flat end; token 6 (0.4) is sure of its way: 6 7 eos.
+    probs = np.full((8, 8), 1e-9)
+    probs[0, 5], probs[0, 6] = 0.6, 0.4
+    probs[5, [5, 6, 7, 2]] = 0.25
+    probs[6, 7] = probs[7, 2] = 1.0
+    logits = jnp.log(jnp.asarray(probs, jnp.float32))
+
+    def model(sentence, step, before, last):
+        return logits[last]
+
+    greedy = _search(model, batch=2, beam=1, limit=6, vocab_size=8, lenpen=0.0)
+    assert _tokens(greedy, 0, 0)[0] == 5
+    for stop in STOPS:
+        beam = _search(model, batch=2, beam=4, limit=6, vocab_size=8, lenpen=0.0, stop=stop)
+        assert _tokens(beam, 1, 0) == (6, 7, 2)
+        np.testing.assert_allclose(beam.scores[1, 0], np.log(0.4), atol=1e-5)
+
+
+@pytest.mark.parametrize("lenpen", [0.0, 0.6, 1.0])
+def test_a_wide_beam_equals_brute_force(lenpen):
+    batch, limit, vocab = 3, 4, 8
+    table, model = _random_model(1, batch, limit, vocab)
+    lengths = [4, 3, 4]
+    result = _search(
+        model, batch=batch, beam=64, limit=limit, vocab_size=vocab, lenpen=lenpen, max_lengths=jnp.asarray(lengths)
+    )
+    for sentence in range(batch):
+        best = _brute_force(table[sentence], lengths[sentence], (3, 5, 6, 7), lenpen)[:5]
+        for rank, (score, tokens) in enumerate(best):
+            assert _tokens(result, sentence, rank) == tokens
+            np.testing.assert_allclose(result.scores[sentence, rank], score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("lenpen", [0.0, 1.0])
+def test_scores_belong_to_their_tokens(stop, lenpen):
+    batch, limit, vocab = 4, 9, 9
+    table, model = _random_model(2, batch, limit, vocab)
+    result = _search(model, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=stop)
+    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1))
+    for b, k in itertools.product(range(batch), range(3)):
+        tokens = _tokens(result, b, k)
+        expected, before, last = [], -1, SPECIALS.bos
+        for step, token in enumerate(tokens):
+            expected.append(log_probs[b, step, before + 1, last, token])
+            before, last = last, token
+        np.testing.assert_allclose(result.token_scores[b, k, : len(tokens)], expected, atol=1e-5)
+        assert not np.asarray(result.token_scores[b, k, len(tokens) :]).any()
+        assert (np.asarray(result.tokens[b, k, len(tokens) :]) == SPECIALS.pad).all()
+        np.testing.assert_allclose(result.scores[b, k], sum(expected) / len(tokens) ** lenpen, rtol=1e-5)
+        assert tokens[-1] == SPECIALS.eos
+        assert SPECIALS.eos not in tokens[:-1]
+        assert not {SPECIALS.pad, SPECIALS.bos, SPECIALS.mask} & set(tokens)
+    assert (np.diff(np.asarray(result.scores), axis=1) <= 0).all()
+
+
+def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
+    """The rules of METHOD section 7 for one sentence, in plain Python."""
+    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+    live, finished = [(0.0, ())], []
+    for step in range(limit):
+        options = []
+        for total, tokens in live:
+            before, last = (-1, SPECIALS.bos, *tokens)[-2:] if tokens else (-1, SPECIALS.bos)
+            for token in range(vocab):
+                banned = token in forbidden or (step == 0 and token == SPECIALS.eos)
+                if banned or (step + 1 == limit and token != SPECIALS.eos):
+                    continue
+                options.append((total + log_probs[step, before + 1, last, token], (*tokens, token)))
+        options = sorted(options, reverse=True)[: 2 * beam]
+        for total, tokens in options[:beam]:
+            if tokens[-1] == SPECIALS.eos and len(finished) < beam:
+                finished.append((total / len(tokens) ** lenpen, tokens))
+        live = [o for o in options if o[1][-1] != SPECIALS.eos][:beam]
+        if len(finished) == beam:
+            break
+    return sorted(finished, reverse=True)
+
+
+@pytest.mark.parametrize("beam", [1, 2, 4])
+def test_released_stopping_follows_its_rule(beam):
+    batch, limit, vocab = 6, 8, 7
+    table, model = _random_model(3, batch, limit, vocab, scale=1.5)
+    result = _search(
+        model, batch=batch, beam=beam, limit=limit, vocab_size=vocab, lenpen=1.0, stop="released", forbidden=[1]
+    )
+    for b in range(batch):
+        expected = _released_reference(table[b], beam, limit, vocab, 1.0, {1})
+        assert [_tokens(result, b, k) for k in range(beam)] == [tokens for _, tokens in expected]
+        np.testing.assert_allclose(result.scores[b], [score for score, _ in expected], rtol=1e-5)
+
+
+def test_stopping_by_the_best_rule_loses_nothing():
+    batch, limit, vocab = 8, 9, 9
+    _, model = _random_model(4, batch, limit, vocab)
+    # Never stopping = a sentence whose finished set can always be beaten: compare with the rule's own early stop.
+    for lenpen in (0.0, 1.0):
+        runs = {
+            s: _search(model, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=s) for s in STOPS
+        }
+        assert (np.asarray(runs["best"].scores[:, 0]) >= np.asarray(runs["released"].scores[:, 0]) - 1e-6).all()
+        assert (np.asarray(runs["best"].scores) >= np.asarray(runs["current"].scores) - 1e-6).all()
+
+
+def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
+    batch, limit, vocab = 5, 12, 9
+    table, model = _random_model(5, batch, limit, vocab)
+    together = _search(model, batch=batch, beam=1, limit=limit, vocab_size=vocab)
+    for b in range(batch):
+        expected = _released_reference(table[b], 1, limit, vocab, 1.0, {0, 1, 4})
+        assert _tokens(together, b, 0) == expected[0][1]
+        np.testing.assert_allclose(together.scores[b, 0], expected[0][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_each_sentence_has_its_own_length_limit_and_empty_rows_stay_empty(beam):
+    batch, limit, vocab = 3, 8, 9
+    never_ends = jnp.zeros(vocab).at[SPECIALS.eos].set(-20.0)
+
+    def model(sentence, step, before, last):
+        return never_ends + 0.01 * last[:, None] * jnp.arange(vocab)
+
+    result = _search(model, batch=batch, beam=beam, limit=limit, vocab_size=vocab, max_lengths=jnp.asarray([3, 0, 8]))
+    assert np.asarray(result.lengths).tolist() == [[3] * beam, [0] * beam, [8] * beam]
+    assert np.isneginf(np.asarray(result.scores[1])).all()
+    assert (np.asarray(result.tokens[0, :, 2]) == SPECIALS.eos).all()
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_growing_the_cache_changes_nothing(beam):
+    batch, limit, vocab = 3, 12, 9
+    never = jnp.zeros(vocab).at[SPECIALS.eos].set(-2.0)
+
+    def start(length):
+        return {"tokens": jnp.zeros((batch * beam, length), jnp.int32), "length": jnp.int32(0)}
+
+    def step(tokens, cache):
+        history = jax.lax.dynamic_update_slice(cache["tokens"], tokens, (0, cache["length"]))
+        sums = jnp.cumsum(history, axis=1)[:, -1]
+        logits = jnp.sin(sums[:, None] * 1.7 + jnp.arange(vocab)) + never
+        return logits, {"tokens": history, "length": cache["length"] + 1}
+
+    def grow(cache, length):
+        pad = length - cache["tokens"].shape[1]
+        return {"tokens": jnp.pad(cache["tokens"], ((0, 0), (0, pad))), "length": cache["length"]}
+
+    def reorder(c, rows):
+        return {"tokens": c["tokens"][rows], "length": c["length"]}
+
+    settings = {
+        "batch": batch,
+        "beam": beam,
+        "limit": limit,
+        "specials": SPECIALS,
+        "vocab_size": vocab,
+        "max_lengths": jnp.asarray([12, 4, 9]),
+    }
+    whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
+    staged = jax.jit(lambda: beam_search(step, reorder, start(3), grow_fn=grow, stages=(3, 6), **settings))()
+    np.testing.assert_array_equal(whole.tokens, staged.tokens)
+    np.testing.assert_array_equal(whole.scores, staged.scores)
+
+
+def test_a_finished_batch_stops():
+    calls = []
+    logits = jnp.zeros(8).at[5].set(3.0)
+
+    def step(tokens, cache):
+        jax.debug.callback(lambda: calls.append(1))
+        return jnp.where(cache["step"] == 2, jnp.zeros(8).at[SPECIALS.eos].set(9.0), logits) + jnp.zeros(
+            (len(tokens), 1)
+        ), {"step": cache["step"] + 1}
+
+    def search():
+        return beam_search(
+            step,
+            lambda c, rows: c,
+            {"step": jnp.int32(0)},
+            batch=2,
+            beam=1,
+            limit=50,
+            specials=SPECIALS,
+            vocab_size=8,
+            max_lengths=jnp.asarray([50, 50]),
+        )
+
+    result = jax.jit(search)()
+    jax.effects_barrier()
+    assert np.asarray(result.lengths).tolist() == [[3], [3]]
+    assert len(calls) == 3
+
+
+def test_wrong_settings_name_themselves():
+    with pytest.raises(ValueError, match="stop: 'soon'"):
+        beam_search(
+            None, None, None, batch=1, beam=2, max_lengths=[1], limit=3, specials=SPECIALS, vocab_size=9, stop="soon"
+        )
