@@ -137,6 +137,7 @@ class ObjectiveConfig:
     weights: LossWeights = field(default_factory=LossWeights)
     stop_gradient: StopGradients = field(default_factory=StopGradients)
     encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
+    normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
     projection_chunk: int = 0  # sentences whose logits live at once in training; 0: the whole micro-batch
 
 
@@ -355,6 +356,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {o.warmup_steps} leaves no step to decay over; lower it below train.steps {config.train.steps}"
         )
+    if m.ar_start == "eos" and m.ar_slot_position == "input":
+        raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
     _check_objective(config)
     axes = dataclasses.asdict(config.parallel)
     if sum(size == -1 for size in axes.values()) > 1:

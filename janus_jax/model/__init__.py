@@ -1,1 +1,5 @@
-"""The encoder-decoder."""
+"""The encoder-decoder. Other rooms use `Janus` and nothing else of it."""
+
+from janus_jax.model.janus import Janus, constrain_logits, padded_vocab, project
+
+__all__ = ["Janus", "constrain_logits", "padded_vocab", "project"]

@@ -1,0 +1,96 @@
+"""The encoder, and the embedding of rows that it shares with the decoder.
+
+Legend: B sentences, R rows, S source length, D model width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from janus_jax.config import ModelConfig
+from janus_jax.model.attention import Attention
+from janus_jax.model.layers import Dropout, Layer, Table, layer_norm
+from janus_jax.parallel import BATCH, constrain
+
+RESERVED_POSITIONS = 2  # row 0 of a position table is unused, row 1 is padding: position p is row p + 2
+
+
+def remat_layer(layer: type[nn.Module], config: ModelConfig, method: str) -> type[nn.Module]:
+    """`layer` with `method` rematerialised in the backward pass as config.remat says."""
+    if config.remat == "none":
+        return layer
+    policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[config.remat]
+    return nn.remat(layer, policy=policy, methods=[method])
+
+
+class Embedder(nn.Module):
+    """What encoder and decoder have in common: position table, embedding layer norm, input dropout."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup_embedding(self) -> None:
+        c = self.config
+        rows = c.max_positions + RESERVED_POSITIONS
+        self.embed_positions = Table(rows, c.d_model, used=rows, zero_rows=RESERVED_POSITIONS)
+        if c.layernorm_embedding:
+            self.layernorm_embedding = layer_norm(self.dtype)
+        self.drop = Dropout(c.dropout)
+
+    def embed(self, vectors: jax.Array, positions: jax.Array, normalise: bool = True) -> jax.Array:
+        """dropout(scale * token vector + position vector) [B, R, D]; layer norm before dropout if configured.
+
+        Args:
+          vectors: [B, R, D] rows of the token table.
+          positions: [B, R] or [R] int32, 0-based.
+          normalise: False leaves the embedding layer norm out (released pretraining code, NAR rows).
+        """
+        scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
+        x = (scale * vectors + self.embed_positions(positions + RESERVED_POSITIONS)).astype(self.dtype)
+        if self.config.layernorm_embedding and normalise:
+            x = self.layernorm_embedding(x)
+        return self.drop(x)
+
+
+class EncoderLayer(Layer):
+    """Self-attention and feed-forward with residuals, post-LN or pre-LN."""
+
+    def setup(self) -> None:
+        c = self.config
+        self.self_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
+        self.self_attn_layer_norm = layer_norm(self.dtype)
+        self.setup_feed_forward()
+
+    def forward(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """[B, S, D] -> [B, S, D]; mask [B, 1, S] is True at real tokens."""
+        pre = self.config.norm == "pre"
+        h = self.self_attn_layer_norm(x) if pre else x
+        attended = self.self_attn.attend(self.self_attn.queries(h), *self.self_attn.keys_values(h), mask)
+        x = x + self.drop(self.self_attn.output(attended))
+        x = x if pre else self.self_attn_layer_norm(x)
+        x = self.feed_forward(x)
+        return constrain(x, BATCH)
+
+
+class Encoder(Embedder):
+    """Source token vectors -> states."""
+
+    def setup(self) -> None:
+        self.setup_embedding()
+        layer = remat_layer(EncoderLayer, self.config, "forward")
+        self.layers = [layer(self.config, self.dtype) for _ in range(self.config.encoder_layers)]
+        if self.config.norm == "pre":
+            self.layer_norm = layer_norm(self.dtype)
+
+    def __call__(self, vectors: jax.Array, mask: jax.Array) -> jax.Array:
+        """States [B, S, D] of token vectors [B, S, D]; mask [B, S] is True at real tokens.
+
+        The first real token has position 0, whatever the padding side.
+        """
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        x = constrain(self.embed(vectors, positions), BATCH)
+        for layer in self.layers:
+            x = layer.forward(x, mask[:, None])
+        return self.layer_norm(x) if self.config.norm == "pre" else x

@@ -1,0 +1,186 @@
+"""The model as the other rooms see it: pure functions of (params, arrays).
+
+Legend: B sentences, N rows of a search (B times the rows per sentence), S source length, T target length, L cache
+length, M masked tokens at most, D model width, V vocabulary, V' padded vocabulary, C length classes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from janus_jax.config import ConfigError, ModelConfig
+from janus_jax.model.attention import NEGATIVE
+from janus_jax.model.decoder import Cache, Decoder
+from janus_jax.model.encoder import Encoder
+from janus_jax.model.layers import Table
+from janus_jax.parallel import BATCH, constrain
+from janus_jax.types import Batch, Encoded, Params, Specials, Streams
+
+
+class _Network(nn.Module):
+    config: ModelConfig
+    specials: Specials
+    dtype: Any
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=c.vocab_size)
+        self.encoder = Encoder(c, self.dtype)
+        self.decoder = Decoder(c, self.dtype, self.specials)
+
+    def encode(self, source: jax.Array) -> Encoded:
+        mask = source != self.specials.pad
+        states = self.encoder(self.embed_tokens(source), mask)
+        return Encoded(states, mask, self.decoder.length_logits(states, mask))
+
+    def joint(self, encoded: Encoded, batch: Batch, streams: tuple[str, ...], encoded_nar: Encoded | None) -> Streams:
+        return self.decoder.joint(self.embed_tokens, encoded, batch, streams, encoded_nar)
+
+    def project(self, rows: jax.Array) -> jax.Array:
+        return project(rows, self.embed_tokens.embedding, self.config, self.dtype)
+
+    def nar_rows(self, encoded: Encoded, tokens: jax.Array) -> jax.Array:
+        return self.decoder.nar_rows(self.embed_tokens, encoded, tokens)
+
+    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int) -> Cache:
+        return self.decoder.init_cache(encoded, rows_per_sentence, max_length)
+
+    def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        return self.decoder.ar_step(self.embed_tokens, tokens, cache)
+
+    def everything(self, source: jax.Array) -> jax.Array:
+        """Touches every parameter, for `init`."""
+        encoded = self.encode(source)
+        return self.project(self.nar_rows(encoded, source)).sum() + encoded.length_logits.sum()
+
+
+def padded_vocab(config: ModelConfig) -> int:
+    """V', the vocabulary rounded up to config.vocab_multiple."""
+    return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+
+
+def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
+    """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns of vocabulary padding hold -1e9.
+
+    -1e9 and not -inf: its probability is exactly 0, and 0 times it is 0 where 0 * -inf would be NaN.
+    """
+    logits = jnp.einsum("...d,vd->...v", rows.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32)
+    if logits.shape[-1] != config.vocab_size:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < config.vocab_size, logits, NEGATIVE)
+    return logits
+
+
+@dataclass(frozen=True)
+class Janus:
+    """One encoder-decoder with three ways to predict a target (METHOD sections 1-3).
+
+    Attributes:
+      config: architecture; `vocab_size` must be set.
+      specials: ids of the special tokens.
+    """
+
+    config: ModelConfig
+    specials: Specials
+
+    def __post_init__(self) -> None:
+        if self.config.vocab_size <= max(self.specials.__dict__.values()):
+            raise ConfigError(
+                f"config.model.vocab_size: {self.config.vocab_size} does not hold the special tokens {self.specials}; "
+                "set it to the tokenizer's size"
+            )
+
+    @property
+    def dtype(self) -> Any:
+        """Type of matrix products: config.dtype, "auto" being bfloat16 on accelerators and float32 on CPU."""
+        name = self.config.dtype
+        if name == "auto":
+            name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return jnp.dtype(name)
+
+    @property
+    def _network(self) -> _Network:
+        return _Network(self.config, self.specials, self.dtype)
+
+    def init(self, rng: jax.Array) -> Params:
+        """Fresh parameters, float32."""
+        return self._network.init(rng, jnp.full((1, 3), self.specials.unk), method="everything")["params"]
+
+    def encode(self, params: Params, source: jax.Array, rng: jax.Array | None = None) -> Encoded:
+        """Encodes source [B, S]; padding on either side. With `rng`, dropout is on."""
+        return self._apply(params, rng, "encode", source)
+
+    def train_streams(
+        self,
+        params: Params,
+        encoded: Encoded,
+        batch: Batch,
+        rng: jax.Array | None = None,
+        *,
+        streams: tuple[str, ...] = ("ar", "nar", "aux"),
+        encoded_nar: Encoded | None = None,
+    ) -> Streams:
+        """The joint pass: final hidden rows of the streams that are asked for, in one run through the layers.
+
+        Args:
+          params: parameters.
+          encoded: of batch.source.
+          batch: one micro-batch.
+          rng: dropout is on when given.
+          streams: of "ar", "nar", "aux"; "aux" needs "nar". The rows of the others are never computed.
+          encoded_nar: another encoding for the NAR and AUX rows (released code: independent dropout).
+
+        Raises:
+          ValueError: "aux" without "nar", or no stream.
+        """
+        if not streams or ("aux" in streams and "nar" not in streams):
+            raise ValueError(f"streams {streams}: ask for at least one, and for nar with aux, whose rows see nar's")
+        return self._apply(params, rng, "joint", encoded, batch, streams, encoded_nar)
+
+    def project(self, params: Params, rows: jax.Array) -> jax.Array:
+        """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9."""
+        return project(rows, params["embed_tokens"]["embedding"], self.config, self.dtype)
+
+    def ar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
+        """Teacher forcing: hidden rows [N, L, D] whose row t predicts the successor of tokens[:, :t+1]."""
+        cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
+        return self.ar_step(params, encoded, tokens, cache)[0]
+
+    def nar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
+        """Bidirectional rows [N, T, D]; row t predicts token t where tokens [N, T] holds a mask.
+
+        N may be B or a multiple of it, the candidates of a sentence adjacent.
+        """
+        return self._apply(params, None, "nar_rows", encoded, tokens)
+
+    def init_cache(self, params: Params, encoded: Encoded, rows_per_sentence: int, max_length: int) -> Cache:
+        """An empty cache for `rows_per_sentence` hypotheses of at most `max_length` input tokens each."""
+        return self._apply(params, None, "init_cache", encoded, rows_per_sentence, max_length)
+
+    def ar_step(self, params: Params, encoded: Encoded, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache.
+
+        `encoded` is already in the cache, projected; it is an argument so that every decoder pass has one form.
+        """
+        del encoded
+        return self._apply(params, None, "ar_step", tokens, cache)
+
+    def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
+        """Row i of the result continues row rows[i]; rows [N] int32 must stay within their sentence."""
+        return replace(
+            cache,
+            keys=tuple(k[rows] for k in cache.keys),
+            values=tuple(v[rows] for v in cache.values),
+            length=cache.length[rows],
+        )
+
+    def _apply(self, params: Params, rng: jax.Array | None, method: str, *args: Any) -> Any:
+        rngs = None if rng is None else {"dropout": rng}
+        return self._network.apply({"params": params}, *args, rngs=rngs, method=method)
+
+
+def constrain_logits(logits: jax.Array) -> jax.Array:
+    """Pins logits [B, R, V'] to the batch axes and, under tensor parallelism, the vocabulary to `tensor`."""
+    return constrain(logits, BATCH, None, "tensor")

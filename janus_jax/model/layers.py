@@ -1,0 +1,91 @@
+"""Blocks that encoder and decoder share: dense layers, dropout, layer norm, feed-forward, embeddings.
+
+Legend: D model width, F feed-forward width, V vocabulary.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from janus_jax.config import ModelConfig
+
+_INIT = nn.initializers.normal(0.02)
+
+
+def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
+    """A dense layer with the released initialisation: weights N(0, 0.02), biases 0."""
+    return nn.Dense(features, dtype=dtype, kernel_init=_INIT)
+
+
+def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
+    """Layer norm with epsilon 1e-5; statistics in float32."""
+    return nn.LayerNorm(epsilon=1e-5, dtype=dtype)
+
+
+class Dropout(nn.Module):
+    """Zeroes elements with probability `rate` when a `dropout` random stream is given, and rescales the others.
+
+    One random word serves two elements (16 bits each): half of the random bits, which are a tenth of a training step on
+    a CPU. The rate is rounded to a multiple of 2^-16, and the scale follows the rounded rate.
+    """
+
+    rate: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if self.rate == 0.0 or not self.has_rng("dropout"):
+            return x
+        threshold = round(self.rate * 2**16)
+        bits = _half_words(self.make_rng("dropout"), x.shape)
+        return jnp.where(bits >= threshold, x * (2**16 / (2**16 - threshold)), jnp.zeros_like(x))
+
+
+def _half_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform integers in [0, 2^16), two from each 32-bit word."""
+    width = math.ceil(shape[-1] / 2)
+    words = jax.random.bits(key, (*shape[:-1], width), jnp.uint32)
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)
+    return halves[..., : shape[-1]]
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers have in common: the feed-forward half W2 dropout(act(W1 x))."""
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup_feed_forward(self) -> None:
+        self.fc1 = dense(self.config.ffn_dim, self.dtype)
+        self.fc2 = dense(self.config.d_model, self.dtype)
+        self.final_layer_norm = layer_norm(self.dtype)
+        self.drop = Dropout(self.config.dropout)
+        self.activation_drop = Dropout(self.config.activation_dropout)
+
+    def feed_forward(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D] with residual and layer norm, post-LN or pre-LN."""
+        pre = self.config.norm == "pre"
+        act = jax.nn.relu if self.config.activation == "relu" else lambda y: jax.nn.gelu(y, approximate=False)
+        hidden = act(self.fc1(self.final_layer_norm(x) if pre else x))
+        x = x + self.drop(self.fc2(self.activation_drop(hidden)))
+        return x if pre else self.final_layer_norm(x)
+
+
+class Table(nn.Module):
+    """A learned table [rows, D]; rows from `used` on, and those in `zero_rows`, start at zero."""
+
+    rows: int
+    features: int
+    used: int
+    zero_rows: int = 0
+
+    def setup(self) -> None:
+        def init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+            row = jnp.arange(shape[0])[:, None]
+            return jnp.where((row < self.used) & (row >= self.zero_rows), _INIT(key, shape, dtype), 0.0)
+
+        self.embedding = self.param("embedding", init, (self.rows, self.features))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Rows `ids`, [...] int32 -> [..., D] float32."""
+        return jnp.take(self.embedding, ids, axis=0, mode="clip")

@@ -1,0 +1,151 @@
+"""The five row groups of the decoder and what each may see (METHOD section 2), as pure functions.
+
+Rows of the joint pass stand in this order, so that every group of queries and of keys is one slice:
+
+    AR query | AR content | NAR visible+mask | NAR true | AUX query
+               `------------- content: keys -----------'
+
+Legend: B sentences, T target length, U AR slots (T-1, or T with an eos start), M masked tokens at most, r rank.
+"""
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import ModelConfig
+from janus_jax.types import Batch, Specials
+
+
+def ar_inputs(target: jax.Array, config: ModelConfig, specials: Specials) -> jax.Array:
+    """Tokens of the AR content rows [B, U]: y_0..y_{T-2}, or eos, y_0..y_{T-2} with BART's shift.
+
+    >>> bos a b eos  ->  bos a b        (ar_start "bos": slot t predicts y_{t+1})
+    >>> bos a b eos  ->  eos bos a b    (ar_start "eos": slot t predicts y_t)
+    """
+    if config.ar_start == "bos":
+        return target[:, :-1]
+    return jnp.concatenate([jnp.full_like(target[:, :1], specials.eos), target[:, :-1]], axis=1)
+
+
+def ar_targets(target: jax.Array, config: ModelConfig) -> jax.Array:
+    """The token that each AR slot predicts, [B, U]."""
+    return target[:, 1:] if config.ar_start == "bos" else target
+
+
+def ar_slot_positions(slots: jax.Array, config: ModelConfig) -> jax.Array:
+    """Position of AR slots: that of the predicted token ("target"), or that of the input token ("input")."""
+    return slots + 1 if config.ar_start == "bos" and config.ar_slot_position == "target" else slots
+
+
+def ar_slot_of(positions: jax.Array, config: ModelConfig) -> jax.Array:
+    """The AR slot that predicts the token at a target position."""
+    return positions - 1 if config.ar_start == "bos" else positions
+
+
+def causal_mask(length: int) -> jax.Array:
+    """[1, U, U]: slot t sees slots 0..t."""
+    return jnp.tril(jnp.ones((1, length, length), bool))
+
+
+def masked_flags(masked: jax.Array, masked_count: jax.Array, length: int) -> jax.Array:
+    """[B, T] True at the masked positions; masked [B, M], masked_count [B]."""
+    rank = jnp.arange(masked.shape[1])
+    hits = (masked[:, :, None] == jnp.arange(length)) & (rank[:, None] < masked_count[:, None, None])
+    return hits.any(axis=1)
+
+
+def nar_mask(real: jax.Array) -> jax.Array:
+    """[B, 1, T]: NAR visible+mask rows see all of their kind; real [B, T] is True at target tokens."""
+    return real[:, None]
+
+
+def bridge_mask(real: jax.Array, masked: jax.Array, masked_count: jax.Array) -> jax.Array:
+    """What NAR true rows and AUX query rows see, [B, 2M, T+M]: columns NAR visible+mask, then NAR true.
+
+    A true row of rank r sees visible rows, mask rows of rank > r and true rows of rank <= r; an AUX row of rank r sees
+    visible rows, mask rows of rank >= r and true rows of rank < r. Since masked positions ascend with their rank,
+    ranks of mask rows are compared by position.
+    """
+    length = real.shape[1]
+    rank = jnp.arange(masked.shape[1])
+    is_masked = masked_flags(masked, masked_count, length)[:, None]
+    position = jnp.arange(length)
+    visible = real[:, None] & ~is_masked
+    mask_rows = real[:, None] & is_masked
+    true_to_nar = visible | (mask_rows & (position > masked[:, :, None]))
+    aux_to_nar = visible | (mask_rows & (position >= masked[:, :, None]))
+    real_true = rank < masked_count[:, None, None]
+    true_to_true = (rank[:, None] >= rank) & real_true
+    aux_to_true = (rank[:, None] > rank) & real_true
+    return jnp.concatenate(
+        [
+            jnp.concatenate([true_to_nar, true_to_true], axis=2),
+            jnp.concatenate([aux_to_nar, aux_to_true], axis=2),
+        ],
+        axis=1,
+    )
+
+
+def nar_tokens(batch: Batch, specials: Specials) -> jax.Array:
+    """The target with its masked tokens replaced by mask, [B, T]."""
+    flags = masked_flags(batch.masked, batch.masked_count, batch.target.shape[1])
+    return jnp.where(flags, specials.mask, batch.target)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sight:
+    """Query rows [start, stop) may attend to key rows [first, last) where `mask` [B or 1, R or 1, S] is True."""
+
+    start: int = field(metadata={"static": True})
+    stop: int = field(metadata={"static": True})
+    first: int = field(metadata={"static": True})
+    last: int = field(metadata={"static": True})
+    mask: jax.Array
+
+
+def joint_sights(batch: Batch, real: jax.Array, slots: int, streams: tuple[str, ...], ar_queries: bool) -> tuple:
+    """Self-attention of the joint pass, by group; rows absent from `streams` take no place.
+
+    Args:
+      batch: one micro-batch; real: [B, T] True at target tokens.
+      slots: number U of AR slots.
+      streams: of "ar", "nar", "aux"; "aux" brings the true rows with it and needs "nar".
+      ar_queries: whether AR query rows stand before the content rows.
+    """
+    sights = []
+    row = key = 0
+    if "ar" in streams:
+        groups = 2 if ar_queries else 1
+        mask = jnp.tile(causal_mask(slots), (1, groups, 1))
+        sights.append(Sight(0, groups * slots, 0, slots, mask))
+        row, key = groups * slots, slots
+    if "nar" in streams:
+        length, masked = batch.target.shape[1], batch.masked.shape[1]
+        sights.append(Sight(row, row + length, key, key + length, nar_mask(real)))
+        if "aux" in streams:
+            mask = bridge_mask(real, batch.masked, batch.masked_count)
+            sights.append(Sight(row + length, row + length + 2 * masked, key, key + length + masked, mask))
+    return tuple(sights)
+
+
+def last_sights(sights: tuple, slots: int, masked: int, streams: tuple[str, ...]) -> tuple:
+    """`joint_sights` of the last layer, whose query rows are only those that a loss can read.
+
+    There the query rows are [AR slot rows | mask rows | AUX rows], the key rows as before.
+    """
+    kept, row = [], 0
+    sights = list(sights)
+    if "ar" in streams:
+        ar = sights.pop(0)
+        kept.append(Sight(0, slots, ar.first, ar.last, ar.mask[:, :slots]))
+        row = slots
+    if "nar" in streams:
+        nar = sights.pop(0)
+        kept.append(Sight(row, row + masked, nar.first, nar.last, nar.mask))
+        row += masked
+    if "aux" in streams:
+        bridge = sights.pop(0)
+        kept.append(Sight(row, row + masked, bridge.first, bridge.last, bridge.mask[:, masked:]))
+    return tuple(kept)

@@ -1,0 +1,145 @@
+"""Devices: process start, the mesh, rules that say how parameters are split, and sharding of batches.
+
+A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data x fsdp; parameters over fsdp and tensor, by
+the first rule whose pattern matches the parameter's path.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.config import ConfigError, ParallelConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+# (pattern, spec) with the first match deciding. Kernels are [in, out]; embeddings [rows, D].
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(^|/)embed_tokens/embedding$", PartitionSpec("tensor", "fsdp")),
+    (r"(embed_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
+    (r"(q_proj|k_proj|v_proj|fc1)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|fc1)/bias$", PartitionSpec("tensor")),
+    (r"(out_proj|fc2)/kernel$", PartitionSpec("tensor", "fsdp")),
+    (r"(out_proj|fc2)/bias$", PartitionSpec()),
+    (r"(layer_norm|layernorm_embedding)/(scale|bias)$", PartitionSpec()),
+)
+
+
+def start(cache_dir: str | os.PathLike[str] | None = None) -> None:
+    """Prepares JAX for a door: several processes if their launcher is detected, and the compile cache on disk.
+
+    The cache directory is `cache_dir`, else $JANUS_JAX_CACHE, else ~/.cache/janus_jax; an empty $JANUS_JAX_CACHE
+    turns it off. Safe to call twice.
+    """
+    if not jax.distributed.is_initialized() and any(name in os.environ for name in _LAUNCHERS):
+        jax.distributed.initialize()
+    where = cache_dir if cache_dir is not None else os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
+    if str(where):
+        jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+_LAUNCHERS = (
+    "JAX_COORDINATOR_ADDRESS",
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+)
+
+
+def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh [data, fsdp, tensor] over `devices` (default: all).
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    if -1 in sizes.values():
+        free = next(axis for axis, size in sizes.items() if size == -1)
+        sizes[free] = max(1, len(devices) // known)
+    shape = tuple(sizes.values())
+    if int(np.prod(shape)) != len(devices):
+        raise ConfigError(
+            f"config.parallel: {' x '.join(f'{a} {s}' for a, s in sizes.items())} does not give the {len(devices)} "
+            "devices at hand; set one axis to -1 or change their product"
+        )
+    # Auto axes: with Explicit ones, the default of jax.make_mesh, embedding look-ups are rejected.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def param_specs(params: Any, rules: tuple[tuple[str, PartitionSpec], ...] = RULES) -> Any:
+    """PartitionSpec of each leaf of a parameter tree (arrays or ShapeDtypeStructs).
+
+    Raises:
+      ValueError: no rule matches a parameter; the message names it.
+    """
+
+    def spec(path: Any, leaf: Any) -> PartitionSpec:
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        for pattern, found in rules:
+            if re.search(pattern, name):
+                return found
+        raise ValueError(f"no sharding rule matches parameter {name} {leaf.shape}; add one to parallel.RULES")
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
+    """NamedSharding of each leaf of a training state: parameters by rule, their moments alike, counters everywhere.
+
+    A dimension that its mesh axis does not divide stays whole.
+    """
+
+    def sharding(path: Any, leaf: Any) -> NamedSharding:
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+        if leaf.ndim == 0:
+            return NamedSharding(mesh, PartitionSpec())
+        for pattern, spec in RULES:
+            if re.search(pattern, name):
+                return NamedSharding(mesh, _fitting(mesh, spec, leaf.shape))
+        raise ValueError(f"no sharding rule matches {name} {leaf.shape}; add one to parallel.RULES")
+
+    return jax.tree_util.tree_map_with_path(sharding, abstract_state)
+
+
+def _fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    axes = [
+        axis if axis is None or shape[i] % mesh.shape[axis] == 0 else None
+        for i, axis in enumerate(tuple(spec)[: len(shape)])
+    ]
+    return PartitionSpec(*axes)
+
+
+def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
+    """Sharding of arrays [..., B, ...] whose B axis follows `leading` unsplit axes."""
+    return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
+
+
+def check_rows(mesh: Mesh, rows: int) -> None:
+    """Raises ConfigError unless data x fsdp divides the rows of a batch."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % ways:
+        raise ConfigError(
+            f"config.data.batch_multiple: {rows} rows do not divide over data x fsdp = {ways} devices; set it to a multiple of {ways}"
+        )
+
+
+def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
+    """This process's rows (numpy) as global arrays split over data x fsdp."""
+    sharding = batch_sharding(mesh, leading)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    """Pins the sharding of an activation whose leading axes are `axes`; does nothing without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
