@@ -124,6 +124,7 @@ def test_an_inner_eos_ends_the_sentence():
 
 def test_an_empty_candidate_wins_only_alone():
     table = np.zeros((4, 8))
+    table[:, 5] = 1.0
     arguments = {"passes": 1, "specials": SPECIALS, "limit": 4, "vocab_size": 8}
     both = mask_predict(_table_model(table), jnp.asarray([[2, 4]]), **arguments)
     assert choose(both).tolist() == [1]
