@@ -186,11 +186,15 @@ class DecodeConfig:
     mode: Mode = "ar"
     beam: int = 5  # 1: greedy
     lenpen: float = 1.0
+    # when beam search is content with its finished hypotheses: no live one can still (best) or would now (current)
+    # beat them, or as soon as there are enough (released)
+    stop: Literal["best", "current", "released"] = "best"
+    rules: Literal["sound", "released"] = "sound"  # released: every rule of the released decoders, faults included
     max_length_a: float = 1.5  # at most a * source tokens + b target tokens
     max_length_b: int = 20
     passes: int = 10  # decoder passes of mask-predict
     length_beam: int = 3
-    batch_tokens: int = 4096  # rows * padded length of one decoding batch
+    batch_tokens: int = 4096  # sentences * hypotheses (or length candidates) * padded length of one decoding batch
 
 
 @dataclass(frozen=True)
