@@ -1,0 +1,186 @@
+"""Which target tokens are masked: samplers on explicit random numbers, vectorised over the rows of a batch.
+
+A sampler is a pure function of uniform random numbers, so that a row's mask depends on that row's numbers alone and
+never on the batch around it. METHOD section 4 is the source of the span sampler.
+
+Legend: B rows, T target length (bos and eos counted), W random numbers per row, M masked tokens.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+_TAIL = 1e-7  # Poisson lengths rarer than this are cut off
+
+
+@functools.lru_cache(maxsize=16)
+def _span_cdf(mean: float) -> np.ndarray:
+    """Cumulative probabilities of span lengths 0, 1, ...: Poisson, its upper tail cut off, renormalised."""
+    probabilities = []
+    length = 0
+    while True:
+        p = math.exp(length * math.log(mean) - mean - math.lgamma(length + 1))
+        # Below the mode small probabilities are the lower tail, not the end.
+        if p < _TAIL and length > mean:
+            break
+        probabilities.append(p)
+        length += 1
+    cdf = np.cumsum(probabilities)
+    return cdf / cdf[-1]
+
+
+def _span_budget(length: np.ndarray | int, ratio: float) -> np.ndarray:
+    """ceil(ratio * T), robust to the binary form of ratio (0.55 * 100 is 55.00000000000001 in floats)."""
+    return np.ceil(np.round(np.asarray(length) * ratio, 9)).astype(np.int64)
+
+
+def span_masks(uniforms: np.ndarray, lengths: np.ndarray, ratio: float, mean: float) -> np.ndarray:
+    """Masks of whole batches by the span sampler.
+
+    Spans of Poisson(mean) length until they sum to ceil(ratio * T), the last one cut to fit; distinct uniform starts
+    over all T positions; a span that would run over the end has length 1; one of length zero uses up its start; bos and
+    eos are spared. Where that masks no token although there is one between bos and eos, a uniform one is masked.
+
+    Args:
+      uniforms: [B, W >= 2 * max(lengths) + 1] in [0, 1); row b uses its first 2 * lengths[b] + 1.
+      lengths: [B] target lengths.
+      ratio: share of T that the spans sum to.
+      mean: mean span length.
+
+    Returns:
+      [B, max(lengths)] bool, True where masked.
+    """
+    rows, width = len(lengths), int(lengths.max(initial=1))
+    lengths = np.asarray(lengths, np.int64)[:, None]
+    column = np.arange(width)
+    real = column < lengths
+    # Lengths of spans: a row's first T numbers. Only T spans can have a start, so that no more are needed.
+    spans = np.searchsorted(_span_cdf(mean), uniforms[:, :width], side="right")
+    spans = np.where(real, spans, 0)
+    before = np.cumsum(spans, axis=1) - spans
+    spans = np.clip(_span_budget(lengths, ratio) - before, 0, spans)
+    # Starts: the order of the next T numbers is a uniform permutation of the T positions.
+    keys = np.take_along_axis(uniforms, np.minimum(lengths + column, uniforms.shape[1] - 1), axis=1)
+    starts = np.argsort(np.where(real, keys, 2.0), axis=1)
+    spans = np.where(starts + spans > lengths, np.minimum(spans, 1), spans)
+    # Union of spans: +1 where one starts, -1 where one ends, running sum.
+    edges = np.zeros((rows, width + 1), np.int64)
+    np.put_along_axis(edges, starts, (spans > 0).astype(np.int64), axis=1)
+    row = np.broadcast_to(np.arange(rows)[:, None], spans.shape)[spans > 0]
+    np.subtract.at(edges, (row, (starts + spans)[spans > 0]), 1)
+    mask = np.cumsum(edges[:, :width], axis=1) > 0
+    inner = (column > 0) & (column < lengths - 1)
+    mask &= inner
+    last = np.take_along_axis(uniforms, 2 * lengths, axis=1)
+    rescue = 1 + (last * (lengths - 2)).astype(np.int64)
+    return mask | (~mask.any(axis=1, keepdims=True) & inner & (column == rescue))
+
+
+def uniform_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Masks of whole batches by CMLM's sampler: a uniform number 1..T-2 of tokens, uniformly chosen, bos and eos spared.
+
+    Args:
+      uniforms: [B, W >= max(lengths) + 1] in [0, 1); row b uses its first lengths[b] + 1.
+      lengths: [B] target lengths.
+
+    Returns:
+      [B, max(lengths)] bool, True where masked.
+    """
+    width = int(lengths.max(initial=1))
+    lengths = np.asarray(lengths, np.int64)[:, None]
+    column = np.arange(width)
+    inner = (column > 0) & (column < lengths - 1)
+    count = 1 + (uniforms[:, :1] * (lengths - 2)).astype(np.int64)
+    keys = np.where(inner, uniforms[:, 1 : width + 1], 2.0)
+    rank = np.argsort(np.argsort(keys, axis=1), axis=1)
+    return inner & (rank < count)
+
+
+def span_mask(rng: np.random.Generator, length: int, ratio: float, mean: float) -> np.ndarray:
+    """Sorted positions [M] that the span sampler masks in one target of `length` tokens (bos and eos counted)."""
+    uniforms = rng.random((1, 2 * length + 1))
+    return np.flatnonzero(span_masks(uniforms, np.array([length]), ratio, mean)[0])
+
+
+def uniform_mask(rng: np.random.Generator, length: int) -> np.ndarray:
+    """Sorted positions [M] that CMLM's sampler masks in one target of `length` tokens (bos and eos counted)."""
+    return np.flatnonzero(uniform_masks(rng.random((1, length + 1)), np.array([length]))[0])
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A way to choose masked tokens."""
+
+    numbers: Callable[[int], int]  # target length -> uniform random numbers that its row needs
+    masks: Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]  # uniforms, lengths, ratio, mean -> [B, T] bool
+    most: Callable[[int, float], int]  # target length, ratio -> most tokens that can be masked
+
+
+# span: the union of spans is never larger than their sum, which the cut holds at ceil(ratio * T) (shortening a span at
+# the end lowers it), and only T - 2 positions are not bos or eos. Both bounds are reached (spans of length 1 at
+# positions 1, 2, ...; all starts distinct), so no smaller number would do. A rescued row masks one token.
+# uniform: all T - 2 inner tokens are a possible draw.
+SAMPLERS: dict[str, Sampler] = {
+    "span": Sampler(
+        numbers=lambda length: 2 * length + 1,
+        masks=span_masks,
+        most=lambda length, ratio: min(max(1, int(_span_budget(length, ratio))), max(0, length - 2)),
+    ),
+    "uniform": Sampler(
+        numbers=lambda length: length + 1,
+        masks=lambda uniforms, lengths, _ratio, _mean: uniform_masks(uniforms, lengths),
+        most=lambda length, _ratio: max(0, length - 2),
+    ),
+}
+
+
+def max_masked(sampler: str, length: int, ratio: float) -> int:
+    """The most tokens that `sampler` can mask in a target of at most `length` tokens; grows with `length`."""
+    return SAMPLERS[sampler].most(length, ratio)
+
+
+def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Masks as positions.
+
+    Args:
+      masks: [B, T] bool.
+      width: M, at least the number of masked tokens of every row.
+
+    Returns:
+      positions [B, M] int32, ascending, 0 past a row's count; counts [B] int32.
+    """
+    counts = masks.sum(axis=1, dtype=np.int32)
+    rows, columns = np.nonzero(masks)
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.zeros((len(masks), width), np.int32)
+    positions[rows, rank] = columns
+    return positions, counts
+
+
+def row_uniforms(seed: int, epoch: int, example_ids: np.ndarray, lengths: np.ndarray, sampler: str) -> np.ndarray:
+    """Each row's own random numbers: Philox with key (seed, epoch) and a counter that starts at the example's id.
+
+    Args:
+      seed, epoch: whole numbers, taken modulo 2**64.
+      example_ids: [B] ids, not negative.
+      lengths: [B] target lengths, which say how many numbers a row needs.
+      sampler: key of SAMPLERS.
+
+    Returns:
+      [B, W] float64 in [0, 1), zeros past a row's own numbers.
+    """
+    needs = SAMPLERS[sampler].numbers
+    uniforms = np.zeros((len(lengths), needs(int(lengths.max(initial=1)))))
+    bits = np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], np.uint64))
+    generator = np.random.Generator(bits)
+    state = bits.state
+    for row, (example_id, length) in enumerate(zip(example_ids.tolist(), lengths.tolist(), strict=True)):
+        # The counter's highest word holds the id, so that streams of two examples never meet. Setting the state is five
+        # times faster than building a Generator per row, and gives the same numbers.
+        state["state"]["counter"] = np.array([0, 0, 0, example_id], np.uint64)
+        bits.state = state
+        generator.random(out=uniforms[row, : needs(length)])
+    return uniforms

@@ -1,0 +1,168 @@
+"""Batches as a pure function of the step: shapes, order and masks all follow from (seed, step).
+
+Legend: A micro-batches of a step, B rows, S source length, T target length, M masked tokens at most, N examples.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from janus_jax.config import Config
+from janus_jax.data import buckets, corruption
+from janus_jax.data.errors import DataError
+from janus_jax.data.store import Prepared, PreparedSplit
+from janus_jax.types import Batch
+
+# Evaluation masks are those of an epoch that training never reaches.
+_EVALUATION = -1
+_PREFETCH = 16  # steps made ahead
+
+
+class TrainBatches:
+    """The training batches of one process.
+
+    An epoch visits each example once. A bucket's examples are shuffled and spread evenly over its micro-batches, A of
+    which make a step; the steps of all buckets are shuffled together. Both orders follow from (seed, epoch).
+
+    Args:
+      prepared: the dataset.
+      config: batching, masking and accumulation settings.
+      process_index, process_count: this process gets a contiguous share of every batch's rows.
+
+    Raises:
+      DataError: the rows of a batch cannot be shared evenly, or no plan exists (see `buckets.plan`).
+    """
+
+    def __init__(self, prepared: Prepared, config: Config, process_index: int = 0, process_count: int = 1):
+        self._split = prepared.split("train")
+        self._config = config
+        self._accumulation = config.train.accumulation
+        self.buckets = buckets.plan(
+            self._split.source_lengths, self._split.target_lengths, config.data, self._accumulation
+        )
+        self._shares = [_share(bucket, process_index, process_count) for bucket in self.buckets]
+        # The steps of an epoch before shuffling: which bucket, and which A of its micro-batches.
+        self._steps = np.array(
+            [(k, first) for k, b in enumerate(self.buckets) for first in range(0, b.batches, self._accumulation)]
+        )
+        self._order = functools.lru_cache(maxsize=2)(self._make_order)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in which each example is seen once."""
+        return len(self._steps)
+
+    def batch_at(self, step: int) -> Batch:
+        """This process's share of the batch of `step` (the first step is 0): numpy arrays with leading axes [A, B]."""
+        epoch, slot = divmod(step, self.steps_per_epoch)
+        steps, members = self._order(epoch)
+        index, first = self._steps[steps[slot]]
+        bucket = self.buckets[index]
+        ids = np.concatenate(
+            [_rows(members[index], i, bucket)[self._shares[index]] for i in range(first, first + self._accumulation)]
+        )
+        made = _make(self._split, self._config, bucket, ids, epoch)
+        shape = (self._accumulation, -1)
+        return Batch(**{name: array.reshape(*shape, *array.shape[1:]) for name, array in vars(made).items()})
+
+    def _make_order(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Permutation of the epoch's steps, and each bucket's examples in shuffled order."""
+        seed = self._config.data.seed
+        members = [
+            _generator(seed, epoch, 1 + k).permutation(bucket.examples) for k, bucket in enumerate(self.buckets)
+        ]
+        return _generator(seed, epoch, 0).permutation(len(self._steps)), members
+
+
+def train_batches(
+    prepared: Prepared,
+    config: Config,
+    start_step: int,
+    end_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[Batch]:
+    """Batches of the steps from `start_step` to before `end_step`, made ahead by `config.data.workers` threads.
+
+    Returns:
+      An iterator of `Batch` of numpy arrays with leading axes [A, B / process_count]; an error in a thread is raised here.
+
+    Raises:
+      DataError: see `TrainBatches`.
+    """
+    batches = TrainBatches(prepared, config, process_index, process_count)
+    if start_step >= end_step:
+        return iter(())
+    prepared.split("train").load()
+    options = grain.ReadOptions(num_threads=config.data.workers, prefetch_buffer_size=_PREFETCH)
+    dataset = grain.MapDataset.range(start_step, end_step).map(lambda step: batches.batch_at(int(step)))
+    return iter(dataset.to_iter_dataset(options))
+
+
+def eval_batches(
+    prepared: Prepared, config: Config, split: str = "valid", process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """Every example of a split once, always in the same order and with the same masks.
+
+    Returns:
+      An iterator of `Batch` of numpy arrays with leading axis [B / process_count] (no accumulation axis).
+
+    Raises:
+      DataError: no such split, or see `TrainBatches`.
+    """
+    examples = prepared.split(split)
+    plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
+    shares = [_share(bucket, process_index, process_count) for bucket in plan]
+    return (
+        _make(examples, config, bucket, _rows(bucket.examples, index, bucket)[share], _EVALUATION)
+        for bucket, share in zip(plan, shares, strict=True)
+        for index in range(bucket.batches)
+    )
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    """Random numbers of an epoch's order; its counters never meet those of the rows' masks (`row_uniforms`)."""
+    key = np.array([seed % 2**64, epoch % 2**64], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 1 + stream, 0]))
+
+
+def _share(bucket: buckets.Bucket, process_index: int, process_count: int) -> slice:
+    """The rows of a batch that this process holds."""
+    if bucket.rows % process_count:
+        raise DataError(
+            f"config.data.batch_multiple: batches of {bucket.rows} rows cannot be shared by {process_count} processes; "
+            f"make it a multiple of {process_count}"
+        )
+    rows = bucket.rows // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray:
+    """Example ids [B] of a bucket's micro-batch `index`; -1 where a row is empty. Sizes of batches differ by at most 1."""
+    count = len(members)
+    chosen = members[index * count // bucket.batches : (index + 1) * count // bucket.batches]
+    ids = np.full(bucket.rows, -1, np.int64)
+    ids[: len(chosen)] = chosen
+    return ids
+
+
+def _make(split: PreparedSplit, config: Config, bucket: buckets.Bucket, ids: np.ndarray, epoch: int) -> Batch:
+    """The batch of the examples `ids` [B], padded to the bucket's shape and masked."""
+    data = config.data
+    real = ids >= 0
+    masked = np.zeros((len(ids), bucket.masked), np.int32)
+    counts = np.zeros(len(ids), np.int32)
+    if real.any():
+        lengths = split.target_lengths[ids[real]]
+        uniforms = corruption.row_uniforms(data.seed, epoch, ids[real], lengths, data.mask_sampler)
+        masks = corruption.SAMPLERS[data.mask_sampler].masks(uniforms, lengths, data.mask_ratio, data.mask_span)
+        masked[real], counts[real] = corruption.mask_positions(masks, bucket.masked)
+    return Batch(
+        source=split.padded("source", ids, bucket.source_length),
+        target=split.padded("target", ids, bucket.target_length),
+        masked=masked,
+        masked_count=counts,
+        example_id=ids.astype(np.int32),
+    )

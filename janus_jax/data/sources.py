@@ -1,0 +1,222 @@
+"""Where sentence pairs come from: parallel files, TSV files, TFDS datasets, the built-in corpus.
+
+A `SplitSource` is iterated as often as needed and gives `(number, source, target)`: raw bytes (or str) of each side and
+the pair's number, which `where(number)` turns into a place that a user can look up. A target of None marks a line that
+does not hold two sides.
+"""
+
+import contextlib
+import gzip
+import importlib.util
+import io
+import lzma
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from janus_jax.config import DataConfig
+from janus_jax.data import demo
+from janus_jax.data.errors import DataError
+
+Pair = tuple[int, Any, Any]
+SPLITS = ("train", "valid", "test")
+# The built-in corpus always comes out the same; `data.seed` orders and masks, it does not make text.
+DEMO_SEED = 0
+_OPENERS: dict[str, Callable[[pathlib.Path], Any]] = {
+    "": lambda path: open(path, "rb"),
+    ".gz": lambda path: gzip.open(path, "rb"),
+    ".xz": lambda path: lzma.open(path, "rb"),
+}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """One split as a stream of sentence pairs."""
+
+    pairs: Callable[[], Iterator[Pair]]
+    where: Callable[[int], str]  # a pair's number -> its place, for messages
+    inputs: dict[str, int]  # what was read, with its size in bytes (0: not a file)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return self.pairs()
+
+
+def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, SplitSource]:
+    """The splits that `config` names, after checking that each one exists.
+
+    Args:
+      config: `source` says what `train`, `valid` and `test` name; an empty name means that there is no such split.
+      download: let TFDS fetch a dataset that is not on this machine.
+
+    Returns:
+      Sources keyed "train", "valid" and "test".
+
+    Raises:
+      DataError: a file, dataset or split is missing, or no train split is named.
+    """
+    names = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
+    if "train" not in names:
+        raise DataError("config.data.train: name the training split; only valid and test may be absent")
+    if config.source == "demo":
+        return _open_demo(config, names)
+    if config.source == "tfds":
+        return _open_tfds(config, names, download)
+    opener = _open_parallel if config.source == "parallel" else _open_tsv
+    return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
+
+
+def find_file(path: str, key: str) -> pathlib.Path:
+    """`path`, or it with .gz or .xz added, whichever exists.
+
+    Raises:
+      DataError: none of them exists.
+    """
+    for suffix in _OPENERS:
+        candidate = pathlib.Path(path + suffix)
+        if candidate.is_file():
+            return candidate
+    raise DataError(f"{key}: no file {path!r} (nor with .gz or .xz); check the path, which is relative to {os.getcwd()}")
+
+
+def read_lines(path: pathlib.Path) -> Iterator[bytes]:
+    r"""Lines of a plain, .gz or .xz file: split at "\n" only, one trailing "\r" and a byte-order mark removed.
+
+    Raises:
+      DataError: the file is not what its name says, or ends early.
+    """
+    opener = _OPENERS[path.suffix if path.suffix in _OPENERS else ""]
+    number = 0
+    try:
+        with opener(path) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                yield line.removesuffix(b"\n").removesuffix(b"\r")
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{path}:{number + 1}: cannot read on ({error}); is the file complete?") from error
+
+
+def _open_parallel(key: str, prefix: str, config: DataConfig) -> SplitSource:
+    source, target = (find_file(f"{prefix}.{lang}", key) for lang in (config.source_lang, config.target_lang))
+
+    def pairs() -> Iterator[Pair]:
+        lines = read_lines(source), read_lines(target)
+        number = 0
+        for number, left in enumerate(lines[0], 1):
+            right = next(lines[1], None)
+            if right is None:
+                longer = number + sum(1 for _ in lines[0])
+                raise _misaligned(source, longer, target, number - 1)
+            yield number, left, right
+        if surplus := sum(1 for _ in lines[1]):
+            raise _misaligned(source, number, target, number + surplus)
+
+    sizes = {str(path): path.stat().st_size for path in (source, target)}
+    return SplitSource(pairs, lambda number: f"{source}:{number}", sizes)
+
+
+def _misaligned(source: pathlib.Path, source_lines: int, target: pathlib.Path, target_lines: int) -> DataError:
+    return DataError(
+        f"{source} has {source_lines} lines, {target} has {target_lines}: line n of one must translate line n of the other; "
+        "find the missing line (lines end at \\n only)"
+    )
+
+
+def _open_tsv(key: str, name: str, config: DataConfig) -> SplitSource:
+    del config
+    path = find_file(name, key)
+
+    def pairs() -> Iterator[Pair]:
+        for number, line in enumerate(read_lines(path), 1):
+            sides = line.split(b"\t")
+            yield (number, *sides) if len(sides) == 2 else (number, line, None)
+
+    return SplitSource(pairs, lambda number: f"{path}:{number}", {str(path): path.stat().st_size})
+
+
+def _open_demo(config: DataConfig, names: Iterable[str]) -> dict[str, SplitSource]:
+    made = dict(
+        zip(
+            SPLITS,
+            demo.generate(config.source_lang, config.target_lang, config.demo_sizes, DEMO_SEED),
+            strict=True,
+        )
+    )
+
+    def source(split: str) -> SplitSource:
+        def pairs() -> Iterator[Pair]:
+            return ((number, *pair) for number, pair in enumerate(made[split], 1))
+
+        return SplitSource(pairs, lambda number: f"demo {split}:{number}", {"demo": 0})
+
+    return {split: source(split) for split in names}
+
+
+def _open_tfds(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
+    builder = _tfds_builder(config, download)
+    features = builder.info.features
+    for lang in (config.source_lang, config.target_lang):
+        if lang not in features:
+            raise DataError(
+                f"config.data.source_lang, target_lang: TFDS dataset {config.tfds_name!r} has no {lang!r}; it holds {', '.join(sorted(features))}"
+            )
+
+    def source(split: str, name: str) -> SplitSource:
+        if name.split("[")[0] not in builder.info.splits:
+            raise DataError(
+                f"config.data.{split}: TFDS dataset {config.tfds_name!r} has no split {name!r}; it has {', '.join(sorted(builder.info.splits))}"
+            )
+        try:
+            data = builder.as_data_source(split=name)
+        except Exception as error:  # TFDS raises several classes; the commonest cause is another file format
+            raise DataError(
+                f"config.data.tfds_name: cannot read {config.tfds_name!r} in {builder.data_dir} without TensorFlow ({error}); "
+                "prepare it with file_format='array_record'"
+            ) from error
+
+        def pairs() -> Iterator[Pair]:
+            for start in range(0, len(data), 1024):
+                rows = data.__getitems__(list(range(start, min(start + 1024, len(data)))))
+                for number, row in enumerate(rows, start + 1):
+                    yield number, row[config.source_lang], row[config.target_lang]
+
+        return SplitSource(pairs, lambda number: f"{config.tfds_name} {name}[{number - 1}]", {f"tfds {builder.info.full_name}": 0})
+
+    return {split: source(split, name) for split, name in names.items()}
+
+
+def _tfds_builder(config: DataConfig, download: bool) -> Any:
+    """The named TFDS builder with its data on disk.
+
+    Raises:
+      DataError: unknown to TFDS, in need of TensorFlow, or not on disk and `download` is not set.
+    """
+    import tensorflow_datasets as tfds  # half a second that other sources need not wait for
+
+    name, where = config.tfds_name, config.tfds_data_dir or None
+    try:
+        builder = tfds.builder(name, data_dir=where, try_gcs=False)
+    except Exception as error:  # TFDS raises ImportError, DatasetNotFoundError, ValueError, AssertionError...
+        if importlib.util.find_spec("tensorflow") is None and (
+            "tensorflow" in str(error).lower() or name.startswith("wmt") or isinstance(error, ImportError)
+        ):
+            raise DataError(
+                f"config.data.tfds_name: TFDS makes {name!r} with TensorFlow only; run `pip install tensorflow`, or take parallel files"
+            ) from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"config.data.tfds_name: TFDS cannot open {name!r} ({reason}); give 'name/config:version' and, if it lies outside "
+            "~/tensorflow_datasets, data.tfds_data_dir (some datasets are found only after `pip install tensorflow`)"
+        ) from error
+    if not builder.info.splits:
+        if not download:
+            raise DataError(
+                f"config.data.tfds_name: {name!r} is not in {builder.data_dir}; add --download to let TFDS fetch it, or set data.tfds_data_dir"
+            )
+        builder = tfds.builder(name, data_dir=where, try_gcs=False, file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    return builder

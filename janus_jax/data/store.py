@@ -1,0 +1,265 @@
+"""A prepared dataset on disk: token ids as a TFDS dataset of array_record files, lengths, tokenizer, settings, report.
+
+Legend: N examples of a split, B rows, S source length, T target length.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from janus_jax.config import Config, from_json
+from janus_jax.data.errors import DataError
+from janus_jax.types import Specials
+
+FORMAT = 1
+# A split of fewer tokens (both sides; 4 bytes each) is held in memory, a larger one is read example by example.
+_IN_MEMORY_TOKENS = 400_000_000
+_READ_CHUNK = 4096
+# Settings that change the prepared data; all others may differ between preparing and training.
+_TEXT_SETTINGS = "model model_type vocab_size character_coverage byte_fallback train_lines".split()
+_DATA_SETTINGS = (
+    "source source_lang target_lang train valid test tfds_name demo_sizes max_source_length max_target_length "
+    "max_length_ratio"
+).split()
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The settings that change what `prepare` writes, by name; those that have no effect in this config are left out."""
+    text, data = ({"model"} if config.text.model else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
+    if config.data.source != "tfds":
+        data.discard("tfds_name")
+    if config.data.source != "demo":
+        data.discard("demo_sizes")
+    chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
+    chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}
+    return json.loads(json.dumps(chosen))
+
+
+def fingerprint(config: Config) -> str:
+    """Twelve hex digits that change with whatever changes the prepared data."""
+    return hashlib.sha256(json.dumps([FORMAT, settings(config)], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write_examples(
+    directory: pathlib.Path, splits: dict[str, Iterable[tuple[np.ndarray, np.ndarray]]], description: str
+) -> None:
+    """Writes a TFDS dataset in array_record format into `directory` (TensorFlow is not needed, order is kept).
+
+    Args:
+      directory: gets `janus_pairs/1.0.0/`.
+      splits: name -> (source ids [S] int32, target ids [T] int32) of each example, bos and eos included.
+      description: one line for the dataset's own documentation.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder = _builder_class()(splits=splits, description=description, data_dir=directory, file_format="array_record")
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+    leftover = directory / "downloads"
+    for path in (leftover / "extracted", leftover):  # TFDS makes these even if nothing is downloaded
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+@functools.cache
+def _builder_class() -> type:
+    import tensorflow_datasets as tfds
+
+    class JanusPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Token ids of sentence pairs, given by the caller."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def __init__(self, *, splits: dict[str, Iterable], description: str, **options: Any):
+            self._given, self._description = splits, description
+            super().__init__(**options)
+
+        def _info(self) -> Any:
+            ids = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+            features = tfds.features.FeaturesDict({"source": ids, "target": ids})
+            return tfds.core.DatasetInfo(
+                builder=self, description=self._description, features=features, disable_shuffling=True
+            )
+
+        def _split_generators(self, _: Any) -> dict[str, Iterator]:
+            return {split: self._generate_examples(examples) for split, examples in self._given.items()}
+
+        def _generate_examples(self, examples: Iterable) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+            for key, (source, target) in enumerate(examples):
+                yield key, {"source": source, "target": target}
+
+    return JanusPairs
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PreparedSplit:
+    """One split: lengths in memory, token ids on demand."""
+
+    name: str
+    source_lengths: np.ndarray  # [N] int32, bos and eos counted
+    target_lengths: np.ndarray  # [N] int32
+    directory: pathlib.Path  # of the TFDS dataset
+
+    def __len__(self) -> int:
+        return len(self.source_lengths)
+
+    @functools.cached_property
+    def _records(self) -> Any:
+        import tensorflow_datasets as tfds
+
+        return tfds.builder_from_directory(str(self.directory)).as_data_source(self.name)
+
+    @functools.cached_property
+    def _flat(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+        """side -> (all ids one after another, where each example starts); None if they are too many."""
+        lengths = {"source": self.source_lengths, "target": self.target_lengths}
+        if sum(int(side.sum(dtype=np.int64)) for side in lengths.values()) > _IN_MEMORY_TOKENS:
+            return None
+        parts: dict[str, list[np.ndarray]] = {side: [] for side in lengths}
+        for start in range(0, len(self), _READ_CHUNK):
+            for row in self._read(range(start, min(start + _READ_CHUNK, len(self)))):
+                for side, ids in parts.items():
+                    ids.append(row[side])
+        return {
+            side: (np.concatenate(ids), np.cumsum(lengths[side], dtype=np.int64) - lengths[side])
+            for side, ids in parts.items()
+        }
+
+    def load(self) -> None:
+        """Reads the token ids into memory now, if they are few enough; worker threads then share them."""
+        _ = self._flat
+
+    def _read(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        rows = self._records.__getitems__(list(ids))
+        for example_id, row in zip(ids, rows, strict=True):
+            if len(row["source"]) != self.source_lengths[example_id] or len(row["target"]) != self.target_lengths[example_id]:
+                raise DataError(
+                    f"{self.directory}: example {example_id} of {self.name} is not as long as lengths.npz says; prepare again"
+                )
+        return rows
+
+    def padded(self, side: str, ids: np.ndarray, width: int) -> np.ndarray:
+        """Token ids of some examples, padded.
+
+        Args:
+          side: "source" or "target".
+          ids: [B] example ids; -1 gives a row of padding.
+          width: S or T, at least the longest of them.
+
+        Returns:
+          [B, width] int32.
+        """
+        pad = Specials().pad
+        real = ids >= 0
+        lengths = np.where(real, getattr(self, f"{side}_lengths")[ids], 0)
+        if self._flat is None:
+            rows = np.full((len(ids), width), pad, np.int32)
+            for row, example in zip(np.flatnonzero(real), self._read(ids[real].tolist()), strict=True):
+                rows[row, : lengths[row]] = example[side]
+            return rows
+        flat, starts = self._flat[side]
+        column = np.arange(width)
+        inside = column < lengths[:, None]
+        return np.where(inside, flat[np.where(inside, starts[ids][:, None] + column, 0)], np.int32(pad))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A directory that `python -m janus_jax.data` wrote."""
+
+    directory: pathlib.Path
+    config: Config  # as it was when the data was prepared
+    report: dict[str, Any]
+    tokenizer_bytes: bytes  # for `janus_jax.text.load`
+    splits: dict[str, PreparedSplit]
+
+    @classmethod
+    def open(cls, directory: str | pathlib.Path, config: Config | None = None) -> "Prepared":
+        """Opens a prepared directory.
+
+        Args:
+          directory: where `prepare` wrote (`config.data.prepared`).
+          config: if given, its text and data settings must be those that the data was prepared with.
+
+        Raises:
+          DataError: nothing prepared there, written by another version, or prepared with other settings.
+        """
+        directory = pathlib.Path(directory)
+        report = read_report(directory)
+        if config is not None and (changes := differences(report["settings"], settings(config))):
+            raise DataError(
+                f"{directory} was prepared with other settings: {changes}; run `python -m janus_jax.data` with this config and "
+                "--overwrite, or choose another data.prepared"
+            )
+        dataset = directory / "janus_pairs" / "1.0.0"
+        with np.load(directory / "lengths.npz") as lengths:
+            splits = {
+                split: PreparedSplit(split, lengths[f"{split}_source"], lengths[f"{split}_target"], dataset)
+                for split in report["splits"]
+            }
+        return cls(
+            directory=directory,
+            config=from_json((directory / "config.json").read_text()),
+            report=report,
+            tokenizer_bytes=(directory / "tokenizer.model").read_bytes(),
+            splits=splits,
+        )
+
+    def split(self, name: str) -> PreparedSplit:
+        """One split by name.
+
+        Raises:
+          DataError: the dataset has no such split.
+        """
+        if name not in self.splits:
+            raise DataError(f"{self.directory} has no {name!r} split, only {', '.join(self.splits)}; set data.{name} and prepare again")
+        return self.splits[name]
+
+    def text(self, split: str) -> list[tuple[str, str]]:
+        """The cleaned (source, target) sentences of "valid" or "test", in the order of their example ids.
+
+        Raises:
+          DataError: the dataset has no such split, or it is the training split, whose text is not kept.
+        """
+        if split == "train":
+            raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")
+        self.split(split)
+        langs = self.config.data.source_lang, self.config.data.target_lang
+        sides = [(self.directory / "text" / f"{split}.{lang}").read_text().split("\n")[:-1] for lang in langs]
+        return list(zip(*sides, strict=True))
+
+
+def read_report(directory: pathlib.Path) -> dict[str, Any]:
+    """The report of a prepared directory.
+
+    Raises:
+      DataError: there is none, or another version of the package wrote it.
+    """
+    try:
+        report = json.loads((directory / "report.json").read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"{directory} is not a prepared dataset (no report.json); run `python -m janus_jax.data --config=...` with data.prepared={directory}"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{directory}/report.json: not JSON ({error}); remove {directory} and prepare again") from error
+    if report.get("format") != FORMAT:
+        raise DataError(
+            f"{directory} has format {report.get('format')}, this version reads {FORMAT}; remove it and prepare again"
+        )
+    return report
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Names and values of what differs, for a message; empty if nothing does."""
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
