@@ -130,7 +130,7 @@ class Decoder(Embedder):
         ar_query = c.ar_stream == "query"
         inputs = st.ar_inputs(target, c, self.specials)
         slots, masked = inputs.shape[1], batch.masked.shape[1]
-        x = self._joint_rows(table, inputs, batch, streams)
+        x = self.joint_rows(table, inputs, batch, streams)
         sights = st.joint_sights(batch, real, slots, streams, ar_query)
         content_start = slots if "ar" in streams and ar_query else 0
         content_stop = x.shape[1] - (masked if "aux" in streams else 0)
@@ -166,7 +166,7 @@ class Decoder(Embedder):
             aux=x[:, nar_at:] if "aux" in streams else None,
         )
 
-    def _joint_rows(self, table: Table, inputs: jax.Array, batch: Batch, streams: tuple[str, ...]) -> jax.Array:
+    def joint_rows(self, table: Table, inputs: jax.Array, batch: Batch, streams: tuple[str, ...]) -> jax.Array:
         """Embedded rows [AR query | AR content | NAR | true | AUX] of the streams asked for, [B, R, D]."""
         c, target = self.config, batch.target
         mask_vector = table(jnp.array(self.specials.mask))

@@ -104,6 +104,10 @@ class Janus:
     def _network(self) -> _Network:
         return _Network(self.config, self.specials, self.dtype)
 
+    def bound(self, params: Params) -> Any:
+        """The Linen module with parameters bound, to look inside (tests, drawings)."""
+        return self._network.bind({"params": params})
+
     def init(self, rng: jax.Array) -> Params:
         """Fresh parameters, float32."""
         return self._network.init(rng, jnp.full((1, 3), self.specials.unk), method="everything")["params"]

@@ -165,7 +165,8 @@ class VocabularyLoss:
             if term in self.terms:
                 fixed = getattr(self.objective.stop_gradient, term)
                 p, q = (
-                    jax.lax.stop_gradient(logits[side]) if side == fixed else logits[side] for side in TERM_STREAMS[term]
+                    jax.lax.stop_gradient(logits[side]) if side == fixed else logits[side]
+                    for side in TERM_STREAMS[term]
                 )
                 values[term] = jnp.where(rank_is_real, symmetric_kl(p, q), 0.0).sum() / divisors["masked"]
         total = sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
@@ -189,7 +190,13 @@ def _add(a: Any, b: Any) -> Any:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(
-    of: VocabularyLoss, chunks: int, hidden: Streams, table: jax.Array, batch: Batch, weights: Scalars, divisors: Scalars
+    of: VocabularyLoss,
+    chunks: int,
+    hidden: Streams,
+    table: jax.Array,
+    batch: Batch,
+    weights: Scalars,
+    divisors: Scalars,
 ) -> tuple[jax.Array, Scalars]:
     one = partial(of.of_chunk, table=table, weights=weights, divisors=divisors)
     if chunks == 1:
@@ -199,7 +206,13 @@ def _summed(
 
 
 def _summed_forward(
-    of: VocabularyLoss, chunks: int, hidden: Streams, table: jax.Array, batch: Batch, weights: Scalars, divisors: Scalars
+    of: VocabularyLoss,
+    chunks: int,
+    hidden: Streams,
+    table: jax.Array,
+    batch: Batch,
+    weights: Scalars,
+    divisors: Scalars,
 ) -> Any:
     gradient = jax.value_and_grad(
         lambda rows, vectors, part: of.of_chunk(rows, vectors, part, weights, divisors), argnums=(0, 1), has_aux=True

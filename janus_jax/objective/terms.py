@@ -17,7 +17,9 @@ def nll_and_smoothing(logits: jax.Array, labels: jax.Array, vocab_size: int) -> 
     """
     lse = jax.nn.logsumexp(logits, axis=-1)
     nll = lse - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    real = logits if logits.shape[-1] == vocab_size else jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, 0.0)
+    real = (
+        logits if logits.shape[-1] == vocab_size else jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, 0.0)
+    )
     return nll, lse - real.sum(-1) / vocab_size
 
 

@@ -1,0 +1,107 @@
+"""Released (fairseq) parameter arrays <-> our parameter tree.
+
+Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1/kernel`. Weights are transposed
+([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or stripped.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from janus_jax.config import ModelConfig
+from janus_jax.model import padded_vocab
+from janus_jax.types import Params
+
+SHARED = "encoder.embed_tokens.weight"
+_COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+_IGNORED = re.compile(r"\.version$")
+_TABLES = ("embed_tokens", "embed_positions", "embed_length")
+
+
+def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> ModelConfig:
+    """The architecture that released arrays belong to; the number of heads cannot be read off them.
+
+    An embedding layer norm marks the pretraining (BART) model, which differs in more than it.
+    """
+    vocab_size, d_model = arrays[SHARED].shape
+    common = {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "ffn_dim": arrays["encoder.layers.0.fc1.weight"].shape[0],
+        "heads": heads,
+        "encoder_layers": _count_layers(arrays, "encoder"),
+        "decoder_layers": _count_layers(arrays, "decoder"),
+        "max_positions": arrays["decoder.embed_positions.weight"].shape[0] - 2,
+        "length_classes": arrays["decoder.embed_length.weight"].shape[0],
+        "dropout": 0.0,
+        "dtype": "float32",
+    }
+    if "encoder.layernorm_embedding.weight" in arrays:
+        return ModelConfig(
+            **common,
+            activation="gelu",
+            scale_embedding=False,
+            layernorm_embedding=True,
+            nar_layernorm_embedding=False,
+            ar_start="eos",
+        )
+    return ModelConfig(**common, ar_slot_position="input")
+
+
+def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
+    """Our parameter tree from released arrays (without the `param/` prefix of the golden files).
+
+    Raises:
+      ValueError: a copy of the embedding differs from it.
+    """
+    params: Params = {}
+    for name, array in arrays.items():
+        if _IGNORED.search(name):
+            continue
+        if name in _COPIES:
+            if not np.array_equal(array, arrays[SHARED]):
+                raise ValueError(f"{name} differs from {SHARED}: this model has one shared embedding matrix")
+            continue
+        path, value = _ours(name, np.asarray(array, np.float32))
+        if path == ("embed_tokens", "embedding"):
+            value = np.pad(value, ((0, padded_vocab(config) - value.shape[0]), (0, 0)))
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    return params
+
+
+def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Released names and layouts of our parameters (or of their gradients); the embedding under `SHARED` only."""
+    released = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        keys = [key.key for key in path]
+        value = np.asarray(leaf)
+        if keys == ["embed_tokens", "embedding"]:
+            released[SHARED] = value[: config.vocab_size]
+            continue
+        kind = keys.pop()
+        name = re.sub(r"\blayers_(\d+)", r"layers.\1", ".".join(keys))
+        released[f"{name}.{'bias' if kind == 'bias' else 'weight'}"] = value.T if kind == "kernel" else value
+    return released
+
+
+def _ours(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    if name == SHARED:
+        return ("embed_tokens", "embedding"), value
+    *module, kind = re.sub(r"\blayers\.(\d+)", r"layers_\1", name).split(".")
+    if kind == "bias":
+        return (*module, "bias"), value
+    if module[-1] in _TABLES:
+        return (*module, "embedding"), value
+    if value.ndim == 1:
+        return (*module, "scale"), value
+    return (*module, "kernel"), value.T
+
+
+def _count_layers(arrays: Mapping[str, np.ndarray], side: str) -> int:
+    numbers = [int(m[1]) for name in arrays if (m := re.match(rf"{side}\.layers\.(\d+)\.", name))]
+    return max(numbers) + 1

@@ -1,0 +1,124 @@
+"""The training step and the evaluation step, as pure functions.
+
+Legend: A micro-batches of a step, B sentences.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from janus_jax import parallel
+from janus_jax.config import Config, objective_terms
+from janus_jax.model import Janus
+from janus_jax.objective import OBJECTIVES, denominators, weight_at
+from janus_jax.train.optimizer import learning_rate, make_optimizer
+from janus_jax.types import Batch, Params, TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def init_state(net: Janus, config: Config) -> TrainState:
+    """A fresh training state; pure, so that it can be traced for its shapes."""
+    params = net.init(jax.random.key(config.train.seed))
+    return state_from_params(config, params)
+
+
+def state_from_params(config: Config, params: Params) -> TrainState:
+    """The state at step 0 of a run that starts from `params`."""
+    ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
+    return TrainState(jnp.int32(0), params, make_optimizer(config.optimizer).init(params), ema)
+
+
+def make_train_step(net: Janus, config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step(state, batch[A, B, ...]) -> (state, metrics)`, to be jitted with the state donated.
+
+    Loss and gradients are those of the whole step's batch, whatever A. Where loss or gradient norm is not finite the
+    parameters stay as they were and metrics["finite"] is 0; the step is counted all the same, since data follow it.
+    """
+    objective = OBJECTIVES[config.objective.name]
+    optimizer = make_optimizer(config.optimizer)
+    rate = learning_rate(config.optimizer, config.train.steps)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        divisors = denominators(batch, net.config, config.objective, net.specials.pad)
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+
+        def micro(params: Params, part: Batch, index: jax.Array) -> Any:
+            rng = jax.random.fold_in(key, index)
+            return objective(net, config.objective, params, part, divisors=divisors, step=state.step, rng=rng)
+
+        (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
+        norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(total) & jnp.isfinite(norm)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        lr = rate(state.step)
+        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        new = TrainState(state.step, params, opt_state, _moved(config.optimizer.ema_decay, state.ema, params))
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        scheduled = {
+            f"weight/{name}": weight_at(weight, state.step)
+            for name, weight in objective_terms(config.objective).items()
+            if isinstance(weight, tuple)
+        }
+        metrics |= scheduled | {
+            "loss/total": total,
+            "grad_norm": norm,
+            "learning_rate": lr,
+            "finite": finite.astype(jnp.float32),
+            "target_tokens": (batch.target[..., 1:] != net.specials.pad).sum().astype(jnp.float32),
+        }
+        return TrainState(state.step + 1, new.params, new.opt_state, new.ema), metrics
+
+    return train_step
+
+
+def _accumulated(gradient: Callable[..., Any], params: Params, batch: Batch) -> Any:
+    """((total, metrics), gradients) summed over the micro-batches of `batch` [A, B, ...]."""
+    count = batch.target.shape[0]
+    if count == 1:
+        return gradient(params, jax.tree.map(lambda x: x[0], batch), 0)
+
+    def one(carry: Any, part: Any) -> Any:
+        return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
+
+    parts = (batch, jnp.arange(count))
+    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(one, zeros, parts)[0]
+
+
+def _moved(decay: float, ema: Params | None, params: Params) -> Params | None:
+    if ema is None:
+        return None
+    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+
+
+def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:
+    """`eval_step(params, batch[B, ...]) -> metrics`: sums over the batch of each term and its weight, without dropout.
+
+    Sums are kept under `sum/<term>` and weights under `weight/<kind>`, so that batches add up.
+    """
+    objective = OBJECTIVES[config.objective.name]
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        weights = denominators(batch, net.config, config.objective, net.specials.pad)
+        ones = {name: jnp.float32(1.0) for name in weights}
+        _, metrics = objective(net, config.objective, params, batch, divisors=ones, step=jnp.int32(config.train.steps))
+        return {f"sum/{name}": value for name, value in metrics.items()} | {
+            f"weight/{name}": value for name, value in weights.items()
+        }
+
+    return eval_step
+
+
+def jit_train_step(net: Janus, config: Config, mesh: Any, shardings: Any) -> Callable[..., Any]:
+    """The training step compiled for a mesh: state donated, shardings fixed, batches split over data x fsdp."""
+    return jax.jit(
+        make_train_step(net, config),
+        in_shardings=(shardings, parallel.batch_sharding(mesh, leading=1)),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
