@@ -1,0 +1,106 @@
+"""Scores files of lines, or decodes with a checkpoint and scores that.
+
+    python -m janus_jax.evaluate --hypotheses=out.en --references=test.en
+    python -m janus_jax.evaluate --checkpoint=DIR --source=test.de --references=test.en --setting=ar:beam=1 --setting=nar:passes=4
+
+Without --setting the second form tries AR greedy, AR beam 5 and NAR with 1, 4 and 10 passes. Sentences a second leave out
+compilation. Exit status: 0, or 2 when the input cannot be used.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from janus_jax import parallel
+from janus_jax.decode import Generator
+from janus_jax.decode.files import read_lines, write_lines
+from janus_jax.evaluate.scores import AlignmentError, score
+from janus_jax.evaluate.settings import STANDARD, evaluate_settings, format_table, parse_setting
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the door with these arguments (default: the process's own) and returns its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m janus_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--references", required=True, help="file of reference lines")
+    parser.add_argument("--hypotheses", help="file of lines to score")
+    parser.add_argument(
+        "--checkpoint", help="a step directory, or a directory of checkpoints (the latest), to decode with"
+    )
+    parser.add_argument("--source", help="file of source lines to decode")
+    parser.add_argument("--setting", action="append", help="mode:name=value,... as ar:beam=5; may be repeated")
+    parser.add_argument("--mode", help="short for one --setting without values")
+    parser.add_argument("--runs", type=int, default=1, help="timed runs of each setting; the median counts")
+    parser.add_argument(
+        "--batch_tokens", type=int, help="of every setting: sentences * hypotheses * padded length of a batch"
+    )
+    parser.add_argument("--output_dir", help="also write the decoded lines there, a file for each setting")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    if (args.hypotheses is None) == (args.checkpoint is None):
+        parser.error("give either --hypotheses, to score a file, or --checkpoint and --source, to decode and score")
+    if args.checkpoint and not args.source:
+        parser.error("--checkpoint needs --source, the lines to decode")
+    try:
+        if args.hypotheses:
+            _score_files(args)
+        else:
+            _score_checkpoint(args)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _score_files(args: argparse.Namespace) -> None:
+    hypotheses, references = read_lines(args.hypotheses), read_lines(args.references)
+    _check_aligned(args.hypotheses, hypotheses, args.references, references)
+    figures = score(hypotheses, references)
+    if args.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        for name, value in figures.items():
+            print(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:.4f}")
+
+
+def _score_checkpoint(args: argparse.Namespace) -> None:
+    texts = list(args.setting or []) + ([args.mode] if args.mode else [])
+    settings = [dict(s) for s in ([parse_setting(text) for text in texts] or STANDARD)]
+    if args.batch_tokens:
+        settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
+    sources, references = read_lines(args.source), read_lines(args.references)
+    _check_aligned(args.source, sources, args.references, references)
+    parallel.start()
+    generator = Generator.from_checkpoint(args.checkpoint)
+    total = len(settings) * (args.runs + 1) * len(sources)
+    with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
+        rows = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
+    for row in rows:
+        hypotheses = row.pop("hypotheses")
+        if args.output_dir:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            name = row["setting"].replace(":", "_").replace(",", "_").replace("=", "")
+            write_lines(Path(args.output_dir) / f"{name}.txt", hypotheses)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print(format_table(rows))
+        print(
+            f"\n{rows[0]['bleu_signature']}; {rows[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
+        )
+
+
+def _check_aligned(name: str, lines: list[str], reference_name: str, references: list[str]) -> None:
+    if len(lines) != len(references):
+        raise AlignmentError(
+            f"{name} has {len(lines)} lines but {reference_name} has {len(references)}; both need the same lines in the same order"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

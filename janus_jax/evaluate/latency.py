@@ -1,0 +1,42 @@
+"""How many sentences a second something decodes."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Result of `measure`."""
+
+    sentences_per_second: float  # of the median run
+    seconds: tuple[float, ...]  # of each run over all lines
+    results: Any  # what the function returned in the last run
+
+
+def measure(
+    function: Callable[[Sequence[str]], Any], lines: Sequence[str], *, runs: int = 3, warmup: int = 1
+) -> Latency:
+    """Times `function(lines)`.
+
+    Args:
+      function: must return only when its results are on the host.
+      lines: all are passed in one call.
+      runs: timed runs; the median counts.
+      warmup: runs before them that are not timed, so that compilation is not counted.
+
+    Raises:
+      ValueError: no lines or no runs.
+    """
+    if not lines or runs < 1 or warmup < 0:
+        raise ValueError(f"{len(lines)} lines, {runs} runs, {warmup} warm-up runs: need lines and at least one run")
+    for _ in range(warmup):
+        function(lines)
+    seconds, results = [], None
+    for _ in range(runs):
+        start = time.perf_counter()
+        results = function(lines)
+        seconds.append(time.perf_counter() - start)
+    return Latency(len(lines) / statistics.median(seconds), tuple(seconds), results)

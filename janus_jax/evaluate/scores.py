@@ -1,0 +1,82 @@
+"""Scores of a system's output against references: sacreBLEU, chrF, and plain counts that explain them."""
+
+from collections.abc import Callable, Sequence
+
+from sacrebleu.metrics import BLEU, CHRF
+
+Lines = Sequence[str]
+
+
+class AlignmentError(ValueError):
+    """Hypotheses and references are not line for line."""
+
+
+def bleu(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
+    """Corpus BLEU (0-100, sacreBLEU, tokenizer 13a, cased), its signature, and hypothesis / reference length in its tokens."""
+    metric = BLEU()
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    ratio = result.sys_len / result.ref_len if result.ref_len else 0.0
+    return {"bleu": result.score, "bleu_signature": str(metric.get_signature()), "length_ratio": ratio}
+
+
+def chrf(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
+    """Corpus chrF2 (0-100, sacreBLEU) and its signature."""
+    metric = CHRF()
+    result = metric.corpus_score(list(hypotheses), [list(references)])
+    return {"chrf": result.score, "chrf_signature": str(metric.get_signature())}
+
+
+def exact_match(hypotheses: Lines, references: Lines) -> dict[str, float]:
+    """Share (0-1) of lines equal to their reference, white space at the ends aside."""
+    same = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
+    return {"exact_match": same / len(references)}
+
+
+def repetition(hypotheses: Lines, references: Lines) -> dict[str, float]:
+    """Share (0-1) of a text's words that repeat the word before, of the hypotheses and of the references.
+
+    Words are separated by white space. Non-autoregressive output repeats words where it is torn between two sentences.
+    """
+    return {"repeated": repeated_rate(hypotheses), "repeated_reference": repeated_rate(references)}
+
+
+def repeated_rate(lines: Lines) -> float:
+    """Share (0-1) of words equal to the word before them."""
+    words = [line.split() for line in lines]
+    total = sum(map(len, words))
+    repeats = sum(a == b for line in words for a, b in zip(line, line[1:], strict=False))
+    return repeats / total if total else 0.0
+
+
+SCORERS: dict[str, Callable[[Lines, Lines], dict]] = {
+    "bleu": bleu,
+    "chrf": chrf,
+    "exact_match": exact_match,
+    "repetition": repetition,
+}
+
+
+def score(hypotheses: Lines, references: Lines, scorers: Sequence[str] = tuple(SCORERS)) -> dict[str, float | str]:
+    """All figures of the named scorers in one dictionary.
+
+    Args:
+      hypotheses: detokenised lines of a system.
+      references: one reference line each.
+      scorers: keys of `SCORERS`.
+
+    Raises:
+      AlignmentError: the numbers of lines differ, or there are none.
+      KeyError: an unknown scorer.
+    """
+    if len(hypotheses) != len(references):
+        raise AlignmentError(
+            f"{len(hypotheses)} hypotheses do not match {len(references)} references; both need the same lines in the same order"
+        )
+    if not references:
+        raise AlignmentError("no lines to score; both sides are empty")
+    results: dict[str, float | str] = {}
+    for name in scorers:
+        if name not in SCORERS:
+            raise KeyError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
+        results |= SCORERS[name](hypotheses, references)
+    return results

@@ -1,0 +1,130 @@
+"""One model under several decoding settings: quality beside speed."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from janus_jax.config import ConfigError
+from janus_jax.decode import MODES, Generator
+from janus_jax.evaluate.latency import measure
+from janus_jax.evaluate.scores import AlignmentError, score
+
+Setting = dict[str, Any]  # fields of config.DecodeConfig
+
+STANDARD: tuple[Setting, ...] = (
+    {"mode": "ar", "beam": 1},
+    {"mode": "ar", "beam": 5},
+    {"mode": "nar", "passes": 1},
+    {"mode": "nar", "passes": 4},
+    {"mode": "nar", "passes": 10},
+)
+
+
+def parse_setting(text: str) -> Setting:
+    """A setting written "ar:beam=1" or "nar:passes=4,length_beam=3" as a dictionary.
+
+    Raises:
+      ConfigError: not of that form.
+    """
+    mode, _, rest = text.partition(":")
+    if mode not in MODES:
+        raise ConfigError(
+            f"--setting={text}: {mode!r} is not one of {', '.join(MODES)}; write for example nar:passes=4"
+        )
+    setting: Setting = {"mode": mode}
+    for item in filter(None, rest.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"--setting={text}: {item!r} is not name=value; write for example {mode}:{item}=1")
+        setting[name] = _number(value)
+    return setting
+
+
+def describe(setting: Setting) -> str:
+    """A setting as `parse_setting` reads it."""
+    rest = ",".join(f"{name}={value}" for name, value in setting.items() if name != "mode")
+    return setting["mode"] + (f":{rest}" if rest else "")
+
+
+def evaluate_settings(
+    generator: Generator,
+    sources: Sequence[str],
+    references: Sequence[str],
+    settings: Sequence[Setting] = STANDARD,
+    *,
+    runs: int = 1,
+    progress: Callable[[int], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Decodes `sources` under each setting; scores and times it.
+
+    Sentences a second leave out compilation: all sentences are decoded once before they are timed.
+
+    Args:
+      generator: the model.
+      sources, references: aligned lines.
+      settings: each as keywords of `Generator.generate`.
+      runs: timed runs of each setting, the median of which counts.
+      progress: called with the number of sentences just decoded; (runs + 1) * len(sources) a setting in all.
+
+    Returns:
+      A row for each setting: `setting` (text), `sentences_per_second`, every figure of `score`, `hypotheses`.
+
+    Raises:
+      AlignmentError: sources and references differ in number.
+      ConfigError: an impossible setting.
+    """
+    if len(sources) != len(references):
+        raise AlignmentError(
+            f"{len(sources)} sources do not match {len(references)} references; both need the same lines in the same order"
+        )
+    rows = []
+    for setting in settings:
+
+        def decode(lines: Sequence[str], setting: Setting = setting) -> list[str]:
+            return [output.text for output in generator.generate(lines, progress=progress, **setting)]
+
+        latency = measure(decode, sources, runs=runs)
+        figures = score(latency.results, references)
+        rows.append(
+            {
+                "setting": describe(setting),
+                "sentences_per_second": latency.sentences_per_second,
+                **figures,
+                "hypotheses": latency.results,
+            }
+        )
+    return rows
+
+
+_COLUMNS = (
+    ("decoding", "setting", "{}"),
+    ("exact match", "exact_match", "{:.1%}"),
+    ("BLEU", "bleu", "{:.2f}"),
+    ("chrF", "chrf", "{:.2f}"),
+    ("length ratio", "length_ratio", "{:.3f}"),
+    ("repeated", "repeated", "{:.2%}"),
+    ("sentences/s", "sentences_per_second", "{:.1f}"),
+)
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `evaluate_settings` as an aligned table, a line each, that is Markdown too; "-" where a figure is absent."""
+    cells = [[title for title, _, _ in _COLUMNS]]
+    cells += [[form.format(row[key]) if key in row else "-" for _, key, form in _COLUMNS] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| "
+        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _number(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
