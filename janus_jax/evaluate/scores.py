@@ -1,5 +1,6 @@
 """Scores of a system's output against references: sacreBLEU, chrF, and plain counts that explain them."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
@@ -44,7 +45,7 @@ def repeated_rate(lines: Lines) -> float:
     """Share (0-1) of words equal to the word before them."""
     words = [line.split() for line in lines]
     total = sum(map(len, words))
-    repeats = sum(a == b for line in words for a, b in zip(line, line[1:], strict=False))
+    repeats = sum(a == b for line in words for a, b in itertools.pairwise(line))
     return repeats / total if total else 0.0
 
 

@@ -1,0 +1,153 @@
+"""The generator: order, count, batching, limits; on a tiny model with random weights."""
+
+import dataclasses
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig
+from janus_jax.decode.batches import bucket, full_rows, plan_batches
+from janus_jax.decode.generator import MODES, Generator
+from janus_jax.model import Janus
+from janus_jax.types import Specials
+
+VOCAB = 24
+
+
+class Letters:
+    """A tokenizer whose tokens are letters."""
+
+    specials = Specials()
+    vocab_size = VOCAB
+
+    def encode_batch(self, lines):
+        return [[5 + (ord(c) - ord("a")) % (VOCAB - 5) for c in line if not c.isspace()] for line in lines]
+
+    def decode_batch(self, ids):
+        return ["".join(chr(ord("a") + i - 5) if i >= 5 else "?" for i in line) for line in ids]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    config = ModelConfig(
+        vocab_size=VOCAB, d_model=16, ffn_dim=32, heads=2, encoder_layers=1, decoder_layers=1, max_positions=64,
+        length_classes=32, vocab_multiple=16, dropout=0.0,
+    )  # fmt: skip
+    net = Janus(config, Specials())
+    # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
+    params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, net.init(jax.random.key(0)))
+    decode = DecodeConfig(max_length_a=1.0, max_length_b=4, passes=3, length_beam=2, beam=2, batch_tokens=256)
+    return Generator(net, params, Letters(), decode, max_source_length=32, max_target_length=32)
+
+
+LINES = ["hello", "", "a", "quitealongerlineofletters", "   ", "bcd", "hello", "zz top", "x" * 30, "defg"]
+
+
+def test_modes_are_those_of_the_configuration():
+    assert set(MODES) == set(Mode.__args__)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
+    together = generator.generate(LINES, mode=mode)
+    assert len(together) == len(LINES)
+    assert together[0] == together[6]
+    for line, output in zip(LINES, together, strict=True):
+        if not line.strip():
+            assert (output.text, output.score, output.tokens) == ("", 0.0, [])
+        else:
+            assert not set(output.tokens) & {0, 1, 2, 4}
+            assert output.text == Letters().decode_batch([output.tokens])[0]
+    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64)[::-1]
+    for one, other in zip(together, backwards, strict=True):
+        assert one.tokens == other.tokens
+        assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+def test_no_lines_give_no_outputs(generator):
+    assert generator.generate([]) == []
+    assert [o.text for o in generator.generate(["", ""])] == ["", ""]
+
+
+def test_long_lines_are_cut_with_one_warning(generator, caplog):
+    long = "abcde" * 20
+    with caplog.at_level(logging.WARNING):
+        outputs = generator.generate([long, "ab", long[:30], long], beam=1)
+    assert len(caplog.records) == 1
+    assert "2 of 4" in caplog.text
+    assert "line 1, 4" in caplog.text
+    assert outputs[0] == outputs[2] == outputs[3]
+
+
+def test_ids_may_carry_their_frame_and_padding(generator):
+    bare = generator.generate_ids([[7, 8, 9], [6]])
+    framed = generator.generate_ids(np.asarray([[0, 7, 8, 9, 2, 1], [0, 6, 2, 1, 1, 1]]))
+    assert bare == framed
+
+
+def test_outputs_keep_to_their_limits(generator):
+    outputs = generator.generate(["abcdef", "ab"], beam=1, max_length_a=0.5, max_length_b=1)
+    assert [len(o.tokens) <= limit for o, limit in zip(outputs, (4, 2), strict=True)] == [True, True]
+    assert all(len(o.tokens) <= 30 for o in generator.generate(["a" * 30], mode="nar"))
+
+
+def test_greedy_is_teacher_forcing_step_by_step(generator):
+    output = generator.generate(["hello"], beam=1)[0]
+    net, params, special = generator.net, generator.params, generator.net.specials
+    encoded = net.encode(params, np.asarray([[0, *Letters().encode_batch(["hello"])[0], 2]]))
+    tokens = np.asarray([[special.bos, *output.tokens]])
+    logits = np.array(net.project(params, net.ar_rows(params, encoded, tokens))[0])
+    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    logits[:, [special.bos, special.pad, special.mask]] = -np.inf
+    logits[0, special.eos] = -np.inf
+    assert logits.argmax(-1)[:-1].tolist() == output.tokens
+    chosen = [*output.tokens, special.eos]
+    assert output.score == pytest.approx(log_probs[np.arange(len(chosen)), chosen].mean(), abs=1e-4)
+
+
+def test_a_second_generator_does_not_compile_again(generator):
+    from janus_jax.decode import generator as module
+
+    generator.generate(["hello"], beam=1)
+    compiled = module._run_ar._cache_size()
+    other = Generator(
+        dataclasses.replace(generator.net), jax.tree.map(lambda x: x * 0.5, generator.params), Letters(),
+        generator.decode_config, max_source_length=32, max_target_length=32,
+    )  # fmt: skip
+    other.generate(["world"], beam=1)
+    assert module._run_ar._cache_size() == compiled
+
+
+def test_progress_counts_every_line(generator):
+    done = []
+    generator.generate(LINES, progress=done.append, beam=1)
+    assert sum(done) == len(LINES)
+
+
+def test_wrong_settings_are_named(generator):
+    with pytest.raises(ConfigError, match=r"config\.decode\.beem: .*beam"):
+        generator.generate(["a"], beem=3)
+    with pytest.raises(ConfigError, match="beam"):
+        generator.generate(["a"], beam=0)
+    with pytest.raises(ValueError, match="length_beam"):
+        generator.generate(["a"], mode="nar", length_beam=40)
+
+
+def test_plans_hold_every_sentence_once_within_their_bounds():
+    lengths = np.random.default_rng(0).integers(3, 120, 500).tolist()
+    plan = plan_batches(lengths, 2048, 3)
+    assert sorted(i for _, _, members in plan for i in members) == list(range(500))
+    for size, rows, members in plan:
+        assert len(members) <= rows
+        assert max(lengths[i] for i in members) <= size
+        assert rows == 1 or rows * size * 3 <= 2048
+    assert len({(size, rows) for size, rows, _ in plan}) <= 5
+    assert plan_batches([], 2048, 3) == []
+
+
+def test_buckets_and_rows():
+    assert [bucket(n) for n in (1, 16, 17, 33)] == [16, 16, 32, 64]
+    assert [bucket(n, at_least=8, halves=True) for n in (2, 9, 13, 17, 25)] == [8, 12, 16, 24, 32]
+    assert [full_rows(32, t, 1) for t in (16, 100, 1000)] == [1, 2, 24]

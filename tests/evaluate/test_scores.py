@@ -1,0 +1,69 @@
+"""Scores against figures worked out by hand or by sacreBLEU's own sentence examples."""
+
+import time
+
+import pytest
+
+from janus_jax.evaluate import measure, score
+from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate
+
+
+def test_perfect_output_has_perfect_scores():
+    lines = ["the cat sat on the mat .", "a man rides a horse ."]
+    figures = score(lines, lines)
+    assert figures["bleu"] == pytest.approx(100)
+    assert figures["chrf"] == pytest.approx(100)
+    assert figures["exact_match"] == 1
+    assert figures["length_ratio"] == 1
+    assert "tok:13a" in figures["bleu_signature"]
+    assert "nc:6" in figures["chrf_signature"]
+
+
+def test_figures_worked_out_by_hand():
+    # 4-gram precisions 4/5, 3/4, 2/3, 1/2 and no brevity penalty: BLEU is their geometric mean.
+    figures = score(["a b c d e"], ["a b c d f"])
+    assert figures["bleu"] == pytest.approx(100 * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+    assert figures["exact_match"] == 0
+    assert score(["a b", "c "], ["a b c d", "c"])["exact_match"] == 0.5
+    assert score(["a b", "c"], ["a b c d", "c"])["length_ratio"] == pytest.approx(3 / 5)
+
+
+def test_repeated_words():
+    assert repeated_rate(["a a b b b c", "d"]) == pytest.approx(3 / 7)
+    assert repeated_rate(["a b", "b a"]) == 0
+    assert repeated_rate([""]) == 0
+
+
+def test_empty_outputs_are_scored():
+    assert score(["", ""], ["a b c d", "e"])["bleu"] == 0
+
+
+def test_misaligned_lines_are_refused():
+    with pytest.raises(AlignmentError, match="2 hypotheses do not match 1 references"):
+        score(["a", "b"], ["a"])
+    with pytest.raises(AlignmentError, match="no lines"):
+        score([], [])
+    with pytest.raises(KeyError, match="rouge"):
+        score(["a"], ["a"], ["rouge"])
+
+
+def test_scorers_can_be_chosen():
+    assert set(score(["a"], ["a"], ["exact_match"])) == {"exact_match"}
+    assert all(callable(scorer) for scorer in SCORERS.values())
+
+
+def test_latency_leaves_the_warm_up_out():
+    calls = []
+
+    def work(lines):
+        calls.append(len(lines))
+        time.sleep(0.2 if len(calls) == 1 else 0.02)
+        return [line.upper() for line in lines]
+
+    result = measure(work, ["a", "b"], runs=3)
+    assert calls == [2] * 4
+    assert len(result.seconds) == 3
+    assert 20 < result.sentences_per_second <= 100
+    assert result.results == ["A", "B"]
+    with pytest.raises(ValueError, match="need lines"):
+        measure(work, [])
