@@ -226,7 +226,10 @@ class _Both:
 
     def short_date(self, rng: random.Random) -> Phrase:
         day = self._day(rng)
-        return self._say(lambda locale: dates.format_date(day, "medium", locale=locale))
+        # "May 5, 2021" is both English styles: where the source doesn't tell, the target takes the long one.
+        styles = [dates.format_date(day, style, locale=self.source) for style in ("medium", "long")]
+        style = "long" if styles[0] == styles[1] else "medium"
+        return self._say(lambda locale: dates.format_date(day, style, locale=locale))
 
     def month(self, rng: random.Random) -> Phrase:
         day = self._day(rng)

@@ -1,0 +1,95 @@
+"""Which sentence pairs are kept, and the account of those that are not."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from janus_jax.data.sources import SplitSource
+
+_EXAMPLES = 5  # shown for each reason
+_SHOWN = 120  # characters of an example
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # Cc but TAB
+
+
+@dataclass
+class Account:
+    """What was read of a split and what was dropped, with places."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> {"count", "examples"}
+
+    def drop(self, reason: str, where: str, shown: Any) -> None:
+        """Counts one dropped pair; the first few are kept as examples."""
+        entry = self.dropped.setdefault(reason, {"count": 0, "examples": []})
+        entry["count"] += 1
+        if len(entry["examples"]) < _EXAMPLES:
+            text = shown if isinstance(shown, str) else repr(shown)
+            entry["examples"].append({"where": where, "text": text[:_SHOWN]})
+
+
+def clean_split(source: SplitSource, account: Account) -> Iterator[tuple[int, str, str]]:
+    """Pairs of clean text: valid UTF-8, no control characters, no empty side, runs of white space made one space.
+
+    Args:
+      source: the raw pairs.
+      account: is told of every pair read and dropped, not of those kept (lengths may still drop them).
+
+    Returns:
+      (number, source text, target text) of each clean pair.
+    """
+    for number, *sides in source:
+        account.read += 1
+        if sides[1] is None:
+            account.drop("not two tab-separated sides", source.where(number), sides[0])
+            continue
+        try:
+            texts = [side.decode("utf-8") if isinstance(side, bytes) else side for side in sides]
+        except UnicodeDecodeError:
+            account.drop("not UTF-8", source.where(number), b"\t".join(sides))
+            continue
+        if any(_CONTROL.search(text) for text in texts):
+            account.drop("control character", source.where(number), repr("\t".join(texts)))
+            continue
+        texts = [" ".join(text.split()) for text in texts]
+        if not all(texts):
+            account.drop("empty source" if not texts[0] else "empty target", source.where(number), "\t".join(texts))
+            continue
+        yield number, texts[0], texts[1]
+
+
+def write_clean(source: SplitSource, account: Account, file: TextIO) -> int:
+    """Writes a split's clean pairs as lines of number, source and target, separated by TABs.
+
+    Returns:
+      How many.
+    """
+    count = 0
+    for count, pair in enumerate(clean_split(source, account), 1):
+        file.write("{}\t{}\t{}\n".format(*pair))
+    return count
+
+
+def read_clean(file: TextIO) -> Iterator[tuple[int, str, str]]:
+    """Reads what `write_clean` wrote; the file is open with newline="\\n"."""
+    for line in file:
+        number, source, target = line.rstrip("\n").split("\t")
+        yield int(number), source, target
+
+
+def length_reason(source: int, target: int, max_source: int, max_target: int, max_ratio: float) -> str | None:
+    """Why a pair of these token lengths (bos and eos counted) is dropped, or None if it is kept.
+
+    Args:
+      max_ratio: longest side / shortest side, without bos and eos; 0: no limit.
+    """
+    if source <= 2 or target <= 2:
+        return "empty source" if source <= 2 else "empty target"
+    if source > max_source:
+        return "source too long"
+    if target > max_target:
+        return "target too long"
+    if max_ratio and max(source, target) - 2 > max_ratio * (min(source, target) - 2):
+        return "length ratio"
+    return None

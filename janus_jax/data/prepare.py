@@ -1,0 +1,253 @@
+"""From text to a prepared dataset: clean, tokenize, filter by length, write.
+
+All is written to a temporary directory beside the final one and renamed at the end: a prepared directory is complete.
+
+Legend: N examples of a split.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import pathlib
+import shutil
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from janus_jax import text
+from janus_jax.config import Config, to_json
+from janus_jax.data import clean, sources, store
+from janus_jax.data.errors import DataError
+from janus_jax.data.report import bucket_table, length_histogram, readable
+
+_CHUNK = 8192  # lines tokenized at once
+Log = Callable[[str], None]
+
+
+def prepare(
+    config: Config, *, overwrite: bool = False, download: bool = False, log: Log = print
+) -> dict[str, Any]:
+    """Writes `config.data.prepared`, which training reads; keeps it if it already holds just that.
+
+    Args:
+      config: text and data settings.
+      overwrite: replace a directory that was prepared with other settings or from other files.
+      download: let TFDS fetch a dataset that is not on this machine.
+      log: is given lines for the user.
+
+    Returns:
+      The report, which is also in the directory as report.json.
+
+    Raises:
+      DataError: data is missing or unusable, or the directory holds something else.
+      TokenizerError: the tokenizer cannot be trained or read.
+    """
+    directory = pathlib.Path(config.data.prepared)
+    given = sources.open_splits(config.data, download=download)
+    inputs = _inputs(config, given)
+    if directory.exists() and (report := _existing(directory, config, inputs, overwrite)):
+        log(f"{directory} is already prepared with these settings ({report['fingerprint']}); kept")
+        return report
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    try:
+        report = _write(partial, config, given, inputs, log)
+        partial.chmod(0o755)  # mkdtemp makes it private
+        _replace(directory, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    log(readable(report))
+    log(f"wrote {directory}")
+    return report
+
+
+def _inputs(config: Config, given: dict[str, sources.SplitSource]) -> dict[str, int]:
+    """Everything read, with sizes, so that changed files are noticed."""
+    inputs = {name: size for source in given.values() for name, size in source.inputs.items()}
+    if config.text.model:
+        model = pathlib.Path(config.text.model)
+        inputs[str(model)] = model.stat().st_size if model.is_file() else 0
+    return inputs
+
+
+def _existing(directory: pathlib.Path, config: Config, inputs: dict[str, int], overwrite: bool) -> dict[str, Any] | None:
+    """The report of an existing directory that is what would be written now; None if it may be replaced."""
+    fix = f"remove {directory}, choose another data.prepared, or add --overwrite"
+    if directory.is_dir() and not any(directory.iterdir()):
+        return None
+    if not (directory / "report.json").is_file():
+        # Never replaced, whatever the flags: it might be anything.
+        raise DataError(f"config.data.prepared: {directory} exists and is not a prepared dataset; choose another directory")
+    try:
+        report = store.read_report(directory)
+        changes = store.differences(report["settings"], store.settings(config)) or store.differences(
+            report["inputs"], inputs
+        )
+    except DataError as error:
+        changes = str(error)
+    if not changes:
+        return report
+    if overwrite:
+        return None
+    raise DataError(f"config.data.prepared: {directory} holds other data ({changes}); {fix}")
+
+
+def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
+    """Renames `partial` to `directory`; what stood there goes away only after it was renamed aside."""
+    aside = None
+    if directory.exists():
+        aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent))
+        directory.rename(aside / directory.name)
+    partial.rename(directory)
+    if aside:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write(
+    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], inputs: dict[str, int], log: Log
+) -> dict[str, Any]:
+    """Fills `partial`; returns the report."""
+    started = time.monotonic()
+    work = partial / "work"
+    work.mkdir()
+    accounts = {split: clean.Account() for split in given}
+    counts = {}
+    for split, source in given.items():
+        with open(work / f"{split}.tsv", "w", encoding="utf-8", newline="\n") as file:
+            counts[split] = clean.write_clean(source, accounts[split], file)
+        log(f"{split}: read {accounts[split].read} pairs, {counts[split]} of them clean")
+        if not counts[split]:
+            raise _empty(split, accounts[split])
+    tokenizer = _tokenizer(work / "train.tsv", counts["train"], config, log)
+    lengths: dict[str, np.ndarray] = {}
+    unknown = 0
+    for split in given:
+        found = _encode(split, work, partial, given[split], accounts[split], tokenizer, config)
+        if not accounts[split].kept:
+            raise _empty(split, accounts[split])
+        unknown += found.pop("unknown")
+        lengths |= found
+    # Planned before the files are written: batches that cannot be made show early.
+    table = bucket_table(lengths["train_source"], lengths["train_target"], config)
+    store.write_examples(
+        partial,
+        {split: _examples(split, work, lengths) for split in given},
+        f"{config.data.source_lang}-{config.data.target_lang} token ids, prepared by janus_jax",
+    )
+    np.savez(partial / "lengths.npz", **lengths)
+    (partial / "tokenizer.model").write_bytes(tokenizer.to_bytes())
+    (partial / "config.json").write_text(to_json(config))
+    report = {
+        "format": store.FORMAT,
+        "fingerprint": store.fingerprint(config),
+        "settings": store.settings(config),
+        "inputs": inputs,
+        "versions": {name: importlib.metadata.version(name) for name in ("sentencepiece", "tensorflow-datasets", "babel")},
+        "tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown},
+        "splits": {split: _split_report(split, accounts[split], lengths) for split in given},
+        "buckets": table,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    shutil.rmtree(work)
+    (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    return report
+
+
+def _empty(split: str, account: clean.Account) -> DataError:
+    reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in account.dropped.items()) or "nothing to read"
+    first = next((entry["examples"][0]["where"] for entry in account.dropped.values()), "")
+    return DataError(
+        f"config.data.{split}: no pair of the {split} split is left of {account.read} ({reasons}{'; see ' + first if first else ''}); "
+        "check the files, their languages and data.max_source_length, max_target_length and max_length_ratio"
+    )
+
+
+def _tokenizer(path: pathlib.Path, count: int, config: Config, log: Log) -> text.Tokenizer:
+    """The given tokenizer, or one trained on both sides of evenly spread training pairs."""
+    lines: list[str] = []
+    if not config.text.model:
+        wanted = min(count, max(1, config.text.train_lines // 2))
+        chosen = {i * count // wanted for i in range(wanted)} if wanted < count else None
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for i, (_, *sides) in enumerate(clean.read_clean(file)):
+                if chosen is None or i in chosen:
+                    lines += sides
+        log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
+    return text.train(lines, config.text)
+
+
+def _encode(
+    split: str,
+    work: pathlib.Path,
+    partial: pathlib.Path,
+    source: sources.SplitSource,
+    account: clean.Account,
+    tokenizer: text.Tokenizer,
+    config: Config,
+) -> dict[str, Any]:
+    """Tokenizes a split into flat files of ids; keeps the text of valid and test.
+
+    Returns:
+      "{split}_source" and "{split}_target": lengths [N] int32; "unknown": how many tokens are unk.
+    """
+    data, special = config.data, tokenizer.specials
+    sides = ("source", "target")
+    lengths = {side: array("i") for side in sides}
+    unknown = 0
+    texts: list[tuple[str, str]] = []
+    with (
+        open(work / f"{split}.tsv", encoding="utf-8", newline="\n") as file,
+        open(work / f"{split}.source", "wb") as source_file,
+        open(work / f"{split}.target", "wb") as target_file,
+    ):
+        pairs = clean.read_clean(file)
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
+            encoded = [tokenizer.encode_batch([pair[i] for pair in chunk]) for i in (1, 2)]
+            for (number, *pair), *ids in zip(chunk, *encoded, strict=True):
+                sizes = [len(side) + 2 for side in ids]
+                reason = clean.length_reason(
+                    *sizes, data.max_source_length, data.max_target_length, data.max_length_ratio
+                )
+                if reason:
+                    account.drop(reason, source.where(number), "\t".join(pair))
+                    continue
+                account.kept += 1
+                for side, size, row, output in zip(sides, sizes, ids, (source_file, target_file), strict=True):
+                    lengths[side].append(size)
+                    unknown += row.count(special.unk)
+                    output.write(np.array([special.bos, *row, special.eos], np.int32).tobytes())
+                if split != "train":
+                    texts.append(pair)
+    if texts:
+        (partial / "text").mkdir(exist_ok=True)
+        for i, lang in enumerate((data.source_lang, data.target_lang)):
+            lines = "".join(f"{pair[i]}\n" for pair in texts)
+            (partial / "text" / f"{split}.{lang}").write_text(lines, encoding="utf-8", newline="\n")
+    return {f"{split}_{side}": np.array(lengths[side], np.int32) for side in sides} | {"unknown": unknown}
+
+
+def _examples(split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The examples of a split from the flat files."""
+    sides = []
+    for side in ("source", "target"):
+        ids = np.memmap(work / f"{split}.{side}", np.int32, "r")
+        ends = np.cumsum(lengths[f"{split}_{side}"], dtype=np.int64).tolist()
+        sides.append((ids, [0, *ends]))
+    for i in range(len(lengths[f"{split}_source"])):
+        yield tuple(np.asarray(ids[ends[i] : ends[i + 1]]) for ids, ends in sides)
+
+
+def _split_report(split: str, account: clean.Account, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
+    sides = {side: lengths[f"{split}_{side}"] for side in ("source", "target")}
+    return {
+        "read": account.read,
+        "kept": account.kept,
+        "dropped": account.dropped,
+        "tokens": {side: int(values.sum(dtype=np.int64)) for side, values in sides.items()},
+        "longest": {side: int(values.max()) for side, values in sides.items()},
+        "length_histogram": {side: length_histogram(values) for side, values in sides.items()},
+    }
