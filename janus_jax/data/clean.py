@@ -66,8 +66,9 @@ def write_clean(source: SplitSource, account: Account, file: TextIO) -> int:
       How many.
     """
     count = 0
-    for count, pair in enumerate(clean_split(source, account), 1):
+    for pair in clean_split(source, account):
         file.write("{}\t{}\t{}\n".format(*pair))
+        count += 1
     return count
 
 

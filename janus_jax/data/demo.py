@@ -6,6 +6,8 @@ the target: a word that CLDR translates in two ways is left out. No two pairs sh
 are disjoint on both sides.
 """
 
+# ruff: noqa: RUF001 - the en dash is meant
+
 import datetime
 import random
 import unicodedata
@@ -204,7 +206,10 @@ class _Both:
         )
 
     def amount(self, rng: random.Random) -> Phrase:
-        number, currency = rng.choice(_COUNTS[:34]) + rng.choice((0.25, 0.5, 0.75, 0.99)), rng.choice(("EUR", "USD", "GBP"))
+        number, currency = (
+            rng.choice(_COUNTS[:34]) + rng.choice((0.25, 0.5, 0.75, 0.99)),
+            rng.choice(("EUR", "USD", "GBP")),
+        )
         return self._say(lambda locale: numbers.format_currency(number, currency, locale=locale))
 
     def percent(self, rng: random.Random) -> Phrase:
@@ -257,7 +262,9 @@ class _Both:
     def moment(self, rng: random.Random) -> Phrase:
         day, time = self._day(rng), datetime.time(rng.randrange(24), rng.randrange(0, 60, 15))
         return self._say(
-            lambda locale: f"{dates.format_date(day, 'long', locale=locale)}, {dates.format_time(time, 'short', locale=locale)}"
+            lambda locale: (
+                f"{dates.format_date(day, 'long', locale=locale)}, {dates.format_time(time, 'short', locale=locale)}"
+            )
         )
 
     def relative(self, rng: random.Random) -> Phrase:

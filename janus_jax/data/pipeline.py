@@ -70,9 +70,7 @@ class TrainBatches:
     def _make_order(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Permutation of the epoch's steps, and each bucket's examples in shuffled order."""
         seed = self._config.data.seed
-        members = [
-            _generator(seed, epoch, 1 + k).permutation(bucket.examples) for k, bucket in enumerate(self.buckets)
-        ]
+        members = [_generator(seed, epoch, 1 + k).permutation(bucket.examples) for k, bucket in enumerate(self.buckets)]
         return _generator(seed, epoch, 0).permutation(len(self._steps)), members
 
 

@@ -28,9 +28,7 @@ _CHUNK = 8192  # lines tokenized at once
 Log = Callable[[str], None]
 
 
-def prepare(
-    config: Config, *, overwrite: bool = False, download: bool = False, log: Log = print
-) -> dict[str, Any]:
+def prepare(config: Config, *, overwrite: bool = False, download: bool = False, log: Log = print) -> dict[str, Any]:
     """Writes `config.data.prepared`, which training reads; keeps it if it already holds just that.
 
     Args:
@@ -74,14 +72,18 @@ def _inputs(config: Config, given: dict[str, sources.SplitSource]) -> dict[str, 
     return inputs
 
 
-def _existing(directory: pathlib.Path, config: Config, inputs: dict[str, int], overwrite: bool) -> dict[str, Any] | None:
+def _existing(
+    directory: pathlib.Path, config: Config, inputs: dict[str, int], overwrite: bool
+) -> dict[str, Any] | None:
     """The report of an existing directory that is what would be written now; None if it may be replaced."""
     fix = f"remove {directory}, choose another data.prepared, or add --overwrite"
     if directory.is_dir() and not any(directory.iterdir()):
         return None
     if not (directory / "report.json").is_file():
         # Never replaced, whatever the flags: it might be anything.
-        raise DataError(f"config.data.prepared: {directory} exists and is not a prepared dataset; choose another directory")
+        raise DataError(
+            f"config.data.prepared: {directory} exists and is not a prepared dataset; choose another directory"
+        )
     try:
         report = store.read_report(directory)
         changes = store.differences(report["settings"], store.settings(config)) or store.differences(
@@ -146,7 +148,9 @@ def _write(
         "fingerprint": store.fingerprint(config),
         "settings": store.settings(config),
         "inputs": inputs,
-        "versions": {name: importlib.metadata.version(name) for name in ("sentencepiece", "tensorflow-datasets", "babel")},
+        "versions": {
+            name: importlib.metadata.version(name) for name in ("sentencepiece", "tensorflow-datasets", "babel")
+        },
         "tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown},
         "splits": {split: _split_report(split, accounts[split], lengths) for split in given},
         "buckets": table,
@@ -230,7 +234,9 @@ def _encode(
     return {f"{split}_{side}": np.array(lengths[side], np.int32) for side in sides} | {"unknown": unknown}
 
 
-def _examples(split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _examples(
+    split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The examples of a split from the flat files."""
     sides = []
     for side in ("source", "target"):

@@ -62,7 +62,9 @@ def readable(report: dict[str, Any]) -> str:
             example = entry["examples"][0]
             lines.append(f"  dropped {entry['count']}: {reason}, first {example['where']}: {example['text'][:60]}")
     tokenizer = report["tokenizer"]
-    lines.append(f"tokenizer: {tokenizer['vocab_size']} tokens; {tokenizer['unknown_tokens']} unknown tokens in the data")
+    lines.append(
+        f"tokenizer: {tokenizer['vocab_size']} tokens; {tokenizer['unknown_tokens']} unknown tokens in the data"
+    )
     lines.append("bucket   S    T    M  rows  batches  examples  padding")
     for i, b in enumerate(report["buckets"]):
         lines.append(

@@ -24,11 +24,7 @@ Pair = tuple[int, Any, Any]
 SPLITS = ("train", "valid", "test")
 # The built-in corpus always comes out the same; `data.seed` orders and masks, it does not make text.
 DEMO_SEED = 0
-_OPENERS: dict[str, Callable[[pathlib.Path], Any]] = {
-    "": lambda path: open(path, "rb"),
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".xz": lambda path: lzma.open(path, "rb"),
-}
+_OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -78,7 +74,9 @@ def find_file(path: str, key: str) -> pathlib.Path:
         candidate = pathlib.Path(path + suffix)
         if candidate.is_file():
             return candidate
-    raise DataError(f"{key}: no file {path!r} (nor with .gz or .xz); check the path, which is relative to {os.getcwd()}")
+    raise DataError(
+        f"{key}: no file {path!r} (nor with .gz or .xz); check the path, which is relative to {os.getcwd()}"
+    )
 
 
 def read_lines(path: pathlib.Path) -> Iterator[bytes]:
@@ -90,7 +88,7 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
     opener = _OPENERS[path.suffix if path.suffix in _OPENERS else ""]
     number = 0
     try:
-        with opener(path) as file:
+        with opener(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
@@ -183,7 +181,9 @@ def _open_tfds(config: DataConfig, names: dict[str, str], download: bool) -> dic
                 for number, row in enumerate(rows, start + 1):
                     yield number, row[config.source_lang], row[config.target_lang]
 
-        return SplitSource(pairs, lambda number: f"{config.tfds_name} {name}[{number - 1}]", {f"tfds {builder.info.full_name}": 0})
+        return SplitSource(
+            pairs, lambda number: f"{config.tfds_name} {name}[{number - 1}]", {f"tfds {builder.info.full_name}": 0}
+        )
 
     return {split: source(split, name) for split, name in names.items()}
 

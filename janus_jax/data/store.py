@@ -141,7 +141,10 @@ class PreparedSplit:
     def _read(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
         rows = self._records.__getitems__(list(ids))
         for example_id, row in zip(ids, rows, strict=True):
-            if len(row["source"]) != self.source_lengths[example_id] or len(row["target"]) != self.target_lengths[example_id]:
+            if (
+                len(row["source"]) != self.source_lengths[example_id]
+                or len(row["target"]) != self.target_lengths[example_id]
+            ):
                 raise DataError(
                     f"{self.directory}: example {example_id} of {self.name} is not as long as lengths.npz says; prepare again"
                 )
@@ -221,7 +224,9 @@ class Prepared:
           DataError: the dataset has no such split.
         """
         if name not in self.splits:
-            raise DataError(f"{self.directory} has no {name!r} split, only {', '.join(self.splits)}; set data.{name} and prepare again")
+            raise DataError(
+                f"{self.directory} has no {name!r} split, only {', '.join(self.splits)}; set data.{name} and prepare again"
+            )
         return self.splits[name]
 
     def text(self, split: str) -> list[tuple[str, str]]:

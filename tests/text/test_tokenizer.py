@@ -10,7 +10,9 @@ from janus_jax import text
 from janus_jax.config import TextConfig
 
 GIVEN = pathlib.Path(__file__).resolve().parents[2].parent / "shared/data/multi30k/deen4000.model"
-STEMS = "der haus baum läuf schnell straß hous tree runn quick stre wald berg tal fluss see wolk sonn mond stern".split()
+STEMS = (
+    "der haus baum läuf schnell straß hous tree runn quick stre wald berg tal fluss see wolk sonn mond stern".split()
+)
 WORDS = [stem + ending for stem in STEMS for ending in ("", "e", "en", "er", "ing", "ly", "chen", "ung")]
 LINES = [" ".join(WORDS[(7 * i + i * k * k) % len(WORDS)] for k in range(1, 3 + i % 7)) for i in range(400)]
 CONFIG = TextConfig(vocab_size=330)
@@ -41,7 +43,9 @@ def test_training_is_deterministic(tokenizer):
 
 def test_training_lines_are_spread_evenly():
     lines = ["first words only"] * 200 + ["zebra quagga xylophone"] * 200
-    tokenizer = text.train(lines, TextConfig(vocab_size=28, train_lines=100, byte_fallback=False, character_coverage=1.0))
+    tokenizer = text.train(
+        lines, TextConfig(vocab_size=28, train_lines=100, byte_fallback=False, character_coverage=1.0)
+    )
     assert 3 not in tokenizer.encode("zebra quagga xylophone first words only")
 
 
@@ -111,7 +115,12 @@ def test_renumbering_drops_control_symbols_in_the_middle(tokenizer):
     copy.CopyFrom(proto)
     del copy.pieces[:]
     copy.pieces.extend(pieces)
-    copy.trainer_spec.unk_id, copy.trainer_spec.bos_id, copy.trainer_spec.eos_id, copy.trainer_spec.pad_id = 0, -1, 1, -1
+    copy.trainer_spec.unk_id, copy.trainer_spec.bos_id, copy.trainer_spec.eos_id, copy.trainer_spec.pad_id = (
+        0,
+        -1,
+        1,
+        -1,
+    )
     given = text.load(copy.SerializeToString())
     assert given.vocab_size == 5 + len(kept)
     assert given.encode_batch(LINES) == tokenizer.encode_batch(LINES)

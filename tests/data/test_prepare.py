@@ -1,0 +1,312 @@
+"""Preparing a dataset: filters and their account, what is written, all or nothing, the door."""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from janus_jax import config as config_lib
+from janus_jax import data, text
+from janus_jax.data import __main__ as door
+from janus_jax.data import report, store
+from tests.data.conftest import small_config, with_data
+
+SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
+prepare_module = importlib.import_module("janus_jax.data.prepare")  # the package exports a function of that name
+QUIET = {"log": lambda _: None}
+CLEAN = [(f"Satz {i} ist hier und bleibt", f"sentence {i} is here to stay") for i in range(80)]
+
+
+def parallel_config(directory, **changes):
+    files = {
+        "source": "parallel", "train": str(directory / "train"), "valid": str(directory / "valid"), "test": "",
+        "prepared": str(directory / "prepared"), "tokens_per_batch": 1024, "buckets": 2, **changes,
+    }  # fmt: skip
+    settings = config_lib.default_config()
+    settings.text.update({"vocab_size": 298})
+    settings.data.update(files)
+    return config_lib.resolve(settings)
+
+
+def write(directory, train, valid=CLEAN[:5]):
+    for name, pairs in (("train", train), ("valid", valid)):
+        for i, lang in enumerate(("de", "en")):
+            sides = (side if isinstance(side, bytes) else side.encode() for side in (pair[i] for pair in pairs))
+            (directory / f"{name}.{lang}").write_bytes(b"".join(side + b"\n" for side in sides))
+
+
+def test_filters_count_and_place_what_they_drop(tmp_path):
+    bad = [
+        (b"nicht \xff gut", "not good"),
+        ("Glocke \x07", "bell"),
+        ("", "nothing"),
+        ("etwas", "  \u00a0 "),
+        ("lang " * 300, "long"),
+        ("kurz", "long " * 300),
+        ("ein Satz", "sentence is here to stay " * 5),
+        ("\u200b", "invisible"),
+    ]
+    write(tmp_path, CLEAN[:40] + bad + [("zwei   Wörter\u2028hier", " two\twords here ")] + CLEAN[40:])
+    config = parallel_config(tmp_path, max_length_ratio=5.0)
+    result = data.prepare(config, **QUIET)
+    train = result["splits"]["train"]
+    assert train["read"] == 89
+    assert train["kept"] == 81
+    counts = {reason: entry["count"] for reason, entry in train["dropped"].items()}
+    assert counts.pop("empty source") == 2
+    assert counts == dict.fromkeys(
+        ["not UTF-8", "control character", "empty target", "source too long", "target too long", "length ratio"], 1
+    )
+    file = tmp_path / "train.de"
+    places = {reason: entry["examples"][0]["where"] for reason, entry in train["dropped"].items()}
+    assert places["not UTF-8"] == f"{file}:41"
+    assert places["length ratio"] == f"{file}:47"
+    prepared = data.Prepared.open(config.data.prepared, config)
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    row = prepared.split("train").padded("target", np.array([40]), 40)[0]
+    assert tokenizer.decode(row) == "two words here"
+
+
+def test_at_most_five_examples_of_each_reason(tmp_path):
+    write(tmp_path, CLEAN + [("", "x")] * 9)
+    entry = data.prepare(parallel_config(tmp_path), **QUIET)["splits"]["train"]["dropped"]["empty source"]
+    assert (entry["count"], len(entry["examples"])) == (9, 5)
+
+
+def test_dataset_is_what_the_tokenizer_says(prepared):
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    sentences = prepared.text("test")
+    assert len(sentences) == 40
+    builder = tfds.builder_from_directory(str(prepared.directory / "janus_pairs" / "1.0.0"))
+    assert builder.info.file_format.value == "array_record"
+    rows = builder.as_data_source("test")
+    for i, (source, target) in enumerate(sentences):
+        assert rows[i]["source"].tolist() == [0, *tokenizer.encode(source), 2]
+        assert rows[i]["target"].tolist() == [0, *tokenizer.encode(target), 2]
+    assert sorted(p.name for p in prepared.directory.iterdir()) == [
+        "config.json", "janus_pairs", "lengths.npz", "report.json", "text", "tokenizer.model"
+    ]  # fmt: skip
+    assert config_lib.from_json((prepared.directory / "config.json").read_text()) == prepared.config
+    with pytest.raises(data.DataError, match="train split is not kept"):
+        prepared.text("train")
+
+
+def test_report_adds_up(prepared):
+    for part in prepared.report["splits"].values():
+        for side in ("source", "target"):
+            assert sum(part["length_histogram"][side].values()) == part["kept"]
+    table = prepared.report["buckets"]
+    assert sum(bucket["examples"] for bucket in table) == 700
+    tokens = sum(prepared.report["splits"]["train"]["tokens"].values())
+    cells = [b["batches"] * b["rows"] * (b["source_length"] + b["target_length"]) for b in table]
+    real = sum(c * (1 - b["padding"]) for c, b in zip(cells, table, strict=True))
+    assert real == pytest.approx(tokens, rel=1e-3)
+    shown = report.readable(prepared.report)
+    assert "kept 700 of 700" in shown
+
+
+def test_histogram_by_hand():
+    assert report.length_histogram(np.array([3, 4, 5, 9, 30])) == {
+        "1-4": 2,
+        "5-8": 1,
+        "9-12": 1,
+        "13-16": 0,
+        "17-24": 0,
+        "25-30": 1,
+    }
+
+
+def test_second_run_keeps_the_directory(tmp_path):
+    write(tmp_path, CLEAN)
+    config = parallel_config(tmp_path)
+    first = data.prepare(config, **QUIET)
+    stamp = (tmp_path / "prepared/lengths.npz").stat().st_mtime_ns
+    lines = []
+    # Batching settings may differ
+    assert data.prepare(with_data(config, tokens_per_batch=4096, seed=5), log=lines.append) == first
+    assert "already prepared" in lines[0]
+    assert (tmp_path / "prepared/lengths.npz").stat().st_mtime_ns == stamp
+
+
+def test_other_settings_or_files_are_refused_unless_overwritten(tmp_path):
+    write(tmp_path, CLEAN)
+    config = parallel_config(tmp_path)
+    data.prepare(config, **QUIET)
+    other = with_data(config, max_source_length=100)
+    with pytest.raises(data.DataError, match=r"data\.max_source_length was 256, is 100.*--overwrite"):
+        data.prepare(other, **QUIET)
+    with pytest.raises(data.DataError, match=r"data\.max_source_length was 256, is 100"):
+        data.Prepared.open(config.data.prepared, other)
+    data.prepare(other, overwrite=True, **QUIET)
+    assert data.Prepared.open(config.data.prepared, other).report["settings"]["data.max_source_length"] == 100
+    write(tmp_path, CLEAN[:70])
+    with pytest.raises(data.DataError, match=r"train\.de was \d+, is \d+"):
+        data.prepare(other, **QUIET)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["prepared", "train.de", "train.en", "valid.de", "valid.en"]
+
+
+def test_a_directory_of_something_else_is_never_replaced(tmp_path):
+    write(tmp_path, CLEAN)
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared/thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(data.DataError, match="is not a prepared dataset; choose another"):
+            data.prepare(parallel_config(tmp_path), overwrite=overwrite, **QUIET)
+    assert (tmp_path / "prepared/thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize("stage", ["_tokenizer", "_encode", "_replace"])
+def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, stage):
+    write(tmp_path, CLEAN)
+
+    def fails(*_):
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(prepare_module, stage, fails)
+    with pytest.raises(RuntimeError, match="disk full"):
+        data.prepare(parallel_config(tmp_path), **QUIET)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["train.de", "train.en", "valid.de", "valid.en"]
+
+
+def test_killed_run_leaves_no_prepared_directory(tmp_path):
+    program = (
+        "import importlib, time; from tests.data.conftest import small_config; p = importlib.import_module('janus_jax.data.prepare')\n"
+        "p.store.write_examples = lambda *_: (print('writing', flush=True), time.sleep(60))\n"
+        f"p.prepare(small_config({str(tmp_path / 'demo')!r}), log=lambda _: None)"
+    )
+    root = pathlib.Path(__file__).resolve().parents[2]
+    with subprocess.Popen([sys.executable, "-c", program], cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "writing\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "demo").exists()
+    config = small_config(tmp_path / "demo")
+    data.prepare(config, **QUIET)
+    assert len(data.Prepared.open(tmp_path / "demo", config).split("train")) == 700
+
+
+def test_empty_splits_are_errors(tmp_path):
+    write(tmp_path, [("", "x"), ("y", "")])
+    with pytest.raises(
+        data.DataError, match=r"config\.data\.train: no pair .* of 2 \(1 empty source, 1 empty target; see .*:1\)"
+    ):
+        data.prepare(parallel_config(tmp_path), **QUIET)
+    write(tmp_path, CLEAN, [("lang " * 300, "long")])
+    with pytest.raises(data.DataError, match=r"config\.data\.valid: no pair .*1 source too long"):
+        data.prepare(parallel_config(tmp_path), **QUIET)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_impossible_batch_shows_before_writing(tmp_path, monkeypatch):
+    write(tmp_path, [*CLEAN, ("Wort " * 100, "word " * 100)])
+    monkeypatch.setattr(store, "write_examples", lambda *_: pytest.fail("written"))
+    with pytest.raises(data.DataError, match="tokens_per_batch: 256 cannot hold 8 rows"):
+        data.prepare(parallel_config(tmp_path, tokens_per_batch=256), **QUIET)
+
+
+def test_absent_valid_split(tmp_path):
+    write(tmp_path, CLEAN)
+    config = parallel_config(tmp_path, valid="")
+    data.prepare(config, **QUIET)
+    prepared = data.Prepared.open(config.data.prepared, config)
+    assert list(prepared.splits) == ["train"]
+    with pytest.raises(data.DataError, match=r"no 'valid' split, only train; set data\.valid"):
+        prepared.split("valid")
+
+
+def test_opening_what_is_not_prepared(tmp_path):
+    with pytest.raises(data.DataError, match=r"is not a prepared dataset .* run `python -m janus_jax\.data"):
+        data.Prepared.open(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(data.DataError, match="has format 0, this version reads"):
+        data.Prepared.open(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(data.DataError, match="not JSON"):
+        data.Prepared.open(tmp_path)
+
+
+def test_train_lines_are_spread_over_the_split(tmp_path, monkeypatch):
+    write(tmp_path, CLEAN)
+    config = parallel_config(tmp_path)
+    seen = []
+    raw = json.loads(config_lib.to_json(config))
+    raw["text"]["train_lines"] = 20
+    path = tmp_path / "train.tsv"
+    path.write_text("".join(f"{i}\t{s}\t{t}\n" for i, (s, t) in enumerate(CLEAN)))
+    monkeypatch.setattr(prepare_module.text, "train", lambda lines, _: seen.extend(lines))
+    prepare_module._tokenizer(path, len(CLEAN), config_lib.resolve(raw), lambda _: None)
+    assert seen[::2] == [CLEAN[i][0] for i in range(0, 80, 8)]
+
+
+def config_file(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from janus_jax.config import default_config\n"
+        "def get_config(arg='600'):\n"
+        "  c = default_config()\n"
+        "  c.text.vocab_size = int(arg)\n"
+        "  c.data.demo_sizes = (300, 20, 20)\n"
+        f"  c.data.prepared = {str(tmp_path / 'demo')!r}\n"
+        "  return c\n"
+    )
+    return path
+
+
+def test_door(tmp_path, capsys):
+    path = config_file(tmp_path)
+    assert door.main(["data", f"--config={path}:550", "--config.data.buckets=2"]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert data.Prepared.open(tmp_path / "demo").report["tokenizer"]["vocab_size"] == 550
+    assert door.main(["data", f"--config={path}:550"]) == 0
+    assert "kept" in capsys.readouterr().out
+    assert door.main(["data", f"--config={path}:560"]) == 1
+    assert "text.vocab_size was 550, is 560" in capsys.readouterr().err
+    assert door.main(["data", f"--config={path}:560", "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config"),
+        (["--config={path}", "--config.data.bucket=2"], "bucket"),
+        (["--config={path}", "--config.data.tokens_per_batch=8"], "tokens_per_batch"),
+        (["--config=absent.py"], "absent.py"),
+        (["--config={path}", "surplus"], "surplus"),
+        (["--config={path}:9000"], "too large for this text"),
+        (["--config={path}", "--unknown"], "unknown"),
+    ],
+)
+def test_door_errors(tmp_path, capsys, arguments, message):
+    path = config_file(tmp_path)
+    assert door.main(["data", *(a.format(path=path) for a in arguments)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not beside the checkout")
+def test_real_files_and_given_tokenizer(tmp_path):
+    folder = SHARED / "data/multi30k"
+    settings = config_lib.default_config()
+    settings.text.model = str(folder / "deen4000.model")
+    settings.data.update(
+        {
+            "source": "parallel", "train": str(folder / "val"), "valid": str(folder / "test_2016_flickr"), "test": "",
+            "prepared": str(tmp_path / "multi30k"), "tokens_per_batch": 2048,
+        }
+    )  # fmt: skip
+    config = config_lib.resolve(settings)
+    started = time.monotonic()
+    result = data.prepare(config, **QUIET)
+    assert time.monotonic() - started < 30
+    assert result["splits"]["train"]["read"] == 1014
+    assert result["splits"]["valid"]["kept"] == 1000
+    assert result["tokenizer"]["vocab_size"] == 4002
+    prepared = data.Prepared.open(tmp_path / "multi30k", config)
+    assert text.load(prepared.tokenizer_bytes).vocab_size == 4002
