@@ -51,6 +51,9 @@ def prepare(config: Config, *, overwrite: bool = False, download: bool = False, 
         log(f"{directory} is already prepared with these settings ({report['fingerprint']}); kept")
         return report
     directory.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in directory.parent.glob(f".{directory.name}.*.partial"):
+        # Perhaps of a run that is still at work, so it is not ours to remove.
+        log(f"{leftover} is of an interrupted or running preparation; remove it if none is running")
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         report = _write(partial, config, given, inputs, log)
@@ -142,7 +145,7 @@ def _write(
     )
     np.savez(partial / "lengths.npz", **lengths)
     (partial / "tokenizer.model").write_bytes(tokenizer.to_bytes())
-    (partial / "config.json").write_text(to_json(config))
+    (partial / "config.json").write_text(to_json(config), encoding="utf-8")
     report = {
         "format": store.FORMAT,
         "fingerprint": store.fingerprint(config),
@@ -157,7 +160,7 @@ def _write(
         "seconds": round(time.monotonic() - started, 1),
     }
     shutil.rmtree(work)
-    (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False))
+    (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
     return report
 
 

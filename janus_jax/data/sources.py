@@ -12,7 +12,7 @@ import io
 import lzma
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,12 +56,7 @@ def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, Spli
     names = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
     if "train" not in names:
         raise DataError("config.data.train: name the training split; only valid and test may be absent")
-    if config.source == "demo":
-        return _open_demo(config, names)
-    if config.source == "tfds":
-        return _open_tfds(config, names, download)
-    opener = _open_parallel if config.source == "parallel" else _open_tsv
-    return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
+    return SOURCES[config.source](config, names, download)
 
 
 def find_file(path: str, key: str) -> pathlib.Path:
@@ -95,6 +90,12 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
     except (OSError, EOFError, lzma.LZMAError) as error:
         raise DataError(f"{path}:{number + 1}: cannot read on ({error}); is the file complete?") from error
+
+
+def _open_files(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
+    del download
+    opener = _open_parallel if config.source == "parallel" else _open_tsv
+    return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
 
 
 def _open_parallel(key: str, prefix: str, config: DataConfig) -> SplitSource:
@@ -135,7 +136,8 @@ def _open_tsv(key: str, name: str, config: DataConfig) -> SplitSource:
     return SplitSource(pairs, lambda number: f"{path}:{number}", {str(path): path.stat().st_size})
 
 
-def _open_demo(config: DataConfig, names: Iterable[str]) -> dict[str, SplitSource]:
+def _open_demo(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
+    del download
     made = dict(
         zip(
             SPLITS,
@@ -220,3 +222,11 @@ def _tfds_builder(config: DataConfig, download: bool) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     return builder
+
+
+SOURCES: dict[str, Callable[[DataConfig, dict[str, str], bool], dict[str, SplitSource]]] = {
+    "parallel": _open_files,
+    "tsv": _open_files,
+    "tfds": _open_tfds,
+    "demo": _open_demo,
+}

@@ -211,7 +211,7 @@ class Prepared:
             }
         return cls(
             directory=directory,
-            config=from_json((directory / "config.json").read_text()),
+            config=from_json((directory / "config.json").read_text(encoding="utf-8")),
             report=report,
             tokenizer_bytes=(directory / "tokenizer.model").read_bytes(),
             splits=splits,
@@ -239,7 +239,9 @@ class Prepared:
             raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")
         self.split(split)
         langs = self.config.data.source_lang, self.config.data.target_lang
-        sides = [(self.directory / "text" / f"{split}.{lang}").read_text().split("\n")[:-1] for lang in langs]
+        sides = [
+            (self.directory / "text" / f"{split}.{lang}").read_text(encoding="utf-8").split("\n")[:-1] for lang in langs
+        ]
         return list(zip(*sides, strict=True))
 
 
@@ -250,7 +252,7 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
       DataError: there is none, or another version of the package wrote it.
     """
     try:
-        report = json.loads((directory / "report.json").read_text())
+        report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{directory} is not a prepared dataset (no report.json); run `python -m janus_jax.data --config=...` with data.prepared={directory}"

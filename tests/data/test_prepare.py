@@ -188,7 +188,9 @@ def test_killed_run_leaves_no_prepared_directory(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     assert not (tmp_path / "demo").exists()
     config = small_config(tmp_path / "demo")
-    data.prepare(config, **QUIET)
+    lines = []
+    data.prepare(config, log=lines.append)
+    assert "interrupted or running" in lines[0]
     assert len(data.Prepared.open(tmp_path / "demo", config).split("train")) == 700
 
 

@@ -2,11 +2,13 @@
 
 import gzip
 import lzma
+import typing
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from janus_jax import config as config_lib
 from janus_jax.config import DataConfig
 from janus_jax.data import DataError, sources
 
@@ -44,6 +46,10 @@ def pairs(settings, split="train"):
 
 def numbered(source=SOURCE, target=TARGET):
     return [(i, *pair) for i, pair in enumerate(zip(source, target, strict=True), 1)]
+
+
+def test_sources_are_those_of_the_config():
+    assert set(sources.SOURCES) == set(typing.get_args(config_lib.Source))
 
 
 @pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
