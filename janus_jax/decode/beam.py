@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from janus_jax.decode.vocab import argmax, forbid
 from janus_jax.types import Array, Hypotheses, Specials
 
 Cache = Any
@@ -126,10 +126,9 @@ def beam_search(
 
     def bias(columns: int, step: Array) -> Array:
         """[V] added to logits: -inf at what may not be emitted."""
-        fixed = np.zeros(columns, np.float32)
-        fixed[list(banned)] = -np.inf
-        fixed[vocab_size:] = -np.inf
-        return jnp.asarray(fixed).at[specials.eos].set(jnp.where(step == 0, -jnp.inf, 0.0))
+        return (
+            jnp.asarray(forbid(columns, banned, vocab_size)).at[specials.eos].set(jnp.where(step == 0, -jnp.inf, 0.0))
+        )
 
     if beam == 1:
         state = _init_greedy(cache, batch, limit, specials, max_lengths)
@@ -154,7 +153,7 @@ def _init_greedy(cache: Cache, batch: int, limit: int, specials: Specials, max_l
 
 def _greedy_step(s: _Greedy, step_fn: StepFn, bias: Callable, max_lengths: Array, specials: Specials) -> _Greedy:
     logits, cache = step_fn(s.last, s.cache)
-    best = jnp.argmax(logits + bias(logits.shape[-1], s.step), axis=-1).astype(jnp.int32)
+    best = argmax(logits + bias(logits.shape[-1], s.step))
     token = jnp.where(s.step + 1 >= max_lengths, specials.eos, best)
     score = jnp.take_along_axis(logits, token[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
     token = jnp.where(s.done, specials.pad, token)

@@ -10,9 +10,9 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from janus_jax.decode.vocab import argmax, forbid
 from janus_jax.types import Array, Hypotheses, Specials
 
 SHORTEST = 2  # bos and eos
@@ -194,12 +194,9 @@ def _best_tokens(
     """The likeliest allowed token [N, T] of each slot and its log-probability."""
 
     def pick(logits: Array) -> tuple[Array, Array]:
-        fixed = np.zeros(logits.shape[-1], np.float32)
-        fixed[list(banned)] = -np.inf
-        fixed[vocab_size:] = -np.inf
-        best = jnp.argmax(logits + fixed, axis=-1)
+        best = argmax(logits + forbid(logits.shape[-1], banned, vocab_size))
         score = jnp.take_along_axis(logits, best[..., None], axis=-1)[..., 0]
-        return best.astype(jnp.int32), score - jax.nn.logsumexp(logits, axis=-1)
+        return best, score - jax.nn.logsumexp(logits, axis=-1)
 
     if project_fn is None:
         return pick(rows)
