@@ -252,6 +252,16 @@ def config_hash(config: Config) -> str:
     return hashlib.sha256(to_json(config).encode()).hexdigest()[:12]
 
 
+def leaves(config: Any, prefix: str = "") -> typing.Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    for f in dataclasses.fields(config):
+        inner = getattr(config, f.name)
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}", inner
+
+
 def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
     """The loss terms of an objective with their weights; a term whose weight is constantly zero is left out."""
     names = {"ar": ("ar",), "cmlm": ("nar", "length"), "janus": tuple(f.name for f in dataclasses.fields(LossWeights))}
@@ -311,8 +321,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 def _check(config: Config) -> None:
     """Ranges, then settings that must agree."""
-    for path, value in _leaves(config, "config"):
-        name = path.rsplit(".", 1)[-1]
+    for name, value in leaves(config):
+        path, name = f"config.{name}", name.rsplit(".", 1)[-1]
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}: {value} is not a finite number")
         if name in _POSITIVE and not (isinstance(value, tuple) or value > 0):
@@ -386,15 +396,6 @@ def _check_objective(config: Config) -> None:
             raise ConfigError(f"{path}: weights must be finite and not negative")
     if not objective_terms(config.objective):
         raise ConfigError(f"config.objective.weights: every term of objective {config.objective.name!r} has weight 0")
-
-
-def _leaves(value: Any, path: str) -> typing.Iterator[tuple[str, Any]]:
-    for f in dataclasses.fields(value):
-        inner = getattr(value, f.name)
-        if dataclasses.is_dataclass(inner):
-            yield from _leaves(inner, f"{path}.{f.name}")
-        else:
-            yield f"{path}.{f.name}", inner
 
 
 _POSITIVE = frozenset(

@@ -122,3 +122,8 @@ def jit_train_step(net: Janus, config: Config, mesh: Any, shardings: Any) -> Cal
         out_shardings=(shardings, None),
         donate_argnums=0,
     )
+
+
+def jit_eval_step(net: Janus, config: Config, mesh: Any) -> Callable[..., Any]:
+    """The evaluation step compiled for a mesh."""
+    return jax.jit(make_eval_step(net, config), in_shardings=(None, parallel.batch_sharding(mesh)))

@@ -1,0 +1,110 @@
+"""What a run shows: a bar or lines, metrics.jsonl, TensorBoard, a plot of the loss curves."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class RunLog:
+    """Writes one record a log interval to everything that shows it.
+
+    Records hold the figures of their own step, not means since the last one: so a resumed run writes what the
+    uninterrupted one would have. Figures under `time/` are of the machine and are left out of that.
+
+    Args:
+      workdir: gets metrics.jsonl, tensorboard/ and curves.png.
+      start_step: records of later steps are cut off (they will be made again).
+      total: steps of the whole run.
+    """
+
+    def __init__(self, workdir: Path, start_step: int, total: int):
+        self.workdir = workdir
+        self.path = workdir / "metrics.jsonl"
+        _truncate(self.path, start_step)
+        self._file = self.path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
+
+    def advance(self, steps: int = 1) -> None:
+        """Moves the bar."""
+        if self._bar:
+            self._bar.update(steps)
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """One record of scalars."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        self.message(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k)))
+
+    def message(self, text: str) -> None:
+        """A line for the reader, above the bar where there is one."""
+        if self._bar:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        self._board.close()
+        if self._bar:
+            self._bar.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, in order; a last line cut short by a crash is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def plot_curves(workdir: Path) -> Path:
+    """Draws the losses in metrics.jsonl against the step, training and validation, to curves.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_metrics(workdir / "metrics.jsonl")
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    likelihood, other = figure.subplots(1, 2)
+    names = sorted({name for record in records for name in record})
+    for axis, prefixes, title in (
+        (likelihood, ("nll/", "valid/nll/"), "negative log-likelihood per token"),
+        (other, ("loss/kl", "loss/length", "valid/bleu"), "divergences, length loss, dev BLEU"),
+    ):
+        for name in names:
+            if name.startswith(prefixes):
+                points = [(r["step"], r[name]) for r in records if name in r]
+                axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("valid/") else None)
+        axis.set(xlabel="step", title=title)
+        if axis.lines:
+            axis.legend(fontsize="small")
+    path = workdir / "curves.png"
+    partial = workdir / "curves.partial.png"
+    FigureCanvasAgg(figure).print_png(str(partial))
+    os.replace(partial, path)
+    return path
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drops the records after `step`, by way of a temporary file."""
+    records = [r for r in read_metrics(path) if r["step"] <= step]
+    if path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in records))
+        os.replace(partial, path)
+
+
+def _shown(name: str) -> bool:
+    return name.startswith(("loss/total", "nll/", "valid/", "time/tokens", "learning_rate"))
