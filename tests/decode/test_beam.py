@@ -1,12 +1,14 @@
 """Beam search on toy models whose optimum is known."""
 
 import itertools
+import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.config import DecodeConfig
 from janus_jax.decode.beam import STOPS, beam_search
 from janus_jax.types import Specials
 
@@ -271,3 +273,7 @@ def test_wrong_settings_name_themselves():
         beam_search(
             None, None, None, batch=1, beam=2, max_lengths=[1], limit=3, specials=SPECIALS, vocab_size=9, stop="soon"
         )
+
+
+def test_stopping_rules_are_those_of_the_configuration():
+    assert set(STOPS) == set(typing.get_type_hints(DecodeConfig)["stop"].__args__)
