@@ -37,6 +37,17 @@ def test_trained_model_numbers_specials_first_and_round_trips(model_type):
     assert tokenizer.decode_batch(ids) == LINES
 
 
+def test_no_bpe_piece_joins_a_word_and_punctuation():
+    lines = [f"({line}), 20{i % 30}." for i, line in enumerate(LINES)]
+    tokenizer = text.train(lines, TextConfig(vocab_size=400, model_type="bpe"))
+    proto = model_pb2.ModelProto()
+    proto.ParseFromString(tokenizer.to_bytes())
+    pieces = [piece.piece.replace("\u2581", "") for piece in proto.pieces if piece.type == piece.NORMAL]
+    assert any(len(piece) > 3 for piece in pieces)
+    assert not [piece for piece in pieces if any(c.isalnum() for c in piece) and not piece.isalnum()]
+    assert tokenizer.decode_batch(tokenizer.encode_batch(lines)) == lines
+
+
 def test_training_is_deterministic(tokenizer):
     assert text.train(LINES, CONFIG).to_bytes() == tokenizer.to_bytes()
 
