@@ -1,0 +1,203 @@
+"""Every setting, with its default: frozen dataclasses, one a group; `config.py` fills and checks them.
+
+A loss weight is a number, or a schedule of the training step: a tuple of (step, value) points, linear in between and
+constant outside.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Weight = float | tuple[tuple[int, float], ...]
+
+Source = Literal["parallel", "tsv", "tfds", "demo"]
+MaskSampler = Literal["span", "uniform"]
+Objective = Literal["ar", "cmlm", "janus"]
+Optimizer = Literal["adam", "adamw"]
+Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
+Mode = Literal["ar", "nar"]
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Tokenizer: one vocabulary for both languages, since one embedding matrix serves both."""
+
+    model: str = ""  # path of a given SentencePiece model; empty: train one on the training split
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    vocab_size: int = 8000  # of a tokenizer to be trained, the five special ids included
+    character_coverage: float = 0.9995
+    byte_fallback: bool = True  # characters outside the vocabulary become bytes, so that nothing is unknown
+    train_lines: int = 1_000_000  # at most so many lines train the tokenizer, evenly spread over the split
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text is, what is kept of it, and how it is batched and masked."""
+
+    source: Source = "demo"
+    source_lang: str = "de"
+    target_lang: str = "en"
+    # parallel: path prefixes ("data/train" reads data/train.de and data/train.en, or .gz, .xz); tsv: files;
+    # tfds: split names; demo: ignored. An empty string means that the split is absent.
+    train: str = "train"
+    valid: str = "validation"
+    test: str = "test"
+    tfds_name: str = ""  # any TFDS translation dataset, "name/config:version"
+    tfds_data_dir: str = ""
+    demo_sizes: tuple[int, int, int] = (60_000, 500, 500)  # train, valid, test pairs of the built-in corpus
+    prepared: str = "prepared/demo"  # directory that `python -m janus_jax.data` writes and training reads
+    max_source_length: int = 256  # tokens, bos and eos counted; longer pairs are dropped and reported
+    max_target_length: int = 256
+    max_length_ratio: float = 0.0  # longer side / shorter side in tokens; 0: no limit
+    # batching
+    tokens_per_batch: int = 4096  # rows * max(S, T) of a micro-batch never exceeds it
+    batch_multiple: int = 8  # rows are a multiple of it, whatever the mesh
+    buckets: int | tuple[int, ...] = 4  # how many (S, T) shapes, chosen to waste least; or upper bounds of max(S, T)
+    seed: int = 0
+    workers: int = 1  # threads that prepare batches ahead
+    # masking of the target (METHOD section 4)
+    mask_sampler: MaskSampler = "span"
+    mask_ratio: float = 0.7  # span: share of T that the spans sum to, before overlaps
+    mask_span: float = 2.0  # span: mean length (Poisson)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture. Defaults: the released IWSLT14 model with our fixed behaviour."""
+
+    vocab_size: int = 0  # 0: taken from the tokenizer
+    d_model: int = 512
+    ffn_dim: int = 1024
+    heads: int = 4
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    max_positions: int = 1024  # rows of each learned position table, without the two reserved ones
+    norm: Literal["post", "pre"] = "post"
+    activation: Literal["relu", "gelu"] = "relu"  # gelu: exact (erf)
+    scale_embedding: bool = True  # multiply token embeddings by sqrt(d_model)
+    layernorm_embedding: bool = False  # BART: normalise token + position before dropout
+    nar_layernorm_embedding: bool = True  # False: released pretraining code, which forgets it on NAR and AUX rows
+    dropout: float = 0.3
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+    ar_stream: Literal["query", "content"] = "query"
+    ar_slot_position: Literal["target", "input"] = "target"
+    ar_start: Literal["bos", "eos"] = "bos"  # eos: BART's shift, T slots, bos is a target too
+    length_classes: int = 256
+    vocab_multiple: int = 128  # the vocabulary is padded to a multiple, so that it splits over a mesh
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
+    remat: Remat = "none"
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weight of each term of the loss (METHOD section 5): a number or (step, value) points."""
+
+    ar: Weight = 1.0
+    nar: Weight = 0.5
+    aux: Weight = 0.5
+    length: Weight = 0.1
+    kl_ar_nar: Weight = 1.0
+    kl_nar_aux: Weight = 1.0
+    kl_ar_aux: Weight = 3.0
+
+
+@dataclass(frozen=True)
+class StopGradients:
+    """Which side of each symmetric KL is held fixed (teaches, is not taught)."""
+
+    kl_ar_nar: Literal["none", "ar", "nar"] = "none"
+    kl_nar_aux: Literal["none", "nar", "aux"] = "none"
+    kl_ar_aux: Literal["none", "ar", "aux"] = "none"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The training loss. For `ar` only weights.ar counts; for `cmlm` weights.nar and weights.length."""
+
+    name: Objective = "janus"
+    label_smoothing: float = 0.1
+    weights: LossWeights = field(default_factory=LossWeights)
+    stop_gradient: StopGradients = field(default_factory=StopGradients)
+    encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
+    normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
+    projection_chunk: int = 0  # sentences whose logits live at once in training; 0: the whole micro-batch
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimizer and learning-rate schedule."""
+
+    name: Optimizer = "adamw"
+    learning_rate: float = 5e-4  # peak
+    schedule: Schedule = "inverse_sqrt"
+    warmup_steps: int = 10_000
+    warmup_init: float = 1e-7
+    end_learning_rate: float = 0.0  # polynomial, cosine: value at the last step
+    power: float = 1.0  # polynomial
+    b1: float = 0.9
+    b2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 1e-4  # decoupled (adamw)
+    decay_all: bool = True  # False: no decay on biases and layer-norm gains
+    clip_norm: float = 0.0  # global gradient norm; 0: off
+    ema_decay: float = 0.0  # exponential moving average of parameters, used for evaluation; 0: off
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run."""
+
+    steps: int = 200_000
+    accumulation: int = 1  # micro-batches per step
+    seed: int = 0
+    log_every: int = 100
+    eval_every: int = 2000  # dev loss and dev decoding
+    eval_sentences: int = 200  # of the validation split are decoded at each evaluation; 0: none
+    checkpoint_every: int = 2000
+    keep_last: int = 3
+    keep_best: int = 1
+    best_metric: str = "valid/loss"
+    best_mode: Literal["min", "max"] = "min"
+    max_bad_steps: int = 0  # non-finite steps tolerated (skipped) before the run stops
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Defaults of the decoding door and of the dev-set decoding."""
+
+    mode: Mode = "ar"
+    beam: int = 5  # 1: greedy
+    lenpen: float = 1.0
+    # when beam search is content with its finished hypotheses: no live one can still (best) or would now (current)
+    # beat them, or as soon as there are enough (released)
+    stop: Literal["best", "current", "released"] = "best"
+    rules: Literal["sound", "released"] = "sound"  # released: every rule of the released decoders, faults included
+    max_length_a: float = 1.5  # at most a * source tokens + b target tokens
+    max_length_b: int = 20
+    passes: int = 10  # decoder passes of mask-predict
+    length_beam: int = 3
+    batch_tokens: int = 4096  # sentences * hypotheses (or length candidates) * padded length of one decoding batch
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Mesh axes; one of them may be -1: all remaining devices."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    text: TextConfig = field(default_factory=TextConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
