@@ -1,0 +1,96 @@
+"""The end of ./launch/quickstart.sh: decodes the test split under several settings, shows a table and ten translations.
+
+    python -m benchmarks.quickstart --workdir=runs/demo_deen
+
+Figures and translations are kept in quickstart.json beside the run; the same checkpoint is not decoded twice.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from janus_jax import checkpoint, parallel
+from janus_jax import config as config_lib
+from janus_jax.data import DataError, Prepared
+from janus_jax.decode import Generator
+from janus_jax.evaluate import STANDARD, evaluate_settings, format_table
+
+SAMPLES = 10
+SHOWN = ("ar:beam=5", "nar:passes=10")  # of STANDARD, beside source and reference
+
+
+def measure(workdir: Path) -> dict[str, Any]:
+    """Decodes the test split with the newest checkpoint of `workdir`, or reads what was measured of it before.
+
+    Returns:
+      JSON-able: `checkpoint`, `config_hash`, `step`, `machine`, `rows` of `evaluate_settings`, `sources`, `references`.
+
+    Raises:
+      CheckpointError, DataError: no checkpoint, or its data are gone.
+    """
+    step_dir = checkpoint.find(workdir)
+    loaded = checkpoint.load(step_dir)
+    about = {"checkpoint": str(step_dir), "step": loaded.step, "config_hash": config_lib.config_hash(loaded.config)}
+    path = workdir / "quickstart.json"
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if {name: known.get(name) for name in about} == about:
+            return known
+    pairs = Prepared.open(loaded.config.data.prepared, loaded.config).text("test")
+    sources, references = ([pair[i] for pair in pairs] for i in (0, 1))
+    generator = Generator.from_checkpoint(step_dir)
+    with tqdm(total=2 * len(STANDARD) * len(pairs), unit="line", disable=not sys.stderr.isatty()) as bar:
+        rows = evaluate_settings(generator, sources, references, progress=bar.update)
+    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}, Python {platform.python_version()}"
+    found = about | {"machine": machine, "rows": rows, "sources": sources, "references": references}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.replace(path)
+    return found
+
+
+def show(found: dict[str, Any], workdir: Path) -> str:
+    """What the user sees of `measure`: samples, table, and where everything is."""
+    outputs = {row["setting"]: row["hypotheses"] for row in found["rows"]}
+    count = len(found["sources"])
+    lines = []
+    for i in range(0, count, max(1, count // SAMPLES))[:SAMPLES]:
+        lines += [f"source         {found['sources'][i]}", f"reference      {found['references'][i]}"]
+        lines += [f"{name:<14} {outputs[name][i]}" for name in SHOWN] + [""]
+    return "\n".join(
+        [
+            *lines,
+            format_table(found["rows"]),
+            f"{count} test sentences, step {found['step']}; {found['machine']}; sentences/s without compilation",
+            "",
+            f"checkpoint  {found['checkpoint']}",
+            f"plot        {workdir / 'curves.png'}",
+            f"log         {workdir / 'metrics.jsonl'} (and TensorBoard: {workdir / 'tensorboard'})",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; returns the exit status (2: a checkpoint or its data cannot be used)."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
+    args = parser.parse_args(argv)
+    parallel.start()
+    try:
+        print(show(measure(args.workdir), args.workdir))
+    except (checkpoint.CheckpointError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# From nothing to a trained model: prepares the built-in German-English corpus, trains on it, decodes its test split
+# autoregressively and not, and ends with a table. What is done already is not done again.
+#
+#   ./launch/quickstart.sh [--workdir=runs/demo_deen] [--config.train.steps=500 ...]
+#
+# Settings given here go to preparation and training.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+began=$SECONDS
+config=configs/demo_deen.py workdir=runs/demo_deen settings=()
+for argument in "$@"; do
+  case "$argument" in
+    --workdir=*) workdir=${argument#*=} ;;
+    --config.*=* | --noconfig.*) settings+=("$argument") ;;
+    *)
+      echo "error: $argument: give --workdir=DIR or --config.key=value" >&2
+      exit 2
+      ;;
+  esac
+done
+source launch/environment.sh
+make_environment requirements.txt
+export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
+
+python -m janus_jax.data --config="$config" ${settings[@]+"${settings[@]}"}
+python -m janus_jax.train --config="$config" --workdir="$workdir" ${settings[@]+"${settings[@]}"}
+python -m benchmarks.quickstart --workdir="$workdir"
+echo "total time: $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Checks everything: lint, format, tests. Arguments go to pytest: ./launch/test.sh tests/model -x
+# Makes its own environment in .venv (see environment.sh); compiled programs are kept in .cache, so that a second run is faster.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+make_environment requirements.txt requirements-dev.txt
+
+export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
+if [ -n "$JANUS_JAX_CACHE" ]; then
+  export JAX_COMPILATION_CACHE_DIR="$JANUS_JAX_CACHE/xla" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
+fi
+ruff check .
+ruff format --check .
+exec python -m pytest "$@"
