@@ -263,14 +263,14 @@ def config_file(tmp_path):
 
 def test_door(tmp_path, capsys):
     path = config_file(tmp_path)
-    assert door.main(["data", f"--config={path}:550", "--config.data.buckets=2"]) == 0
+    assert door.main([f"--config={path}:550", "--config.data.buckets=2"]) == 0
     assert "wrote" in capsys.readouterr().out
     assert data.Prepared.open(tmp_path / "demo").report["tokenizer"]["vocab_size"] == 550
-    assert door.main(["data", f"--config={path}:550"]) == 0
+    assert door.main([f"--config={path}:550"]) == 0
     assert "kept" in capsys.readouterr().out
-    assert door.main(["data", f"--config={path}:560"]) == 1
+    assert door.main([f"--config={path}:560"]) == 2
     assert "text.vocab_size was 550, is 560" in capsys.readouterr().err
-    assert door.main(["data", f"--config={path}:560", "--overwrite"]) == 0
+    assert door.main([f"--config={path}:560", "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_door(tmp_path, capsys):
 )
 def test_door_errors(tmp_path, capsys, arguments, message):
     path = config_file(tmp_path)
-    assert door.main(["data", *(a.format(path=path) for a in arguments)]) == 1
+    assert door.main([a.format(path=path) for a in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
