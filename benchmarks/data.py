@@ -34,7 +34,7 @@ def prepare(directory: pathlib.Path, pairs: int, workers: int, tokens_per_batch:
             chosen = rng.sample(phrases, rng.choice(_JOINED))
             file.write("\t".join("; ".join(side) for side in zip(*chosen, strict=True)) + "\n")
     settings = config_lib.default_config()
-    settings.text.vocab_size = 1000
+    settings.text.update({"model_type": "bpe", "vocab_size": 800, "character_coverage": 1.0})
     settings.data.update(
         {
             "source": "tsv", "train": str(directory / "train.tsv"), "valid": "", "test": "",
