@@ -4,8 +4,11 @@ A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data x f
 the first rule whose pattern matches the parameter's path.
 """
 
+import ctypes
+import mmap
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ def start(cache_dir: str | os.PathLike[str] | None = None) -> None:
     The cache directory is `cache_dir`, else $JANUS_JAX_CACHE, else ~/.cache/janus_jax; an empty $JANUS_JAX_CACHE
     turns it off. Safe to call twice.
     """
+    _keep_freed_memory()
     if not jax.distributed.is_initialized() and any(name in os.environ for name in _LAUNCHERS):
         jax.distributed.initialize()
     where = cache_dir if cache_dir is not None else os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
@@ -44,6 +48,37 @@ def start(cache_dir: str | os.PathLike[str] | None = None) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _keep_freed_memory() -> None:
+    """Under glibc: freed memory stays with the process, in huge pages.
+
+    XLA allocates a step's temporary memory anew each step. By default glibc gives such blocks back to the kernel, and
+    faulting them in again page by page took a third of a training step (benchmarks/train_step.py). Set
+    JANUS_JAX_KEEP_MEMORY=0 to leave the allocator alone. Does nothing where glibc or the kernel's advice is missing.
+    """
+    global _memory_is_kept
+    wanted = os.environ.get("JANUS_JAX_KEEP_MEMORY", "1") != "0"
+    if _memory_is_kept or not wanted or not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "mallopt") or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    _memory_is_kept = True
+    # malloc.h: no separate mappings (M_MMAP_MAX), no trimming (M_TRIM_THRESHOLD), one heap for all threads (M_ARENA_MAX).
+    for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):
+        libc.mallopt(parameter, value)
+    # Pages of this region become huge when first touched; until then it costs nothing but addresses.
+    size, page = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2**21
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    libc.free.argtypes = (ctypes.c_void_p,)
+    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    region = libc.malloc(size)
+    if region:
+        start = -(-region // page) * page
+        libc.madvise(start, (region + size - start) // page * page, mmap.MADV_HUGEPAGE)
+        libc.free(region)
+
+
+_memory_is_kept = False
 _LAUNCHERS = (
     "JAX_COORDINATOR_ADDRESS",
     "SLURM_STEP_NUM_TASKS",

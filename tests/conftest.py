@@ -1,4 +1,4 @@
-"""Shared set-up: eight CPU devices in one process, and small programs compiled without optimisation effort."""
+"""Shared set-up: eight CPU devices in one process; compiled programs are kept between runs of the tests."""
 
 import sys
 from pathlib import Path

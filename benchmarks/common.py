@@ -1,0 +1,48 @@
+"""What every benchmark program shares: machine facts, medians, a matrix product's rate, the closing JSON line."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def machine() -> dict[str, Any]:
+    """Where figures come from: device, versions."""
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def seconds(run: Callable[[], Any], runs: int) -> list[float]:
+    """Wall-clock seconds of each call of `run`, whose result is waited for."""
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def matmul_flops_per_second(dtype: Any = jnp.float32, runs: int = 7) -> float:
+    """Rate of a large matrix product on this device, here and now: the yardstick for everything else (median)."""
+    rows, inner, columns = (2048, 1024, 2048) if jax.default_backend() == "cpu" else (8192, 8192, 8192)
+    a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    return 2 * rows * inner * columns / statistics.median(seconds(lambda: product(a, b), runs))
+
+
+def finish(figures: dict[str, Any], as_json: bool) -> None:
+    """Prints the figures as one JSON object, the last line, if asked for."""
+    if as_json:
+        print(json.dumps(figures))

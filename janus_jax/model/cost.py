@@ -1,0 +1,50 @@
+"""What a step costs: parameters and floating-point operations of the matrix products.
+
+Legend: B sentences, S source length, T target length, U AR slots, M masked tokens at most, D model width, F feed-forward
+width, V' padded vocabulary, rows = decoder rows of a sentence.
+"""
+
+from typing import Any
+
+import jax
+
+from janus_jax.config import Config, objective_terms
+from janus_jax.model.janus import padded_vocab
+
+TRAINING = 3  # forward once, backward twice
+
+
+def parameter_count(params: Any) -> int:
+    """Numbers in a parameter tree (arrays or shapes)."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def step_flops(config: Config, sentences: int, source: int, target: int, masked: int) -> float:
+    """Operations of a training step's matrix products, padding included, attention products too.
+
+    Args:
+      config: model (with its vocabulary size) and objective.
+      sentences, source, target, masked: B, S, T, M of the batch.
+    """
+    m = config.model
+    d, f = m.d_model, m.ffn_dim
+    terms = set(objective_terms(config.objective))
+    ar = bool(terms & {"ar", "kl_ar_nar", "kl_ar_aux"})
+    aux = bool(terms & {"aux", "kl_nar_aux", "kl_ar_aux"})
+    nar = aux or bool(terms & {"nar", "kl_ar_nar"})
+    slots = target if m.ar_start == "eos" else target - 1
+    content_ar = slots if ar else 0
+    query_ar = slots if ar and m.ar_stream == "query" else 0
+    nar_rows, true_rows = (target if nar else 0), (masked if aux else 0)
+    content, rows = content_ar + nar_rows + true_rows, content_ar + query_ar + nar_rows + 2 * true_rows
+    read = content_ar + (masked if nar else 0) + true_rows
+    per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
+    encoder = m.encoder_layers * source * (4 * d * d + 2 * d * f + 2 * source * d)
+    pairs = (content_ar + query_ar) * content_ar + nar_rows * nar_rows + 2 * true_rows * (nar_rows + true_rows)
+    layer = rows * per_row + content * 2 * d * d + 2 * d * (pairs + rows * source)
+    last_pairs = content_ar * content_ar + (masked * nar_rows if nar else 0) + true_rows * (nar_rows + true_rows)
+    last = read * per_row + content * 2 * d * d + 2 * d * (last_pairs + read * source)
+    cross = m.decoder_layers * source * 2 * d * d
+    logits = read * d * padded_vocab(m)
+    passes = config.objective.encoder_passes if ar and nar else 1
+    return 2 * TRAINING * sentences * (passes * (encoder + cross) + (m.decoder_layers - 1) * layer + last + logits)

@@ -1,0 +1,234 @@
+"""Invariants of the model: padding changes nothing, no row sees what it must not, the cache equals teacher forcing."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from janus_jax.config import ConfigError, ModelConfig
+from janus_jax.model import Janus, padded_vocab
+from janus_jax.types import Specials
+
+VARIANTS = [
+    {},
+    {"norm": "pre"},
+    {"ar_stream": "content"},
+    {"ar_slot_position": "input"},
+    {"layernorm_embedding": True, "activation": "gelu", "scale_embedding": False},
+]
+
+
+@partial(jax.jit, static_argnames=("net", "streams"))
+def run(net, params, batch, streams=("ar", "nar", "aux")):
+    return net.train_streams(params, net.encode(params, batch.source), batch, streams=streams)
+
+
+@partial(jax.jit, static_argnames="net")
+def encode(net, params, source, rng=None):
+    return net.encode(params, source, rng)
+
+
+@partial(jax.jit, static_argnames="net")
+def ar_rows(net, params, encoded, tokens):
+    return net.ar_rows(params, encoded, tokens)
+
+
+@partial(jax.jit, static_argnames="net")
+def nar_rows(net, params, encoded, tokens):
+    return net.nar_rows(params, encoded, tokens)
+
+
+@partial(jax.jit, static_argnames="net")
+def ar_step(net, params, encoded, tokens, cache):
+    return net.ar_step(params, encoded, tokens, cache)
+
+
+def real_rows(streams, batch):
+    """Hidden rows that losses read, flat, by stream."""
+    slots = np.asarray(batch.target[:, 1:] != 1)
+    ranks = np.arange(batch.masked.shape[1]) < np.asarray(batch.masked_count)[:, None]
+    return np.asarray(streams.ar)[slots], np.asarray(streams.nar)[ranks], np.asarray(streams.aux)[ranks]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_padding_on_any_axis_changes_no_real_row(variant):
+    net, params = tiny.model(**variant)
+    batch = tiny.batch()
+    wider = tiny.padded(batch, source=3, target=2, masked=4, rows=2)
+    for a, b in zip(real_rows(run(net, params, batch), batch), real_rows(run(net, params, wider), wider), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_source_padding_may_stand_on_the_left():
+    net, params = tiny.model()
+    source = jnp.array([[0, 7, 8, 9, 2, 1, 1]])
+    moved = jnp.array([[1, 1, 0, 7, 8, 9, 2]])
+    right, left = encode(net, params, source), encode(net, params, moved)
+    np.testing.assert_allclose(right.states[0, :5], left.states[0, 2:], atol=2e-6)
+    np.testing.assert_allclose(right.length_logits, left.length_logits, atol=2e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_row_depends_on_what_it_must_not_see(variant):
+    net, params = tiny.model(**variant)
+    batch = tiny.batch(rows=1, target=8, masked=4)
+    batch = dataclasses.replace(
+        batch,
+        target=jnp.array([[0, 11, 12, 13, 14, 15, 16, 2]]),
+        masked=jnp.array([[2, 3, 5, 0]]),
+        masked_count=jnp.array([3]),
+    )
+    before = run(net, params, batch)
+    for position in range(1, 7):
+        after = run(net, params, dataclasses.replace(batch, target=batch.target.at[0, position].set(30)))
+        moved = {name: np.abs(getattr(before, name) - getattr(after, name)).max(-1)[0] for name in ("ar", "nar", "aux")}
+        # AR slot t sees y_0..y_t.
+        np.testing.assert_array_equal(moved["ar"] > 1e-6, np.arange(7) >= position)
+        if position in (2, 3, 5):
+            rank = (2, 3, 5).index(position)
+            assert moved["nar"][:3].max() < 1e-6, "a masked token leaked into the NAR rows"
+            np.testing.assert_array_equal(moved["aux"][:3] > 1e-6, np.arange(3) > rank)
+        else:
+            assert moved["nar"][:3].min() > 1e-6
+            assert moved["aux"][:3].min() > 1e-6
+
+
+def test_mask_rows_of_the_joint_pass_equal_a_plain_bidirectional_pass():
+    from janus_jax.model.streams import nar_tokens
+
+    net, params = tiny.model()
+    batch = tiny.batch()
+    plain = nar_rows(net, params, encode(net, params, batch.source), nar_tokens(batch, net.specials))
+    joint = run(net, params, batch).nar
+    ranks = np.arange(batch.masked.shape[1]) < np.asarray(batch.masked_count)[:, None]
+    expected = np.take_along_axis(np.asarray(plain), np.asarray(batch.masked)[:, :, None], axis=1)
+    np.testing.assert_allclose(np.asarray(joint)[ranks], expected[ranks], atol=2e-6)
+
+
+@pytest.mark.parametrize("streams", [("ar",), ("nar",), ("ar", "nar"), ("nar", "aux")])
+def test_a_stream_alone_equals_its_part_of_the_joint_pass(streams):
+    net, params = tiny.model()
+    batch = tiny.batch()
+    joint, alone = run(net, params, batch), run(net, params, batch, streams=streams)
+    for name in ("ar", "nar", "aux"):
+        if name in streams:
+            np.testing.assert_allclose(getattr(alone, name), getattr(joint, name), atol=2e-6)
+        else:
+            assert getattr(alone, name) is None
+
+
+def test_streams_that_make_no_sense_are_refused():
+    net, params = tiny.model()
+    with pytest.raises(ValueError, match="nar with aux"):
+        run(net, params, tiny.batch(), streams=("ar", "aux"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cached_steps_equal_teacher_forcing_and_the_joint_pass(variant):
+    net, params = tiny.model(**variant)
+    batch = tiny.batch()
+    encoded = encode(net, params, batch.source)
+    tokens = batch.target[:, :-1]
+    forced = ar_rows(net, params, encoded, tokens)
+    np.testing.assert_allclose(forced, run(net, params, batch).ar, atol=2e-6)
+    cache = net.init_cache(params, encoded, 1, tokens.shape[1])
+    hidden = []
+    for start, stop in ((0, 1), (1, 2), (2, 5), (5, 7)):  # one token at a time, and several at once
+        rows, cache = ar_step(net, params, encoded, tokens[:, start:stop], cache)
+        hidden.append(rows)
+    logp = [jax.nn.log_softmax(net.project(params, x)) for x in (jnp.concatenate(hidden, 1), forced)]
+    np.testing.assert_allclose(logp[0], logp[1], atol=2e-5)
+
+
+def test_a_rejected_draft_only_lowers_the_cache_length():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    encoded = encode(net, params, batch.source)
+    cache = net.init_cache(params, encoded, 1, 8)
+    _, cache = ar_step(net, params, encoded, batch.target[:, :2], cache)
+    _, drafted = ar_step(net, params, encoded, jnp.full((4, 3), 33), cache)
+    back = dataclasses.replace(drafted, length=cache.length)
+    again, _ = ar_step(net, params, encoded, batch.target[:, 2:4], back)
+    expected, _ = ar_step(net, params, encoded, batch.target[:, 2:4], cache)
+    np.testing.assert_allclose(again, expected, atol=2e-6)
+
+
+def test_rows_of_a_sentence_share_its_encoding_and_can_be_reordered():
+    net, params = tiny.model()
+    batch = tiny.batch(rows=2)
+    encoded = encode(net, params, batch.source)
+    tokens = jnp.array([[0, 9], [0, 8], [0, 7], [0, 6]])
+    twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), encoded)
+    np.testing.assert_allclose(nar_rows(net, params, encoded, tokens), nar_rows(net, params, twice, tokens), atol=2e-6)
+    cache = net.init_cache(params, encoded, 2, 4)
+    _, cache = ar_step(net, params, encoded, tokens, cache)
+    swap = jnp.array([1, 0, 3, 2])
+    a, _ = ar_step(net, params, encoded, jnp.full((4, 1), 11), net.reorder_cache(cache, swap))
+    b, _ = ar_step(net, params, encoded, jnp.full((4, 1), 11), cache)
+    np.testing.assert_allclose(a, b[swap], atol=2e-6)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat):
+    batch = tiny.batch()
+
+    def gradient(net, params):
+        return jax.jit(jax.grad(lambda p: sum((x**2).sum() for x in jax.tree.leaves(run(net, p, batch)))))(params)
+
+    net, params = tiny.model()
+    other, _ = tiny.model(remat=remat)
+    a, b = gradient(net, params), gradient(other, params)
+    bound = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))
+    assert tiny.largest_difference(a, b) < 1e-5 * bound
+
+
+def test_initialisation_is_the_released_one():
+    net = Janus(ModelConfig(vocab_size=1000, d_model=64, heads=4, encoder_layers=1, decoder_layers=1), Specials())
+    params = net.init(jax.random.key(0))
+    embedding = params["embed_tokens"]["embedding"]
+    assert embedding.shape == (padded_vocab(net.config), 64) == (1024, 64)
+    assert float(jnp.abs(embedding[1000:]).max()) == 0.0
+    assert abs(float(embedding[:1000].std()) - 0.02) < 1e-3
+    assert float(jnp.abs(embedding[1]).max()) > 0  # the embedding's padding row is trained
+    positions = params["decoder"]["embed_positions"]["embedding"]
+    assert float(jnp.abs(positions[:2]).max()) == 0.0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if path[-1].key == "bias":
+            assert float(jnp.abs(leaf).max()) == 0.0
+        elif path[-1].key == "kernel":
+            assert abs(float(leaf.std()) - 0.02) < 2e-3
+
+
+def test_dropout_needs_a_key_keeps_the_mean_and_depends_on_the_key():
+    net, params = tiny.model(dropout=0.3)
+    source = tiny.batch().source
+    still = encode(net, params, source).states
+    np.testing.assert_array_equal(still, encode(net, params, source).states)
+    a, b = (encode(net, params, source, jax.random.key(i)).states for i in (1, 2))
+    assert float(jnp.abs(a - b).max()) > 0.1
+    from janus_jax.model.layers import Dropout
+
+    ones = jnp.ones((400, 333))
+    dropped = Dropout(0.3).apply({}, ones, rngs={"dropout": jax.random.key(0)})
+    assert abs(float((dropped == 0).mean()) - 0.3) < 0.005
+    assert abs(float(dropped.mean()) - 1.0) < 0.01
+
+
+def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
+    net, params = tiny.model()
+    half, _ = tiny.model(dtype="bfloat16")
+    batch = tiny.batch()
+    rows = run(half, params, batch).ar
+    assert rows.dtype == jnp.bfloat16
+    logits = half.project(params, rows)
+    assert logits.dtype == jnp.float32
+    assert float(jnp.abs(logits - net.project(params, run(net, params, batch).ar))[..., : tiny.VOCAB].max()) < 0.1
+
+
+def test_a_vocabulary_without_room_for_specials_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size"):
+        Janus(ModelConfig(vocab_size=4), Specials())

@@ -1,0 +1,171 @@
+"""The losses: formulas, and independence of chunks, padding, micro-batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients
+from janus_jax.objective import denominators, loss, streams_of, weight_at
+from janus_jax.objective.terms import label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
+
+ZERO = jnp.int32(0)
+
+
+def value_and_grad(net, params, batch, objective, step=ZERO, rng=None):
+    divisors = denominators(batch, net.config, objective, net.specials.pad)
+
+    def total(p):
+        return loss(net, objective, p, batch, divisors=divisors, step=step, rng=rng)
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+
+def assert_same(a, b):
+    (value, metrics), gradients = a
+    (other, other_metrics), other_gradients = b
+    np.testing.assert_allclose(value, other, rtol=1e-5)
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=1e-4, atol=1e-7)
+    bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    assert tiny.largest_difference(gradients, other_gradients) <= 1e-4 * bound + 1e-6
+
+
+def test_label_smoothing_follows_the_formula():
+    rng = np.random.default_rng(0)
+    logits = np.full((3, 8), -1e9, np.float32)
+    logits[:, :6] = rng.normal(size=(3, 6))
+    labels = np.array([0, 5, 2])
+    logp = logits[:, :6] - np.log(np.exp(logits[:, :6]).sum(1, keepdims=True))
+    nll, smoothing = nll_and_smoothing(jnp.array(logits), jnp.array(labels), 6)
+    np.testing.assert_allclose(nll, -logp[np.arange(3), labels], rtol=1e-6)
+    expected = 0.9 * -logp[np.arange(3), labels] - 0.1 * logp.mean(1)
+    np.testing.assert_allclose(label_smoothed(nll, smoothing, 0.1), expected, rtol=1e-6)
+
+
+def test_symmetric_kl_follows_the_formula_and_ignores_vocabulary_padding():
+    rng = np.random.default_rng(1)
+    p_logits, q_logits = (np.concatenate([rng.normal(size=(4, 6)), np.full((4, 2), -1e9)], 1) for _ in range(2))
+    p, q = (np.exp(x[:, :6]) / np.exp(x[:, :6]).sum(1, keepdims=True) for x in (p_logits, q_logits))
+    expected = 0.5 * ((p - q) * (np.log(p) - np.log(q))).sum(1)
+    np.testing.assert_allclose(symmetric_kl(jnp.array(p_logits), jnp.array(q_logits)), expected, rtol=1e-5)
+
+
+def test_length_loss_caps_the_class():
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]))
+    np.testing.assert_allclose(length_nll(logits, jnp.array([99, 1])), -np.log([0.7, 0.25]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "streams"), [("ar", ("ar",)), ("cmlm", ("nar",)), ("janus", ("ar", "nar", "aux"))])
+def test_an_objective_computes_only_the_streams_that_it_reads(name, streams):
+    from janus_jax.config import objective_terms
+
+    objective = ObjectiveConfig(name=name)
+    assert streams_of(objective_terms(objective)) == streams
+    net, params = tiny.model()
+    (_, metrics), _ = value_and_grad(net, params, tiny.batch(), objective)
+    assert {m for m in metrics if m.startswith("nll/")} == {f"nll/{s}" for s in streams}
+
+
+def test_without_aux_terms_no_aux_row_is_computed():
+    weights = LossWeights(aux=0.0, kl_ar_aux=0.0, kl_nar_aux=0.0)
+    net, params = tiny.model()
+    (_, metrics), _ = value_and_grad(net, params, tiny.batch(), ObjectiveConfig(weights=weights))
+    assert "nll/aux" not in metrics
+    assert "nll/nar" in metrics
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_of_the_projection_change_nothing(chunk):
+    net, params = tiny.model()
+    batch = tiny.batch(rows=6)
+    whole = value_and_grad(net, params, batch, ObjectiveConfig())
+    assert_same(whole, value_and_grad(net, params, batch, ObjectiveConfig(projection_chunk=chunk)))
+
+
+def test_gradients_equal_those_of_plain_differentiation():
+    """The vocabulary terms make their own gradients with the value; plain autodiff must agree."""
+    from functools import partial
+
+    from janus_jax.objective.joint import VocabularyLoss
+
+    net, params = tiny.model()
+    batch, objective = tiny.batch(), ObjectiveConfig()
+    divisors = denominators(batch, net.config, objective, 1)
+    hidden = net.train_streams(params, net.encode(params, batch.source), batch)
+    of = VocabularyLoss(
+        net.config, objective, net.dtype, ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"), 1
+    )
+    weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(of.terms)}
+    table = params["embed_tokens"]["embedding"]
+
+    def scaled(function):
+        return jax.jit(jax.grad(lambda h, t: 3.0 * function(h, t)[0], argnums=(0, 1)))(hidden, table)
+
+    ours = scaled(lambda h, t: of(h, t, batch, weights, divisors))
+    plain = scaled(partial(lambda h, t: of.of_chunk(h, t, batch, weights, divisors)))
+    assert tiny.largest_difference(ours, plain) < 1e-5
+
+
+def test_padding_changes_no_loss_and_no_gradient():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    wider = tiny.padded(batch, source=2, target=3, masked=2, rows=4)
+    assert_same(
+        value_and_grad(net, params, batch, ObjectiveConfig()), value_and_grad(net, params, wider, ObjectiveConfig())
+    )
+
+
+def test_stop_gradient_holds_one_side_of_a_kl_fixed():
+    only = LossWeights(ar=0.0, nar=0.0, aux=0.0, length=0.0, kl_ar_nar=1.0, kl_nar_aux=0.0, kl_ar_aux=0.0)
+    net, params = tiny.model()
+    batch = tiny.batch()
+    gradients = {}
+    for side in ("none", "ar", "nar"):
+        objective = ObjectiveConfig(weights=only, stop_gradient=StopGradients(kl_ar_nar=side))
+        (value, _), gradients[side] = value_and_grad(net, params, batch, objective)
+        assert float(value) > 0
+    # The gradient is linear in its two sides.
+    both = jax.tree.map(jnp.add, gradients["ar"], gradients["nar"])
+    # Table and decoder rows of both sides add up to the gradient without any stop.
+    bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["none"]))
+    assert tiny.largest_difference(both, gradients["none"]) < 1e-4 * bound + 1e-7
+    assert tiny.largest_difference(gradients["ar"], gradients["none"]) > 0.01 * bound
+
+
+def test_weights_are_constant_or_piecewise_linear():
+    assert float(weight_at(0.3, jnp.int32(5))) == pytest.approx(0.3)
+    points = ((10, 0.0), (20, 1.0))
+    found = [float(weight_at(points, jnp.int32(step))) for step in (0, 10, 15, 20, 99)]
+    np.testing.assert_allclose(found, [0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+def test_a_scheduled_weight_acts_on_the_total():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    objective = ObjectiveConfig(name="ar", weights=LossWeights(ar=((0, 1.0), (10, 3.0))))
+    (start, _), _ = value_and_grad(net, params, batch, objective, jnp.int32(0))
+    (middle, _), _ = value_and_grad(net, params, batch, objective, jnp.int32(5))
+    assert float(middle) == pytest.approx(2 * float(start), rel=1e-6)
+
+
+def test_two_encoder_passes_differ_only_in_dropout():
+    batch = tiny.batch()
+    net, params = tiny.model(dropout=0.2)
+    one, two = (ObjectiveConfig(encoder_passes=n) for n in (1, 2))
+    with_key = [value_and_grad(net, params, batch, o, rng=jax.random.key(3))[0][0] for o in (one, two)]
+    assert float(with_key[0]) != float(with_key[1])
+    without = [value_and_grad(net, params, batch, o)[0][0] for o in (one, two)]
+    assert float(without[0]) == float(without[1])
+
+
+def test_a_batch_without_masked_tokens_is_finite():
+    import dataclasses
+
+    net, params = tiny.model()
+    batch = dataclasses.replace(tiny.batch(), masked_count=jnp.zeros(4, jnp.int32))
+    (value, metrics), gradients = value_and_grad(net, params, batch, ObjectiveConfig())
+    assert np.isfinite(float(value))
+    assert float(metrics["loss/nar"]) == 0.0
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))

@@ -1,0 +1,69 @@
+"""A tiny model and random batches, for tests of every room."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.config import ModelConfig
+from janus_jax.model import Janus
+from janus_jax.types import Batch, Specials
+
+VOCAB = 40
+
+
+def model(**changes):
+    """A two-layer model of width 16 without dropout, and its parameters with biases that are not zero."""
+    settings = {
+        "vocab_size": VOCAB, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2,
+        "max_positions": 40, "length_classes": 40, "dropout": 0.0, "vocab_multiple": 16, "dtype": "float32",
+    }  # fmt: skip
+    net = Janus(ModelConfig(**(settings | changes)), Specials())
+    params = jax.jit(net.init)(jax.random.key(0))
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [
+        leaf + 0.1 * jax.random.normal(key, leaf.shape) * (leaf.ndim == 1)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return net, jax.tree.unflatten(structure, moved)
+
+
+def batch(rows=4, source=9, target=8, masked=5, seed=0):
+    """Random sentences of different lengths, padded; every one masks at least one token."""
+    rng = np.random.default_rng(seed)
+    made = Batch(
+        source=np.full((rows, source), 1, np.int32),
+        target=np.full((rows, target), 1, np.int32),
+        masked=np.zeros((rows, masked), np.int32),
+        masked_count=np.zeros(rows, np.int32),
+        example_id=np.arange(rows, dtype=np.int32),
+    )
+    for row in range(rows):
+        for array, width in ((made.source, source), (made.target, target)):
+            length = rng.integers(4, width + 1)
+            array[row, :length] = rng.integers(5, VOCAB, length)
+            array[row, 0], array[row, length - 1] = 0, 2
+        inner = length - 2
+        count = rng.integers(1, min(inner, masked) + 1)
+        made.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
+        made.masked_count[row] = count
+    return jax.tree.map(jnp.asarray, made)
+
+
+def padded(original, source=0, target=0, masked=0, rows=0):
+    """The same batch with more padding on every axis."""
+    widths = {"source": source, "target": target, "masked": masked}
+    fill = {"source": 1, "target": 1, "masked": 0, "masked_count": 0, "example_id": -1}
+    changed = {}
+    for field in dataclasses.fields(original):
+        array = getattr(original, field.name)
+        pads = [(0, rows)] + ([(0, widths[field.name])] if array.ndim == 2 else [])
+        changed[field.name] = jnp.pad(array, pads, constant_values=fill[field.name])
+    return Batch(**changed)
+
+
+def largest_difference(a, b):
+    """Over all leaves of two trees."""
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
