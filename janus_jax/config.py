@@ -12,6 +12,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
 import ml_collections
@@ -64,6 +65,7 @@ __all__ = [
     "from_json",
     "leaves",
     "objective_terms",
+    "preset",
     "resolve",
     "to_json",
 ]
@@ -79,6 +81,17 @@ def default_config() -> ml_collections.ConfigDict:
     Types are left to `resolve`: a weight may be a number or a schedule, buckets a number or bounds.
     """
     return ml_collections.ConfigDict(_plain(Config()), type_safe=False, convert_dict=True).lock()
+
+
+def preset(name: str, makers: dict[str, Callable[[], ml_collections.ConfigDict]]) -> ml_collections.ConfigDict:
+    """The ConfigDict of a preset of an experiment file (`--config=FILE.py:name`), one of the keys of `makers`.
+
+    Raises:
+      ConfigError: no such preset; the message names those that exist.
+    """
+    if name not in makers:
+        raise ConfigError(f"unknown preset {name!r}; choose from {', '.join(makers)}")
+    return makers[name]()
 
 
 def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
