@@ -7,6 +7,7 @@ a known fault of the released code (its cache, its early stop, its logging) are 
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.config import LossWeights, ObjectiveConfig
+from janus_jax.config import DecodeConfig, LossWeights, ObjectiveConfig
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
+from janus_jax.decode import MODES, Generator, remask_counts
 from janus_jax.model import Janus
 from janus_jax.model.streams import bridge_mask, nar_mask
 from janus_jax.objective import denominators, loss
@@ -45,10 +47,10 @@ class Line:
 
 
 class Golden:
-    """A golden file with the model that its parameters make."""
+    """The arrays of a golden file with the model that its parameters make."""
 
-    def __init__(self, path: Path):
-        self.arrays = dict(np.load(path))
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.arrays = arrays
         released = {name[len("param/") :]: a for name, a in self.arrays.items() if name.startswith("param/")}
         self.config = model_config_from_released(released, HEADS)
         self.pretraining = self.config.ar_start == "eos"
@@ -265,15 +267,63 @@ def check_losses(g: Golden) -> Iterator[Line]:
         yield Line(name, largest(ours[key] * scale, theirs) if key in ours else float("nan"), bound)
 
 
+def check_decoding(g: Golden) -> Iterator[Line]:
+    """AR searches without the released cache fault and NAR searches without its early stop, under the released rules."""
+    generator = Generator(g.net, g.params, None)
+    source = np.asarray(g["in/src_tokens"], np.int32)
+    for name in sorted(g.arrays):
+        if match := re.fullmatch(r"dec/ar_beam(\d+)_full_tokens", name):
+            longest = g[name].shape[-1] - 1  # the last place is for the eos that is forced there
+            settings = DecodeConfig(
+                rules="released", beam=int(match[1]), max_length_a=0.0, max_length_b=max(longest, 40)
+            )
+            found = MODES["ar"](generator, source, settings)
+            yield from _check_hypotheses(g, name, found.tokens, found.lengths, found.scores, found.token_scores)
+        elif match := re.fullmatch(r"dec/nar_iter(\d+)_lb(\d+)_force_tokens", name):
+            passes, length_beam = int(match[1]) + 1, int(match[2])
+            settings = DecodeConfig(mode="nar", rules="released", passes=passes, length_beam=length_beam)
+            found = MODES["nar"](generator, source, settings)
+            front = ((0, 0), (1, 0))  # the released arrays keep bos, at score 0
+            tokens, scores = np.pad(found.tokens[:, 0], front), np.pad(found.token_scores[:, 0], front)
+            yield from _check_hypotheses(g, name, tokens, found.lengths[:, 0] + 1, found.scores[:, 0], scores)
+
+
+def _check_hypotheses(g: Golden, name: str, tokens, lengths, scores, token_scores) -> Iterator[Line]:
+    """Tokens [..., L] exactly, scores [...] and those of tokens [..., L] nearly; golden arrays pad with -1 and NaN."""
+    width = g[name].shape[-1]
+    real = np.arange(np.asarray(tokens).shape[-1]) < np.asarray(lengths)[..., None]
+    ours = np.where(real, tokens, -1)
+    wrong = (ours[..., :width] != g[name]).sum() + (ours[..., width:] != -1).sum()
+    yield Line(name, float(wrong), EXACT)
+    stem = name.removesuffix("tokens")
+    yield Line(f"{stem}score", largest(scores, g[f"{stem}score"]), ACTIVATION)
+    theirs = g[f"{stem}posscores"]
+    where = real[..., :width] & np.isfinite(theirs)
+    yield Line(f"{stem}posscores", largest(np.asarray(token_scores)[..., :width], theirs, where), ACTIVATION)
+
+
+def check_remask_counts(arrays: dict[str, np.ndarray]) -> list[Line]:
+    """How many slots are masked again after each pass, for targets of 2.. tokens."""
+    lines = []
+    for name, theirs in arrays.items():
+        passes = int(name.removeprefix("max_step_"))
+        ours = [np.asarray(remask_counts(length, passes)) for length in range(2, 2 + len(theirs))]
+        lines.append(Line(name, largest(np.stack(ours), theirs), EXACT))
+    return lines
+
+
 def _relative(ours: jax.Array, theirs: np.ndarray) -> float:
     return abs(float(ours) - float(theirs)) / abs(float(theirs))
 
 
 def check(path: Path) -> list[Line]:
     """All comparisons that a file's arrays allow."""
-    golden = Golden(path)
+    arrays = dict(np.load(path))
+    if all(name.startswith("max_step_") for name in arrays):
+        return check_remask_counts(arrays)
+    golden = Golden(arrays)
     with jax.default_matmul_precision("highest"):
-        return [*check_forward(golden), *check_rows(golden), *check_losses(golden)]
+        return [*check_forward(golden), *check_rows(golden), *check_losses(golden), *check_decoding(golden)]
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,44 @@
+"""Makes a tiny prepared dataset and tiny experiments; `python tests/train/runs.py CONFIG.json WORKDIR` trains one."""
+
+import sys
+
+from janus_jax.config import resolve
+
+
+def config(prepared, **changes):
+    """A run of 12 steps of a one-layer model with dropout on; `changes` are dotted settings with __ for dots."""
+    settings = {
+        "text": {"vocab_size": 120, "byte_fallback": False, "character_coverage": 1.0},
+        "data": {
+            "source": "demo", "demo_sizes": (300, 24, 24), "prepared": str(prepared), "buckets": 1,
+            "tokens_per_batch": 1024, "max_source_length": 64, "max_target_length": 64,
+        },
+        "model": {
+            "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "max_positions": 64,
+            "length_classes": 64, "dropout": 0.1, "dtype": "float32",
+        },
+        "optimizer": {"warmup_steps": 4, "learning_rate": 1e-3, "ema_decay": 0.9},
+        "train": {"steps": 12, "log_every": 2, "eval_every": 6, "checkpoint_every": 3, "eval_sentences": 0},
+    }  # fmt: skip
+    for name, value in changes.items():
+        node = settings
+        *path, last = name.split("__")
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return resolve(settings)
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    import jax
+
+    from janus_jax import parallel
+    from janus_jax.config import from_json
+    from janus_jax.train import train
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_disable_most_optimizations", True)
+    parallel.start()
+    train(from_json(Path(sys.argv[1]).read_text()), sys.argv[2])

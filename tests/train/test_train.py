@@ -1,0 +1,253 @@
+"""The training loop: exact resume, faults, stops, checkpoints."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from train import runs
+
+from janus_jax import checkpoint, parallel
+from janus_jax.config import ConfigError, to_json
+from janus_jax.data import prepare
+from janus_jax.train import NonFiniteLossError, train
+from janus_jax.train import loop as loop_module
+from janus_jax.train.log import read_metrics
+
+RUNNER = Path(__file__).with_name("runs.py")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data") / "demo"
+    prepare(runs.config(directory), log=lambda *_: None)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def whole(prepared, tmp_path_factory):
+    """The run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(runs.config(prepared), workdir)
+    return workdir
+
+
+def stored(workdir):
+    """Everything in the newest checkpoint, as a flat dictionary of arrays."""
+    from orbax.checkpoint import v1 as ocp
+
+    items = ocp.load_checkpointables(checkpoint.find(workdir))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(items)}
+
+
+def records(workdir):
+    """metrics.jsonl without what measures the machine."""
+    return [
+        {name: value for name, value in record.items() if not name.startswith("time/")}
+        for record in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+def assert_same_run(workdir, whole):
+    ours, theirs = stored(workdir), stored(whole)
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert records(workdir) == records(whole)
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "curves.png"} <= names
+    assert not [name for name in names if "partial" in name]
+    steps = [record["step"] for record in records(whole)]
+    assert steps == [2, 4, 6, 6, 8, 10, 12, 12]  # training records, and evaluations at 6 and 12
+    last = records(whole)[-1]
+    assert {"valid/loss", "valid/nll/ar", "valid/nll/nar", "valid/nll/aux", "valid/loss/length"} <= last.keys()
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_losses_fall(whole):
+    totals = [record["loss/total"] for record in records(whole) if "loss/total" in record]
+    assert totals[-1] < totals[0]
+
+
+def test_resume_is_bitwise_the_uninterrupted_run(prepared, whole, tmp_path):
+    config = runs.config(prepared)
+    first = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    train(first, tmp_path)
+    train(config, tmp_path)
+    # The first part ended with an evaluation at its last step, step 6, as the whole run had one there.
+    assert_same_run(tmp_path, whole)
+
+
+def start(config, workdir, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    environment = os.environ | {"PYTHONPATH": str(RUNNER.parents[2])}
+    return subprocess.Popen(
+        [sys.executable, str(RUNNER), str(path), str(workdir)],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=240):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def test_kill_during_training_and_during_a_save_then_resume_is_bitwise(prepared, tmp_path):
+    config = runs.config(prepared, train__steps=40, train__eval_every=40)
+    whole, workdir = tmp_path / "whole", tmp_path / "run"
+    train(config, whole)
+    checkpoints = workdir / "checkpoints"
+
+    def saving(after):
+        """A save past step `after` has begun and is not complete."""
+        names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        return any(not name.isdigit() and int(name.split(".")[0] or 0) > after for name in names if name[0].isdigit())
+
+    process = start(config, workdir, tmp_path)
+    wait_for(lambda: checkpoints.is_dir() and checkpoint.step_directories(workdir), process)
+    process.kill()  # during training
+    process.wait()
+    reached = int(checkpoint.find(workdir).name)
+    process = start(config, workdir, tmp_path)
+    wait_for(lambda: saving(reached), process)
+    process.kill()  # during a save
+    process.wait()
+    assert int(checkpoint.find(workdir).name) < 40
+    process = start(config, workdir, tmp_path)
+    assert process.wait(timeout=240) == 0, process.stderr.read()
+    assert_same_run(workdir, whole)
+    assert not [p.name for p in checkpoints.iterdir() if not p.name.isdigit()], "an unfinished save was left behind"
+
+
+def test_sigterm_saves_and_stops_and_the_run_goes_on(prepared, tmp_path):
+    config = runs.config(prepared, train__steps=400, train__eval_every=400, train__checkpoint_every=400)
+    workdir = tmp_path / "run"
+    process = start(config, workdir, tmp_path)
+    wait_for(lambda: records(workdir) and records(workdir)[-1]["step"] >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=240) == 0, process.stderr.read()
+    saved = int(checkpoint.find(workdir).name)
+    assert 4 <= saved < 400
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=saved + 2)), workdir)
+    assert int(checkpoint.find(workdir).name) == saved + 2
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Parameters of which one becomes infinite at step 5."""
+
+    def poison(step_fn):
+        def run(state, batch):
+            if int(state.step) == 4:
+                table = state.params["embed_tokens"]["embedding"].at[6, 0].set(jnp.inf)
+                state = dataclasses.replace(state, params=state.params | {"embed_tokens": {"embedding": table}})
+            return step_fn(state, batch)
+
+        return run
+
+    original = loop_module.jit_train_step
+    monkeypatch.setattr(loop_module, "jit_train_step", lambda *args: poison(original(*args)))
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(prepared, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"step 5: .*not finite.*examples.*learning_rate.*step 3, is intact"):
+        train(runs.config(prepared), tmp_path)
+    assert int(checkpoint.find(tmp_path).name) == 3
+    assert all(np.isfinite(array).all() for name, array in stored(tmp_path).items() if "assets" not in name)
+
+
+@pytest.mark.usefixtures("poisoned")
+def test_tolerated_bad_steps_are_skipped_and_counted(prepared, tmp_path, capsys):
+    with pytest.raises(NonFiniteLossError, match="step 8"):
+        train(runs.config(prepared, train__max_bad_steps=3, train__checkpoint_every=12), tmp_path)
+    assert "Skipped (3 of 3 allowed)" in capsys.readouterr().err
+
+
+def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate: 0.001, now 0.5"):
+        train(runs.config(prepared, optimizer__learning_rate=0.5), whole)
+
+
+def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_path):
+    with pytest.raises(ConfigError, match="set it to 0 or"):
+        train(runs.config(prepared, model__vocab_size=99), tmp_path)
+
+
+def test_an_unknown_best_metric_is_named(prepared, tmp_path):
+    with pytest.raises(ConfigError, match="valid/loss"):
+        train(runs.config(prepared, train__best_metric="valid/bleu", train__steps=6), tmp_path)
+
+
+def test_checkpoints_are_self_contained_and_average(whole, prepared, tmp_path):
+    loaded = checkpoint.load(whole)
+    assert loaded.step == 12
+    assert loaded.config.data.prepared == str(prepared)
+    from janus_jax import text
+
+    assert text.load(loaded.tokenizer).vocab_size == loaded.config.model.vocab_size
+    # keep_last 3, and the best of those that were evaluated (6 and 12)
+    kept = [int(path.name) for path in checkpoint.step_directories(whole)]
+    assert kept == [6, 9, 12]
+    one, two = (checkpoint.load(path).params for path in checkpoint.step_directories(whole)[:2])
+    mean = checkpoint.average([one, two])
+    for a, b, c in zip(*(jax.tree.leaves(tree) for tree in (one, two, mean)), strict=True):
+        np.testing.assert_allclose(c, (np.asarray(a) + np.asarray(b)) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("path", ["nothing", "."])
+def test_a_missing_checkpoint_is_named(path, tmp_path):
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path)):
+        checkpoint.load(tmp_path / path)
+
+
+@pytest.mark.parametrize("objective", ["ar", "cmlm"])
+def test_other_objectives_train_and_decode_what_they_trained(objective, prepared, tmp_path):
+    weights = {"objective__weights__nar": 1.0} if objective == "cmlm" else {}
+    config = runs.config(
+        prepared, objective__name=objective, train__steps=4, train__eval_every=4, train__eval_sentences=4, **weights
+    )
+    final = train(config, tmp_path)
+    half = {"ar": "ar", "cmlm": "nar"}[objective]
+    assert f"valid/nll/{half}" in final
+    assert f"valid/bleu_{half}" in final
+    assert len([name for name in final if name.startswith("valid/bleu")]) == 1
+
+
+def test_the_door_reports_mistakes_with_their_fix(capsys, tmp_path):
+    from janus_jax.train.__main__ import main
+
+    assert main([]) == 2
+    assert "--config and --workdir" in capsys.readouterr().err
+
+
+def test_parallel_start_sets_the_compile_cache(tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        parallel.start(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_metrics_are_json_lines(whole):
+    for line in (whole / "metrics.jsonl").read_text().splitlines():
+        assert isinstance(json.loads(line)["step"], int)
