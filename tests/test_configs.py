@@ -10,11 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.config import ConfigError, Weight, objective_terms
+from janus_jax.config import Config, ConfigError, OptimizerConfig, TextConfig, TrainConfig, Weight, objective_terms
 from janus_jax.data import Prepared, TrainBatches, prepare
 from janus_jax.door import load_config
 from janus_jax.model import Janus
-from janus_jax.train.step import init_state, make_train_step
+from janus_jax.train.optimizer import learning_rate, make_optimizer
+from janus_jax.train.step import init_state, make_train_step, state_from_params
 from janus_jax.types import Specials
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,20 +58,25 @@ def test_docstring_gives_the_commands_and_get_config_its_default(path):
 
 
 def reduced(config):
-    """The same experiment with tiny layers on a small corpus; what remains is what the file chose."""
+    """The same experiment with tiny layers on a small corpus; what remains is what the file chose.
+
+    Numbers that only scale (dropout, heads, the optimizer's) are made equal, so that experiments of one structure share
+    a compiled step; `test_optimizer` looks at the optimizers.
+    """
     replace = dataclasses.replace
     return replace(
         config,
-        text=replace(config.text, model="", vocab_size=400, byte_fallback=True),
+        text=TextConfig(vocab_size=400),
         data=replace(
             config.data, source="demo", source_lang="de", target_lang="en", train="train", valid="", test="", tfds_name="",
-            demo_sizes=(200, 4, 4), prepared="", max_source_length=64, max_target_length=64, buckets=1,
-            tokens_per_batch=config.data.tokens_per_batch // 4,
+            demo_sizes=(200, 4, 4), prepared="", max_source_length=64, max_target_length=64, buckets=(64,), tokens_per_batch=1024,
         ),
         model=replace(
-            config.model, vocab_size=400, d_model=16, ffn_dim=16, encoder_layers=1, decoder_layers=1, max_positions=64,
-            length_classes=64, dropout=0.1,
+            config.model, vocab_size=400, d_model=16, ffn_dim=16, heads=2, encoder_layers=1, decoder_layers=1,
+            max_positions=64, length_classes=64, dropout=0.0,
         ),
+        optimizer=OptimizerConfig(),
+        train=TrainConfig(accumulation=config.train.accumulation),
     )  # fmt: skip
 
 
@@ -83,13 +89,15 @@ def prepared(tmp_path_factory):
 
 
 @functools.cache
-def step_of(model, objective, optimizer, steps, accumulation, shape):
-    """The compiled step; experiments that differ in text alone share it."""
-    del accumulation, shape  # of the batch, which only the compiler sees
-    config = dataclasses.replace(load("demo_deen.py"), model=model, objective=objective, optimizer=optimizer)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=steps))
+def step_of(model, objective, train):
+    """A jitted step from fresh parameters; experiments that differ in their text alone share it."""
+    config = dataclasses.replace(Config(), model=model, objective=objective, train=train)
     net = Janus(model, Specials())
-    return jax.jit(lambda batch: make_train_step(net, config)(init_state(net, config), batch))
+    params = jax.tree.map(
+        lambda leaf: np.random.default_rng(0).normal(scale=0.02, size=leaf.shape).astype(np.float32),
+        jax.eval_shape(lambda: init_state(net, config)).params,
+    )
+    return jax.jit(make_train_step(net, config)), state_from_params(config, params)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -106,17 +114,29 @@ def test_one_step(experiment, prepared):
     batch = batches.batch_at(0)
     assert batch.target.shape[0] == config.train.accumulation
     assert batch.target.shape[1] * max(batch.source.shape[2], batch.target.shape[2]) <= config.data.tokens_per_batch
-    step = step_of(
-        config.model, config.objective, config.optimizer, config.train.steps, config.train.accumulation,
-        batch.source.shape + batch.target.shape,
-    )  # fmt: skip
-    state, metrics = step(batch)
+    step, state = step_of(config.model, config.objective, config.train)
+    state, metrics = step(state, batch)
     assert int(state.step) == 1
     assert metrics["finite"] == 1
     assert np.isfinite(metrics["loss/total"])
     assert metrics["grad_norm"] > 0
     assert {f"loss/{term}" for term in objective_terms(config.objective)} <= set(metrics)
-    assert (state.ema is not None) == (config.optimizer.ema_decay > 0)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_optimizer(experiment):
+    config = load(experiment)
+    rate = [float(x) for x in jax.vmap(learning_rate(config.optimizer, config.train.steps))(
+        np.array([0, config.optimizer.warmup_steps, config.train.steps - 1], np.float32)
+    )]  # fmt: skip
+    assert rate[0] < rate[1]
+    assert rate[1] == pytest.approx(config.optimizer.learning_rate)
+    assert 0 < rate[2] < rate[1]
+    optimizer = make_optimizer(config.optimizer)
+    params = {"kernel": np.ones((2, 3), np.float32)}
+    updates, _ = optimizer.update({"kernel": np.full((2, 3), 0.5, np.float32)}, optimizer.init(params), params)
+    # Adam's first update is the gradient's sign, whatever was clipped; decoupled decay adds to it.
+    np.testing.assert_allclose(updates["kernel"], 1.0 + config.optimizer.weight_decay, rtol=1e-4)
 
 
 def terms(experiment) -> dict[str, Weight]:
