@@ -22,9 +22,10 @@ def get_config():
     # No label smoothing: the target follows from the source. The divergences come in once there is something to match.
     config.objective.label_smoothing = 0.0
     for term, weight in (("kl_ar_nar", 1.0), ("kl_nar_aux", 1.0), ("kl_ar_aux", 3.0)):
-        config.objective.weights[term] = ((400, 0.0), (1000, weight))
+        config.objective.weights[term] = ((300, 0.0), (700, weight))
+    config.objective.weights.length = 0.3
     o = config.optimizer
     o.learning_rate, o.warmup_steps, o.schedule = 3e-3, 150, "cosine"
     t = config.train
-    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1500, 100, 1500, 500
+    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 850, 50, 850, 425
     return config

@@ -20,7 +20,13 @@ from janus_jax import checkpoint, config, text
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.beam import beam_search
-from janus_jax.decode.mask_predict import MaskPredictRules, best_hypotheses, candidate_lengths, mask_predict
+from janus_jax.decode.mask_predict import (
+    MaskPredictRules,
+    best_hypotheses,
+    candidate_lengths,
+    mask_predict,
+    with_length_scores,
+)
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer
 from janus_jax.types import Array, Encoded, Hypotheses, Params
@@ -260,6 +266,8 @@ def _run_nar(
         rules=_rules(decode),
         project_fn=functools.partial(net.project, params),
     )
+    if _rules(decode).score_length:
+        candidates = with_length_scores(candidates, encoded.length_logits, lengths)
     return best_hypotheses(candidates, net.specials, _rules(decode))
 
 

@@ -5,7 +5,7 @@ C length classes, P passes.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import jax
@@ -27,12 +27,18 @@ class MaskPredictRules:
     forbid_specials: bool = True  # never emit mask, pad or bos
     end_at_eos: bool = True  # an inner eos ends the sentence
     refuse_empty: bool = True  # a candidate without inner tokens loses to any other
+    score_length: bool = True  # the probability of its length counts in a candidate's score
 
     RELEASED: ClassVar["MaskPredictRules"]
 
 
 MaskPredictRules.RELEASED = MaskPredictRules(
-    lengths="contiguous", score_edges=True, forbid_specials=False, end_at_eos=False, refuse_empty=False
+    lengths="contiguous",
+    score_edges=True,
+    forbid_specials=False,
+    end_at_eos=False,
+    refuse_empty=False,
+    score_length=False,
 )
 
 
@@ -164,6 +170,22 @@ def mask_predict(
         empty=(length <= SHORTEST).reshape(batch, k),
         trace=seen,
     )
+
+
+def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Array) -> Candidates:
+    """Adds log p(length) to what a candidate's mean log-probability averages.
+
+    The mean alone is blind to what a short candidate leaves out: it prefers a length that drops a phrase to the right
+    one with a difficult word. With it the score is that of length and tokens together, a token's worth each.
+
+    Args:
+      candidates: of `mask_predict`.
+      length_logits: [B, C] of the length head.
+      lengths: [B, K] lengths that were asked for, bos and eos counted.
+    """
+    logp = jnp.take_along_axis(jax.nn.log_softmax(length_logits), lengths, axis=-1)
+    inner = jnp.maximum(lengths - 2, 1)
+    return replace(candidates, scores=candidates.scores + logp / inner)
 
 
 def choose(candidates: Candidates, rules: MaskPredictRules = MaskPredictRules()) -> Array:

@@ -150,3 +150,19 @@ def test_projecting_in_chunks_changes_nothing():
     )
     np.testing.assert_array_equal(whole.tokens, parts.tokens)
     np.testing.assert_allclose(whole.scores, parts.scores, rtol=1e-5)
+
+
+def test_the_probability_of_the_length_counts_in_the_choice():
+    from janus_jax.decode.mask_predict import with_length_scores
+
+    # Slots 1 and 2 are sure; slot 3, which only the longer candidate has, is a little less so.
+    table = np.full((5, 8), -9.0)
+    table[1, 5] = table[2, 6] = 9.0
+    table[3, 7], table[3, 5] = 1.0, -1.0
+    lengths = jnp.array([[4, 5]])
+    found = mask_predict(_table_model(table), lengths, passes=1, specials=SPECIALS, limit=5, vocab_size=8)
+    assert choose(found).tolist() == [0], "by its tokens alone the shorter candidate wins"
+    logits = jnp.log(jnp.array([[0.01, 0.01, 0.01, 0.01, 0.06, 0.9]]))
+    weighted = with_length_scores(found, logits, lengths)
+    np.testing.assert_allclose(weighted.scores - found.scores, [[np.log(0.06) / 2, np.log(0.9) / 3]], rtol=1e-4)
+    assert choose(weighted).tolist() == [1]
