@@ -200,25 +200,10 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{path}: {value} must not be negative")
         if name in _SHARE and not 0 <= value < 1:
             raise ConfigError(f"{path}: {value} must lie in [0, 1)")
+    _check_lengths(config)
     m, d, o = config.model, config.data, config.optimizer
     if m.d_model % m.heads:
         raise ConfigError(f"config.model.heads: {m.heads} heads do not divide d_model {m.d_model}")
-    for side in ("source", "target"):
-        longest = getattr(d, f"max_{side}_length")
-        # A slot may sit one past the last token, and two decoder rows are reserved.
-        if longest > m.max_positions:
-            raise ConfigError(
-                f"config.data.max_{side}_length: {longest} exceeds model.max_positions {m.max_positions}; lower one or raise the other"
-            )
-        if longest < 3:
-            raise ConfigError(
-                f"config.data.max_{side}_length: {longest} leaves no room for a token between bos and eos"
-            )
-    if config.objective.name != "ar" and d.max_target_length > m.length_classes:
-        raise ConfigError(
-            f"config.data.max_target_length: {d.max_target_length} exceeds model.length_classes {m.length_classes}, "
-            "so that the length head could not name it; lower one or raise the other"
-        )
     if d.tokens_per_batch < d.batch_multiple * 8:
         raise ConfigError(
             f"config.data.tokens_per_batch: {d.tokens_per_batch} cannot hold {d.batch_multiple} rows (batch_multiple)"
@@ -250,6 +235,26 @@ def _check(config: Config) -> None:
             raise ConfigError(f"config.parallel.{axis}: {size} must be a positive number of devices or -1")
     if config.parallel.tensor > 0 and m.heads % config.parallel.tensor:
         raise ConfigError(f"config.parallel.tensor: {config.parallel.tensor} does not divide model.heads {m.heads}")
+
+
+def _check_lengths(config: Config) -> None:
+    m, d = config.model, config.data
+    for side in ("source", "target"):
+        longest = getattr(d, f"max_{side}_length")
+        # A slot may sit one past the last token, and two decoder rows are reserved.
+        if longest > m.max_positions:
+            raise ConfigError(
+                f"config.data.max_{side}_length: {longest} exceeds model.max_positions {m.max_positions}; lower one or raise the other"
+            )
+        if longest < 3:
+            raise ConfigError(
+                f"config.data.max_{side}_length: {longest} leaves no room for a token between bos and eos"
+            )
+    if config.objective.name != "ar" and d.max_target_length > m.length_classes:
+        raise ConfigError(
+            f"config.data.max_target_length: {d.max_target_length} exceeds model.length_classes {m.length_classes}, "
+            "so that the length head could not name it; lower one or raise the other"
+        )
 
 
 def _check_objective(config: Config) -> None:

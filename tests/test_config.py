@@ -1,0 +1,180 @@
+"""Configuration: what is accepted, what is refused and how the refusal reads."""
+
+import dataclasses
+import re
+
+import pytest
+
+from janus_jax import config as config_lib
+from janus_jax import door
+from janus_jax.config import ConfigError, default_config, from_json, objective_terms, resolve, to_json
+
+
+def changed(**settings):
+    """A default ConfigDict with settings changed, "group__key" for config.group.key."""
+    config = default_config()
+    for name, value in settings.items():
+        *groups, key = name.split("__")
+        group = config
+        for part in groups:
+            group = group[part]
+        group[key] = value
+    return config
+
+
+def test_defaults_resolve_to_the_dataclasses():
+    assert resolve(default_config()) == config_lib.Config()
+
+
+def test_whole_numbers_become_floats_and_lists_tuples():
+    config = resolve(changed(model__dropout=0, data__demo_sizes=[3, 2, 1], data__buckets=[16, 32]))
+    assert type(config.model.dropout) is float
+    assert config.data.demo_sizes == (3, 2, 1)
+    assert config.data.buckets == (16, 32)
+
+
+def test_unknown_keys_name_the_nearest():
+    with pytest.raises((AttributeError, KeyError), match="dropuot"):
+        changed(model__dropuot=0.1)
+    with pytest.raises(
+        ConfigError, match=r"config\.model\.dropuot: unknown setting; did you mean config\.model\.dropout\?"
+    ):
+        resolve({"model": {"dropuot": 0.1}})
+    with pytest.raises(ConfigError, match=r"config\.zzz: unknown setting; known keys: text, data, model"):
+        resolve({"zzz": 1})
+    with pytest.raises(ConfigError, match=r"config\.model: expected a group of settings, got 3"):
+        resolve({"model": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        # types
+        ({"train__steps": 10.0}, "config.train.steps: expected int, got 10.0"),
+        ({"train__steps": True}, "config.train.steps: expected int, got True"),
+        ({"model__dropout": "much"}, "config.model.dropout: expected float, got 'much'"),
+        ({"model__scale_embedding": 1}, "config.model.scale_embedding: expected bool, got 1"),
+        ({"data__train": 3}, "config.data.train: expected str, got 3"),
+        ({"data__demo_sizes": (1, 2)}, "config.data.demo_sizes: expected 3 values, got 2"),
+        ({"data__demo_sizes": 1}, "config.data.demo_sizes: expected a list, got 1"),
+        ({"data__buckets": "many"}, "config.data.buckets: 'many' is neither"),
+        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus'; did you mean 'janus'?"),
+        ({"objective__encoder_passes": True}, "config.objective.encoder_passes: True is not one of 1, 2"),
+        # ranges
+        ({"train__steps": 0}, "config.train.steps: 0 must be greater than 0"),
+        ({"model__dropout": 1.0}, "config.model.dropout: 1.0 must lie in [0, 1)"),
+        ({"model__dropout": float("nan")}, "config.model.dropout: nan is not a finite number"),
+        ({"optimizer__weight_decay": -0.1}, "config.optimizer.weight_decay: -0.1 must not be negative"),
+        ({"data__buckets": (32, 16)}, "config.data.buckets: (32, 16) must be strictly increasing"),
+        ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must lie in (0, 1]"),
+        ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices or -1"),
+        ({"data__max_source_length": 2}, "config.data.max_source_length: 2 leaves no room"),
+        # contradictions
+        ({"model__heads": 5}, "config.model.heads: 5 heads do not divide d_model 512"),
+        ({"data__max_source_length": 2000}, "config.data.max_source_length: 2000 exceeds model.max_positions 1024"),
+        ({"data__max_target_length": 300}, "config.data.max_target_length: 300 exceeds model.length_classes 256"),
+        ({"data__tokens_per_batch": 32}, "config.data.tokens_per_batch: 32 cannot hold 8 rows"),
+        ({"data__source": "tfds"}, "config.data.tfds_name: name the TFDS dataset"),
+        ({"optimizer__name": "adam"}, "config.optimizer.weight_decay: adam has none"),
+        ({"optimizer__schedule": "cosine", "train__steps": 10_000}, "config.optimizer.warmup_steps: 10000 leaves no step"),
+        ({"optimizer__schedule": "polynomial", "optimizer__power": 0.0}, "config.optimizer.power: 0.0 must be greater"),
+        ({"model__ar_start": "eos", "model__ar_slot_position": "input"}, "config.model.ar_slot_position: "),
+        ({"parallel__tensor": 3}, "config.parallel.tensor: 3 does not divide model.heads 4"),
+        ({"parallel__fsdp": -1}, "config.parallel: at most one axis may be -1"),
+        # schedules
+        ({"objective__weights__ar": ()}, "config.objective.weights.ar: a schedule needs at least one"),
+        ({"objective__weights__ar": ((5, 1.0), (5, 2.0))}, "config.objective.weights.ar: steps [5, 5] of a schedule must increase"),
+        ({"objective__weights__ar": ((-1, 1.0),)}, "config.objective.weights.ar: steps [-1]"),
+        ({"objective__weights__ar": ((0, -1.0),)}, "config.objective.weights.ar: weights must be finite and not negative"),
+        ({"objective__weights__ar": "high"}, "config.objective.weights.ar: 'high' is neither"),
+        ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: every term of objective 'ar' has weight 0"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_is_wrong_is_refused_with_key_and_fix(settings, message):
+    with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        resolve(changed(**settings))
+
+
+def test_objectives_take_their_own_terms():
+    assert objective_terms(resolve(changed(objective__name="ar")).objective) == {"ar": 1.0}
+    assert objective_terms(resolve(changed(objective__name="cmlm")).objective) == {"nar": 0.5, "length": 0.1}
+    joint = objective_terms(resolve(changed(objective__weights__aux=0.0)).objective)
+    assert list(joint) == ["ar", "nar", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"]
+
+
+def test_json_round_trip():
+    schedule = ((0, 0.0), (1000, 1.0))
+    config = resolve(changed(objective__weights__kl_ar_aux=schedule, data__buckets=(8, 64), model__norm="pre"))
+    assert config.objective.weights.kl_ar_aux == schedule
+    assert from_json(to_json(config)) == config
+
+
+def test_hash_changes_with_any_setting():
+    config = config_lib.Config()
+    found = {config_lib.config_hash(config)}
+    assert found == {config_lib.config_hash(resolve(default_config()))}
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        for inner in dataclasses.fields(group):
+            value = getattr(group, inner.name)
+            if dataclasses.is_dataclass(value):
+                continue
+            other = dataclasses.replace(group, **{inner.name: f"{value}x"})
+            found.add(config_lib.config_hash(dataclasses.replace(config, **{field.name: other})))
+    assert len(found) == 1 + sum(name.count(".") == 1 for name, _ in config_lib.leaves(config))
+
+
+def test_leaves_are_dotted_names():
+    names = dict(config_lib.leaves(config_lib.Config()))
+    assert names["objective.weights.kl_ar_aux"] == 3.0
+    assert names["model.d_model"] == 512
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(
+        "from janus_jax.config import default_config, preset\n"
+        "def get_config(arg='small'):\n"
+        "  return preset(arg, {'small': default_config, 'broken': lambda: default_config().nothing})\n"
+    )
+    return path
+
+
+def test_command_line_overrides(file):
+    config = door.load_config(
+        f"{file}:small",
+        [
+            "--config.objective.weights.ar=((0, 1.0), (9, 0))", "--config.data.buckets=(16, 32)", "--config.train.steps=7",
+            "--config.data.demo_sizes=(5, 4, 3)", "--noconfig.text.byte_fallback", "--config.optimizer.learning_rate=1",
+        ],
+    )  # fmt: skip
+    assert config.objective.weights.ar == ((0, 1.0), (9, 0.0))
+    assert config.data.buckets == (16, 32)
+    assert config.data.demo_sizes == (5, 4, 3)
+    assert (config.train.steps, config.text.byte_fallback, config.optimizer.learning_rate) == (7, False, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config={file}:smal"], "unknown preset 'smal'; choose from small, broken"),
+        (["--config={file}:broken"], "nothing"),
+        (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
+        (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
+        (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
+        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed?"),
+        (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
+        (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
+        (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be greater than 0"),
+        (["--config={file}", "surplus"], "unexpected argument 'surplus'"),
+        (["--config={file}", "--surplus"], "surplus"),
+    ],
+)  # fmt: skip
+def test_mistakes_on_the_command_line_are_one_line_with_status_2(file, capsys, arguments, message):
+    argv = [argument.format(file=file) for argument in arguments]
+    assert door.run(argv, module="m", doc="d", define=lambda _: None, body=lambda *_: pytest.fail("ran")) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
