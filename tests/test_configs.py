@@ -100,13 +100,6 @@ def step_of(model, objective, train):
     return jax.jit(make_train_step(net, config)), state_from_params(config, params)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_one_step(experiment, prepared):
     config = reduced(load(experiment))
