@@ -31,7 +31,7 @@ def test_a_copy_of_the_embedding_that_differs_is_refused():
 
 
 def test_average_door(tmp_path, capsys):
-    net, params = tiny.model()
+    _, params = tiny.model()
     config = resolve({"model": {"vocab_size": tiny.VOCAB}})
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
