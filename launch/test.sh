@@ -7,9 +7,6 @@ source launch/environment.sh
 make_environment requirements.txt requirements-dev.txt
 
 export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
-if [ -n "$JANUS_JAX_CACHE" ]; then
-  export JAX_COMPILATION_CACHE_DIR="$JANUS_JAX_CACHE/xla" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
-fi
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses=auto --dist=loadfile "$@"

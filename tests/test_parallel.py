@@ -4,6 +4,7 @@ Batches are split over data x fsdp, parameters over fsdp and tensor.
 """
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -36,21 +37,23 @@ def mesh_of(sizes):
 
 
 def trained(net: Janus, config: Config, sizes):
-    """Losses of ten steps, the state after them as numpy, the sharded state itself, and an evaluation."""
+    """Losses of ten steps, the state after them as numpy, the sharded state, an evaluation, the step's program."""
     mesh = mesh_of(sizes)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: init_state(net, config))
         shardings = parallel.state_shardings(mesh, shapes)
         state = jax.jit(lambda: init_state(net, config), out_shardings=shardings)()
-        step = jit_train_step(net, config, mesh, shardings)
-        losses = []
+        step, losses = jit_train_step(net, config, mesh, shardings), []
         for number in range(STEPS):
             batch = jax.tree.map(lambda x: np.asarray(x)[None], tiny.batch(rows=8, seed=number))
-            state, metrics = step(state, parallel.put_batch(mesh, batch, leading=1))
+            placed = parallel.put_batch(mesh, batch, leading=1)
+            if not number:
+                step = step.lower(state, placed).compile()
+            state, metrics = step(state, placed)
             losses.append(float(metrics["loss/total"]))
         batch = jax.tree.map(np.asarray, tiny.batch(rows=8, seed=99))
         evaluation = jit_eval_step(net, config, mesh)(state.params, parallel.put_batch(mesh, batch))
-        return losses, jax.device_get(state), state, jax.device_get(evaluation)
+        return losses, jax.device_get(state), state, jax.device_get(evaluation), step.as_text()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def single(net, config):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))
 def test_eight_devices_train_as_one_does(net, config, single, sizes):
-    losses, state, sharded, evaluation = trained(net, config, sizes)
+    losses, state, sharded, evaluation, program = trained(net, config, sizes)
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert np.ptp(losses) > 1e-3
     for key, value in single[3].items():
@@ -76,6 +79,10 @@ def test_eight_devices_train_as_one_does(net, config, single, sizes):
     kernel = sharded.params["decoder"]["layers_0"]["fc1"]["kernel"]
     assert kernel.addressable_shards[0].data.size * sizes[1] * sizes[2] == kernel.size
     assert len(kernel.sharding.device_set) == 8
+    # Weights may be gathered, rows of the batch never: they have three axes or more.
+    assert "all-to-all(" not in program
+    assert re.findall(r"= \w+\[[0-9]+,[0-9]+,[0-9,]+\]\S* all-gather\(", program) == []
+    assert ("all-gather(" in program) == (sizes[1] > 1)
 
 
 def test_every_parameter_has_a_rule_and_moments_follow(net, config):

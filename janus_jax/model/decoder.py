@@ -119,7 +119,7 @@ class Decoder(Embedder):
         """[B, C] float32: mean of the encoder states over real source tokens times the length table."""
         weights = mask[:, :, None].astype(jnp.float32)
         mean = (states.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
-        return mean @ self.embed_length.embedding.T
+        return mean @ self.embed_length.gathered().T
 
     def joint(
         self, table: Table, encoded: Encoded, batch: Batch, streams: tuple[str, ...], encoded_nar: Encoded | None

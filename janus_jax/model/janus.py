@@ -27,7 +27,7 @@ class _Network(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=c.vocab_size)
+        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=c.vocab_size, split=True)
         self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype, self.specials)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from janus_jax.config import ModelConfig
+from janus_jax.parallel import constrain
 
 _INIT = nn.initializers.normal(0.02)
 
@@ -78,6 +79,7 @@ class Table(nn.Module):
     features: int
     used: int
     zero_rows: int = 0
+    split: bool = False  # rows are split over the mesh axis tensor
 
     def setup(self) -> None:
         def init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
@@ -86,6 +88,11 @@ class Table(nn.Module):
 
         self.embedding = self.param("embedding", init, (self.rows, self.features))
 
+    def gathered(self) -> jax.Array:
+        """The table as it is computed with: whole under fsdp, where left to itself the compiler would exchange rows of
+        the batch instead."""
+        return constrain(self.embedding, "tensor" if self.split else None, None)
+
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Rows `ids`, [...] int32 -> [..., D] float32."""
-        return jnp.take(self.embedding, ids, axis=0, mode="clip")
+        return jnp.take(self.gathered(), ids, axis=0, mode="clip")
