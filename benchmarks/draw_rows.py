@@ -1,0 +1,124 @@
+"""Draws who sees whom in the decoder's joint pass, from the model's own masks: `python -m benchmarks.draw_rows`.
+
+Writes benchmarks/results/rows.svg, the picture in the README. Rows of it are queries, columns keys and values.
+
+Legend: R query rows, K key rows, T target length (bos and eos counted), U = T - 1 AR slots, M masked tokens.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from janus_jax.model import streams
+from janus_jax.types import Batch
+
+PATH = Path(__file__).parent / "results" / "rows.svg"
+SENTENCE = ("bos", "two", "dogs", "run", "on", "grass", "eos")
+MASKED = (2, 3, 5)
+MASK = "[mask]"
+CELL, LABEL, TOP, GAP = 20, 190, 92, 8  # pixels
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one kind."""
+
+    name: str
+    tokens: tuple[str, ...]
+    color: str
+
+
+def groups() -> tuple[list[Group], list[Group]]:
+    """The groups of query rows and of key rows, in the order of the joint pass."""
+    slots = len(SENTENCE) - 1
+    shown = tuple(MASK if i in MASKED else token for i, token in enumerate(SENTENCE))
+    true = tuple(SENTENCE[i] for i in MASKED)
+    ar_query = Group("AR query", tuple(f"{MASK} → {token}" for token in SENTENCE[1:]), "#1f77b4")
+    ar = Group("AR content", SENTENCE[:slots], "#7fb2d9")
+    nar = Group("NAR visible + mask", shown, "#2ca02c")
+    bridge = Group("NAR true", true, "#f2a154")
+    aux = Group("AUX query", tuple(f"{MASK} → {token}" for token in true), "#d95f02")
+    return [ar_query, ar, nar, bridge, aux], [ar, nar, bridge]
+
+
+def sights() -> np.ndarray:
+    """[R, K] bool, True where a query row may attend to a key row, as training computes it."""
+    length, slots, masked = len(SENTENCE), len(SENTENCE) - 1, len(MASKED)
+    batch = Batch(
+        source=jnp.zeros((1, 2), jnp.int32),
+        target=jnp.arange(length)[None],
+        masked=jnp.array([MASKED]),
+        masked_count=jnp.array([masked]),
+        example_id=jnp.zeros(1, jnp.int32),
+    )
+    matrix = np.zeros((2 * slots + length + 2 * masked, slots + length + masked), bool)
+    real = jnp.ones((1, length), bool)
+    for sight in streams.joint_sights(batch, real, slots, ("ar", "nar", "aux"), ar_queries=True):
+        matrix[sight.start : sight.stop, sight.first : sight.last] = np.asarray(sight.mask[0])
+    return matrix
+
+
+def draw() -> str:
+    """The picture as SVG text."""
+    rows, columns = groups()
+    matrix = sights()
+    x_of, y_of = _offsets(columns, LABEL), _offsets(rows, TOP)
+    width, height = x_of[-1] + CELL + 12, y_of[-1] + CELL + 12
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        "<title>Which rows of the decoder see which: rows are queries, columns are keys</title>",
+    ]
+    first = 0
+    for group in columns:
+        x = x_of[first]
+        parts.append(f'<text x="{x}" y="14" font-weight="bold" fill="{group.color}">{escape(group.name)}</text>')
+        for i, token in enumerate(group.tokens):
+            place = f"{x_of[first + i] + 14},{TOP - 6}"
+            parts.append(f'<text transform="translate({place}) rotate(-60)">{escape(token)}</text>')
+        first += len(group.tokens)
+    first = 0
+    for group in rows:
+        y = y_of[first]
+        parts.append(f'<text x="6" y="{y + 14}" font-weight="bold" fill="{group.color}">{escape(group.name)}</text>')
+        for i, token in enumerate(group.tokens):
+            row, top = first + i, y_of[first + i]
+            parts.append(f'<text x="{LABEL - 6}" y="{top + 14}" text-anchor="end">{escape(token)}</text>')
+            for column, left in enumerate(x_of):
+                fill = group.color if matrix[row, column] else "#eeeeee"
+                parts.append(f'<rect x="{left}" y="{top}" width="{CELL - 2}" height="{CELL - 2}" fill="{fill}"/>')
+        first += len(group.tokens)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _offsets(found: list[Group], start: int) -> list[int]:
+    """Pixels at which each row or column begins, with a gap between groups."""
+    offsets, at = [], start
+    for group in found:
+        for _ in group.tokens:
+            offsets.append(at)
+            at += CELL
+        at += GAP
+    return offsets
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the picture; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_rows", description=__doc__.split("\n")[0])
+    parser.add_argument("--output", type=Path, default=PATH)
+    args = parser.parse_args(argv)
+    partial = args.output.with_suffix(".partial")
+    partial.write_text(draw(), encoding="utf-8", newline="\n")
+    partial.replace(args.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
