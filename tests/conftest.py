@@ -1,11 +1,18 @@
 """Shared set-up: eight CPU devices in one process, and a compiler that hurries: it is where the tests spend their time."""
 
+import os
 import sys
 from pathlib import Path
 
 import jax
 
 from janus_jax import parallel
+
+# Workers of a parallel run share the cores out: two processes that both use all of them slow each other down tenfold.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 jax.config.update("jax_num_cpu_devices", 8)
