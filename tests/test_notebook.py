@@ -1,0 +1,56 @@
+"""The notebook runs from top to bottom at a tiny size, and is kept without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def parameters(workdir):
+    """A parameter cell with sizes that train in seconds."""
+    settings = {
+        "data.prepared": workdir / "prepared", "data.demo_sizes": (300, 8, 8), "data.buckets": 1, "text.vocab_size": 500,
+        "model.d_model": 16, "model.ffn_dim": 16, "model.encoder_layers": 1, "model.decoder_layers": 1,
+        "train.steps": 2, "train.eval_every": 2, "train.checkpoint_every": 2, "train.eval_sentences": 0,
+        "optimizer.warmup_steps": 1,
+    }  # fmt: skip
+    return "\n".join(
+        [
+            'CONFIG = "configs/demo_deen.py"', 'SENTENCE = ""', "PASSES = 3", f"WORKDIR = {str(workdir / 'run')!r}",
+            f"SETTINGS = {[f'--config.{name}={value}' for name, value in settings.items()]}",
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_kept_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
+
+
+def test_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the compiler takes most of the time
+    notebook = nbformat.read(ROOT / "notebooks/quickstart.ipynb", as_version=4)
+    [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    cell.source = parameters(tmp_path)
+    # Outputs are kept on failure too, so that an error shows the cell's own message.
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    shown = [
+        output.get("text", "") or "".join(output.get("data", {}).get("text/html", ""))
+        for c in notebook.cells
+        if c.cell_type == "code"
+        for output in c.outputs
+    ]
+    text = "\n".join(shown)
+    assert "| nar:passes=10 |" in text
+    assert f"checkpoint  {tmp_path / 'run' / 'checkpoints' / '2'}" in text
+    assert text.count("<p>pass ") == 3
+    assert "line-through" in text  # after the first pass some slots are masked again
+    assert any(
+        "image/png" in output.get("data", {}) for c in notebook.cells if c.cell_type == "code" for output in c.outputs
+    )
