@@ -8,15 +8,14 @@ Figures and translations are kept in quickstart.json beside the run; the same ch
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from tqdm import tqdm
 
+from benchmarks.common import machine
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.data import DataError, Prepared
@@ -49,8 +48,12 @@ def measure(workdir: Path) -> dict[str, Any]:
     generator = Generator.from_checkpoint(step_dir)
     with tqdm(total=2 * len(STANDARD) * len(pairs), unit="line", disable=not sys.stderr.isatty()) as bar:
         rows = evaluate_settings(generator, sources, references, progress=bar.update)
-    machine = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, JAX {jax.__version__}, Python {platform.python_version()}"
-    found = about | {"machine": machine, "rows": rows, "sources": sources, "references": references}
+    found = about | {
+        "machine": machine() | {"cores": os.cpu_count()},
+        "rows": rows,
+        "sources": sources,
+        "references": references,
+    }
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
     partial.replace(path)
@@ -61,6 +64,7 @@ def show(found: dict[str, Any], workdir: Path) -> str:
     """What the user sees of `measure`: samples, table, and where everything is."""
     outputs = {row["setting"]: row["hypotheses"] for row in found["rows"]}
     count = len(found["sources"])
+    where = "{devices} x {device}, {cores} cores, JAX {jax}, Python {python}".format(**found["machine"])
     lines = []
     for i in range(0, count, max(1, count // SAMPLES))[:SAMPLES]:
         lines += [f"source         {found['sources'][i]}", f"reference      {found['references'][i]}"]
@@ -69,7 +73,7 @@ def show(found: dict[str, Any], workdir: Path) -> str:
         [
             *lines,
             format_table(found["rows"]),
-            f"{count} test sentences, step {found['step']}; {found['machine']}; sentences/s without compilation",
+            f"{count} test sentences, step {found['step']}; {where}; sentences/s without compilation",
             "",
             f"checkpoint  {found['checkpoint']}",
             f"plot        {workdir / 'curves.png'}",
