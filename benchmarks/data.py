@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
 from janus_jax import config as config_lib
 from janus_jax import data
 from janus_jax.data import demo

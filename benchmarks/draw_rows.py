@@ -15,6 +15,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
 from janus_jax.model import streams
 from janus_jax.types import Batch
 

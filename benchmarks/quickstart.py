@@ -15,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
 from benchmarks.common import machine
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib

@@ -18,9 +18,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import common
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
+from benchmarks import common
 from janus_jax import parallel
 from janus_jax.config import Config, resolve
 from janus_jax.data import corruption

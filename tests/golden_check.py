@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs where the package is not installed
+
 from janus_jax.config import DecodeConfig, LossWeights, ObjectiveConfig
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
 from janus_jax.decode import MODES, Generator, remask_counts

@@ -74,7 +74,13 @@ def run(line, monkeypatch):
 
 def test_the_commands_run_one_after_another(desk, monkeypatch):
     lines = commands()
-    assert {line.split()[2].removeprefix("janus_jax.") for line in lines} == {"data", "train", "decode", "evaluate", "convert"}
+    assert {line.split()[2].removeprefix("janus_jax.") for line in lines} == {
+        "data",
+        "train",
+        "decode",
+        "evaluate",
+        "convert",
+    }
     for line in lines:
         status, output = run(line, monkeypatch)
         assert status == 0, line
@@ -96,7 +102,9 @@ def test_scripts_and_files_that_it_names_exist():
         assert os.access(ROOT / script, os.X_OK), script
     names = re.findall(r"`((?:configs|tests|janus_jax|notebooks|benchmarks)/[\w./]+)`", README)
     names += re.findall(r"\]\(((?!http)[\w./]+)\)", README)
-    names += [f"configs/{name}" for name in re.findall(r"`(\w+\.py)[:`]", README) if not (ROOT / "janus_jax" / name).exists()]
+    names += [
+        f"configs/{name}" for name in re.findall(r"`(\w+\.py)[:`]", README) if not (ROOT / "janus_jax" / name).exists()
+    ]
     assert len(names) > 5
     for name in names:
         assert (ROOT / name).exists(), name
@@ -104,7 +112,9 @@ def test_scripts_and_files_that_it_names_exist():
 
 def test_its_tree_is_the_tree():
     (tree,) = re.findall(r"^    janus_jax/\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
-    shown = {name.rstrip("/") for line in tree.splitlines() for name in re.findall(r"(?:^ +|\s{2,})([\w]+(?:\.py|/))", line)}
+    shown = {
+        name.rstrip("/") for line in tree.splitlines() for name in re.findall(r"(?:^ +|\s{2,})([\w]+(?:\.py|/))", line)
+    }
     package = {p.name for p in (ROOT / "janus_jax").iterdir() if p.name not in ("__init__.py", "__pycache__")}
     top = {"configs", "launch", "notebooks", "benchmarks", "tests"}
     assert package <= shown, package - shown

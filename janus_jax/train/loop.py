@@ -160,8 +160,12 @@ class _Run:
             return
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
-            "model.dtype=float32, or look at these examples; train.max_bad_steps tolerates some. The newest checkpoint, "
-            f"step {self.checkpoints.latest}, is intact: the same command continues from it."
+            "model.dtype=float32, or look at these examples; train.max_bad_steps tolerates some. "
+            + (
+                f"The newest checkpoint, step {self.checkpoints.latest}, is intact: the same command continues from it."
+                if self.checkpoints.latest is not None
+                else "No checkpoint had been saved yet."
+            )
         )
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -266,6 +270,9 @@ class _Clock:
     """Rates since the last record."""
 
     def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
         self._start = time.perf_counter()
         self._waited = self._tokens = 0.0
         self._steps = 0
@@ -288,7 +295,7 @@ class _Clock:
             "time/tokens_per_second": self._tokens / seconds,
             "time/data_wait": self._waited / seconds,
         }
-        self.__init__()
+        self._restart()
         return found
 
 

@@ -1,0 +1,75 @@
+"""Scores a trained run under several decoding settings and writes the figures down.
+
+    python -m benchmarks.score_run --workdir=runs/multi30k_cpu --source=TEST.de --references=TEST.en \\
+        --output=benchmarks/results/multi30k_cpu.json [--setting=ar:beam=5 ...] [--json]
+
+The file holds the config with its hash, machine and versions, the last validation metrics of the run, and a row for each
+setting: sacreBLEU and chrF with signatures, length ratio, repeated tokens, sentences/s without compilation.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+from benchmarks import common
+from janus_jax import checkpoint, parallel
+from janus_jax import config as config_lib
+from janus_jax.decode import Generator
+from janus_jax.decode.files import read_lines
+from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
+from janus_jax.train.log import read_metrics
+
+# Those of the published comparison: "iteration n" of the released code is n + 1 passes.
+AR = ("ar:beam=5", "ar:beam=1")
+NAR = ("nar:passes=1,length_beam=1", *(f"nar:passes={n},length_beam=3" for n in (1, 2, 5, 10, 11)))
+SETTINGS = {"ar": AR, "cmlm": NAR, "janus": AR + NAR}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the file holds."""
+    loaded = checkpoint.load(args.workdir)
+    settings = args.setting or SETTINGS[loaded.config.objective.name]
+    sources, references = read_lines(args.source), read_lines(args.references)
+    generator = Generator.from_checkpoint(args.workdir)
+    rows = evaluate_settings(generator, sources, references, [parse_setting(setting) for setting in settings])
+    print(format_table(rows))
+    records = read_metrics(Path(args.workdir) / "metrics.jsonl")
+    validation = [record for record in records if "valid/loss" in record]
+    return {
+        "config_hash": config_lib.config_hash(loaded.config),
+        "config": json.loads(config_lib.to_json(loaded.config)),
+        "step": loaded.step,
+        "machine": common.machine(),
+        "sentences": len(sources),
+        "validation": validation[-1] if validation else {},
+        "training": {r["step"]: r["nll/ar"] for r in records if "nll/ar" in r and r["step"] % 100 == 0},
+        "rows": [{name: value for name, value in row.items() if name != "hypotheses"} for row in rows],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program with these arguments (default: the process's own) and returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--references", required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--setting", action="append", help="as `python -m janus_jax.evaluate` takes it; repeatable")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line")
+    args = parser.parse_args(argv)
+    parallel.start()
+    figures = measure(args)
+    partial = args.output.with_suffix(".partial")
+    partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    partial.replace(args.output)
+    common.finish(figures, args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
