@@ -1,8 +1,11 @@
 """What a run shows: a bar or lines, metrics.jsonl, TensorBoard, a plot of the loss curves."""
 
+import contextlib
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,41 @@ class RunLog:
         self._board.close()
         if self._bar:
             self._bar.close()
+
+
+class Clock:
+    """Rates of steps, tokens and waiting for data since the last record."""
+
+    def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start = time.perf_counter()
+        self._waited = self._tokens = 0.0
+        self._steps = 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What runs inside counts as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def count(self, tokens: float) -> None:
+        """A step of so many target tokens is done."""
+        self._tokens += tokens
+        self._steps += 1
+
+    def figures(self) -> dict[str, float]:
+        """Seconds a step, target tokens a second, share of the time spent waiting for data; starts anew."""
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        found = {
+            "time/seconds_per_step": seconds / max(self._steps, 1),
+            "time/tokens_per_second": self._tokens / seconds,
+            "time/data_wait": self._waited / seconds,
+        }
+        self._restart()
+        return found
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ Legend: A micro-batches of a step, B sentences.
 import contextlib
 import dataclasses
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import Generator
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
-from janus_jax.train.log import RunLog, plot_curves
+from janus_jax.train.log import Clock, RunLog, plot_curves
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 from janus_jax.types import TrainState
 
@@ -103,7 +102,7 @@ class _Run:
         settings, start = self.config.train, int(self.state.step)
         batches = train_batches(self.prepared, self.config, start, settings.steps, self.process, self.processes)
         pending: tuple[int, Any, np.ndarray] | None = None
-        clock = _Clock()
+        clock = Clock()
         for step in range(start + 1, settings.steps + 1):
             with clock.waiting():
                 batch = next(batches)
@@ -117,7 +116,7 @@ class _Run:
                 self._read(pending, clock)
                 pending = None
                 self._pause(step, evaluates, last)
-                clock = _Clock()
+                clock = Clock()
             if self.stop:
                 self.log.message(f"stopped on request after step {step}; the same command continues from here")
                 return
@@ -134,7 +133,7 @@ class _Run:
         if evaluates:
             plot_curves(self.workdir)
 
-    def _read(self, pending: tuple[int, Any, np.ndarray] | None, clock: "_Clock") -> None:
+    def _read(self, pending: tuple[int, Any, np.ndarray] | None, clock: Clock) -> None:
         """Takes the metrics of a step that is done to the host: the fault check, and a record if one is due."""
         if pending is None:
             return
@@ -264,39 +263,6 @@ def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
         final = weight[-1][1] if isinstance(weight, tuple) else weight
         total += final * metrics[f"valid/loss/{term}"]
     return {"valid/loss": total, **metrics}
-
-
-class _Clock:
-    """Rates since the last record."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = self._tokens = 0.0
-        self._steps = 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-
-    def count(self, tokens: float) -> None:
-        self._tokens += tokens
-        self._steps += 1
-
-    def figures(self) -> dict[str, float]:
-        """Seconds a step, target tokens a second, share of the time spent waiting for data; starts anew."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        found = {
-            "time/seconds_per_step": seconds / max(self._steps, 1),
-            "time/tokens_per_second": self._tokens / seconds,
-            "time/data_wait": self._waited / seconds,
-        }
-        self._restart()
-        return found
 
 
 @contextlib.contextmanager
