@@ -14,7 +14,7 @@ def get_config():
     config.data.source = "demo"
     config.data.prepared = "prepared/demo_deen"
     config.data.max_source_length = config.data.max_target_length = 64
-    config.data.tokens_per_batch = 1536
+    config.data.tokens_per_batch = 2048
     config.data.buckets = 3
     m = config.model
     m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers = 128, 512, 4, 2, 2
@@ -22,11 +22,11 @@ def get_config():
     # No label smoothing: the target follows from the source. The divergences come in once there is something to match.
     config.objective.label_smoothing = 0.0
     for term, weight in (("kl_ar_nar", 1.0), ("kl_nar_aux", 1.0), ("kl_ar_aux", 3.0)):
-        config.objective.weights[term] = ((500, 0.0), (1100, weight))
+        config.objective.weights[term] = ((400, 0.0), (900, weight))
     config.objective.weights.length = 0.3
     o = config.optimizer
     o.learning_rate, o.warmup_steps, o.schedule = 3e-3, 150, "cosine"
     t = config.train
-    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1400, 100, 1400, 700
+    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1150, 50, 1150, 575
     t.eval_sentences = 0  # the test split is decoded afterwards
     return config
