@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
+from benchmarks.common import finish
 from janus_jax.model import streams
 from janus_jax.types import Batch
 
@@ -115,10 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the picture; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_rows", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=PATH)
+    parser.add_argument("--json", action="store_true", help="where the picture is, as one JSON object, the last line")
     args = parser.parse_args(argv)
     partial = args.output.with_suffix(".partial")
     partial.write_text(draw(), encoding="utf-8", newline="\n")
     partial.replace(args.output)
+    finish({"output": str(args.output)}, args.json)
     return 0
 
 

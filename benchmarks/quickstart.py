@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
-from benchmarks.common import machine
+from benchmarks.common import finish, machine
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.data import DataError, Prepared
@@ -88,10 +88,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status (2: a checkpoint or its data cannot be used)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
+    parser.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line")
     args = parser.parse_args(argv)
     parallel.start()
     try:
-        print(show(measure(args.workdir), args.workdir))
+        found = measure(args.workdir)
+        print(show(found, args.workdir))
+        finish(found, args.json)
     except (checkpoint.CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
