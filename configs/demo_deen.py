@@ -1,7 +1,7 @@
 """The built-in corpus: German dates, times, numbers, units and lists to English; what ./launch/quickstart.sh trains.
 
-    python -m janus_jax.data --config=configs/demo_deen.py
-    python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
+python -m janus_jax.data --config=configs/demo_deen.py
+python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
 """
 
 from janus_jax.config import default_config
