@@ -6,6 +6,7 @@ so that a step directory either is complete or is not there.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,9 +185,16 @@ def _retention(train: TrainConfig) -> Any:
     latest = _policies.LatestN(train.keep_last)
     if not train.keep_best:
         return latest
+    worst = math.inf if train.best_mode == "min" else -math.inf
+
+    def value(metrics: dict[str, float]) -> float:
+        # A figure that is missing or not a number must not upset the order of the others.
+        found = metrics.get(train.best_metric, worst)
+        return found if math.isfinite(found) else worst
+
     best = _policies.BestN(
         n=train.keep_best,
-        get_metric_fn=lambda metrics: metrics[train.best_metric],
+        get_metric_fn=value,
         reverse=train.best_mode == "min",  # the last n in sorted order are kept
         keep_checkpoints_without_metrics=False,
     )

@@ -241,7 +241,6 @@ def _check_lengths(config: Config) -> None:
     m, d = config.model, config.data
     for side in ("source", "target"):
         longest = getattr(d, f"max_{side}_length")
-        # A slot may sit one past the last token, and two decoder rows are reserved.
         if longest > m.max_positions:
             raise ConfigError(
                 f"config.data.max_{side}_length: {longest} exceeds model.max_positions {m.max_positions}; lower one or raise the other"
@@ -253,7 +252,7 @@ def _check_lengths(config: Config) -> None:
     if config.objective.name != "ar" and d.max_target_length > m.length_classes:
         raise ConfigError(
             f"config.data.max_target_length: {d.max_target_length} exceeds model.length_classes {m.length_classes}, "
-            "so that the length head could not name it; lower one or raise the other"
+            "whose last class stands for all longer targets; lower one or raise the other"
         )
 
 
@@ -268,8 +267,11 @@ def _check_objective(config: Config) -> None:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
         if any(not math.isfinite(value) or value < 0 for _, value in points):
             raise ConfigError(f"{path}: weights must be finite and not negative")
-    if not objective_terms(config.objective):
-        raise ConfigError(f"config.objective.weights: every term of objective {config.objective.name!r} has weight 0")
+    if not set(objective_terms(config.objective)) - {"length"}:
+        raise ConfigError(
+            f"config.objective.weights: no term of objective {config.objective.name!r} that reads decoder rows has a weight "
+            "above 0; give one to ar, nar or aux"
+        )
 
 
 _POSITIVE = frozenset(

@@ -158,8 +158,13 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 
 def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises ConfigError unless data x fsdp divides the rows of a batch."""
+    """Raises ConfigError unless data x fsdp divides the rows of a batch, and the processes divide data x fsdp."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if ways % jax.process_count():
+        raise ConfigError(
+            f"config.parallel: data x fsdp = {ways} must be a multiple of the {jax.process_count()} processes, each of "
+            "which reads its own rows; lower parallel.tensor"
+        )
     if rows % ways:
         raise ConfigError(
             f"config.data.batch_multiple: {rows} rows do not divide over data x fsdp = {ways} devices; set it to a multiple of {ways}"

@@ -1,4 +1,4 @@
-"""Conversions: `python -m janus_jax.convert average --checkpoint=runs/x --last=5 --output=runs/x/average`.
+"""Conversions: `python -m janus_jax.convert average --checkpoint=runs/x --last=3 --output=runs/x/average`.
 
 `average` writes a checkpoint whose parameters are the mean of a run's last ones; decoding and evaluation take it like any
 other.
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     averaging = commands.add_parser("average", help="mean of a run's last checkpoints")
     averaging.add_argument("--checkpoint", required=True, help="the run's work directory")
-    averaging.add_argument("--last", type=int, default=5, help="how many of the newest checkpoints")
+    averaging.add_argument("--last", type=int, default=3, help="how many of the newest checkpoints")
     averaging.add_argument("--output", required=True, help="directory to write; must not exist")
     args = parser.parse_args(argv)
     try:

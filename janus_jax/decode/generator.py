@@ -63,6 +63,7 @@ class Generator:
         *,
         max_source_length: int = 256,
         max_target_length: int = 256,
+        trained: tuple[config.Mode, ...] | None = None,
     ):
         """Args:
         net: the model.
@@ -71,11 +72,13 @@ class Generator:
         decode_config: settings used where a call gives none.
         max_source_length: tokens, bos and eos counted, to which a longer source is cut.
         max_target_length: tokens, bos and eos counted, of the longest output.
+        trained: modes whose rows were trained, for a warning; None: all.
         """
+        self.trained = tuple(MODES) if trained is None else trained
         self.net, self.params, self.tokenizer = net, params, tokenizer
         self.decode_config = decode_config or DecodeConfig()
         self.max_source_length = max_source_length
-        self.max_target_length = min(max_target_length, net.config.max_positions - 1)
+        self.max_target_length = min(max_target_length, net.config.max_positions)
 
     @classmethod
     def from_checkpoint(cls, path: str | os.PathLike[str]) -> "Generator":
@@ -89,6 +92,9 @@ class Generator:
         """
         loaded = checkpoint.load(path)
         tokenizer = text.load(loaded.tokenizer)
+        trained, decode = TRAINED_MODES[loaded.config.objective.name], loaded.config.decode
+        if decode.mode not in trained:
+            decode = dataclasses.replace(decode, mode=trained[0])
         architecture = loaded.config.model
         if not architecture.vocab_size:
             architecture = dataclasses.replace(architecture, vocab_size=tokenizer.vocab_size)
@@ -96,9 +102,10 @@ class Generator:
             Janus(architecture, tokenizer.specials),
             loaded.params,
             tokenizer,
-            loaded.config.decode,
+            decode,
             max_source_length=loaded.config.data.max_source_length,
             max_target_length=loaded.config.data.max_target_length,
+            trained=trained,
         )
 
     def generate(
@@ -126,6 +133,8 @@ class Generator:
     ) -> list[Output]:
         """`generate` for sources that are tokenised already; bos, eos and padding around them may be there or not."""
         decode = self._settings(settings)
+        if decode.mode not in self.trained:
+            log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
         special = self.net.specials
         ids = [[i for i in map(int, source) if i not in (special.bos, special.eos, special.pad)] for source in sources]
         room = self.max_source_length - 2
@@ -202,6 +211,14 @@ MODES: dict[config.Mode, Callable[[Generator, np.ndarray, DecodeConfig], Hypothe
 }
 
 
+# The modes whose rows an objective trains.
+TRAINED_MODES: dict[config.Objective, tuple[config.Mode, ...]] = {
+    "ar": ("ar",),
+    "cmlm": ("nar",),
+    "janus": ("ar", "nar"),
+}
+
+
 # Jitted here and not per generator: a training loop that decodes with ever new parameters compiles once.
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
 def _run_ar(
@@ -212,8 +229,15 @@ def _run_ar(
     # Targets are about as long as sources: first a cache for that, the whole only where it is needed.
     stages = (source.shape[1],) if limit >= 1.5 * source.shape[1] else ()
 
+    # With an eos start, eos stands before bos (which the first slot predicts): it goes into the cache beforehand.
+    prefix = 1 if net.config.ar_start == "eos" else 0
+
     def empty_cache(length: int) -> Any:
-        return net.init_cache(params, encoded, rows_per_sentence=decode.beam, max_length=length)
+        return net.init_cache(params, encoded, rows_per_sentence=decode.beam, max_length=length + prefix)
+
+    first = empty_cache(stages[0] if stages else limit)
+    if prefix:
+        first = net.ar_step(params, encoded, jnp.full((source.shape[0] * decode.beam, 1), net.specials.eos), first)[1]
 
     def step(tokens: Array, cache: Any) -> tuple[Array, Any]:
         hidden, cache = net.ar_step(params, encoded, tokens, cache)
@@ -228,7 +252,7 @@ def _run_ar(
     return beam_search(
         step,
         net.reorder_cache,
-        empty_cache(stages[0] if stages else limit),
+        first,
         batch=source.shape[0],
         beam=decode.beam,
         max_lengths=max_lengths,

@@ -69,14 +69,15 @@ def _score_files(args: argparse.Namespace) -> None:
 
 
 def _score_checkpoint(args: argparse.Namespace) -> None:
+    parallel.start()
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
-    settings = [dict(s) for s in ([parse_setting(text) for text in texts] or STANDARD)]
+    generator = Generator.from_checkpoint(args.checkpoint)
+    standard = [setting for setting in STANDARD if setting["mode"] in generator.trained]
+    settings = [dict(s) for s in ([parse_setting(text) for text in texts] or standard)]
     if args.batch_tokens:
         settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
     sources, references = read_lines(args.source), read_lines(args.references)
     _check_aligned(args.source, sources, args.references, references)
-    parallel.start()
-    generator = Generator.from_checkpoint(args.checkpoint)
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         rows = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)

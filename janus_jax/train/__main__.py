@@ -24,12 +24,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
+    flags.DEFINE_bool("allow_changes", False, "Continue a run although its settings differ.", flag_values=values)
 
 
 def _train(config: Config, values: flags.FlagValues) -> int:
     parallel.start()
     try:
-        final = train(config, values.workdir)
+        final = train(config, values.workdir, allow_changes=values.allow_changes)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3

@@ -23,10 +23,14 @@ class RunLog:
       workdir: gets metrics.jsonl, tensorboard/ and curves.png.
       start_step: records of later steps are cut off (they will be made again).
       total: steps of the whole run.
+      active: False on the processes that write nothing, all but the first.
     """
 
-    def __init__(self, workdir: Path, start_step: int, total: int):
-        self.workdir = workdir
+    def __init__(self, workdir: Path, start_step: int, total: int, active: bool = True):
+        self.active = active
+        self._bar = None
+        if not active:
+            return
         self.path = workdir / "metrics.jsonl"
         _truncate(self.path, start_step)
         self._file = self.path.open("a")
@@ -40,6 +44,8 @@ class RunLog:
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """One record of scalars."""
+        if not self.active:
+            return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -50,11 +56,13 @@ class RunLog:
         """A line for the reader, above the bar where there is one."""
         if self._bar:
             self._bar.write(text, file=sys.stderr)
-        else:
+        elif self.active:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes the files."""
+        if not self.active:
+            return
         self._file.close()
         self._board.close()
         if self._bar:
@@ -106,6 +114,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError:
                 break
     return records
+
+
+def last_evaluation(workdir: Path) -> dict[str, float]:
+    """The figures of a run's newest evaluation; empty if there was none."""
+    for record in reversed(read_metrics(workdir / "metrics.jsonl")):
+        if "valid/loss" in record:
+            return {name: value for name, value in record.items() if name != "step"}
+    return {}
 
 
 def plot_curves(workdir: Path) -> Path:

@@ -15,13 +15,13 @@ import numpy as np
 
 from janus_jax import config as config_lib
 from janus_jax import parallel, text
-from janus_jax.checkpoint import Checkpoints
+from janus_jax.checkpoint import Checkpoints, step_directories
 from janus_jax.config import Config, ConfigError, objective_terms
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
-from janus_jax.decode import Generator
+from janus_jax.decode import TRAINED_MODES, Generator
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
-from janus_jax.train.log import Clock, RunLog, plot_curves
+from janus_jax.train.log import Clock, RunLog, last_evaluation, plot_curves
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 from janus_jax.types import TrainState
 
@@ -30,22 +30,23 @@ class NonFiniteLossError(RuntimeError):
     """Training met a loss or gradient that is not finite more often than allowed."""
 
 
-def train(config: Config, workdir: str | Path) -> dict[str, float]:
+def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -> dict[str, float]:
     """Trains, or goes on training, the run in `workdir`.
 
     Args:
       config: the experiment; `model.vocab_size` 0 is taken from the tokenizer.
       workdir: gets checkpoints/, config.json, metrics.jsonl, tensorboard/ and curves.png. If it holds a checkpoint, the
         run continues from the newest, bitwise as if it had never stopped.
+      allow_changes: continue although settings that change what is computed differ from those that the run began with.
 
     Returns:
-      The metrics of the last evaluation (empty without a validation split).
+      The metrics of the last evaluation (empty if there was none).
 
     Raises:
       ConfigError: the config contradicts the prepared data, the devices, or the run in `workdir`.
       NonFiniteLossError: see train.max_bad_steps.
     """
-    return _Run(config, Path(workdir)).go()
+    return _Run(config, Path(workdir), allow_changes).go()
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -63,7 +64,7 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
 
 
 class _Run:
-    def __init__(self, config: Config, workdir: Path):
+    def __init__(self, config: Config, workdir: Path, allow_changes: bool):
         self.prepared = Prepared.open(config.data.prepared, config)
         self.config = resolve_with_data(config, self.prepared)
         self.workdir = workdir
@@ -71,10 +72,9 @@ class _Run:
         self.net = Janus(self.config.model, self.tokenizer.specials)
         self.mesh = parallel.make_mesh(config.parallel)
         self.process, self.processes = jax.process_index(), jax.process_count()
-        batches = TrainBatches(self.prepared, self.config, self.process, self.processes)
-        for bucket in batches.buckets:
-            parallel.check_rows(self.mesh, bucket.rows)
-        self._write_config()
+        parallel.check_rows(self.mesh, config.data.batch_multiple)
+        TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
+        changed = self._write_config(allow_changes)
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -85,7 +85,9 @@ class _Run:
         self.bad_steps = 0
         self.stop = False
         self.last_evaluation: dict[str, float] = {}
-        self.log = RunLog(workdir, int(self.state.step), config.train.steps)
+        self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
+        if changed:
+            self.log.message(f"continues with other settings: {'; '.join(changed)}")
 
     def go(self) -> dict[str, float]:
         try:
@@ -95,8 +97,12 @@ class _Run:
             # Whatever happened, what is being written gets complete.
             self.checkpoints.close()
             self.log.close()
-        plot_curves(self.workdir)
-        return self.last_evaluation
+        self._plot()
+        return self.last_evaluation or last_evaluation(self.workdir)
+
+    def _plot(self) -> None:
+        if self.process == 0:
+            plot_curves(self.workdir)
 
     def _steps(self) -> None:
         settings, start = self.config.train, int(self.state.step)
@@ -110,14 +116,16 @@ class _Run:
             # Metrics are read a step late, so that the device never waits for the host.
             self._read(pending, clock)
             pending = (step, metrics, batch.example_id)
-            last = step == settings.steps or self.stop
+            # Read once a step: a request that comes during the pause below is met after the next step.
+            stopping = self.stop
+            last = step == settings.steps or stopping
             evaluates = step % settings.eval_every == 0 or step == settings.steps
             if evaluates or last or step % settings.checkpoint_every == 0:
                 self._read(pending, clock)
                 pending = None
                 self._pause(step, evaluates, last)
                 clock = Clock()
-            if self.stop:
+            if stopping:
                 self.log.message(f"stopped on request after step {step}; the same command continues from here")
                 return
 
@@ -131,7 +139,7 @@ class _Run:
                 )
             self.checkpoints.save(self.state, metrics or None)
         if evaluates:
-            plot_curves(self.workdir)
+            self._plot()
 
     def _read(self, pending: tuple[int, Any, np.ndarray] | None, clock: Clock) -> None:
         """Takes the metrics of a step that is done to the host: the fault check, and a record if one is due."""
@@ -159,9 +167,9 @@ class _Run:
             return
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
-            "model.dtype=float32, or look at these examples; train.max_bad_steps tolerates some. "
+            "model.dtype=float32 (with --allow_changes), or look at these examples; train.max_bad_steps tolerates some. "
             + (
-                f"The newest checkpoint, step {self.checkpoints.latest}, is intact: the same command continues from it."
+                f"The newest checkpoint, step {self.checkpoints.latest}, is intact, and the run continues from it."
                 if self.checkpoints.latest is not None
                 else "No checkpoint had been saved yet."
             )
@@ -198,9 +206,8 @@ class _Run:
         )
         sources, references = zip(*self.prepared.text("valid")[:count], strict=True)
         modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}}
-        trained = {"ar": ["ar"], "cmlm": ["nar"], "janus": ["ar", "nar"]}[self.config.objective.name]
         found = {}
-        for name in trained:
+        for name in TRAINED_MODES[self.config.objective.name]:
             outputs = generator.generate(sources, **modes[name])
             found[f"valid/bleu_{name}"] = score([output.text for output in outputs], references)["bleu"]
         return found
@@ -215,20 +222,23 @@ class _Run:
             return self.checkpoints.restore(self.abstract)
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)()
 
-    def _write_config(self) -> None:
-        """Keeps the config beside the run, and refuses a run that was begun with another model, optimizer or data."""
+    def _write_config(self, allow_changes: bool) -> list[str]:
+        """Keeps the config beside the run; what differs from the one that it began with, if that is allowed."""
         self.workdir.mkdir(parents=True, exist_ok=True)
-        path = self.workdir / "config.json"
-        if path.exists():
+        path, changed = self.workdir / "config.json", []
+        begun = (self.workdir / "checkpoints").is_dir() and bool(step_directories(self.workdir))
+        if begun and path.exists():
             changed = _changed(config_lib.from_json(path.read_text()), self.config)
-            if changed:
+            if changed and not allow_changes:
                 raise ConfigError(
-                    f"{self.workdir}: this run was begun with other settings ({'; '.join(changed)}); use another --workdir, "
-                    "or change them back"
+                    f"{self.workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
+                    "another --workdir, or go on all the same with --allow_changes"
                 )
-        partial = path.with_suffix(".partial")
-        partial.write_text(config_lib.to_json(self.config) + "\n")
-        partial.replace(path)
+        if self.process == 0:
+            partial = path.with_suffix(".partial")
+            partial.write_text(config_lib.to_json(self.config) + "\n")
+            partial.replace(path)
+        return changed
 
     def _ask_to_stop(self) -> None:
         self.stop = True
@@ -241,11 +251,13 @@ _FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sente
 
 
 def _changed(old: Config, new: Config) -> list[str]:
+    # These schedules stretch over the whole run: another length is another learning rate at every step.
+    free = _FREE - ({"train.steps"} if new.optimizer.schedule in ("polynomial", "cosine") else set())
     pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
     return [
         f"{name}: {was!r}, now {now!r}"
         for (name, was), (_, now) in pairs
-        if was != now and name not in _FREE and not name.startswith(("decode.", "parallel."))
+        if was != now and name not in free and not name.startswith(("decode.", "parallel."))
     ]
 
 

@@ -79,5 +79,6 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]]
 
 def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
     """Gradients -> updates before the learning rate, which the training step applies from its own step count."""
-    transform = OPTIMIZERS[c.name](c)
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), transform) if c.clip_norm else transform
+    # The state has the same structure with and without clipping, so that a run can take it up.
+    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    return optax.chain(clip, OPTIMIZERS[c.name](c))

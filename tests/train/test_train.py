@@ -187,6 +187,27 @@ def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
         train(runs.config(prepared, optimizer__learning_rate=0.5), whole)
 
 
+def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys):
+    train(runs.config(prepared, train__steps=3), tmp_path)
+    changed = runs.config(prepared, train__steps=4, optimizer__clip_norm=1.0)
+    with pytest.raises(ConfigError, match="--allow_changes"):
+        train(changed, tmp_path)
+    train(changed, tmp_path, allow_changes=True)
+    assert "optimizer.clip_norm: 0.0, now 1.0" in capsys.readouterr().err
+    assert int(checkpoint.find(tmp_path).name) == 4
+
+
+def test_the_length_of_a_cosine_run_is_not_free(prepared, tmp_path):
+    config = runs.config(prepared, train__steps=6, optimizer__schedule="cosine")
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6)), tmp_path)
+    with pytest.raises(ConfigError, match="train.steps: 6, now 8"):
+        train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8)), tmp_path)
+
+
+def test_a_finished_run_gives_its_last_evaluation(prepared, whole):
+    assert train(runs.config(prepared), whole)["valid/loss"] == records(whole)[-1]["valid/loss"]
+
+
 def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_path):
     with pytest.raises(ConfigError, match="set it to 0 or"):
         train(runs.config(prepared, model__vocab_size=99), tmp_path)

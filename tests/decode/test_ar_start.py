@@ -1,0 +1,37 @@
+"""Greedy decoding equals teacher forcing of its own output, whatever stands before the first token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from janus_jax.config import DecodeConfig
+from janus_jax.decode import MODES, Generator
+
+
+@pytest.mark.parametrize("variant", [{}, {"ar_start": "eos"}, {"ar_start": "eos", "ar_stream": "content"}])
+def test_greedy_output_is_the_argmax_of_teacher_forcing(variant):
+    net, params = tiny.model(**variant)
+    batch = tiny.batch(rows=3)
+    decode = DecodeConfig(beam=1, max_length_a=0.0, max_length_b=9)
+    found = MODES["ar"](Generator(net, params, None), np.asarray(batch.source), decode)
+    tokens = np.asarray(found.tokens[:, 0])
+    start = [net.specials.bos] if net.config.ar_start == "bos" else [net.specials.eos, net.specials.bos]
+    inputs = np.concatenate([np.tile(start, (3, 1)), tokens[:, :-1]], axis=1)
+
+    @jax.jit
+    def forced(params, source, inputs):
+        rows = net.ar_rows(params, net.encode(params, source), inputs)
+        return jax.nn.log_softmax(net.project(params, rows))
+
+    logp = np.asarray(forced(params, batch.source, jnp.asarray(inputs)))[:, len(start) - 1 :]
+    for row, length in enumerate(np.asarray(found.lengths[:, 0])):
+        for t in range(length):
+            assert abs(logp[row, t, tokens[row, t]] - float(found.token_scores[row, 0, t])) < 2e-5
+            allowed = logp[row, t].copy()
+            allowed[
+                [net.specials.bos, net.specials.pad, net.specials.mask] + ([net.specials.eos] if t == 0 else [])
+            ] = -np.inf
+            if t < length - 1 or tokens[row, t] != net.specials.eos or length < 10:
+                assert tokens[row, t] == allowed.argmax()
