@@ -200,7 +200,7 @@ def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys)
 def test_the_length_of_a_cosine_run_is_not_free(prepared, tmp_path):
     config = runs.config(prepared, train__steps=6, optimizer__schedule="cosine")
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6)), tmp_path)
-    with pytest.raises(ConfigError, match="train.steps: 6, now 8"):
+    with pytest.raises(ConfigError, match=r"train\.steps: 6, now 8"):
         train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8)), tmp_path)
 
 
