@@ -16,7 +16,7 @@ Presets:
                 that code; they need the SentencePiece model that `text.model` names
 
 Scores of the anchors (sacreBLEU 13a cased, test_2016_flickr, one seed; the released code trained so in brackets): AR beam 5 17.4 (16.2)
-joint, 29.4 (29.7) AR-only; NAR 11 passes, length beam 3 16.2 (13.2) joint, not measured yet (3.9) CMLM-only. About 35 minutes of one
+joint, 29.4 (29.7) AR-only; NAR 11 passes, length beam 3 16.2 (13.2) joint, 13.6 (3.9) CMLM-only. About 35 minutes of one
 core joint, 14 AR-only. Scores of cpu and base: not measured yet.
 """
 
