@@ -69,12 +69,23 @@ class Checkpoints:
         found = self._checkpointer.latest
         return None if found is None else found.step
 
-    def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
+    @property
+    def window(self) -> dict[str, Any]:
+        """The `window` that the newest complete checkpoint was saved with; {} without one."""
+        if self.latest is None:
+            return {}
+        about = ocp.checkpointables_metadata(self.directory / str(self.latest)).custom_metadata
+        return dict((about or {}).get("window", {}))
+
+    def save(
+        self, state: TrainState, metrics: dict[str, float] | None = None, window: dict[str, Any] | None = None
+    ) -> None:
         """Starts saving `state`; returns once it is copied, before it is written.
 
         Args:
           state: to save; the caller may donate it afterwards.
           metrics: of this step's evaluation; what "best" is decided by.
+          window: the log's unfinished interval, JSON.
         """
         step = int(state.step)
         self.wait()
@@ -87,6 +98,7 @@ class Checkpoints:
                 "janus_jax": janus_jax.__version__,
                 "jax": jax.__version__,
                 "made_by": "train",
+                "window": window or {},
             },
         )
 

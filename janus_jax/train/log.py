@@ -16,8 +16,7 @@ from tqdm import tqdm
 class RunLog:
     """Writes one record a log interval to everything that shows it.
 
-    Records hold the figures of their own step, not means since the last one: so a resumed run writes what the
-    uninterrupted one would have. Figures under `time/` are of the machine and are left out of that.
+    A resumed run writes what the uninterrupted one would have, figures under `time/` (of the machine) apart.
 
     Args:
       workdir: gets metrics.jsonl, tensorboard/ and curves.png.
@@ -67,6 +66,35 @@ class RunLog:
         self._board.close()
         if self._bar:
             self._bar.close()
+
+
+class Window:
+    """Means of a step's metrics since the last record: batches hold sentences of like lengths, so that one step's loss
+    says little.
+
+    Args:
+      steps, sums: what `stored` gave, to go on within an interval.
+    """
+
+    def __init__(self, steps: int = 0, sums: dict[str, float] | None = None):
+        self._steps, self._sums = steps, dict(sums or {})
+
+    def add(self, values: dict[str, float]) -> None:
+        """One step's figures; the learning rate and the scheduled weights are left out."""
+        self._steps += 1
+        for name, value in values.items():
+            if name.startswith(("loss/", "nll/", "grad_norm")):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """Mean of each figure ({} if no step was added); starts anew."""
+        found = {name: value / self._steps for name, value in self._sums.items()}
+        self._steps, self._sums = 0, {}
+        return found
+
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that the interval is whole after a resume."""
+        return {"steps": self._steps, "sums": dict(self._sums)}
 
 
 class Clock:

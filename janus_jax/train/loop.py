@@ -21,7 +21,7 @@ from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import TRAINED_MODES, Generator
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
-from janus_jax.train.log import Clock, RunLog, last_evaluation, plot_curves
+from janus_jax.train.log import Clock, RunLog, Window, last_evaluation, plot_curves
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 from janus_jax.types import TrainState
 
@@ -82,6 +82,7 @@ class _Run:
             self.eval_fn = jit_eval_step(self.net, self.config, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
             self.state = self._first_state(shardings)
+        self.window = Window(**self.checkpoints.window)
         self.bad_steps = 0
         self.stop = False
         self.last_evaluation: dict[str, float] = {}
@@ -137,7 +138,7 @@ class _Run:
                 raise ConfigError(
                     f"config.train.best_metric: {self.config.train.best_metric!r} is not measured; choose from {sorted(metrics)}"
                 )
-            self.checkpoints.save(self.state, metrics or None)
+            self.checkpoints.save(self.state, metrics or None, self.window.stored())
         if evaluates:
             self._plot()
 
@@ -149,10 +150,13 @@ class _Run:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self.log.advance()
         clock.count(values.pop("target_tokens"))
-        if not values.pop("finite"):
+        if values.pop("finite"):
+            self.window.add(values)
+        else:
             self._bad_step(step, values, example_ids)
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            self.log.record(step, values | clock.figures())
+            own = {name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))}
+            self.log.record(step, self.window.means() | own | clock.figures())
 
     def _bad_step(self, step: int, values: dict[str, float], example_ids: np.ndarray) -> None:
         self.bad_steps += 1
