@@ -1,4 +1,4 @@
-"""The interface of a tokenizer, and how to get one: `train` it on text or `load` it from bytes.
+"""The interface of a tokenizer.
 
 Every tokenizer puts the five special tokens first (`types.Specials`), so that models and searches need not ask.
 """
@@ -6,7 +6,6 @@ Every tokenizer puts the five special tokens first (`types.Specials`), so that m
 from collections.abc import Sequence
 from typing import Protocol
 
-from janus_jax.config import TextConfig
 from janus_jax.types import Specials
 
 
@@ -37,33 +36,5 @@ class Tokenizer(Protocol):
         ...
 
     def to_bytes(self) -> bytes:
-        """Everything that `load` needs to build the same tokenizer again."""
+        """Everything that `text.load` needs to build the same tokenizer again."""
         ...
-
-
-def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
-    """Trains a SentencePiece tokenizer on `lines`, or reads the given model (`config.model`), which needs no lines.
-
-    Args:
-      lines: text, both languages; at most `config.train_lines` of them are used, evenly spread.
-      config: the tokenizer's settings.
-
-    Raises:
-      TokenizerError: the text is too small for the vocabulary, or the given model cannot be read.
-    """
-    from janus_jax.text import sentencepiece_tokenizer as implementation
-
-    if config.model:
-        return implementation.read(config.model)
-    return implementation.train(lines, config)
-
-
-def load(data: bytes) -> Tokenizer:
-    """The tokenizer whose `to_bytes` gave `data`, or that of a SentencePiece model file's content.
-
-    Raises:
-      TokenizerError: `data` is not a SentencePiece model.
-    """
-    from janus_jax.text import sentencepiece_tokenizer as implementation
-
-    return implementation.SentencePieceTokenizer(data)
