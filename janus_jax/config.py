@@ -227,6 +227,7 @@ def _check(config: Config) -> None:
     if m.ar_start == "eos" and m.ar_slot_position == "input":
         raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
     _check_objective(config)
+    _check_decode(config.decode)
     axes = dataclasses.asdict(config.parallel)
     if sum(size == -1 for size in axes.values()) > 1:
         raise ConfigError("config.parallel: at most one axis may be -1 (all remaining devices)")
@@ -274,13 +275,33 @@ def _check_objective(config: Config) -> None:
         )
 
 
+def _check_decode(decode: DecodeConfig) -> None:
+    if not 0.0 < decode.top_p <= 1.0:
+        raise ConfigError(f"config.decode.top_p: {decode.top_p} must be above 0 and at most 1")
+    if decode.mode == "speculative":
+        if decode.nbest > 1:
+            raise ConfigError(
+                f"config.decode.nbest: {decode.nbest}, but speculative search finds one output; set it to 1"
+            )
+        if decode.no_repeat_ngram or decode.sample:
+            raise ConfigError(
+                "config.decode: speculative search equals greedy search; unset sample and no_repeat_ngram"
+            )
+    elif not (decode.mode == "ar" and decode.sample):
+        name = "beam" if decode.mode == "ar" else "length_beam"
+        if decode.nbest > getattr(decode, name):
+            raise ConfigError(
+                f"config.decode.nbest: {decode.nbest} exceeds {name} {getattr(decode, name)}; raise {name}"
+            )
+
+
 _POSITIVE = frozenset(
     "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
     "batch_multiple buckets workers mask_span learning_rate eps steps accumulation log_every eval_every "
-    "checkpoint_every keep_last beam passes length_beam batch_tokens train_lines character_coverage".split()
+    "checkpoint_every keep_last nbest beam temperature passes length_beam draft_passes draft_lengths accept_top batch_tokens train_lines character_coverage".split()
 )
 _NOT_NEGATIVE = frozenset(
     "vocab_size seed max_length_ratio projection_chunk warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
-    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b".split()
+    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
 )
 _SHARE = frozenset("dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())

@@ -14,7 +14,7 @@ MaskSampler = Literal["span", "uniform"]
 Objective = Literal["ar", "cmlm", "janus"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
-Mode = Literal["ar", "nar"]
+Mode = Literal["ar", "nar", "speculative"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -167,6 +167,7 @@ class DecodeConfig:
     """Defaults of the decoding door and of the dev-set decoding."""
 
     mode: Mode = "ar"
+    nbest: int = 1  # outputs a sentence: of the beam, of the length candidates, or samples
     beam: int = 5  # 1: greedy
     lenpen: float = 1.0
     # when beam search is content with its finished hypotheses: no live one can still (best) or would now (current)
@@ -175,8 +176,24 @@ class DecodeConfig:
     rules: Literal["sound", "released"] = "sound"  # released: every rule of the released decoders, faults included
     max_length_a: float = 1.5  # at most a * source tokens + b target tokens
     max_length_b: int = 20
+    min_length: int = 1  # target tokens at least
+    no_repeat_ngram: int = 0  # ar: no n-gram of this size twice; 0: off
+    sample: bool = False  # ar: draw tokens instead of searching
+    temperature: float = 1.0
+    top_k: int = 0  # of the k likeliest tokens only; 0: all
+    top_p: float = 1.0  # of the likeliest tokens that together have this probability
+    seed: int = 0
     passes: int = 10  # decoder passes of mask-predict
     length_beam: int = 3
+    lengths: Literal["top", "contiguous"] = "top"  # the most probable lengths, or those around the most probable
+    mask_schedule: Literal["linear", "cosine"] = "linear"  # how many slots are masked again after a pass
+    early_stop: bool = False  # nar: stop when a pass changes nothing
+    merge_repeats: bool = False  # nar: a token right after itself is dropped
+    rerank: Literal["none", "ar"] = "none"  # nar: the model's AR half chooses among the length candidates
+    draft_passes: int = 1  # speculative: passes of mask-predict for a draft
+    draft_lengths: int = 1  # speculative: drafts of so many lengths are verified side by side
+    accept_top: int = 1  # speculative: a drafted token among AR's so many best is accepted; above 1 not lossless
+    accept_gap: float = 0.0  # ... if its log-probability is at most so much below the best; above 0 not lossless
     batch_tokens: int = 4096  # sentences * hypotheses (or length candidates) * padded length of one decoding batch
 
 

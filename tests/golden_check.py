@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 
 from janus_jax.config import DecodeConfig, LossWeights, ObjectiveConfig
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
-from janus_jax.decode import MODES, Generator, remask_counts
+from janus_jax.decode import MODES, remask_counts
+from janus_jax.decode.request import Request
 from janus_jax.model import Janus
 from janus_jax.model.streams import bridge_mask, nar_mask
 from janus_jax.objective import denominators, loss
@@ -271,7 +272,7 @@ def check_losses(g: Golden) -> Iterator[Line]:
 
 def check_decoding(g: Golden) -> Iterator[Line]:
     """AR searches without the released cache fault and NAR searches without its early stop, under the released rules."""
-    generator = Generator(g.net, g.params, None)
+    room = min(256, g.net.config.max_positions)
     source = np.asarray(g["in/src_tokens"], np.int32)
     for name in sorted(g.arrays):
         if match := re.fullmatch(r"dec/ar_beam(\d+)_full_tokens", name):
@@ -279,12 +280,12 @@ def check_decoding(g: Golden) -> Iterator[Line]:
             settings = DecodeConfig(
                 rules="released", beam=int(match[1]), max_length_a=0.0, max_length_b=max(longest, 40)
             )
-            found = MODES["ar"](generator, source, settings)
+            found = MODES["ar"](Request(g.net, g.params, source, settings, room)).hypotheses
             yield from _check_hypotheses(g, name, found.tokens, found.lengths, found.scores, found.token_scores)
         elif match := re.fullmatch(r"dec/nar_iter(\d+)_lb(\d+)_force_tokens", name):
             passes, length_beam = int(match[1]) + 1, int(match[2])
             settings = DecodeConfig(mode="nar", rules="released", passes=passes, length_beam=length_beam)
-            found = MODES["nar"](generator, source, settings)
+            found = MODES["nar"](Request(g.net, g.params, source, settings, room)).hypotheses
             front = ((0, 0), (1, 0))  # the released arrays keep bos, at score 0
             tokens, scores = np.pad(found.tokens[:, 0], front), np.pad(found.token_scores[:, 0], front)
             yield from _check_hypotheses(g, name, tokens, found.lengths[:, 0] + 1, found.scores[:, 0], scores)

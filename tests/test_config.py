@@ -164,7 +164,7 @@ def test_command_line_overrides(file):
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
-        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed?"),
+        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.seed?"),
         (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
         (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be greater than 0"),

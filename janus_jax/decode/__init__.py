@@ -1,8 +1,10 @@
 """From a checkpoint and sentences to sentences."""
 
 from janus_jax.decode.beam import STOPS, beam_search
-from janus_jax.decode.generator import MODES, TRAINED_MODES, Generator, Output
-from janus_jax.decode.mask_predict import MaskPredictRules, mask_predict, remask_counts
+from janus_jax.decode.candidates import MaskPredictRules
+from janus_jax.decode.generator import Generator, Output
+from janus_jax.decode.mask_predict import mask_predict, remask_counts
+from janus_jax.decode.modes import MODES, TRAINED_MODES
 
 __all__ = [
     "MODES",

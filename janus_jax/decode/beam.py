@@ -6,19 +6,17 @@ hypothesis (eos counted, bos not).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from janus_jax.decode.vocab import argmax, forbid
+from janus_jax.decode.greedy import greedy_search
+from janus_jax.decode.loop import FREE, Cache, Constraints, GrowFn, StepFn, forced_token, put, run_in_stages
 from janus_jax.types import Array, Hypotheses, Specials
 
-Cache = Any
-StepFn = Callable[[Array, Cache], tuple[Array, Cache]]  # tokens [N, 1], cache -> logits [N, V] of the next, cache
 ReorderFn = Callable[[Cache, Array], Cache]  # cache, rows [N] -> cache whose row i is the old row rows[i]
-GrowFn = Callable[[Cache, int], Cache]  # cache, length -> the cache with room for so many tokens
 
 Stop = Literal["best", "current", "released"]
 STOPS: dict[str, str] = {
@@ -48,34 +46,19 @@ class _Beam:
     cache: Cache
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Greedy:
-    """What the loop carries when the beam is 1."""
-
-    step: Array  # [] int32
-    last: Array  # [B, 1] int32
-    tokens: Array  # [B, L]
-    token_scores: Array  # [B, L]
-    lengths: Array  # [B] int32
-    done: Array  # [B] bool
-    cache: Cache
-
-
 def beam_search(
     step_fn: StepFn,
     reorder_fn: ReorderFn,
     cache: Cache,
     *,
-    batch: int,
     beam: int,
     max_lengths: Array,
     limit: int,
     specials: Specials,
-    vocab_size: int,
+    constraints: Constraints,
     lenpen: float = 1.0,
     stop: Stop = "best",
-    forbidden: Sequence[int] | None = None,
+    prefix: Array | None = None,
     grow_fn: GrowFn | None = None,
     stages: Sequence[int] = (),
 ) -> Hypotheses:
@@ -88,16 +71,15 @@ def beam_search(
       step_fn: feeds tokens [N, 1] to the model and gives logits [N, V] of the next ones; rows of a sentence adjacent.
       reorder_fn: reorders the rows of a cache; rows stay within their sentence.
       cache: what `step_fn` expects before the first token (bos), for N rows.
-      batch: B.
       beam: K.
       max_lengths: [B] int32, most tokens of a hypothesis, eos counted, where eos is forced; 0: an empty row, which
         gets no hypothesis.
       limit: L, at least the largest of max_lengths.
       specials: ids of the special tokens.
-      vocab_size: logit columns from here on are padding and never emitted.
+      constraints: what may be emitted. The released code forbids pad only.
       lenpen: score = sum of log-probabilities / (tokens, eos counted) ** lenpen; not negative.
       stop: when a sentence is finished, see `STOPS`.
-      forbidden: ids never emitted; by default pad, bos and mask. The released code forbids pad only.
+      prefix: [B, P] int32, tokens that every hypothesis has to begin with, padded.
       grow_fn: gives the cache more room; with it the loop runs in stages, and a short batch never pays for `limit`.
       stages: lengths below `limit` that the cache has room for in turn; the cache given has room for the first.
 
@@ -109,78 +91,43 @@ def beam_search(
     """
     if stop not in STOPS:
         raise ValueError(f"stop: {stop!r} is not one of {', '.join(map(repr, STOPS))}")
-    if beam < 1 or limit < 1 or batch < 1:
-        raise ValueError(f"batch {batch}, beam {beam} and limit {limit} must be at least 1")
-    if vocab_size < 2 or lenpen < 0:
-        raise ValueError(f"vocab_size {vocab_size} must be at least 2 and lenpen {lenpen} not negative")
-    banned = (specials.pad, specials.bos, specials.mask) if forbidden is None else tuple(forbidden)
+    if beam < 1 or limit < 1 or lenpen < 0:
+        raise ValueError(f"beam {beam} and limit {limit} must be at least 1, lenpen {lenpen} not negative")
     max_lengths = jnp.minimum(jnp.asarray(max_lengths, jnp.int32), limit)
-    bounds = [s for s in stages if s < limit] if grow_fn else []
-
-    def run(state: Any, body: Callable[[Any], Any]) -> Any:
-        for i, bound in enumerate([*bounds, limit]):
-            if i:
-                state = replace(state, cache=grow_fn(state.cache, bound))
-            state = lax.while_loop(lambda s, b=bound: (s.step < b) & ~jnp.all(s.done), body, state)
-        return state
-
-    def bias(columns: int, step: Array) -> Array:
-        """[V] added to logits: -inf at what may not be emitted."""
-        return (
-            jnp.asarray(forbid(columns, banned, vocab_size)).at[specials.eos].set(jnp.where(step == 0, -jnp.inf, 0.0))
-        )
-
     if beam == 1:
-        state = _init_greedy(cache, batch, limit, specials, max_lengths)
-        state = run(state, lambda s: _greedy_step(s, step_fn, bias, max_lengths, specials))
-        return _greedy_result(state, lenpen)
-    state = _init_beam(cache, batch, beam, limit, specials, max_lengths)
-    state = run(state, lambda s: _beam_step(s, step_fn, reorder_fn, bias, max_lengths, specials, lenpen, stop))
-    return _beam_result(state)
-
-
-def _init_greedy(cache: Cache, batch: int, limit: int, specials: Specials, max_lengths: Array) -> _Greedy:
-    return _Greedy(
-        step=jnp.int32(0),
-        last=jnp.full((batch, 1), specials.bos, jnp.int32),
-        tokens=jnp.full((batch, limit), specials.pad, jnp.int32),
-        token_scores=jnp.zeros((batch, limit), jnp.float32),
-        lengths=jnp.zeros(batch, jnp.int32),
-        done=max_lengths <= 0,
-        cache=cache,
+        return greedy_search(
+            step_fn,
+            cache,
+            max_lengths=max_lengths,
+            limit=limit,
+            specials=specials,
+            constraints=constraints,
+            lenpen=lenpen,
+            prefix=prefix,
+            grow_fn=grow_fn,
+            stages=stages,
+        )
+    rules = _Rules(max_lengths, prefix, specials, constraints, lenpen, stop)
+    state = _init_beam(cache, beam, limit, rules)
+    return _beam_result(
+        run_in_stages(state, lambda s: _beam_step(s, step_fn, reorder_fn, rules), limit, grow_fn, stages)
     )
 
 
-def _greedy_step(s: _Greedy, step_fn: StepFn, bias: Callable, max_lengths: Array, specials: Specials) -> _Greedy:
-    logits, cache = step_fn(s.last, s.cache)
-    best = argmax(logits + bias(logits.shape[-1], s.step))
-    token = jnp.where(s.step + 1 >= max_lengths, specials.eos, best)
-    score = jnp.take_along_axis(logits, token[:, None], 1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-    token = jnp.where(s.done, specials.pad, token)
-    return _Greedy(
-        step=s.step + 1,
-        # A finished row is fed eos: any token will do, but pad would have no position.
-        last=jnp.where(s.done, specials.eos, token)[:, None],
-        tokens=_put(s.tokens, token, s.step),
-        token_scores=_put(s.token_scores, jnp.where(s.done, 0.0, score), s.step),
-        lengths=s.lengths + ~s.done,
-        done=s.done | (token == specials.eos),
-        cache=cache,
-    )
+@dataclass(frozen=True)
+class _Rules:
+    """What stays the same during a search."""
+
+    max_lengths: Array  # [B] int32
+    prefix: Array | None
+    specials: Specials
+    constraints: Constraints
+    lenpen: float
+    stop: Stop
 
 
-def _greedy_result(s: _Greedy, lenpen: float) -> Hypotheses:
-    total = jnp.sum(s.token_scores, axis=-1)
-    scores = jnp.where(s.lengths > 0, total / jnp.maximum(s.lengths, 1).astype(jnp.float32) ** lenpen, _NONE)
-    return Hypotheses(
-        tokens=s.tokens[:, None],
-        lengths=s.lengths[:, None],
-        scores=scores[:, None],
-        token_scores=s.token_scores[:, None],
-    )
-
-
-def _init_beam(cache: Cache, batch: int, beam: int, limit: int, specials: Specials, max_lengths: Array) -> _Beam:
+def _init_beam(cache: Cache, beam: int, limit: int, rules: _Rules) -> _Beam:
+    batch, specials = rules.max_lengths.shape[0], rules.specials
     tokens = jnp.full((batch, beam, limit), specials.pad, jnp.int32)
     zeros = jnp.zeros((batch, beam, limit), jnp.float32)
     return _Beam(
@@ -194,28 +141,19 @@ def _init_beam(cache: Cache, batch: int, beam: int, limit: int, specials: Specia
         done_tokens=tokens,
         done_token_scores=zeros,
         done_lengths=jnp.zeros((batch, beam), jnp.int32),
-        done=max_lengths <= 0,
+        done=rules.max_lengths <= 0,
         cache=cache,
     )
 
 
-def _beam_step(
-    s: _Beam,
-    step_fn: StepFn,
-    reorder_fn: ReorderFn,
-    bias: Callable,
-    max_lengths: Array,
-    specials: Specials,
-    lenpen: float,
-    stop: Stop,
-) -> _Beam:
+def _beam_step(s: _Beam, step_fn: StepFn, reorder_fn: ReorderFn, rules: _Rules) -> _Beam:
     batch, beam = s.last.shape
     logits, cache = step_fn(s.last.reshape(-1, 1), s.cache)
-    forced = s.step + 1 >= max_lengths
-    scores, parents, ids, token_scores = _candidates(s, logits, bias, forced, specials)
+    at_end = s.step + 1 >= rules.max_lengths
+    scores, parents, ids, token_scores = _candidates(s, logits, rules)
     exists = scores > _NONE
-    is_eos = exists & (ids == specials.eos)
-    s = _finish(s, scores, parents, token_scores, is_eos & ~s.done[:, None], specials, lenpen, stop)
+    is_eos = exists & (ids == rules.specials.eos)
+    s = _finish(s, scores, parents, token_scores, is_eos & ~s.done[:, None], rules)
 
     # The first K candidates that go on. At most K of the 2K are an eos, so there always are K.
     turn = jnp.arange(2 * beam)
@@ -225,57 +163,47 @@ def _beam_step(
     rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * beam + parents).reshape(-1)
 
     full = jnp.all(s.done_scores > _NONE, axis=-1)
-    if stop != "released":
+    if rules.stop != "released":
         # Sums only fall, so that the best a live hypothesis can become is its sum over the most tokens allowed.
-        tokens = (s.step + 1 if stop == "current" else jnp.maximum(max_lengths, 1)).astype(jnp.float32)
-        full &= live_scores[:, 0] / tokens**lenpen <= jnp.min(s.done_scores, axis=-1)
+        tokens = (s.step + 1 if rules.stop == "current" else jnp.maximum(rules.max_lengths, 1)).astype(jnp.float32)
+        full &= live_scores[:, 0] / tokens**rules.lenpen <= jnp.min(s.done_scores, axis=-1)
     return replace(
         s,
         step=s.step + 1,
         last=ids,
         live_scores=live_scores,
-        live_tokens=_put(_take(s.live_tokens, parents), ids, s.step),
-        live_token_scores=_put(_take(s.live_token_scores, parents), _take(token_scores, chosen), s.step),
-        done=s.done | full | forced | (live_scores[:, 0] == _NONE),
+        live_tokens=put(_take(s.live_tokens, parents), ids, s.step),
+        live_token_scores=put(_take(s.live_token_scores, parents), _take(token_scores, chosen), s.step),
+        done=s.done | full | at_end | (live_scores[:, 0] == _NONE),
         cache=reorder_fn(cache, rows),
     )
 
 
-def _candidates(
-    s: _Beam, logits: Array, bias: Callable, forced: Array, specials: Specials
-) -> tuple[Array, Array, Array, Array]:
+def _candidates(s: _Beam, logits: Array, rules: _Rules) -> tuple[Array, Array, Array, Array]:
     """The 2K best continuations: sums, parents, ids and the last token's log-probability, each [B, 2K], best first."""
     batch, beam = s.last.shape
     # The best of a row need no softmax over it: only these few are normalised.
     width = min(2 * beam, logits.shape[-1])
-    values, ids = lax.top_k(logits + bias(logits.shape[-1], s.step), width)
+    emitted = s.live_tokens.reshape(batch * beam, -1)
+    values, ids = lax.top_k(logits + rules.constraints.bias(logits.shape[-1], s.step, rules.specials, emitted), width)
     norm = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    only_eos = jnp.full(values.shape, _NONE).at[:, 0].set(logits[:, specials.eos])
-    forced = jnp.repeat(forced, beam)[:, None]
-    values = jnp.where(forced, only_eos, values) - norm
-    ids = jnp.where(forced, specials.eos, ids).astype(jnp.int32).reshape(batch, -1)
+    forced = jnp.repeat(forced_token(s.step, rules.max_lengths, rules.prefix, rules.specials), beam)[:, None]
+    only = jnp.take_along_axis(logits, jnp.maximum(forced, 0), axis=1)
+    values = jnp.where(forced == FREE, values, jnp.full(values.shape, _NONE).at[:, :1].set(only)) - norm
+    ids = jnp.where(forced == FREE, ids, forced).astype(jnp.int32).reshape(batch, -1)
     totals = (s.live_scores.reshape(-1, 1) + values).reshape(batch, -1)
     scores, flat = lax.top_k(totals, 2 * beam)
     return scores, (flat // width).astype(jnp.int32), _take(ids, flat), _take(values.reshape(batch, -1), flat)
 
 
-def _finish(
-    s: _Beam,
-    scores: Array,
-    parents: Array,
-    token_scores: Array,
-    ends: Array,
-    specials: Specials,
-    lenpen: float,
-    stop: Stop,
-) -> _Beam:
+def _finish(s: _Beam, scores: Array, parents: Array, token_scores: Array, ends: Array, rules: _Rules) -> _Beam:
     """Merges the candidates among the first K that end ([B, 2K] flags) into the finished hypotheses."""
     batch, beam = s.last.shape
     length = s.step + 1
-    new = jnp.where(ends, scores / length.astype(jnp.float32) ** lenpen, _NONE)[:, :beam]
+    new = jnp.where(ends, scores / length.astype(jnp.float32) ** rules.lenpen, _NONE)[:, :beam]
     every = jnp.concatenate([s.done_scores, new], axis=1)
     # Released: the first K to come stay. Else: the K best stay.
-    key = jnp.where(every > _NONE, -jnp.arange(2.0 * beam), _NONE) if stop == "released" else every
+    key = jnp.where(every > _NONE, -jnp.arange(2.0 * beam), _NONE) if rules.stop == "released" else every
     _, kept = lax.top_k(key, beam)
     is_new = (kept >= beam) & (_take(every, kept) > _NONE)
     own = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32), (batch, beam))
@@ -287,7 +215,7 @@ def _finish(
     return replace(
         s,
         done_scores=_take(every, kept),
-        done_tokens=jnp.where(here, specials.eos, tokens),
+        done_tokens=jnp.where(here, rules.specials.eos, tokens),
         done_token_scores=jnp.where(here, last[..., None], before),
         done_lengths=jnp.where(is_new, length, _take(s.done_lengths, jnp.minimum(kept, beam - 1))),
     )
@@ -308,8 +236,3 @@ def _take(values: Array, indices: Array) -> Array:
     """values [B, X, ...] at indices [B, Y] -> [B, Y, ...]."""
     shape = indices.shape + (1,) * (values.ndim - 2)
     return jnp.take_along_axis(values, indices.reshape(shape), axis=1)
-
-
-def _put(values: Array, column: Array, step: Array) -> Array:
-    """values [..., L] with column [...] at position `step`."""
-    return lax.dynamic_update_index_in_dim(values, column.astype(values.dtype), step, axis=values.ndim - 1)

@@ -4,34 +4,28 @@ Legend: B sentences of a batch, S padded source length, L longest hypothesis, T 
 """
 
 import dataclasses
-import functools
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from janus_jax import checkpoint, config, text
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
-from janus_jax.decode.beam import beam_search
-from janus_jax.decode.mask_predict import (
-    MaskPredictRules,
-    best_hypotheses,
-    candidate_lengths,
-    mask_predict,
-    with_length_scores,
-)
+from janus_jax.decode.modes import MODES, TRAINED_MODES
+from janus_jax.decode.request import Found, Request, rows_per_sentence
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer
-from janus_jax.types import Array, Encoded, Hypotheses, Params
+from janus_jax.types import Params
 
 log = logging.getLogger(__name__)
+
+GAP = "<mask>"  # in text to complete: a missing token
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,11 @@ class Output:
     """What became of one sentence."""
 
     text: str  # detokenised; empty where the generator has no tokenizer
-    score: (
-        float  # the search's own: AR sum of log-probabilities / tokens ** lenpen, NAR their mean; 0 for an empty line
-    )
+    # AR and rerank: sum of log-probabilities / tokens ** lenpen; NAR: mean of the filled tokens'; 0 for an empty line
+    score: float
     tokens: list[int]  # without bos and eos
+    statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and more by mode
+    others: tuple["Output", ...] = ()  # with nbest > 1 the next best, without statistics
 
 
 class Generator:
@@ -109,7 +104,13 @@ class Generator:
         )
 
     def generate(
-        self, lines: Sequence[str], *, progress: Callable[[int], Any] | None = None, **settings: Any
+        self,
+        lines: Sequence[str],
+        *,
+        prefixes: Sequence[str] | None = None,
+        targets: Sequence[str] | None = None,
+        progress: Callable[[int], Any] | None = None,
+        **settings: Any,
     ) -> list[Output]:
         """Decodes lines; as many outputs as lines, in their order, whatever the lines hold.
 
@@ -117,6 +118,8 @@ class Generator:
 
         Args:
           lines: source text.
+          prefixes: text that each output has to begin with (modes ar).
+          targets: text to complete, a `<mask>` for each token that is missing (mode nar).
           progress: called with the number of sentences just done.
           **settings: any field of `DecodeConfig` (mode, beam, lenpen, passes, length_beam, ...), over the generator's own.
 
@@ -126,174 +129,160 @@ class Generator:
         """
         if self.tokenizer is None:
             raise ValueError("this generator has no tokenizer; give it one, or call generate_ids with token ids")
-        return self.generate_ids(self.tokenizer.encode_batch(list(lines)), progress=progress, **settings)
+        return self.generate_ids(
+            self.tokenizer.encode_batch(list(lines)),
+            prefixes=None if prefixes is None else self.tokenizer.encode_batch(list(prefixes)),
+            targets=None if targets is None else [self._with_gaps(target) for target in targets],
+            progress=progress,
+            **settings,
+        )
 
     def generate_ids(
-        self, sources: Sequence[Sequence[int]], *, progress: Callable[[int], Any] | None = None, **settings: Any
+        self,
+        sources: Sequence[Sequence[int]],
+        *,
+        prefixes: Sequence[Sequence[int]] | None = None,
+        targets: Sequence[Sequence[int]] | None = None,
+        progress: Callable[[int], Any] | None = None,
+        **settings: Any,
     ) -> list[Output]:
-        """`generate` for sources that are tokenised already; bos, eos and padding around them may be there or not."""
+        """`generate` for what is tokenised already; bos, eos and padding around it may be there or not."""
         decode = self._settings(settings)
         if decode.mode not in self.trained:
             log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
-        special = self.net.specials
-        ids = [[i for i in map(int, source) if i not in (special.bos, special.eos, special.pad)] for source in sources]
-        room = self.max_source_length - 2
-        long = [number for number, source in enumerate(ids, 1) if len(source) > room]
-        if long:
-            some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
-            log.warning(
-                "%d of %d sources are longer than %d tokens and were cut: line %s", len(long), len(ids), room, some
-            )
-        framed = [[special.bos, *source[:room], special.eos] if source else [] for source in ids]
+        self._check(decode, len(sources), prefixes, targets)
+        framed = self._framed(sources, self.max_source_length, "sources")
+        work = _Work(
+            framed,
+            None if prefixes is None else [self._bare(prefix)[: self.max_target_length - 2] for prefix in prefixes],
+            None if targets is None else self._framed(targets, self.max_target_length, "targets"),
+        )
         outputs = [Output("", 0.0, []) for _ in framed]
         if progress:
             progress(sum(not source for source in framed))
-        for indices, found in self._search([i for i, source in enumerate(framed) if source], framed, decode):
-            texts = (
-                self.tokenizer.decode_batch([tokens for tokens, _ in found]) if self.tokenizer else [""] * len(found)
-            )
-            for index, line, (tokens, score) in zip(indices, texts, found, strict=True):
-                outputs[index] = Output(line, score, tokens)
+        for indices, rows in self._search(work, [i for i, source in enumerate(framed) if source], decode):
+            for index, row in zip(indices, rows, strict=True):
+                outputs[index] = self._output(row, decode)
             if progress:
                 progress(len(indices))
         return outputs
+
+    def _output(self, row: "_Row", decode: DecodeConfig) -> Output:
+        ranked = [(_merged(tokens) if decode.merge_repeats else tokens, score) for tokens, score in row.ranked]
+        texts = self.tokenizer.decode_batch([tokens for tokens, _ in ranked]) if self.tokenizer else [""] * len(ranked)
+        made = [Output(line, score, tokens) for line, (tokens, score) in zip(texts, ranked, strict=True)]
+        if not made:
+            return Output("", 0.0, [], row.statistics)
+        return dataclasses.replace(made[0], statistics=row.statistics, others=tuple(made[1:]))
+
+    def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
+        """Raises what is wrong with a call."""
+        for name, given, mode in (("prefixes", prefixes, "ar"), ("targets", targets, "nar")):
+            if given is None:
+                continue
+            if len(given) != count:
+                raise ValueError(f"{name}: {len(given)} given for {count} lines; give one a line")
+            if decode.mode != mode:
+                raise ValueError(f"{name}: mode {decode.mode} takes none; use mode={mode}")
+
+    def _bare(self, ids: Sequence[int]) -> list[int]:
+        special = self.net.specials
+        return [i for i in map(int, ids) if i not in (special.bos, special.eos, special.pad)]
+
+    def _framed(self, sentences: Sequence[Sequence[int]], longest: int, what: str) -> list[list[int]]:
+        """bos ... eos, cut to `longest` with one warning; [] for an empty one."""
+        ids = [self._bare(sentence) for sentence in sentences]
+        room = longest - 2
+        long = [number for number, sentence in enumerate(ids, 1) if len(sentence) > room]
+        if long:
+            some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
+            log.warning(
+                "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), what, room, some
+            )
+        special = self.net.specials
+        return [[special.bos, *sentence[:room], special.eos] if sentence else [] for sentence in ids]
+
+    def _with_gaps(self, target: str) -> list[int]:
+        """Token ids of text in which `<mask>` stands for a missing token."""
+        ids: list[int] = []
+        for number, piece in enumerate(target.split(GAP)):
+            ids += ([self.net.specials.mask] if number else []) + (
+                self.tokenizer.encode(piece) if piece.strip() else []
+            )
+        return ids
 
     def _settings(self, changes: dict[str, Any]) -> DecodeConfig:
         values = {**dataclasses.asdict(self.decode_config), **{k: v for k, v in changes.items() if v is not None}}
         return config.resolve({"decode": values}).decode
 
     def _search(
-        self, indices: list[int], framed: list[list[int]], decode: DecodeConfig
-    ) -> Iterator[tuple[list[int], list[tuple[list[int], float]]]]:
-        """Batches in whatever order: (indices, [(tokens, score)]). One batch runs while the one before is read."""
-        search = MODES[decode.mode]
-        hypotheses = {"ar": decode.beam, "nar": decode.length_beam}[decode.mode]
-        plan = batches.plan_batches([len(framed[i]) for i in indices], decode.batch_tokens, hypotheses)
+        self, work: "_Work", indices: list[int], decode: DecodeConfig
+    ) -> Iterator[tuple[list[int], list["_Row"]]]:
+        """Batches in whatever order: (indices, what was found). One batch runs while the one before is read."""
+        pad = self.net.specials.pad
+        plan = batches.plan_batches([work.length(i) for i in indices], decode.batch_tokens, rows_per_sentence(decode))
         running: deque = deque()
         for length, rows, members in plan:
             chosen = [indices[m] for m in members]
-            source = batches.pad_sources([framed[i] for i in chosen], rows, length, self.net.specials.pad)
-            running.append((chosen, search(self, source, decode)))
+            request = Request(
+                net=self.net,
+                params=self.params,
+                source=batches.pad_sources([work.sources[i] for i in chosen], rows, length, pad),
+                lines=np.pad(np.asarray(chosen, np.int32), (0, rows - len(chosen))),
+                decode=decode,
+                max_target_length=self.max_target_length,
+                prefix=_padded(work.prefixes, chosen, rows, pad),
+                start=_padded(work.starts, chosen, rows, pad),
+            )
+            running.append((chosen, MODES[decode.mode](request)))
             if len(running) > 1:
                 yield self._read(*running.popleft())
         while running:
             yield self._read(*running.popleft())
 
-    def _read(self, indices: list[int], result: Hypotheses) -> tuple[list[int], list[tuple[list[int], float]]]:
-        tokens, lengths, scores = jax.device_get((result.tokens[:, 0], result.lengths[:, 0], result.scores[:, 0]))
-        # Every hypothesis ends in eos, which the caller doesn't need.
-        return indices, [(tokens[row, : lengths[row] - 1].tolist(), float(scores[row])) for row in range(len(indices))]
+    def _read(self, indices: list[int], found: Found) -> tuple[list[int], list["_Row"]]:
+        best = found.hypotheses
+        tokens, lengths, scores = jax.device_get((best.tokens, best.lengths, best.scores))
+        statistics = jax.device_get(found.statistics)
+        rows = []
+        for row in range(len(indices)):
+            # Every hypothesis ends in eos, which the caller doesn't need.
+            ranked = [
+                (tokens[row, n, : length - 1].tolist(), float(scores[row, n]))
+                for n, length in enumerate(lengths[row].tolist())
+                if length > 0
+            ]
+            rows.append(_Row(ranked, {name: int(values[row]) for name, values in statistics.items()}))
+        return indices, rows
 
 
-def decode_ar(generator: Generator, source: np.ndarray, decode: DecodeConfig) -> Hypotheses:
-    """Beam search (greedy when the beam is 1) for source [B, S], bos ... eos and padding -> Hypotheses [B, beam, L]."""
-    cap = generator.max_target_length - 1  # bos is not counted
-    inner = np.maximum((source != generator.net.specials.pad).sum(axis=1) - 2, 0)
-    allowed = np.minimum((decode.max_length_a * inner + decode.max_length_b).astype(np.int32) + 1, cap)
-    limit = min(int(decode.max_length_a * (source.shape[1] - 2) + decode.max_length_b) + 1, cap)
-    max_lengths = np.where(inner > 0, allowed, 0)
-    return _run_ar(generator.params, source, max_lengths, net=generator.net, decode=decode, limit=limit)
+@dataclass(frozen=True)
+class _Work:
+    """Sentences as token ids, with their frames; prefixes and targets to fill are absent or one each."""
+
+    sources: list[list[int]]
+    prefixes: list[list[int]] | None
+    starts: list[list[int]] | None
+
+    def length(self, index: int) -> int:
+        """What decides which batch a sentence goes into."""
+        return max(len(self.sources[index]), len(self.starts[index]) if self.starts else 0)
 
 
-def decode_nar(generator: Generator, source: np.ndarray, decode: DecodeConfig) -> Hypotheses:
-    """Mask-predict for source [B, S], bos ... eos and padding -> Hypotheses [B, 1, T-1]."""
-    net = generator.net
-    longest = min(generator.max_target_length, net.config.length_classes - 1)
-    encoded, lengths = _run_lengths(generator.params, source, net=net, decode=decode, limit=longest)
-    # The number of slots is part of a compiled shape, so that it is known only now.
-    limit = min(batches.bucket(int(jnp.max(lengths)), at_least=8, halves=True), longest)
-    return _run_nar(generator.params, encoded, lengths, net=net, decode=decode, limit=limit)
+@dataclass(frozen=True)
+class _Row:
+    ranked: list[tuple[list[int], float]]  # tokens and score, best first
+    statistics: dict[str, int]
 
 
-MODES: dict[config.Mode, Callable[[Generator, np.ndarray, DecodeConfig], Hypotheses]] = {
-    "ar": decode_ar,
-    "nar": decode_nar,
-}
+def _padded(values: list[list[int]] | None, chosen: list[int], rows: int, pad: int) -> np.ndarray | None:
+    """[rows, length] of the chosen ones, of a length from few; None where there are none."""
+    if values is None:
+        return None
+    longest = max(len(values[i]) for i in chosen)
+    return batches.pad_sources([values[i] for i in chosen], rows, batches.bucket(longest, at_least=8, halves=True), pad)
 
 
-# The modes whose rows an objective trains.
-TRAINED_MODES: dict[config.Objective, tuple[config.Mode, ...]] = {
-    "ar": ("ar",),
-    "cmlm": ("nar",),
-    "janus": ("ar", "nar"),
-}
-
-
-# Jitted here and not per generator: a training loop that decodes with ever new parameters compiles once.
-@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
-def _run_ar(
-    params: Params, source: Array, max_lengths: Array, *, net: Janus, decode: DecodeConfig, limit: int
-) -> Hypotheses:
-    encoded = net.encode(params, source)
-    released = decode.rules == "released"
-    # Targets are about as long as sources: first a cache for that, the whole only where it is needed.
-    stages = (source.shape[1],) if limit >= 1.5 * source.shape[1] else ()
-
-    # With an eos start, eos stands before bos (which the first slot predicts): it goes into the cache beforehand.
-    prefix = 1 if net.config.ar_start == "eos" else 0
-
-    def empty_cache(length: int) -> Any:
-        return net.init_cache(params, encoded, rows_per_sentence=decode.beam, max_length=length + prefix)
-
-    first = empty_cache(stages[0] if stages else limit)
-    if prefix:
-        first = net.ar_step(params, encoded, jnp.full((source.shape[0] * decode.beam, 1), net.specials.eos), first)[1]
-
-    def step(tokens: Array, cache: Any) -> tuple[Array, Any]:
-        hidden, cache = net.ar_step(params, encoded, tokens, cache)
-        return net.project(params, hidden[:, 0]), cache
-
-    def grow(cache: Any, length: int) -> Any:
-        def enlarge(have: Array, want: Any) -> Array:
-            return jnp.pad(have, [(0, w - h) for h, w in zip(have.shape, want.shape, strict=True)])
-
-        return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
-
-    return beam_search(
-        step,
-        net.reorder_cache,
-        first,
-        batch=source.shape[0],
-        beam=decode.beam,
-        max_lengths=max_lengths,
-        limit=limit,
-        specials=net.specials,
-        vocab_size=net.config.vocab_size,
-        lenpen=decode.lenpen,
-        stop="released" if released else decode.stop,
-        forbidden=(net.specials.pad,) if released else None,
-        grow_fn=grow,
-        stages=stages,
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
-def _run_lengths(
-    params: Params, source: Array, *, net: Janus, decode: DecodeConfig, limit: int
-) -> tuple[Encoded, Array]:
-    encoded = net.encode(params, source)
-    lengths = candidate_lengths(encoded.length_logits, decode.length_beam, limit=limit, rules=_rules(decode))
-    return encoded, jnp.where(jnp.any(encoded.mask, axis=1, keepdims=True), lengths, 2)  # empty rows: bos, eos
-
-
-@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
-def _run_nar(
-    params: Params, encoded: Encoded, lengths: Array, *, net: Janus, decode: DecodeConfig, limit: int
-) -> Hypotheses:
-    candidates = mask_predict(
-        lambda tokens: net.nar_rows(params, encoded, tokens),
-        lengths,
-        passes=decode.passes,
-        specials=net.specials,
-        limit=limit,
-        vocab_size=net.config.vocab_size,
-        rules=_rules(decode),
-        project_fn=functools.partial(net.project, params),
-    )
-    if _rules(decode).score_length:
-        candidates = with_length_scores(candidates, encoded.length_logits, lengths)
-    return best_hypotheses(candidates, net.specials, _rules(decode))
-
-
-def _rules(decode: DecodeConfig) -> MaskPredictRules:
-    return MaskPredictRules.RELEASED if decode.rules == "released" else MaskPredictRules()
+def _merged(tokens: list[int]) -> list[int]:
+    """Without the tokens that stand right after themselves."""
+    return [token for i, token in enumerate(tokens) if not i or token != tokens[i - 1]]

@@ -1,112 +1,65 @@
 """Mask-predict: fill masked slots, re-mask the least sure, repeat (Ghazvininejad et al. 2019; METHOD section 7).
 
-Legend: B sentences, K length candidates a sentence, N = B*K rows, T slots (bos and eos counted), V vocabulary columns,
-C length classes, P passes.
+Legend: B sentences, K length candidates a sentence, N = B*K rows, T slots (bos and eos counted), M slots that may be
+masked, V vocabulary columns, C length classes, P passes, D model width.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from janus_jax.decode.vocab import argmax, forbid
-from janus_jax.types import Array, Hypotheses, Specials
+from janus_jax.decode.candidates import SHORTEST, Candidates, MaskPredictRules, Trace
+from janus_jax.decode.vocab import argmax, by_chunks, forbid, log_probs_of
+from janus_jax.types import Array, Specials
 
-SHORTEST = 2  # bos and eos
-
-
-@dataclass(frozen=True)
-class MaskPredictRules:
-    """What differs between our search and the released one; the defaults are ours, `RELEASED` is theirs."""
-
-    lengths: Literal["top", "contiguous"] = "top"  # the K most probable lengths, or K around the most probable
-    score_edges: bool = False  # average bos and eos into a candidate's score, at 0
-    forbid_specials: bool = True  # never emit mask, pad or bos
-    end_at_eos: bool = True  # an inner eos ends the sentence
-    refuse_empty: bool = True  # a candidate without inner tokens loses to any other
-    score_length: bool = True  # the probability of its length counts in a candidate's score
-
-    RELEASED: ClassVar["MaskPredictRules"]
-
-
-MaskPredictRules.RELEASED = MaskPredictRules(
-    lengths="contiguous",
-    score_edges=True,
-    forbid_specials=False,
-    end_at_eos=False,
-    refuse_empty=False,
-    score_length=False,
-)
+Schedule = Literal["linear", "cosine"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Trace:
-    """Every pass of a search, for looking at."""
+class _State:
+    """What the loop over passes carries."""
 
-    tokens: Array  # [P, B, K, T] after the pass filled its slots
-    scores: Array  # [P, B, K, T] log-probability of each
-    remasked: Array  # [P, B, K, T] bool, slots masked again after the pass
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Candidates:
-    """Every length candidate of every sentence."""
-
-    tokens: Array  # [B, K, T] int32, bos ... eos, then padding
-    lengths: Array  # [B, K] int32, bos and eos counted
-    scores: Array  # [B, K] float32, mean log-probability; what the choice between candidates compares
-    token_scores: Array  # [B, K, T] float32, 0 at bos, eos and padding
-    empty: Array  # [B, K] bool, no inner token
-    trace: Trace | None
+    number: Array  # [] int32, passes done
+    tokens: Array  # [N, T], what it reads
+    scores: Array  # [N, T] log-probability of each token of `tokens`, 0 where masked or given
+    filled: Array  # [N, T], tokens after the pass before, no slot masked
+    filled_scores: Array  # [N, T]
+    done: Array  # [N, 1] bool, final
+    used: Array  # [N, 1] int32, passes so far
+    seen: Trace | None
 
 
-def remask_counts(length: int, passes: int) -> list[int]:
-    """How many slots are masked again after each of `passes` passes, for a target of `length` tokens, bos and eos counted."""
-    return [(length - 2) * (passes - s) // passes for s in range(1, passes + 1)]
+def remask_counts(length: int, passes: int, schedule: Schedule = "linear") -> list[int]:
+    """How many slots are masked again after each of `passes` passes, for a target of `length` tokens, bos and eos counted.
 
-
-def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPredictRules) -> Array:
-    """Target lengths to try, from the length head.
-
-    Args:
-      length_logits: [B, C], class = target length with bos and eos.
-      k: how many lengths a sentence.
-      limit: longest length allowed.
-      rules: `lengths` "top" takes the k most probable from 2 to limit, most probable first; "contiguous" the released
-        a - k//2 ... around the most probable a, at least 2, so that short ones repeat.
-
-    Returns:
-      [B, k] int32.
-
-    Raises:
-      ValueError: fewer than k lengths to choose from.
+    Of n inner slots, after pass s of P: "linear" floor(n (P - s) / P), as published; "cosine" floor(n cos(pi s / 2P)) (Chang et
+    al. 2022), which fills few slots at first. None after the last.
     """
-    classes = jnp.arange(length_logits.shape[-1])
-    if rules.lengths == "contiguous":
-        best = jnp.maximum(jnp.argmax(length_logits, axis=-1), SHORTEST)
-        lengths = best[:, None] - k // 2 + jnp.arange(k)
-        return jnp.clip(lengths, SHORTEST, limit).astype(jnp.int32)
-    choices = min(limit + 1, length_logits.shape[-1]) - SHORTEST
-    if k > choices:
-        raise ValueError(f"length_beam: {k} lengths wanted, but only {choices} lie between 2 and {limit}; lower it")
-    allowed = (classes >= SHORTEST) & (classes <= limit)
-    return lax.top_k(jnp.where(allowed, length_logits, -jnp.inf), k)[1].astype(jnp.int32)
+    inner = length - SHORTEST
+    if schedule == "linear":
+        return [inner * (passes - s) // passes for s in range(1, passes + 1)]
+    return [int(inner * math.cos(0.5 * math.pi * s / passes)) if s < passes else 0 for s in range(1, passes + 1)]
 
 
 def mask_predict(
-    predict_fn: Callable[[Array], Array],
+    predict_fn: Callable[[Array, Array], Array],
     lengths: Array,
     *,
     passes: int,
     specials: Specials,
     limit: int,
     vocab_size: int,
-    rules: MaskPredictRules = MaskPredictRules(),
+    rules: MaskPredictRules = MaskPredictRules.SOUND,
+    start: Array | None = None,
+    schedule: Schedule = "linear",
+    early_stop: bool = False,
     project_fn: Callable[[Array], Array] | None = None,
     chunk: int = 2048,
     trace: bool = False,
@@ -114,13 +67,18 @@ def mask_predict(
     """Fills bos, mask..., eos in `passes` decoder passes (METHOD section 7); to be called under `jax.jit`.
 
     Args:
-      predict_fn: tokens [N, T] -> logits [N, T, V] of each slot's own token; with `project_fn`, hidden rows [N, T, D].
+      predict_fn: tokens [N, T], slots [N, M] -> logits [N, M, V] of the tokens at these slots; with `project_fn`,
+        hidden rows [N, M, D]. It is only asked for as many slots as can still be masked.
       lengths: [B, K] int32, lengths to try, bos and eos counted, 2 to limit.
       passes: how often the decoder runs (the released "iteration n" is n + 1).
       specials: ids of the special tokens.
       limit: T.
       vocab_size: logit columns from here on are padding and never emitted.
       rules: see `MaskPredictRules`.
+      start: [B, K, T] int32, targets of these lengths to begin from, bos ... eos: what is not mask in them stays as it is.
+      schedule: see `remask_counts`.
+      early_stop: a candidate that a pass has left as it was before is final, and the search ends when all are. What it
+        keeps is complete: masks are filled before the comparison.
       project_fn: hidden rows [X, D] -> logits [X, V]; logits of at most `chunk` rows then live at once.
       chunk: see `project_fn`.
       trace: also return what each pass did.
@@ -137,30 +95,33 @@ def mask_predict(
     length = lengths.reshape(-1, 1).astype(jnp.int32)
     slot = jnp.arange(limit, dtype=jnp.int32)
     inner = (slot > 0) & (slot < length - 1)
-    start = jnp.where(inner, specials.mask, jnp.where(slot < length, specials.eos, specials.pad))
-    start = start.at[:, 0].set(specials.bos).astype(jnp.int32)
-    banned = (specials.pad, specials.bos, specials.mask) if rules.forbid_specials else ()
-
-    def one_pass(state: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], Trace | None]:
-        tokens, scores = state
-        rows = predict_fn(tokens)
-        best, best_scores = _best_tokens(rows, project_fn, chunk, banned, vocab_size)
-        # A slot is open when it holds the mask: where the rules let mask be emitted, it stays open.
-        open_slots = inner & (tokens == specials.mask)
-        tokens = jnp.where(open_slots, best, tokens)
-        scores = jnp.where(open_slots, best_scores, scores)
-        count = (length - 2) * (passes - number) // passes
-        again = inner & (_ranks(jnp.where(inner, scores, jnp.inf)) < count)
-        shape = (batch, k, limit)
-        seen = Trace(tokens.reshape(shape), scores.reshape(shape), again.reshape(shape)) if trace else None
-        return (jnp.where(again, specials.mask, tokens), jnp.where(again, 0.0, scores)), seen
-
-    state = (start, jnp.zeros(start.shape, jnp.float32))
-    (tokens, scores), seen = lax.scan(one_pass, state, jnp.arange(1, passes + 1, dtype=jnp.int32))
+    if start is None:
+        tokens = jnp.where(inner, specials.mask, jnp.where(slot < length, specials.eos, specials.pad))
+        tokens = tokens.at[:, 0].set(specials.bos).astype(jnp.int32)
+    else:
+        tokens = start.reshape(batch * k, limit).astype(jnp.int32)
+    free = inner & (tokens == specials.mask)
+    table = np.array([remask_counts(n + SHORTEST, passes, schedule) for n in range(limit - SHORTEST + 1)], np.int32).T
+    search = _Search(
+        predict_fn=predict_fn,
+        pick_fn=_picker(project_fn, chunk, specials, vocab_size, rules),
+        mask=specials.mask,
+        free=free,
+        again=jnp.asarray(table)[:, free.sum(axis=-1)],
+        early_stop=early_stop,
+    )
+    # Where mask may be emitted, more slots can be open than were masked again.
+    most = table.max(axis=1) if rules.forbid_specials else np.full(passes, limit - SHORTEST)
+    state = search.first(tokens, (passes, batch, k) if trace else None)
+    for last, width in _stages([limit - SHORTEST, *most[:-1].tolist()]):
+        state = lax.while_loop(
+            lambda s, end=last: (s.number < end) & ~jnp.all(s.done), lambda s, w=width: search.one_pass(s, w), state
+        )
+    tokens, scores, given = state.filled, state.filled_scores, inner & ~free
     if rules.end_at_eos:
         tokens, scores, length, inner = _end_at_eos(tokens, scores, length, specials)
     # With end_at_eos an inner eos is a prediction too, and counts in the mean.
-    counted = length[:, 0] if rules.score_edges else jnp.maximum(jnp.sum(inner, axis=-1), 1)
+    counted = length[:, 0] if rules.score_edges else jnp.maximum(jnp.sum(inner & ~given, axis=-1), 1)
     means = jnp.sum(scores, axis=-1) / counted.astype(jnp.float32)
     return Candidates(
         tokens=tokens.reshape(batch, k, limit),
@@ -168,71 +129,112 @@ def mask_predict(
         scores=means.reshape(batch, k),
         token_scores=scores.reshape(batch, k, limit),
         empty=(length <= SHORTEST).reshape(batch, k),
-        trace=seen,
+        passes=state.used.reshape(batch, k),
+        trace=state.seen,
     )
 
 
-def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Array) -> Candidates:
-    """Adds log p(length) to what a candidate's mean log-probability averages.
+@dataclass(frozen=True)
+class _Search:
+    """What stays the same from pass to pass."""
 
-    The mean alone is blind to what a short candidate leaves out: it prefers a length that drops a phrase to the right
-    one with a difficult word. With it the score is that of length and tokens together, a token's worth each.
+    predict_fn: Callable[[Array, Array], Array]
+    pick_fn: Callable[[Array], tuple[Array, Array]]  # rows [N, M, ...] -> tokens [N, M] and their log-probabilities
+    mask: int
+    free: Array  # [N, T] bool, slots to fill
+    again: Array  # [P, N] int32, slots masked again after each pass
+    early_stop: bool
+
+    def first(self, tokens: Array, trace: tuple[int, ...] | None) -> _State:
+        """The state before the first pass; with `trace`, its leading axes [P, B, K]."""
+        rows, limit = tokens.shape
+        zeros = jnp.zeros((rows, limit), jnp.float32)
+        seen = None
+        if trace:
+            shape = (*trace, limit)
+            seen = Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
+        nothing = jnp.full((rows, limit), -1, jnp.int32)
+        done, used = jnp.zeros((rows, 1), bool), jnp.zeros((rows, 1), jnp.int32)
+        return _State(jnp.int32(0), tokens, zeros, nothing, zeros, done, used, seen)
+
+    def one_pass(self, state: _State, width: int) -> _State:
+        """Fills the masked slots, at most `width` a row, and masks the least sure again."""
+        # Where the rules let mask be emitted, such a slot stays open.
+        masked = self.free & (state.tokens == self.mask)
+        at = jnp.argsort(~masked, axis=-1, stable=True)[:, :width].astype(jnp.int32)
+        is_open = jnp.take_along_axis(masked, at, axis=1)
+        best, best_scores = self.pick_fn(self.predict_fn(state.tokens, at))
+        tokens = _put_slots(state.tokens, at, best, is_open)
+        scores = _put_slots(state.scores, at, best_scores, is_open)
+        done = state.done
+        if self.early_stop:
+            tokens = jnp.where(done, state.filled, tokens)
+            scores = jnp.where(done, state.filled_scores, scores)
+            done = done | jnp.all(tokens == state.filled, axis=-1, keepdims=True)
+        count = self.again[state.number][:, None]
+        again = self.free & (_ranks(jnp.where(self.free, scores, jnp.inf)) < count) & ~done
+        seen = state.seen
+        if seen is not None:
+            new = Trace(tokens, scores, again)
+            seen = jax.tree.map(lambda every, one: every.at[state.number].set(one.reshape(every.shape[1:])), seen, new)
+        return _State(
+            number=state.number + 1,
+            tokens=jnp.where(again, self.mask, tokens),
+            scores=jnp.where(again, 0.0, scores),
+            filled=tokens,
+            filled_scores=scores,
+            done=done,
+            used=state.used + ~state.done,
+            seen=seen,
+        )
+
+
+def _picker(
+    project_fn: Callable[[Array], Array] | None,
+    chunk: int,
+    specials: Specials,
+    vocab_size: int,
+    rules: MaskPredictRules,
+) -> Callable[[Array], tuple[Array, Array]]:
+    """Rows [N, M, ...] -> the likeliest allowed token [N, M] of each and its log-probability."""
+    banned = (specials.pad, specials.bos, specials.mask) if rules.forbid_specials else ()
+
+    def pick(rows: Array) -> tuple[Array, Array]:
+        logits = rows if project_fn is None else project_fn(rows)
+        best = argmax(logits + forbid(logits.shape[-1], banned, vocab_size))
+        return best, log_probs_of(logits, best)
+
+    def pick_all(rows: Array) -> tuple[Array, Array]:
+        best, scores = by_chunks(pick, rows.reshape(-1, rows.shape[-1]), chunk=chunk)
+        return best.reshape(rows.shape[:-1]), scores.reshape(rows.shape[:-1])
+
+    return pick_all
+
+
+def _stages(open_slots: list[int]) -> list[tuple[int, int]]:
+    """Runs of passes of one static shape, a new one where half of the slots suffice.
 
     Args:
-      candidates: of `mask_predict`.
-      length_logits: [B, C] of the length head.
-      lengths: [B, K] lengths that were asked for, bos and eos counted.
+      open_slots: how many slots may be masked before each pass, never rising.
+
+    Returns:
+      (last pass, slots) of each run.
     """
-    logp = jnp.take_along_axis(jax.nn.log_softmax(length_logits), lengths, axis=-1)
-    inner = jnp.maximum(lengths - 2, 1)
-    return replace(candidates, scores=candidates.scores + logp / inner)
+    stages: list[tuple[int, int]] = []
+    width = 0
+    for number, slots in enumerate(open_slots, 1):
+        if stages and slots > width // 2:
+            stages[-1] = (number, width)
+        else:
+            width = max(slots, 1)
+            stages.append((number, width))
+    return stages
 
 
-def choose(candidates: Candidates, rules: MaskPredictRules = MaskPredictRules()) -> Array:
-    """The index [B] int32 of each sentence's best candidate; of equals the first."""
-    scores = candidates.scores
-    if rules.refuse_empty:
-        scores = jnp.where(candidates.empty, -jnp.inf, scores)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
-
-
-def best_hypotheses(
-    candidates: Candidates, specials: Specials, rules: MaskPredictRules = MaskPredictRules()
-) -> Hypotheses:
-    """The best candidate of each sentence as Hypotheses [B, 1, T-1]: without bos, lengths counting eos."""
-    pick = choose(candidates, rules)[:, None]
-    tokens = jnp.take_along_axis(candidates.tokens, pick[..., None], axis=1)[:, :, 1:]
-    return Hypotheses(
-        tokens=tokens,
-        lengths=jnp.take_along_axis(candidates.lengths, pick, axis=1) - 1,
-        scores=jnp.take_along_axis(candidates.scores, pick, axis=1),
-        token_scores=jnp.take_along_axis(candidates.token_scores, pick[..., None], axis=1)[:, :, 1:],
-    )
-
-
-def _best_tokens(
-    rows: Array, project_fn: Callable[[Array], Array] | None, chunk: int, banned: tuple[int, ...], vocab_size: int
-) -> tuple[Array, Array]:
-    """The likeliest allowed token [N, T] of each slot and its log-probability."""
-
-    def pick(logits: Array) -> tuple[Array, Array]:
-        best = argmax(logits + forbid(logits.shape[-1], banned, vocab_size))
-        score = jnp.take_along_axis(logits, best[..., None], axis=-1)[..., 0]
-        return best, score - jax.nn.logsumexp(logits, axis=-1)
-
-    if project_fn is None:
-        return pick(rows)
-    shape = rows.shape[:-1]
-    flat = rows.reshape(-1, rows.shape[-1])
-    parts = -(-flat.shape[0] // chunk)
-    if parts == 1:
-        best, score = pick(project_fn(flat))
-    else:
-        size = -(-flat.shape[0] // parts)
-        padded = jnp.pad(flat, ((0, parts * size - flat.shape[0]), (0, 0)))
-        best, score = lax.map(lambda part: pick(project_fn(part)), padded.reshape(parts, size, -1))
-        best, score = best.reshape(-1)[: flat.shape[0]], score.reshape(-1)[: flat.shape[0]]
-    return best.reshape(shape), score.reshape(shape)
+def _put_slots(values: Array, slots: Array, new: Array, where: Array) -> Array:
+    """values [N, T] with new [N, M] at slots [N, M] where flagged."""
+    rows = jnp.arange(values.shape[0])[:, None]
+    return values.at[rows, slots].set(jnp.where(where, new, jnp.take_along_axis(values, slots, axis=1)))
 
 
 def _ranks(scores: Array) -> Array:

@@ -19,14 +19,26 @@ from janus_jax.types import Batch, Encoded, Specials, Streams
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Source:
+    """Encoder states as every layer's cross-attention reads them: projected once, whatever number of passes follows."""
+
+    keys: tuple[jax.Array, ...]  # per layer [B, S, H, K]
+    values: tuple[jax.Array, ...]
+    mask: jax.Array  # [B, S] bool
+
+    def of(self, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, values and mask [B, 1, S] for a layer's attention."""
+        return self.keys[layer], self.values[layer], self.mask[:, None]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Cache:
     """What AR decoding keeps between steps. A rejected draft only lowers `length`."""
 
     keys: tuple[jax.Array, ...]  # per layer [N, L, H, K], projected content rows
     values: tuple[jax.Array, ...]
-    cross_keys: tuple[jax.Array, ...]  # per layer [B, S, H, K], projected encoder states
-    cross_values: tuple[jax.Array, ...]
-    cross_mask: jax.Array  # [B, S] bool
+    source: Source
     length: jax.Array  # [N] int32, content rows already in the cache
 
 
@@ -190,28 +202,35 @@ class Decoder(Embedder):
     def _finish(self, x: jax.Array) -> jax.Array:
         return self.layer_norm(x) if self.config.norm == "pre" else x
 
-    def nar_rows(self, table: Table, encoded: Encoded, tokens: jax.Array) -> jax.Array:
-        """Bidirectional rows [N, T, D] of tokens [N, T]; see `Janus.nar_rows`."""
-        length = tokens.shape[1]
-        x = self.embed(table(tokens), jnp.arange(length), self.config.nar_layernorm_embedding)
+    def project_source(self, encoded: Encoded) -> Source:
+        """Every layer's projection of the encoder states."""
+        crosses = [layer.cross(encoded.states) for layer in self.layers]
+        return Source(tuple(k for k, _ in crosses), tuple(v for _, v in crosses), encoded.mask)
+
+    def nar_rows(
+        self, table: Table, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
+    ) -> jax.Array:
+        """Bidirectional rows of tokens [N, T]; see `Janus.nar_rows`."""
+        source = source or self.project_source(encoded)
+        x = self.embed(table(tokens), jnp.arange(tokens.shape[1]), self.config.nar_layernorm_embedding)
         mask = st.nar_mask(tokens != self.specials.pad)
-        for layer in self.layers:
-            attention = [(0, length, *layer.content(x), mask)]
-            x = layer.advance(x, attention, [(0, length, *layer.cross(encoded.states), encoded.mask[:, None])])
+        for i, layer in enumerate(self.layers):
+            keys, values = layer.content(x)
+            if i == len(self.layers) - 1 and slots is not None:
+                x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
+            rows = x.shape[1]
+            x = layer.advance(x, [(0, rows, keys, values, mask)], [(0, rows, *source.of(i))])
         return self._finish(x)
 
-    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int) -> Cache:
+    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
         rows = encoded.states.shape[0] * rows_per_sentence
         shape = (rows, max_length, c.heads, c.d_model // c.heads)
-        crosses = [layer.cross(encoded.states) for layer in self.layers]
         return Cache(
             keys=tuple(jnp.zeros(shape, self.dtype) for _ in self.layers),
             values=tuple(jnp.zeros(shape, self.dtype) for _ in self.layers),
-            cross_keys=tuple(k for k, _ in crosses),
-            cross_values=tuple(v for _, v in crosses),
-            cross_mask=encoded.mask,
+            source=source or self.project_source(encoded),
             length=jnp.zeros((rows,), jnp.int32),
         )
 
@@ -238,7 +257,7 @@ class Decoder(Embedder):
                 x = x[:, :new]  # with query rows, content rows are done: only their keys and values were needed
             n = x.shape[1]
             attention = [(0, n, all_keys[i], all_values[i], jnp.tile(mask, (1, n // new, 1)))]
-            over_source = [(0, n, cache.cross_keys[i], cache.cross_values[i], cache.cross_mask[:, None])]
+            over_source = [(0, n, *cache.source.of(i))]
             x = layer.advance(x, attention, over_source)
         longer = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), longer

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from janus_jax.config import ConfigError, ModelConfig
 from janus_jax.model.attention import NEGATIVE
-from janus_jax.model.decoder import Cache, Decoder
+from janus_jax.model.decoder import Cache, Decoder, Source
 from janus_jax.model.encoder import Encoder
 from janus_jax.model.layers import Table
 from janus_jax.parallel import BATCH, constrain
@@ -42,11 +42,16 @@ class _Network(nn.Module):
     def project(self, rows: jax.Array) -> jax.Array:
         return project(rows, self.embed_tokens.embedding, self.config, self.dtype)
 
-    def nar_rows(self, encoded: Encoded, tokens: jax.Array) -> jax.Array:
-        return self.decoder.nar_rows(self.embed_tokens, encoded, tokens)
+    def project_source(self, encoded: Encoded) -> Source:
+        return self.decoder.project_source(encoded)
 
-    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int) -> Cache:
-        return self.decoder.init_cache(encoded, rows_per_sentence, max_length)
+    def nar_rows(
+        self, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None = None, source: Source | None = None
+    ) -> jax.Array:
+        return self.decoder.nar_rows(self.embed_tokens, encoded, tokens, slots, source)
+
+    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
+        return self.decoder.init_cache(encoded, rows_per_sentence, max_length, source)
 
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
@@ -152,16 +157,42 @@ class Janus:
         cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
         return self.ar_step(params, encoded, tokens, cache)[0]
 
-    def nar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
+    def project_source(self, params: Params, encoded: Encoded) -> Source:
+        """The encoder states as each decoder layer reads them; many passes may share them."""
+        return self._apply(params, None, "project_source", encoded)
+
+    def nar_rows(
+        self,
+        params: Params,
+        encoded: Encoded,
+        tokens: jax.Array,
+        slots: jax.Array | None = None,
+        source: Source | None = None,
+    ) -> jax.Array:
         """Bidirectional rows [N, T, D]; row t predicts token t where tokens [N, T] holds a mask.
 
-        N may be B or a multiple of it, the candidates of a sentence adjacent.
+        Args:
+          params, encoded: the model, and its encoding of B sentences.
+          tokens: N may be B or a multiple of it, the candidates of a sentence adjacent.
+          slots: [N, M] which rows are wanted, [N, M, D] then; by default all.
+          source: `project_source(encoded)`, where several passes share it.
         """
-        return self._apply(params, None, "nar_rows", encoded, tokens)
+        return self._apply(params, None, "nar_rows", encoded, tokens, slots, source)
 
-    def init_cache(self, params: Params, encoded: Encoded, rows_per_sentence: int, max_length: int) -> Cache:
+    def init_cache(
+        self,
+        params: Params,
+        encoded: Encoded,
+        rows_per_sentence: int,
+        max_length: int,
+        source: Source | None = None,
+    ) -> Cache:
         """An empty cache for `rows_per_sentence` hypotheses of at most `max_length` input tokens each."""
-        return self._apply(params, None, "init_cache", encoded, rows_per_sentence, max_length)
+        return self._apply(params, None, "init_cache", encoded, rows_per_sentence, max_length, source)
+
+    def rewind_cache(self, cache: Cache, length: jax.Array) -> Cache:
+        """The cache as it was with `length` [N] input tokens; what was added since is overwritten."""
+        return replace(cache, length=length)
 
     def ar_step(self, params: Params, encoded: Encoded, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache.

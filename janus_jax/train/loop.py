@@ -211,9 +211,10 @@ class _Run:
         sources, references = zip(*self.prepared.text("valid")[:count], strict=True)
         modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}}
         found = {}
-        for name in TRAINED_MODES[self.config.objective.name]:
-            outputs = generator.generate(sources, **modes[name])
-            found[f"valid/bleu_{name}"] = score([output.text for output in outputs], references)["bleu"]
+        for name, settings in modes.items():
+            if name in TRAINED_MODES[self.config.objective.name]:
+                outputs = generator.generate(sources, **settings)
+                found[f"valid/bleu_{name}"] = score([output.text for output in outputs], references)["bleu"]
         return found
 
     def _abstract_state(self) -> TrainState:

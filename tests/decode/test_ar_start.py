@@ -7,7 +7,8 @@ import pytest
 import tiny
 
 from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES, Generator
+from janus_jax.decode import MODES
+from janus_jax.decode.request import Request
 
 
 @pytest.mark.parametrize("variant", [{}, {"ar_start": "eos"}, {"ar_start": "eos", "ar_stream": "content"}])
@@ -15,7 +16,7 @@ def test_greedy_output_is_the_argmax_of_teacher_forcing(variant):
     net, params = tiny.model(**variant)
     batch = tiny.batch(rows=3)
     decode = DecodeConfig(beam=1, max_length_a=0.0, max_length_b=9)
-    found = MODES["ar"](Generator(net, params, None), np.asarray(batch.source), decode)
+    found = MODES["ar"](Request(net, params, np.asarray(batch.source), decode, 40)).hypotheses
     tokens = np.asarray(found.tokens[:, 0])
     start = [net.specials.bos] if net.config.ar_start == "bos" else [net.specials.eos, net.specials.bos]
     inputs = np.concatenate([np.tile(start, (3, 1)), tokens[:, :-1]], axis=1)

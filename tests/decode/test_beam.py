@@ -10,6 +10,7 @@ import pytest
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode.beam import STOPS, beam_search
+from janus_jax.decode.loop import Constraints
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -33,16 +34,21 @@ def _search(log_probs, *, batch, beam, limit, **settings):
         logits = log_probs(cache["sentence"], cache["step"], cache["before"], last)
         return logits, {"sentence": cache["sentence"], "step": cache["step"] + 1, "before": last}
 
+    vocab_size, forbidden = settings.pop("vocab_size"), settings.pop("forbidden", None)
+    watched = {name: settings.pop(name) for name in ("min_length", "no_repeat_ngram") if name in settings}
+    constraints = Constraints.usual(SPECIALS, vocab_size, **watched)
+    if forbidden is not None:
+        constraints = Constraints(tuple(forbidden), vocab_size, **watched)
     settings.setdefault("max_lengths", jnp.full(batch, limit))
     return jax.jit(
         lambda c, m: beam_search(
             step,
             lambda c, rows: jax.tree.map(lambda x: x[rows], c),
             c,
-            batch=batch,
             beam=beam,
             limit=limit,
             specials=SPECIALS,
+            constraints=constraints,
             **settings,
             max_lengths=m,
         )
@@ -226,11 +232,10 @@ def test_growing_the_cache_changes_nothing(beam):
         return {"tokens": c["tokens"][rows], "length": c["length"]}
 
     settings = {
-        "batch": batch,
         "beam": beam,
         "limit": limit,
         "specials": SPECIALS,
-        "vocab_size": vocab,
+        "constraints": Constraints.usual(SPECIALS, vocab),
         "max_lengths": jnp.asarray([12, 4, 9]),
     }
     whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
@@ -254,11 +259,10 @@ def test_a_finished_batch_stops():
             step,
             lambda c, rows: c,
             {"step": jnp.int32(0)},
-            batch=2,
             beam=1,
             limit=50,
             specials=SPECIALS,
-            vocab_size=8,
+            constraints=Constraints.usual(SPECIALS, 8),
             max_lengths=jnp.asarray([50, 50]),
         )
 
@@ -271,7 +275,15 @@ def test_a_finished_batch_stops():
 def test_wrong_settings_name_themselves():
     with pytest.raises(ValueError, match="stop: 'soon'"):
         beam_search(
-            None, None, None, batch=1, beam=2, max_lengths=[1], limit=3, specials=SPECIALS, vocab_size=9, stop="soon"
+            None,
+            None,
+            None,
+            beam=2,
+            max_lengths=[1],
+            limit=3,
+            specials=SPECIALS,
+            constraints=Constraints.usual(SPECIALS, 9),
+            stop="soon",
         )
 
 

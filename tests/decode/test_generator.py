@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig
+from janus_jax.decode import MODES, Generator
 from janus_jax.decode.batches import bucket, full_rows, plan_batches
-from janus_jax.decode.generator import MODES, Generator
 from janus_jax.model import Janus
 from janus_jax.types import Specials
 
@@ -108,7 +108,7 @@ def test_greedy_is_teacher_forcing_step_by_step(generator):
 
 
 def test_a_second_generator_does_not_compile_again(generator):
-    from janus_jax.decode import generator as module
+    from janus_jax.decode import ar as module
 
     generator.generate(["hello"], beam=1)
     compiled = module._run_ar._cache_size()

@@ -7,14 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.mask_predict import (
-    MaskPredictRules,
-    best_hypotheses,
-    candidate_lengths,
-    choose,
-    mask_predict,
-    remask_counts,
-)
+from janus_jax.decode.candidates import MaskPredictRules, best_hypotheses, candidate_lengths, with_length_scores
+from janus_jax.decode.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -23,8 +17,17 @@ SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
 
 
 def _table_model(table):
-    """Logits [N, T, V] that depend on the slot alone."""
-    return lambda tokens: jnp.broadcast_to(jnp.asarray(table, jnp.float32), (tokens.shape[0], *np.shape(table)))
+    """Logits [N, M, V] that depend on the slot alone."""
+    return lambda tokens, slots: jnp.asarray(table, jnp.float32)[slots]
+
+
+def _chosen(candidates, rules=MaskPredictRules.SOUND):
+    """The index of each sentence's best candidate, found by its score."""
+    best = best_hypotheses(candidates, SPECIALS, rules)
+    return [
+        row.tolist().index(score)
+        for row, score in zip(np.asarray(candidates.scores), np.asarray(best.scores)[:, 0], strict=True)
+    ]
 
 
 def test_remask_counts_equal_the_released_ones():
@@ -72,12 +75,10 @@ def test_the_least_sure_slots_are_masked_again_and_ties_go_to_lower_positions():
 def test_masked_slots_alone_change_and_the_model_sees_the_masks():
     seen = []
 
-    def model(tokens):
+    def model(tokens, slots):
         seen.append(np.asarray(tokens))
         masks = jnp.sum(tokens == SPECIALS.mask, axis=-1)  # the prediction tells how many masks were seen
-        return jax.nn.one_hot(5 + jnp.broadcast_to(masks[:, None], tokens.shape), 20) * (
-            4.0 + jnp.arange(tokens.shape[1])[:, None]
-        )
+        return jax.nn.one_hot(5 + jnp.broadcast_to(masks[:, None], slots.shape), 20) * (4.0 + slots[..., None])
 
     with jax.disable_jit():
         out = mask_predict(model, jnp.asarray([[6]]), passes=4, specials=SPECIALS, limit=7, vocab_size=20)
@@ -127,8 +128,8 @@ def test_an_empty_candidate_wins_only_alone():
     table[:, 5] = 1.0
     arguments = {"passes": 1, "specials": SPECIALS, "limit": 4, "vocab_size": 8}
     both = mask_predict(_table_model(table), jnp.asarray([[2, 4]]), **arguments)
-    assert choose(both).tolist() == [1]
-    assert choose(both, RELEASED).tolist() == [0]
+    assert _chosen(both) == [1]
+    assert _chosen(both, RELEASED) == [0]
     alone = mask_predict(_table_model(table), jnp.asarray([[2]]), **arguments)
     result = best_hypotheses(alone, SPECIALS)
     assert result.tokens[0, 0].tolist() == [2, 1, 1]
@@ -140,11 +141,11 @@ def test_projecting_in_chunks_changes_nothing():
     table, weights = rng.normal(size=(9, 5)), jnp.asarray(rng.normal(size=(5, 12)), jnp.float32)
     lengths = jnp.asarray([[9, 4, 7], [5, 6, 8]])
 
-    def hidden(tokens):
-        return _table_model(table)(tokens) + tokens[..., None] * 0.1
+    def hidden(tokens, slots):
+        return _table_model(table)(tokens, slots) + jnp.take_along_axis(tokens, slots, axis=1)[..., None] * 0.1
 
     arguments = {"passes": 4, "specials": SPECIALS, "limit": 9, "vocab_size": 12}
-    whole = mask_predict(lambda t: hidden(t) @ weights, lengths, **arguments)
+    whole = mask_predict(lambda t, at: hidden(t, at) @ weights, lengths, **arguments)
     parts = jax.jit(lambda n: mask_predict(hidden, n, project_fn=lambda rows: rows @ weights, chunk=7, **arguments))(
         lengths
     )
@@ -153,16 +154,80 @@ def test_projecting_in_chunks_changes_nothing():
 
 
 def test_the_probability_of_the_length_counts_in_the_choice():
-    from janus_jax.decode.mask_predict import with_length_scores
-
     # Slots 1 and 2 are sure; slot 3, which only the longer candidate has, is a little less so.
     table = np.full((5, 8), -9.0)
     table[1, 5] = table[2, 6] = 9.0
     table[3, 7], table[3, 5] = 1.0, -1.0
     lengths = jnp.array([[4, 5]])
     found = mask_predict(_table_model(table), lengths, passes=1, specials=SPECIALS, limit=5, vocab_size=8)
-    assert choose(found).tolist() == [0], "by its tokens alone the shorter candidate wins"
+    assert _chosen(found) == [0], "by its tokens alone the shorter candidate wins"
     logits = jnp.log(jnp.array([[0.01, 0.01, 0.01, 0.01, 0.06, 0.9]]))
     weighted = with_length_scores(found, logits, lengths)
     np.testing.assert_allclose(weighted.scores - found.scores, [[np.log(0.06) / 2, np.log(0.9) / 3]], rtol=1e-4)
-    assert choose(weighted).tolist() == [1]
+    assert _chosen(weighted) == [1]
+
+
+def test_the_cosine_schedule_keeps_more_masks_at_first_and_none_at_last():
+    linear, cosine = remask_counts(22, 10), remask_counts(22, 10, "cosine")
+    assert linear == [18, 16, 14, 12, 10, 8, 6, 4, 2, 0]
+    assert cosine == [19, 19, 17, 16, 14, 11, 9, 6, 3, 0]
+    assert remask_counts(22, 1, "cosine") == [0]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("passes", [1, 3, 7])
+def test_only_slots_that_can_be_masked_are_predicted_and_all_of_them(schedule, passes):
+    """The model is asked for few slots; each mask is nevertheless filled in the pass that sees it."""
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(12, 16))
+    widths = []
+
+    def model(tokens, slots):
+        widths.append(slots.shape[1])
+        return _table_model(table)(tokens, slots)
+
+    lengths = jnp.asarray([[12], [5], [2]])
+    with jax.disable_jit():
+        out = mask_predict(
+            model, lengths, passes=passes, specials=SPECIALS, limit=12, vocab_size=16, schedule=schedule, trace=True
+        )
+    assert not (np.asarray(out.trace.tokens)[:, :, 0] == SPECIALS.mask).any()
+    counts = np.asarray(out.trace.remasked).sum(axis=-1)[:, :, 0]
+    expected = np.asarray([remask_counts(n, passes, schedule) for n in (12, 5, 2)]).T
+    np.testing.assert_array_equal(counts, expected)
+    assert widths[0] == 10
+    assert widths[-1] <= max(2 * max(expected[-2:-1].max(initial=10), 1), 1)
+
+
+def test_given_tokens_stay_and_gaps_alone_are_scored():
+    table = np.zeros((7, 10))
+    table[:, 5] = np.arange(7)
+    start = jnp.asarray([[[0, 8, 4, 9, 4, 2, 1]], [[0, 4, 4, 4, 7, 8, 2]]])
+    out = mask_predict(
+        _table_model(table), jnp.asarray([[6], [7]]), passes=3, specials=SPECIALS, limit=7, vocab_size=10, start=start
+    )
+    assert out.tokens[:, 0].tolist() == [[0, 8, 5, 9, 5, 2, 1], [0, 5, 5, 5, 7, 8, 2]]
+    log_probs = jax.nn.log_softmax(jnp.asarray(table))[:, 5]
+    np.testing.assert_allclose(
+        out.scores[:, 0], [log_probs[jnp.asarray([2, 4])].mean(), log_probs[1:4].mean()], rtol=1e-5
+    )
+
+
+def test_early_stop_keeps_a_complete_output_that_no_longer_changes():
+    """A sentence settles after two equal passes; one that depends on what it sees goes on."""
+
+    def model(tokens, slots):
+        masks = jnp.sum(tokens == SPECIALS.mask, axis=-1)
+        restless = 5 + jnp.where(jnp.arange(tokens.shape[0]) == 0, 0, masks % 3)
+        return jax.nn.one_hot(jnp.broadcast_to(restless[:, None], slots.shape), 20) * (4.0 + slots[..., None])
+
+    arguments = {"passes": 6, "specials": SPECIALS, "limit": 9, "vocab_size": 20}
+    lengths = jnp.asarray([[9], [9]])
+    full = mask_predict(model, lengths, **arguments)
+    early = mask_predict(model, lengths, early_stop=True, **arguments)
+    assert early.passes[:, 0].tolist()[0] == 2
+    assert early.passes[1, 0] > 2
+    assert full.passes[:, 0].tolist() == [6, 6]
+    assert not (early.tokens == SPECIALS.mask).any()
+    np.testing.assert_array_equal(early.tokens[0], full.tokens[0])
+    np.testing.assert_allclose(early.scores[0], full.scores[0], rtol=1e-6)

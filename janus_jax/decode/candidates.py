@@ -1,0 +1,128 @@
+"""Length candidates of non-autoregressive decoding: which lengths are tried, and which candidate wins.
+
+Legend: B sentences, K length candidates a sentence, T slots (bos and eos counted), C length classes, P passes.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from janus_jax.types import Array, Hypotheses, Specials
+
+SHORTEST = 2  # bos and eos
+
+
+@dataclass(frozen=True)
+class MaskPredictRules:
+    """What differs between our search and the released one; `SOUND` (the defaults) is ours, `RELEASED` theirs."""
+
+    lengths: Literal["top", "contiguous"] = "top"  # the K most probable lengths, or K around the most probable
+    score_edges: bool = False  # average bos and eos into a candidate's score, at 0
+    forbid_specials: bool = True  # never emit mask, pad or bos
+    end_at_eos: bool = True  # an inner eos ends the sentence
+    refuse_empty: bool = True  # a candidate without inner tokens loses to any other
+    score_length: bool = True  # the probability of its length counts in a candidate's score
+
+    SOUND: ClassVar["MaskPredictRules"]
+    RELEASED: ClassVar["MaskPredictRules"]
+
+
+MaskPredictRules.SOUND = MaskPredictRules()
+MaskPredictRules.RELEASED = MaskPredictRules(
+    lengths="contiguous",
+    score_edges=True,
+    forbid_specials=False,
+    end_at_eos=False,
+    refuse_empty=False,
+    score_length=False,
+)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Trace:
+    """Every pass of a search, for looking at."""
+
+    tokens: Array  # [P, B, K, T] after the pass filled its slots
+    scores: Array  # [P, B, K, T] log-probability of each
+    remasked: Array  # [P, B, K, T] bool, slots masked again after the pass
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Candidates:
+    """Every length candidate of every sentence."""
+
+    tokens: Array  # [B, K, T] int32, bos ... eos, then padding
+    lengths: Array  # [B, K] int32, bos and eos counted
+    scores: (
+        Array  # [B, K] float32, mean log-probability of the slots filled; what the choice between candidates compares
+    )
+    token_scores: Array  # [B, K, T] float32, 0 at bos, eos, padding and given tokens
+    empty: Array  # [B, K] bool, no inner token
+    passes: Array  # [B, K] int32, decoder passes until the candidate was final
+    trace: Trace | None
+
+
+def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPredictRules) -> Array:
+    """Target lengths to try, from the length head.
+
+    Args:
+      length_logits: [B, C], class = target length with bos and eos.
+      k: how many lengths a sentence.
+      limit: longest length allowed.
+      rules: `lengths` "top" takes the k most probable from 2 to limit, most probable first; "contiguous" the released
+        a - k//2 ... around the most probable a, at least 2, so that short ones repeat.
+
+    Returns:
+      [B, k] int32.
+
+    Raises:
+      ValueError: fewer than k lengths to choose from.
+    """
+    classes = jnp.arange(length_logits.shape[-1])
+    if rules.lengths == "contiguous":
+        best = jnp.maximum(jnp.argmax(length_logits, axis=-1), SHORTEST)
+        lengths = best[:, None] - k // 2 + jnp.arange(k)
+        return jnp.clip(lengths, SHORTEST, limit).astype(jnp.int32)
+    choices = min(limit + 1, length_logits.shape[-1]) - SHORTEST
+    if k > choices:
+        raise ValueError(f"length_beam: {k} lengths wanted, but only {choices} lie between 2 and {limit}; lower it")
+    allowed = (classes >= SHORTEST) & (classes <= limit)
+    return lax.top_k(jnp.where(allowed, length_logits, -jnp.inf), k)[1].astype(jnp.int32)
+
+
+def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Array) -> Candidates:
+    """Adds log p(length) to what a candidate's mean log-probability averages.
+
+    The mean alone is blind to what a short candidate leaves out: it prefers a length that drops a phrase to the right
+    one with a difficult word. With it the score is that of length and tokens together, a token's worth each.
+
+    Args:
+      candidates: of `mask_predict`.
+      length_logits: [B, C] of the length head.
+      lengths: [B, K] lengths that were asked for, bos and eos counted.
+    """
+    logp = jnp.take_along_axis(jax.nn.log_softmax(length_logits), lengths, axis=-1)
+    inner = jnp.maximum(lengths - 2, 1)
+    return replace(candidates, scores=candidates.scores + logp / inner)
+
+
+def best_hypotheses(
+    candidates: Candidates, specials: Specials, rules: MaskPredictRules = MaskPredictRules.SOUND, count: int = 1
+) -> Hypotheses:
+    """The best `count` candidates of each sentence as Hypotheses [B, count, T-1]: without bos, lengths counting eos."""
+    scores = candidates.scores
+    if rules.refuse_empty:
+        scores = jnp.where(candidates.empty, -jnp.inf, scores)
+    _, pick = lax.top_k(scores, min(count, scores.shape[1]))  # of equals the first
+    tokens = jnp.take_along_axis(candidates.tokens, pick[..., None], axis=1)[:, :, 1:]
+    return Hypotheses(
+        tokens=tokens,
+        lengths=jnp.take_along_axis(candidates.lengths, pick, axis=1) - 1,
+        scores=jnp.take_along_axis(candidates.scores, pick, axis=1),
+        token_scores=jnp.take_along_axis(candidates.token_scores, pick[..., None], axis=1)[:, :, 1:],
+    )

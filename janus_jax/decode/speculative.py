@@ -1,0 +1,315 @@
+"""Speculative search: the NAR half drafts, the AR half verifies all drafted tokens in one pass; the output is greedy search's.
+
+A round drafts the rest of the target given the tokens kept so far, feeds the draft to the AR half, keeps the longest prefix
+that greedy search would have emitted, and the one token after it that it would emit instead (Xia et al. 2023, SpecDec, whose
+relaxed acceptance is here too, and is not lossless). A cost model decides how many drafted tokens are worth verifying, and
+where drafts fail plain greedy steps follow, ever more of them.
+
+Legend: B sentences, K drafts a sentence, N = B*K rows, T slots of a draft (bos and eos counted), L longest hypothesis, W
+drafted tokens verified in a round, V vocabulary columns (padded).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from janus_jax.decode.greedy import as_hypotheses
+from janus_jax.decode.loop import Cache, Constraints
+from janus_jax.decode.vocab import argmax, forbid, log_probs_of
+from janus_jax.types import Array, Hypotheses, Specials
+
+_FIRST_PAUSE = 4  # greedy steps after drafts have failed; doubled each time
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What decoder passes cost, in any one unit."""
+
+    plain: float  # a greedy step
+    draft: float
+    verify: tuple[tuple[int, float], ...]  # (W, cost) of the widths to choose from, ascending
+
+    def worthwhile(self) -> tuple[tuple[int, float], ...]:
+        """(W, greedy steps that a round costs) of the widths that can pay at all."""
+        rounds = ((width, (self.draft + cost) / self.plain) for width, cost in self.verify)
+        return tuple((width, steps) for width, steps in rounds if steps < width + 1)
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which drafted tokens are kept; the default is lossless."""
+
+    top: int = 1  # among AR's so many best tokens
+    gap: float = 0.0  # log-probability at most so much below the best
+
+    @property
+    def lossless(self) -> bool:
+        """Whether outputs are those of greedy search."""
+        return self.top <= 1 or self.gap <= 0.0
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Statistics:
+    """What a search did."""
+
+    drafts: Array  # [B] int32, rounds
+    drafted: Array  # [B] int32, drafted tokens that were accepted
+    steps: Array  # [B] int32, greedy steps
+    tokens: Array  # [B] int32, emitted, eos counted
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _State:
+    tokens: Array  # [B, L]
+    token_scores: Array  # [B, L]
+    lengths: Array  # [B] int32, tokens emitted
+    done: Array  # [B] bool
+    expected: Array  # [] float32, drafted tokens that a round is expected to have accepted
+    pause: Array  # [] int32, greedy steps before the next draft
+    next_pause: Array  # [] int32, how long the next pause is
+    statistics: Statistics
+    cache: Cache
+
+
+def speculative_search(
+    draft_fn: Callable[[Array, Array], Array],
+    verify_fn: Callable[[Array, Cache], tuple[Array, Cache]],
+    rewind_fn: Callable[[Cache, Array], Cache],
+    reorder_fn: Callable[[Cache, Array], Cache],
+    cache: Cache,
+    *,
+    lengths: Array,
+    slots: int,
+    max_lengths: Array,
+    limit: int,
+    specials: Specials,
+    constraints: Constraints,
+    costs: Costs,
+    acceptance: Acceptance = Acceptance(),
+    lenpen: float = 1.0,
+    cached: int = 0,
+) -> tuple[Hypotheses, Statistics]:
+    """Greedy search in fewer passes; to be called under `jax.jit`.
+
+    Args:
+      draft_fn: fills the masks of targets [B, K, T] of lengths [B, K].
+      verify_fn: feeds tokens [N, W+1] to the AR half: logits [N, W+1, V] of each one's successor, and the longer cache.
+      rewind_fn: the cache with `lengths` [N] tokens only.
+      reorder_fn: reorders the rows of a cache within their sentence.
+      cache: for N rows, before bos.
+      lengths: [B, K] int32, lengths of the drafts to try, bos and eos counted, at most T.
+      slots: T.
+      max_lengths: [B] int32, most tokens of a hypothesis, eos counted, where eos is forced; 0: an empty row.
+      limit: L, at least the largest of max_lengths.
+      specials: ids of the special tokens.
+      constraints: what may be emitted; n-grams cannot be watched here.
+      costs: what passes cost, which settles when drafting pays.
+      acceptance: which drafted tokens are kept; by default those of greedy search.
+      lenpen: as in `greedy_search`.
+      cached: tokens that the cache holds already (an eos start).
+
+    Returns:
+      Hypotheses [B, 1, L], and what was done.
+
+    Raises:
+      ValueError: no_repeat_ngram is set.
+    """
+    if constraints.no_repeat_ngram:
+        raise ValueError(
+            "no_repeat_ngram: speculative search verifies tokens side by side and cannot watch n-grams; set it to 0"
+        )
+    widths = costs.worthwhile()
+    search = _Search(
+        draft_fn, verify_fn, rewind_fn, reorder_fn, lengths, slots, max_lengths, limit, specials, constraints, widths,
+        acceptance or Acceptance(), cached,
+    )  # fmt: skip
+    none = jnp.zeros(lengths.shape[0], jnp.int32)
+    state = _State(
+        tokens=jnp.full((lengths.shape[0], limit), specials.pad, jnp.int32),
+        token_scores=jnp.zeros((lengths.shape[0], limit), jnp.float32),
+        lengths=none,
+        done=max_lengths <= 0,
+        expected=search.hope,
+        pause=jnp.int32(0),
+        next_pause=jnp.int32(_FIRST_PAUSE),
+        statistics=Statistics(none, none, none, none),
+        cache=cache,
+    )
+
+    def body(s: _State) -> _State:
+        if not widths:
+            return search.plain(s)
+        room = jnp.any(~s.done & (s.lengths + 3 <= slots))
+        return lax.cond((s.pause > 0) | ~room, search.plain, search.round, s)
+
+    state = lax.while_loop(lambda s: ~jnp.all(s.done), body, state)
+    found = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
+    return found, replace(state.statistics, tokens=state.lengths)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What stays the same during a search; see `speculative_search`."""
+
+    draft_fn: Callable[[Array, Array], Array]
+    verify_fn: Callable[[Array, Cache], tuple[Array, Cache]]
+    rewind_fn: Callable[[Cache, Array], Cache]
+    reorder_fn: Callable[[Cache, Array], Cache]
+    draft_lengths: Array  # [B, K]
+    slots: int
+    max_lengths: Array  # [B]
+    limit: int
+    specials: Specials
+    constraints: Constraints
+    widths: tuple[tuple[int, float], ...]  # (W, greedy steps that a round costs)
+    acceptance: Acceptance
+    cached: int
+
+    @property
+    def hope(self) -> Array:
+        """The benefit of the doubt, before any draft: just as many accepted tokens as make one pay."""
+        return jnp.float32(min((cost for _, cost in self.widths), default=0.0))
+
+    def gains(self, expected: Array) -> Array:
+        """For each width, how many greedy steps a step's cost is worth when so many drafted tokens are accepted."""
+        return jnp.stack([(jnp.minimum(expected, width) + 1) / cost for width, cost in self.widths])
+
+    def plain(self, s: _State) -> _State:
+        """A greedy step."""
+        drafts = self.draft_lengths.shape[1]
+        logits, cache = self.verify_fn(jnp.repeat(self._last(s), drafts, axis=0), s.cache)
+        logits = logits[::drafts]
+        token, _ = self._own_choice(logits, s.lengths[:, None], self.max_lengths[:, None])
+        counts = jnp.where(s.done, 0, 1)
+        did = replace(s.statistics, steps=s.statistics.steps + counts)
+        s = replace(s, pause=jnp.maximum(s.pause - 1, 0), statistics=did)
+        return self._emit(s, token, log_probs_of(logits, token), counts, cache)
+
+    def round(self, s: _State) -> _State:
+        """Draft and verify; then whether to go on so."""
+        start, length = self._targets(s)
+        filled = self.draft_fn(start, length)
+        branches = [lambda s, width=width: self._verify(s, filled, length, width) for width, _ in self.widths]
+        width = jnp.argmax(self.gains(s.expected))
+        after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
+        drafted = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
+        expected = 0.5 * (s.expected + drafted.sum() / jnp.maximum((~s.done).sum(), 1))
+        pays = self.gains(expected).max() >= 1.0
+        did = replace(s.statistics, drafts=s.statistics.drafts + ~s.done, drafted=s.statistics.drafted + drafted)
+        return replace(
+            after,
+            expected=jnp.where(pays, expected, self.hope),
+            pause=jnp.where(pays, 0, s.next_pause),
+            next_pause=jnp.where(pays, _FIRST_PAUSE, 2 * s.next_pause),
+            statistics=did,
+        )
+
+    def _targets(self, s: _State) -> tuple[Array, Array]:
+        """[B, K, T] what is emitted, masks, eos; and their lengths [B, K]."""
+        length = jnp.clip(jnp.maximum(self.draft_lengths, s.lengths[:, None] + 3), 2, self.slots)
+        slot = jnp.arange(self.slots)
+        behind = max(self.slots - 1 - self.limit, 0)
+        own = jnp.pad(s.tokens, ((0, 0), (1, behind)), constant_values=self.specials.bos)[:, None, : self.slots]
+        rest = jnp.where(slot < length[..., None] - 1, self.specials.mask, self.specials.eos)
+        rest = jnp.where(slot < length[..., None], rest, self.specials.pad)
+        return jnp.where(slot <= s.lengths[:, None, None], own, rest).astype(jnp.int32), length
+
+    def _last(self, s: _State) -> Array:
+        """[B, 1] the token to feed next; of finished rows eos, since pad would have no position."""
+        last = jnp.take_along_axis(s.tokens, jnp.maximum(s.lengths - 1, 0)[:, None], axis=1)
+        last = jnp.where(s.lengths[:, None] == 0, self.specials.bos, last)
+        return jnp.where(s.done[:, None], self.specials.eos, last)
+
+    def _own_choice(self, logits: Array, step: Array, max_lengths: Array) -> tuple[Array, Array]:
+        """What greedy search emits after `step` [...] tokens, given logits [..., V]; and the logits with -inf at what it may not."""
+        allowed = logits + forbid(logits.shape[-1], self.constraints.banned, self.constraints.vocab_size)
+        early = jnp.where(step < self.constraints.min_length, -jnp.inf, 0.0)
+        allowed = allowed.at[..., self.specials.eos].add(early)
+        return jnp.where(step + 1 >= max_lengths, self.specials.eos, argmax(allowed)), allowed
+
+    def _verify(self, s: _State, filled: Array, length: Array, width: int) -> _State:
+        """Feeds the first `width` drafted tokens of filled [B, K, T], and keeps what stands of the best draft."""
+        batch, drafts, slots = filled.shape
+        slot = s.lengths[:, None, None] + jnp.arange(width + 1)  # of the tokens fed: slot t holds token t - 1
+        block = jnp.take_along_axis(filled, jnp.clip(slot, 0, slots - 1), axis=2)
+        fed = jnp.where(slot < length[..., None], block, self.specials.eos)
+        fed = fed.at[..., 0].set(self._last(s))  # whether or not the draft has room for it
+        logits, cache = self.verify_fn(fed.reshape(batch * drafts, -1), s.cache)
+        logits = logits.reshape(batch, drafts, width + 1, -1)
+        longest = self.max_lengths[:, None, None]
+        own, allowed = self._own_choice(logits, slot, longest)
+        drafted, at_end = fed[..., 1:], slot[..., :-1] + 1 >= longest
+        stands = _accepted(allowed[..., :-1, :], own[..., :-1], drafted, at_end, self.acceptance)
+        kept = jnp.cumprod(stands & (slot[..., 1:] < length[..., None]), axis=-1).sum(axis=-1)
+        index = jnp.arange(width + 1)
+        new = jnp.where(index < kept[..., None], jnp.pad(drafted, ((0, 0), (0, 0), (0, 1))), own)
+        is_eos = (new == self.specials.eos) & (index <= kept[..., None])
+        counts = jnp.where(jnp.any(is_eos, axis=-1), jnp.argmax(is_eos, axis=-1), kept) + 1
+        best = jnp.argmax(counts, axis=1)
+        if drafts > 1:
+            cache = self.reorder_fn(cache, jnp.repeat(jnp.arange(batch) * drafts + best, drafts))
+
+        def of_best(values: Array) -> Array:
+            at = best.reshape(batch, *(1,) * (values.ndim - 1))
+            return jnp.take_along_axis(values, at, axis=1)[:, 0]
+
+        counts = jnp.where(s.done, 0, of_best(counts))
+        return self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache)
+
+    def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache) -> _State:
+        """Appends the first `counts` [B] of new [B, W+1]; a row that emits eos is done."""
+        at = jnp.arange(self.limit) - s.lengths[:, None]
+        fresh = (at >= 0) & (at < counts[:, None])
+        at = jnp.clip(at, 0, new.shape[1] - 1)
+        tokens = jnp.where(fresh, jnp.take_along_axis(new, at, axis=1), s.tokens)
+        length = s.lengths + counts
+        return replace(
+            s,
+            tokens=tokens,
+            token_scores=jnp.where(fresh, jnp.take_along_axis(scores, at, axis=1), s.token_scores),
+            lengths=length,
+            done=s.done | jnp.any(fresh & (tokens == self.specials.eos), axis=1),
+            cache=self.rewind_fn(cache, jnp.repeat(self.cached + length, self.draft_lengths.shape[1])),
+        )
+
+
+def _accepted(allowed: Array, own: Array, drafted: Array, forced: Array, acceptance: Acceptance) -> Array:
+    """[..., W] whether a drafted token stands where AR's own choice is `own`; allowed [..., W, V] logits."""
+    same = own == drafted
+    if acceptance.lossless:
+        return same
+    logit = jnp.take_along_axis(allowed, drafted[..., None], axis=-1)
+    better = jnp.sum(allowed > logit, axis=-1)
+    gap = jnp.max(allowed, axis=-1) - logit[..., 0]
+    return same | (~forced & (better < acceptance.top) & (gap <= acceptance.gap))
+
+
+def costs_by_rows(
+    rows: int, *, slots: int, widths: Sequence[int], passes: int, row_groups: int, free_rows: int
+) -> Costs:
+    """Costs of decoder passes from the number of rows that go through the layers.
+
+    A pass takes as long as reading the weights, plus the arithmetic of its rows: cost 1 + rows / free_rows.
+
+    Args:
+      rows: N.
+      slots: T.
+      widths: W to choose from.
+      passes: of mask-predict for a draft.
+      row_groups: decoder rows for each AR token (2 with query rows).
+      free_rows: rows whose arithmetic takes as long as reading the weights.
+    """
+
+    def cost(count: int) -> float:
+        return 1.0 + count / free_rows
+
+    return Costs(
+        plain=cost(row_groups * rows),
+        draft=passes * cost(slots * rows),
+        verify=tuple((width, cost(row_groups * rows * (width + 1))) for width in sorted(set(widths))),
+    )

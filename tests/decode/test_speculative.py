@@ -1,0 +1,183 @@
+"""Speculative search equals greedy search, whatever is drafted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.config import DecodeConfig
+from janus_jax.decode import MODES, modes
+from janus_jax.decode.greedy import greedy_search
+from janus_jax.decode.loop import Constraints
+from janus_jax.decode.request import Request
+from janus_jax.decode.speculative import Acceptance, Costs, costs_by_rows, speculative_search
+from janus_jax.types import Specials
+from tests import tiny
+
+SPECIALS = Specials()
+VOCAB, LIMIT, SLOTS = 24, 20, 16
+MAX_LENGTHS = np.asarray([20, 3, 0, 11, 20, 20])
+CHEAP = Costs(plain=1.0, draft=0.1, verify=((3, 0.2), (SLOTS - 1, 0.4)))
+
+
+def toy(tokens, cache):
+    """Logits [N, k, V] that depend on the sentence and on everything fed so far; tokens [N, k]."""
+    count = tokens.shape[1]
+    rows = jnp.arange(tokens.shape[0])[:, None]
+    at = cache["length"][:, None] + jnp.arange(count)
+    history = cache["tokens"].at[rows, at].set(tokens, mode="drop")
+    known = jnp.where(jnp.arange(history.shape[1]) < (cache["length"] + count)[:, None], history, 0)
+    weighted = known * (1.0 + 0.37 * jnp.arange(history.shape[1]))
+    sums = jnp.take_along_axis(jnp.cumsum(weighted, axis=1), jnp.minimum(at, history.shape[1] - 1), axis=1)
+    phase = sums[..., None] * 0.7 + cache["sentence"][:, None, None] + 1.3 * jnp.arange(VOCAB)
+    # eos grows likelier with the length
+    logits = (3.0 * jnp.sin(phase)).at[..., SPECIALS.eos].add(at * 0.15)
+    return logits, {**cache, "tokens": history, "length": cache["length"] + count}
+
+
+def toy_cache(drafts=1):
+    rows = len(MAX_LENGTHS) * drafts
+    return {
+        "tokens": jnp.zeros((rows, LIMIT + SLOTS), jnp.int32),
+        "length": jnp.zeros(rows, jnp.int32),
+        "sentence": jnp.repeat(jnp.arange(len(MAX_LENGTHS)), drafts),
+    }
+
+
+def greedy():
+    def step(tokens, cache):
+        logits, cache = toy(tokens, cache)
+        return logits[:, 0], cache
+
+    return greedy_search(
+        step,
+        toy_cache(),
+        max_lengths=jnp.asarray(MAX_LENGTHS),
+        limit=LIMIT,
+        specials=SPECIALS,
+        constraints=Constraints.usual(SPECIALS, VOCAB, min_length=2),
+    )
+
+
+def speculative(draft, drafts=1, costs=CHEAP, acceptance=None):
+    lengths = jnp.asarray(np.linspace(6, SLOTS, len(MAX_LENGTHS) * drafts).astype(int)).reshape(-1, drafts)
+    return jax.jit(
+        lambda: speculative_search(
+            draft,
+            toy,
+            lambda cache, length: {**cache, "length": length},
+            lambda cache, rows: jax.tree.map(lambda x: x[rows], cache),
+            toy_cache(drafts),
+            lengths=lengths,
+            slots=SLOTS,
+            max_lengths=jnp.asarray(MAX_LENGTHS),
+            limit=LIMIT,
+            specials=SPECIALS,
+            constraints=Constraints.usual(SPECIALS, VOCAB, min_length=2),
+            costs=costs,
+            acceptance=acceptance,
+        )
+    )()
+
+
+def perfect(tokens, lengths):
+    """Drafts what greedy search would emit."""
+    want = jnp.pad(greedy().tokens[:, 0], ((0, 0), (1, 0)))[:, None, :SLOTS]
+    return jnp.where(tokens == SPECIALS.mask, want, tokens)
+
+
+def useless(tokens, lengths):
+    return jnp.where(tokens == SPECIALS.mask, SPECIALS.unk, tokens)
+
+
+def half_right(tokens, lengths):
+    """Every third token is wrong, a different one in each draft."""
+    slot, turn = jnp.arange(SLOTS), jnp.arange(tokens.shape[1])[:, None]
+    return jnp.where((slot + turn) % 3 == 0, useless(tokens, lengths), perfect(tokens, lengths))
+
+
+@pytest.mark.parametrize("drafts", [1, 3])
+@pytest.mark.parametrize("draft", [perfect, useless, half_right])
+def test_output_is_that_of_greedy_search(draft, drafts):
+    expected = greedy()
+    assert len({tuple(row) for row in np.asarray(expected.tokens)[:, 0].tolist()}) > 3, "the toy must not be trivial"
+    found, did = speculative(draft, drafts)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.lengths, expected.lengths)
+    np.testing.assert_allclose(found.token_scores, expected.token_scores, atol=1e-5)
+    # A round emits what it had accepted and one token more.
+    np.testing.assert_array_equal(did.drafts + did.drafted + did.steps, did.tokens)
+    np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
+
+
+def test_good_drafts_save_passes_and_bad_ones_cost_few():
+    _, good = speculative(perfect)
+    # The last token may lie behind the draft's own length.
+    assert (np.asarray(good.drafts + good.steps)[MAX_LENGTHS > 3] <= 5).all()
+    _, bad = speculative(useless, costs=Costs(plain=1.0, draft=3.0, verify=((8, 2.0),)))
+    assert int(bad.drafted.max()) <= 1  # the end of a sentence may be guessed
+    # Pauses of 4, 8, 16 steps lie between drafts that fail.
+    assert (np.asarray(bad.drafts) <= 1 + np.asarray(bad.steps) // 4).all()
+
+
+def test_drafts_that_cannot_pay_are_never_made():
+    _, did = speculative(
+        perfect, costs=costs_by_rows(1000, slots=16, widths=(4, 15), passes=1, row_groups=2, free_rows=16)
+    )
+    assert int(did.drafts.max()) == 0
+
+
+def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
+    def second_best(tokens, lengths):
+        """Greedy's own tokens, but one is AR's second choice."""
+        filled = perfect(tokens, lengths)
+        history = filled[:, 0, :3]
+        logits, _ = toy(history, toy_cache())
+        banned = jnp.zeros(VOCAB).at[jnp.asarray([0, 1, 2, 4])].set(-jnp.inf)
+        second = jax.lax.top_k(logits[:, 2] + banned, 2)[1][:, 1]
+        return jnp.where(tokens[:, :, 3:4] == SPECIALS.mask, filled.at[:, 0, 3].set(second), filled)
+
+    strict, _ = speculative(second_best)
+    np.testing.assert_array_equal(strict.tokens, greedy().tokens)
+    relaxed, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=100.0))
+    assert not Acceptance(top=2, gap=100.0).lossless
+    changed = np.asarray(relaxed.tokens)[0, 0] != np.asarray(strict.tokens)[0, 0]
+    assert changed[2]
+    assert not changed[:2].any()
+    narrow, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=1e-9))
+    np.testing.assert_array_equal(narrow.tokens, strict.tokens)
+
+
+def test_ngrams_cannot_be_watched():
+    with pytest.raises(ValueError, match="no_repeat_ngram"):
+        speculative_search(
+            None, None, None, None, None, lengths=jnp.ones((1, 1)), slots=4, max_lengths=jnp.ones(1), limit=3,
+            specials=SPECIALS, constraints=Constraints.usual(SPECIALS, 9, no_repeat_ngram=2), costs=CHEAP,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ({}, {}),
+        ({"ar_stream": "content"}, {"draft_lengths": 3}),
+        ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
+    ],
+)
+def test_the_model_speculates_what_it_decodes_greedily(variant, settings, monkeypatch):
+    net, params = tiny.model(**variant)
+    # Ten times the usual spread: clear preferences, so that rounding cannot tip a choice.
+    params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
+    source = np.array(tiny.batch(rows=8, seed=3).source)
+    source[5] = net.specials.pad
+    shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": settings.get("min_length", 1)}
+    greedily = MODES["ar"](Request(net, params, source, DecodeConfig(beam=1, **shared), 24)).hypotheses
+    monkeypatch.setitem(modes.FREE_ROWS, "cpu", 10**6)  # every draft is worth its cost
+    decode = DecodeConfig(mode="speculative", **(shared | settings))
+    found = MODES["speculative"](Request(dataclasses.replace(net), params, source, decode, 24))
+    assert int(found.statistics["drafts"].max()) > 0
+    np.testing.assert_array_equal(found.hypotheses.lengths, greedily.lengths)
+    np.testing.assert_array_equal(found.hypotheses.tokens, greedily.tokens)
+    np.testing.assert_allclose(found.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)
