@@ -278,7 +278,11 @@ def check_decoding(g: Golden) -> Iterator[Line]:
         if match := re.fullmatch(r"dec/ar_beam(\d+)_full_tokens", name):
             longest = g[name].shape[-1] - 1  # the last place is for the eos that is forced there
             settings = DecodeConfig(
-                rules="released", beam=int(match[1]), max_length_a=0.0, max_length_b=max(longest, 40)
+                rules="released",
+                beam=int(match[1]),
+                nbest=int(match[1]),
+                max_length_a=0.0,
+                max_length_b=max(longest, 40),
             )
             found = MODES["ar"](Request(g.net, g.params, source, settings, room)).hypotheses
             yield from _check_hypotheses(g, name, found.tokens, found.lengths, found.scores, found.token_scores)

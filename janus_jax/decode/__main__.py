@@ -1,40 +1,65 @@
-"""Decodes lines of text: `python -m janus_jax.decode --checkpoint=DIR --mode=nar --passes=4 < in.txt > out.txt`.
+"""Decodes sentences: `python -m janus_jax.decode --checkpoint=DIR --mode=nar --passes=4 < in.txt > out.txt`.
 
-As many lines come out as went in, in their order. Exit status: 0, or 2 when the input cannot be used.
+As many lines come out as went in, in their order (with --nbest as many a line as there are). With --output a run that was
+killed goes on where it stood when the same command is given again. Exit status: 0, or 2 when the input cannot be used.
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import get_args, get_type_hints
 
 from tqdm import tqdm
 
 from janus_jax import parallel
-from janus_jax.config import Mode
-from janus_jax.decode import STOPS, Generator
-from janus_jax.decode.files import read_lines, write_lines
+from janus_jax.config import DecodeConfig
+from janus_jax.decode import Generator, jobs
+from janus_jax.decode.files import read_lines
+
+_KEYWORD = {"prefix": "prefixes", "target": "targets"}
+_HELP = {
+    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; speculative: greedy search's output, drafted by nar",
+    "nbest": "outputs a sentence, a line each: number, score, text",
+    "beam": "ar: hypotheses a sentence; 1 is greedy",
+    "lenpen": "ar: exponent of the length that sums of log-probabilities are divided by",
+    "stop": "ar: when a sentence is finished",
+    "rules": "released: the released decoders' rules, faults included",
+    "max_length_a": "ar: at most a * source tokens + b target tokens",
+    "max_length_b": "",
+    "min_length": "ar: target tokens at least",
+    "no_repeat_ngram": "ar: no n-gram of this size twice",
+    "sample": "ar: draw tokens at random instead of searching",
+    "temperature": "sample: divides the logits",
+    "top_k": "sample: of the k likeliest tokens only",
+    "top_p": "sample: of the likeliest tokens that together have this probability",
+    "seed": "sample: another seed draws other tokens",
+    "passes": "nar: decoder passes (the released iteration n is n+1 passes)",
+    "length_beam": "nar: target lengths tried a sentence",
+    "lengths": "nar: the most probable lengths, or those around the most probable",
+    "mask_schedule": "nar: how many slots are masked again after a pass",
+    "early_stop": "nar: stop when a pass changes nothing",
+    "merge_repeats": "nar: drop a token right after itself",
+    "rerank": "nar: the AR half chooses among the length candidates",
+    "draft_passes": "speculative: passes of mask-predict for a draft",
+    "draft_lengths": "speculative: drafts of so many lengths are verified side by side",
+    "accept_top": "speculative: accept a drafted token among AR's so many best (above 1: not lossless)",
+    "accept_gap": "speculative: ... at most so much less log-probable than the best (above 0: not lossless)",
+    "batch_tokens": "sentences * hypotheses * padded length of a batch",
+}
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
     """The settings of a search; one that is left out comes from the checkpoint's own configuration."""
-    parser.add_argument("--mode", choices=get_args(Mode), help="autoregressive (beam search) or not (mask-predict)")
-    parser.add_argument("--beam", type=int, help="ar: hypotheses a sentence; 1 is greedy")
-    parser.add_argument(
-        "--lenpen", type=float, help="ar: exponent of the length that sums of log-probabilities are divided by"
-    )
-    parser.add_argument("--stop", choices=tuple(STOPS), help="ar: when a sentence is finished")
-    parser.add_argument("--passes", type=int, help="nar: decoder passes (the released iteration n is n+1 passes)")
-    parser.add_argument("--length_beam", type=int, help="nar: target lengths tried a sentence")
-    parser.add_argument(
-        "--rules", choices=("sound", "released"), help="released: the released decoders' rules, faults included"
-    )
-    parser.add_argument("--max_length_a", type=float, help="ar: at most a * source tokens + b target tokens")
-    parser.add_argument("--max_length_b", type=int)
-    parser.add_argument("--batch_tokens", type=int, help="sentences * hypotheses * padded length of a batch")
-
-
-SEARCH = ("mode beam lenpen stop passes length_beam rules max_length_a max_length_b batch_tokens").split()
+    hints = get_type_hints(DecodeConfig)
+    for field in dataclasses.fields(DecodeConfig):
+        name, kind, text = f"--{field.name}", hints[field.name], _HELP[field.name]
+        if kind is bool:
+            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+        elif get_args(kind):
+            parser.add_argument(name, choices=get_args(kind), help=text)
+        else:
+            parser.add_argument(name, type=kind, help=text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,19 +68,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a step directory, or a directory of checkpoints (the latest)"
     )
-    parser.add_argument("--input", help="file of source lines; default: standard input")
+    parser.add_argument("--input", help="file to read; default: standard input")
     parser.add_argument("--output", help="file to write; default: standard output")
+    parser.add_argument(
+        "--format", choices=jobs.FORMATS, default="lines",
+        help="tsv: source TAB prefix (ar) or target with <mask> gaps (nar); jsonl: objects with source, prefix or target",
+    )  # fmt: skip
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
+    parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, what each pass did")
     add_search_arguments(parser)
     args = parser.parse_args(argv)
     parallel.start()
-    settings = {name: getattr(args, name) for name in SEARCH}
     try:
         generator = Generator.from_checkpoint(args.checkpoint)
-        lines = read_lines(args.input)
-        with tqdm(total=len(lines), unit="line", disable=not sys.stderr.isatty()) as bar:
-            outputs = generator.generate(lines, progress=bar.update, **settings)
-        write_lines(args.output, (f"{o.score:.4f}\t{o.text}" if args.scores else o.text for o in outputs))
+        decode = generator.settings(
+            {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
+        )
+        key = "target" if decode.mode == "nar" else "prefix"
+        items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
+        if args.trace:
+            open(args.trace, "w").close()
+        signature = [dataclasses.asdict(decode), args.checkpoint, args.format, args.scores]
+        with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
+
+            def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
+                given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
+                outputs = generator.generate(
+                    [item.source for item in part],
+                    progress=bar.update,
+                    trace=bool(args.trace),
+                    **given,
+                    **dataclasses.asdict(decode),
+                )
+                if args.trace:
+                    with open(args.trace, "a", encoding="utf-8") as file:
+                        file.writelines(
+                            jobs.render_trace(number, item, output) + "\n"
+                            for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
+                        )
+                return [
+                    jobs.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
+                    for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
+                ]
+
+            jobs.run(items, args.output, records, signature=signature, skipped=bar.update)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

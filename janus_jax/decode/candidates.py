@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from janus_jax.types import Array, Hypotheses, Specials
+from janus_jax.types import Array, Hypotheses
 
 SHORTEST = 2  # bos and eos
 
@@ -111,18 +111,26 @@ def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Ar
     return replace(candidates, scores=candidates.scores + logp / inner)
 
 
-def best_hypotheses(
-    candidates: Candidates, specials: Specials, rules: MaskPredictRules = MaskPredictRules.SOUND, count: int = 1
-) -> Hypotheses:
-    """The best `count` candidates of each sentence as Hypotheses [B, count, T-1]: without bos, lengths counting eos."""
+def ranking(candidates: Candidates, rules: MaskPredictRules = MaskPredictRules.SOUND, count: int = 1) -> Array:
+    """Indices [B, count] int32 of each sentence's best candidates, best first; of equals the first."""
     scores = candidates.scores
     if rules.refuse_empty:
         scores = jnp.where(candidates.empty, -jnp.inf, scores)
-    _, pick = lax.top_k(scores, min(count, scores.shape[1]))  # of equals the first
-    tokens = jnp.take_along_axis(candidates.tokens, pick[..., None], axis=1)[:, :, 1:]
+    return lax.top_k(scores, min(count, scores.shape[1]))[1].astype(jnp.int32)
+
+
+def hypotheses_of(candidates: Candidates, pick: Array) -> Hypotheses:
+    """Candidates pick [B, n] as Hypotheses [B, n, T-1]: without bos, lengths counting eos."""
     return Hypotheses(
-        tokens=tokens,
+        tokens=jnp.take_along_axis(candidates.tokens, pick[..., None], axis=1)[:, :, 1:],
         lengths=jnp.take_along_axis(candidates.lengths, pick, axis=1) - 1,
         scores=jnp.take_along_axis(candidates.scores, pick, axis=1),
         token_scores=jnp.take_along_axis(candidates.token_scores, pick[..., None], axis=1)[:, :, 1:],
     )
+
+
+def trace_of(candidates: Candidates, pick: Array) -> Trace | None:
+    """The trace of one candidate pick [B] of each sentence, [P, B, T]; None where none was kept."""
+    if candidates.trace is None:
+        return None
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, pick[None, :, None, None], axis=2)[:, :, 0], candidates.trace)

@@ -57,7 +57,15 @@ def write_lines(path: str | os.PathLike[str] | None, lines: Iterable[str]) -> No
     Raises:
       LinesError: the file cannot be written.
     """
-    data = "".join(line.replace("\n", " ") + "\n" for line in lines).encode("utf-8", errors="replace")
+    write_bytes(path, "".join(line.replace("\n", " ") + "\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def write_bytes(path: str | os.PathLike[str] | None, data: bytes) -> None:
+    """Writes a file, whole or not at all; to standard output where `path` is None or "-".
+
+    Raises:
+      LinesError: the file cannot be written.
+    """
     if path is None or str(path) == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

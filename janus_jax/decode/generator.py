@@ -8,7 +8,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from janus_jax import checkpoint, config, text
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.modes import MODES, TRAINED_MODES
+from janus_jax.decode.output import Output, passes_of, without_repeats
 from janus_jax.decode.request import Found, Request, rows_per_sentence
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer
@@ -26,18 +27,6 @@ from janus_jax.types import Params
 log = logging.getLogger(__name__)
 
 GAP = "<mask>"  # in text to complete: a missing token
-
-
-@dataclass(frozen=True)
-class Output:
-    """What became of one sentence."""
-
-    text: str  # detokenised; empty where the generator has no tokenizer
-    # AR and rerank: sum of log-probabilities / tokens ** lenpen; NAR: mean of the filled tokens'; 0 for an empty line
-    score: float
-    tokens: list[int]  # without bos and eos
-    statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and more by mode
-    others: tuple["Output", ...] = ()  # with nbest > 1 the next best, without statistics
 
 
 class Generator:
@@ -109,6 +98,7 @@ class Generator:
         *,
         prefixes: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
+        trace: bool = False,
         progress: Callable[[int], Any] | None = None,
         **settings: Any,
     ) -> list[Output]:
@@ -120,6 +110,7 @@ class Generator:
           lines: source text.
           prefixes: text that each output has to begin with (modes ar).
           targets: text to complete, a `<mask>` for each token that is missing (mode nar).
+          trace: also keep what each pass did (mode nar).
           progress: called with the number of sentences just done.
           **settings: any field of `DecodeConfig` (mode, beam, lenpen, passes, length_beam, ...), over the generator's own.
 
@@ -133,6 +124,7 @@ class Generator:
             self.tokenizer.encode_batch(list(lines)),
             prefixes=None if prefixes is None else self.tokenizer.encode_batch(list(prefixes)),
             targets=None if targets is None else [self._with_gaps(target) for target in targets],
+            trace=trace,
             progress=progress,
             **settings,
         )
@@ -143,19 +135,23 @@ class Generator:
         *,
         prefixes: Sequence[Sequence[int]] | None = None,
         targets: Sequence[Sequence[int]] | None = None,
+        trace: bool = False,
         progress: Callable[[int], Any] | None = None,
         **settings: Any,
     ) -> list[Output]:
         """`generate` for what is tokenised already; bos, eos and padding around it may be there or not."""
-        decode = self._settings(settings)
+        decode = self.settings(settings)
         if decode.mode not in self.trained:
             log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
         self._check(decode, len(sources), prefixes, targets)
+        if trace and decode.mode != "nar":
+            raise ValueError(f"trace: mode {decode.mode} has no passes to look at; use mode=nar")
         framed = self._framed(sources, self.max_source_length, "sources")
         work = _Work(
             framed,
             None if prefixes is None else [self._bare(prefix)[: self.max_target_length - 2] for prefix in prefixes],
             None if targets is None else self._framed(targets, self.max_target_length, "targets"),
+            trace,
         )
         outputs = [Output("", 0.0, []) for _ in framed]
         if progress:
@@ -168,12 +164,16 @@ class Generator:
         return outputs
 
     def _output(self, row: "_Row", decode: DecodeConfig) -> Output:
-        ranked = [(_merged(tokens) if decode.merge_repeats else tokens, score) for tokens, score in row.ranked]
+        ranked = [(without_repeats(tokens) if decode.merge_repeats else tokens, score) for tokens, score in row.ranked]
         texts = self.tokenizer.decode_batch([tokens for tokens, _ in ranked]) if self.tokenizer else [""] * len(ranked)
         made = [Output(line, score, tokens) for line, (tokens, score) in zip(texts, ranked, strict=True)]
         if not made:
             return Output("", 0.0, [], row.statistics)
-        return dataclasses.replace(made[0], statistics=row.statistics, others=tuple(made[1:]))
+        trace = tuple({**one, "tokens": self._pieces(one["tokens"])} for one in row.trace)
+        return dataclasses.replace(made[0], statistics=row.statistics, others=tuple(made[1:]), trace=trace)
+
+    def _pieces(self, ids: list[int]) -> list[str]:
+        return self.tokenizer.pieces(ids) if self.tokenizer else [str(token) for token in ids]
 
     def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
         """Raises what is wrong with a call."""
@@ -211,7 +211,12 @@ class Generator:
             )
         return ids
 
-    def _settings(self, changes: dict[str, Any]) -> DecodeConfig:
+    def settings(self, changes: dict[str, Any]) -> DecodeConfig:
+        """The generator's settings with these changes (None: no change).
+
+        Raises:
+          ConfigError: an unknown or impossible setting.
+        """
         values = {**dataclasses.asdict(self.decode_config), **{k: v for k, v in changes.items() if v is not None}}
         return config.resolve({"decode": values}).decode
 
@@ -233,6 +238,7 @@ class Generator:
                 max_target_length=self.max_target_length,
                 prefix=_padded(work.prefixes, chosen, rows, pad),
                 start=_padded(work.starts, chosen, rows, pad),
+                trace=work.trace,
             )
             running.append((chosen, MODES[decode.mode](request)))
             if len(running) > 1:
@@ -243,7 +249,7 @@ class Generator:
     def _read(self, indices: list[int], found: Found) -> tuple[list[int], list["_Row"]]:
         best = found.hypotheses
         tokens, lengths, scores = jax.device_get((best.tokens, best.lengths, best.scores))
-        statistics = jax.device_get(found.statistics)
+        statistics, trace = jax.device_get((found.statistics, found.trace))
         rows = []
         for row in range(len(indices)):
             # Every hypothesis ends in eos, which the caller doesn't need.
@@ -252,7 +258,8 @@ class Generator:
                 for n, length in enumerate(lengths[row].tolist())
                 if length > 0
             ]
-            rows.append(_Row(ranked, {name: int(values[row]) for name, values in statistics.items()}))
+            seen = passes_of(trace, row, self.net.specials) if trace else []
+            rows.append(_Row(ranked, {name: int(values[row]) for name, values in statistics.items()}, seen))
         return indices, rows
 
 
@@ -263,6 +270,7 @@ class _Work:
     sources: list[list[int]]
     prefixes: list[list[int]] | None
     starts: list[list[int]] | None
+    trace: bool
 
     def length(self, index: int) -> int:
         """What decides which batch a sentence goes into."""
@@ -273,6 +281,7 @@ class _Work:
 class _Row:
     ranked: list[tuple[list[int], float]]  # tokens and score, best first
     statistics: dict[str, int]
+    trace: list[dict[str, list]]
 
 
 def _padded(values: list[list[int]] | None, chosen: list[int], rows: int, pad: int) -> np.ndarray | None:
@@ -281,8 +290,3 @@ def _padded(values: list[list[int]] | None, chosen: list[int], rows: int, pad: i
         return None
     longest = max(len(values[i]) for i in chosen)
     return batches.pad_sources([values[i] for i in chosen], rows, batches.bucket(longest, at_least=8, halves=True), pad)
-
-
-def _merged(tokens: list[int]) -> list[int]:
-    """Without the tokens that stand right after themselves."""
-    return [token for i, token in enumerate(tokens) if not i or token != tokens[i - 1]]

@@ -16,8 +16,10 @@ from janus_jax.decode.ar import cached_tokens
 from janus_jax.decode.candidates import (
     Candidates,
     MaskPredictRules,
-    best_hypotheses,
     candidate_lengths,
+    hypotheses_of,
+    ranking,
+    trace_of,
     with_length_scores,
 )
 from janus_jax.decode.mask_predict import mask_predict
@@ -37,16 +39,19 @@ def decode_nar(request: Request) -> Found:
         )
         # The number of slots is part of a compiled shape, so that it is known only now.
         limit = min(batches.bucket(int(jnp.max(lengths)), at_least=8, halves=True), longest)
-        candidates = _run_nar(params, encoded, lengths, None, net=net, decode=decode, limit=limit)
+        candidates = _run_nar(params, encoded, lengths, None, net=net, decode=decode, limit=limit, trace=request.trace)
     else:
         encoded, _ = run_lengths(params, request.source, net=net, count=1, limit=longest, decode=decode)
         lengths = jnp.maximum((request.start != net.specials.pad).sum(axis=1), 2)[:, None]
         start = jnp.asarray(request.start)[:, None]
-        candidates = _run_nar(params, encoded, lengths, start, net=net, decode=decode, limit=request.start.shape[1])
+        candidates = _run_nar(
+            params, encoded, lengths, start, net=net, decode=decode, limit=request.start.shape[1], trace=request.trace
+        )
     if decode.rerank == "ar":
         candidates = _run_rerank(params, encoded, candidates, net=net, decode=decode)
-    found = best_hypotheses(candidates, net.specials, rules_of(decode), decode.nbest)
-    return Found(found, {"passes": candidates.passes.max(axis=1)})
+    best = ranking(candidates, rules_of(decode), decode.nbest)
+    statistics = {"passes": candidates.passes.max(axis=1)}
+    return Found(hypotheses_of(candidates, best), statistics, trace_of(candidates, best[:, 0]))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "count"))
@@ -59,7 +64,7 @@ def run_lengths(
     return encoded, jnp.where(jnp.any(encoded.mask, axis=1, keepdims=True), lengths, 2)  # empty rows: bos, eos
 
 
-@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
+@functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "trace"))
 def _run_nar(
     params: Params,
     encoded: Encoded,
@@ -69,9 +74,12 @@ def _run_nar(
     net: Janus,
     decode: DecodeConfig,
     limit: int,
+    trace: bool,
 ) -> Candidates:
     projected = net.project_source(params, encoded)
-    candidates = fill(net, params, encoded, projected, lengths, start, decode, decode.passes, limit, rules_of(decode))
+    candidates = fill(
+        net, params, encoded, projected, lengths, start, decode, decode.passes, limit, rules_of(decode), trace
+    )
     if rules_of(decode).score_length and start is None:
         candidates = with_length_scores(candidates, encoded.length_logits, lengths)
     return candidates
@@ -88,6 +96,7 @@ def fill(
     passes: int,
     limit: int,
     rules: MaskPredictRules,
+    trace: bool = False,
 ) -> Candidates:
     """Mask-predict by the model; see `mask_predict`."""
     return mask_predict(
@@ -102,6 +111,7 @@ def fill(
         schedule=decode.mask_schedule,
         early_stop=decode.early_stop,
         project_fn=functools.partial(net.project, params),
+        trace=trace,
     )
 
 

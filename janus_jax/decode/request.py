@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from janus_jax.config import DecodeConfig
+from janus_jax.decode.candidates import Trace
 from janus_jax.model import Janus
 from janus_jax.types import Array, Hypotheses, Params
 
@@ -24,6 +25,7 @@ class Request:
     lines: np.ndarray | None = None  # [B] int32, which line a row is, for sampling; by default its number in the batch
     prefix: np.ndarray | None = None  # [B, P] tokens that a hypothesis has to begin with, padded
     start: np.ndarray | None = None  # [B, T] targets to fill, bos ... eos with masks, padded
+    trace: bool = False  # nar: keep what each pass did
 
     @property
     def static(self) -> DecodeConfig:
@@ -37,6 +39,7 @@ class Found:
 
     hypotheses: Hypotheses  # [B, n-best, L]
     statistics: dict[str, Array]  # [B] int32 each; "passes": decoder passes while the sentence was not finished
+    trace: Trace | None = None  # of the best candidate, [P, B, T]
 
 
 def rows_per_sentence(decode: DecodeConfig) -> int:

@@ -1,9 +1,10 @@
 """Scores files of lines, or decodes with a checkpoint and scores that.
 
     python -m janus_jax.evaluate --hypotheses=out.en --references=test.en
+    python -m janus_jax.evaluate --traces=trace.jsonl --trace_html=trace.html
     python -m janus_jax.evaluate --checkpoint=DIR --source=test.de --references=test.en --setting=ar:beam=1 --setting=nar:passes=4
 
-Without --setting the second form tries AR greedy, AR beam 5 and NAR with 1, 4 and 10 passes. Sentences a second leave out
+Without --setting the last form tries AR greedy, AR beam 5 and NAR with 1, 4 and 10 passes. Sentences a second leave out
 compilation. Exit status: 0, or 2 when the input cannot be used.
 """
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from janus_jax import parallel
 from janus_jax.decode import Generator
 from janus_jax.decode.files import read_lines, write_lines
+from janus_jax.evaluate import trace_html
 from janus_jax.evaluate.scores import AlignmentError, score
 from janus_jax.evaluate.settings import STANDARD, evaluate_settings, format_table, parse_setting
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m janus_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--references", required=True, help="file of reference lines")
+    parser.add_argument("--references", help="file of reference lines")
     parser.add_argument("--hypotheses", help="file of lines to score")
     parser.add_argument(
         "--checkpoint", help="a step directory, or a directory of checkpoints (the latest), to decode with"
@@ -41,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", help="also write the decoded lines there, a file for each setting")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--trace_html", help="page to write, on which a reader steps through --traces")
+    parser.add_argument("--traces", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     args = parser.parse_args(argv)
+    if args.trace_html or args.traces:
+        return _write_traces(parser, args)
+    if not args.references:
+        parser.error("give --references, the lines to compare with")
     if (args.hypotheses is None) == (args.checkpoint is None):
         parser.error("give either --hypotheses, to score a file, or --checkpoint and --source, to decode and score")
     if args.checkpoint and not args.source:
@@ -54,6 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _write_traces(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if not (args.trace_html and args.traces):
+        parser.error("give both --traces=FILE and --trace_html=PAGE")
+    try:
+        count = trace_html.write(args.trace_html, args.traces)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.trace_html}: {count} sentences")
     return 0
 
 

@@ -121,7 +121,9 @@ def format_table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _number(value: str) -> int | float | str:
+def _number(value: str) -> bool | int | float | str:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     for kind in (int, float):
         try:
             return kind(value)

@@ -93,6 +93,11 @@ class SentencePieceTokenizer:
         """Detokenised text of many token sequences, in their order."""
         return [self.decode(row) for row in ids]
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it, a leading space shown as U+2581; special tokens in angle brackets."""
+        names = {number: f"<{name}>" for name, number in vars(self.specials).items()}
+        return [names.get(int(i)) or self._processor.id_to_piece(int(self._theirs[i])) for i in ids]
+
     def to_bytes(self) -> bytes:
         """The serialised SentencePiece model; our numbering follows from it."""
         return self._data

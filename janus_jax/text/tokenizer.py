@@ -35,6 +35,10 @@ class Tokenizer(Protocol):
         """Detokenised text of many token sequences, in their order."""
         ...
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary writes it, a leading space shown as U+2581; for looking at."""
+        ...
+
     def to_bytes(self) -> bytes:
         """Everything that `text.load` needs to build the same tokenizer again."""
         ...

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from janus_jax import checkpoint, config, text
+from janus_jax.decode import Generator
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.model import Janus
@@ -45,7 +46,7 @@ def _no_compile_cache(monkeypatch):
     monkeypatch.setenv("JANUS_JAX_CACHE", "")
 
 
-@pytest.mark.parametrize("mode", ["ar", "nar"])
+@pytest.mark.parametrize("mode", ["ar", "nar", "speculative"])
 def test_as_many_lines_come_out_as_went_in(saved, tmp_path, mode):
     source = tmp_path / "in.txt"
     source.write_bytes(b"a man\n\nthe \xff dogs ride\n  \ntwo\xe2\x80\xa8horse\r\na man")
@@ -100,3 +101,68 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert "without compilation" in table
     assert evaluate_main([f"--checkpoint={saved}", *files, "--setting=ar:beem=1"]) == 2
     assert "did you mean config.decode.beam" in capsys.readouterr().err
+
+
+def decoded(saved, tmp_path, *arguments, lines=LINES[:5]):
+    """The lines that the door writes."""
+    (tmp_path / "in").write_text("".join(f"{line}\n" for line in lines))
+    assert (
+        main([f"--checkpoint={saved}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *arguments]) == 0
+    )
+    return (tmp_path / "out").read_text().split("\n")[:-1]
+
+
+@pytest.mark.parametrize("arguments", [["--mode=ar"], ["--mode=nar"], ["--mode=ar", "--sample"]])
+def test_nbest_gives_numbered_lines_best_first(saved, tmp_path, arguments):
+    rows = [line.split("\t") for line in decoded(saved, tmp_path, "--nbest=2", *arguments)]
+    assert [row[0] for row in rows] == [str(n) for n in range(1, 6) for _ in range(2)]
+    best = decoded(saved, tmp_path, *arguments)
+    if "--sample" not in arguments:
+        assert [row[2] for row in rows[::2]] == best
+        assert all(float(rows[i][1]) >= float(rows[i + 1][1]) for i in range(0, 10, 2))
+
+
+def test_samples_depend_on_the_seed_alone(saved, tmp_path):
+    first = decoded(saved, tmp_path, "--sample", "--seed=1")
+    assert decoded(saved, tmp_path, "--sample", "--seed=1", "--batch_tokens=64") == first
+    assert decoded(saved, tmp_path, "--sample", "--seed=2") != first
+
+
+def test_prefixes_and_targets_to_complete(saved, tmp_path):
+    rows = decoded(saved, tmp_path, "--format=tsv", "--mode=ar", lines=["two dogs\tthe red", "a man\tsees"])
+    assert [row.split("\t")[1][:7] for row in rows] == ["the red", rows[1].split("\t")[1][:7]]
+    assert rows[1].split("\t")[1].startswith("sees")
+    target = json.dumps({"source": "two dogs", "target": "the <mask> dogs <mask> in"})
+    (row,) = decoded(saved, tmp_path, "--format=jsonl", "--mode=nar", lines=[target])
+    made = json.loads(row)
+    assert made["target"] == "the <mask> dogs <mask> in"
+    assert made["text"].startswith("the")
+    assert made["text"].endswith("in")
+    assert made["statistics"]["passes"] == 2
+
+
+def test_reranking_gives_the_scores_of_teacher_forcing(saved):
+    generator = Generator.from_checkpoint(saved)
+    sources = generator.tokenizer.encode_batch(LINES[:6])
+    found = generator.generate_ids(sources, mode="nar", rerank="ar", nbest=2)
+    plain = generator.generate_ids(sources, mode="nar", nbest=2)
+    for source, output, other in zip(sources, found, plain, strict=True):
+        candidates = [output, *output.others]
+        assert {tuple(one.tokens) for one in candidates} == {tuple(one.tokens) for one in (other, *other.others)}
+        assert candidates[0].score >= candidates[1].score
+        for one in candidates:
+            # The prefix is all that fits: the score is that of its tokens and eos.
+            forced = generator.generate_ids([source], prefixes=[one.tokens], mode="ar", beam=1, max_length_b=0)[0]
+            assert forced.tokens == one.tokens
+            assert one.score == pytest.approx(forced.score, abs=1e-4)
+
+
+def test_impossible_combinations_are_named(saved, tmp_path, capsys):
+    (tmp_path / "in").write_text("a\tb\n")
+    arguments = [f"--checkpoint={saved}", f"--input={tmp_path / 'in'}"]
+    assert main([*arguments, "--nbest=3"]) == 2
+    assert "config.decode.nbest: 3 exceeds beam 2" in capsys.readouterr().err
+    assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2
+    assert "speculative search equals greedy search" in capsys.readouterr().err
+    assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
+    assert "mode speculative takes none; use mode=ar" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.candidates import MaskPredictRules, best_hypotheses, candidate_lengths, with_length_scores
+from janus_jax.decode.candidates import MaskPredictRules, candidate_lengths, hypotheses_of, ranking, with_length_scores
 from janus_jax.decode.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
 
@@ -23,11 +23,7 @@ def _table_model(table):
 
 def _chosen(candidates, rules=MaskPredictRules.SOUND):
     """The index of each sentence's best candidate, found by its score."""
-    best = best_hypotheses(candidates, SPECIALS, rules)
-    return [
-        row.tolist().index(score)
-        for row, score in zip(np.asarray(candidates.scores), np.asarray(best.scores)[:, 0], strict=True)
-    ]
+    return ranking(candidates, rules)[:, 0].tolist()
 
 
 def test_remask_counts_equal_the_released_ones():
@@ -131,7 +127,7 @@ def test_an_empty_candidate_wins_only_alone():
     assert _chosen(both) == [1]
     assert _chosen(both, RELEASED) == [0]
     alone = mask_predict(_table_model(table), jnp.asarray([[2]]), **arguments)
-    result = best_hypotheses(alone, SPECIALS)
+    result = hypotheses_of(alone, ranking(alone))
     assert result.tokens[0, 0].tolist() == [2, 1, 1]
     assert result.lengths.tolist() == [[1]]
 
