@@ -39,16 +39,16 @@ def decode_nar(request: Request) -> Found:
         )
         # The number of slots is part of a compiled shape, so that it is known only now.
         limit = min(batches.bucket(int(jnp.max(lengths)), at_least=8, halves=True), longest)
-        candidates = _run_nar(params, encoded, lengths, None, net=net, decode=decode, limit=limit, trace=request.trace)
+        candidates = run_nar(params, encoded, lengths, None, net=net, decode=decode, limit=limit, trace=request.trace)
     else:
         encoded, _ = run_lengths(params, request.source, net=net, count=1, limit=longest, decode=decode)
         lengths = jnp.maximum((request.start != net.specials.pad).sum(axis=1), 2)[:, None]
         start = jnp.asarray(request.start)[:, None]
-        candidates = _run_nar(
+        candidates = run_nar(
             params, encoded, lengths, start, net=net, decode=decode, limit=request.start.shape[1], trace=request.trace
         )
     if decode.rerank == "ar":
-        candidates = _run_rerank(params, encoded, candidates, net=net, decode=decode)
+        candidates = run_rerank(params, encoded, candidates, net=net, decode=decode)
     best = ranking(candidates, rules_of(decode), decode.nbest)
     statistics = {"passes": candidates.passes.max(axis=1)}
     return Found(hypotheses_of(candidates, best), statistics, trace_of(candidates, best[:, 0]))
@@ -65,7 +65,7 @@ def run_lengths(
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "trace"))
-def _run_nar(
+def run_nar(
     params: Params,
     encoded: Encoded,
     lengths: Array,
@@ -76,6 +76,7 @@ def _run_nar(
     limit: int,
     trace: bool,
 ) -> Candidates:
+    """Fills targets of these lengths [B, K], or the masks of `start` [B, 1, T]."""
     projected = net.project_source(params, encoded)
     candidates = fill(
         net, params, encoded, projected, lengths, start, decode, decode.passes, limit, rules_of(decode), trace
@@ -116,7 +117,7 @@ def fill(
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode"))
-def _run_rerank(
+def run_rerank(
     params: Params, encoded: Encoded, candidates: Candidates, *, net: Janus, decode: DecodeConfig
 ) -> Candidates:
     """The candidates with the scores that the AR half gives them, all in one parallel pass."""
