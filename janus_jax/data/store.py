@@ -138,6 +138,12 @@ class PreparedSplit:
         """Reads the token ids into memory now, if they are few enough; worker threads then share them."""
         _ = self._flat
 
+    def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(source ids [S], target ids [T]) of each example in order, bos and eos included."""
+        for start in range(0, len(self), _READ_CHUNK):
+            for row in self._read(range(start, min(start + _READ_CHUNK, len(self)))):
+                yield row["source"], row["target"]
+
     def _read(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
         rows = self._records.__getitems__(list(ids))
         for example_id, row in zip(ids, rows, strict=True):

@@ -8,13 +8,15 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
 from janus_jax import parallel
 from janus_jax.config import DecodeConfig
+from janus_jax.data import Prepared
 from janus_jax.decode import Generator, jobs
+from janus_jax.decode.distill import distill
 from janus_jax.decode.files import read_lines
 
 _KEYWORD = {"prefix": "prefixes", "target": "targets"}
@@ -76,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
     parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, what each pass did")
+    parser.add_argument("--distill", help="prepared dataset whose training targets are translated anew into --output")
     add_search_arguments(parser)
     args = parser.parse_args(argv)
     parallel.start()
@@ -84,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         decode = generator.settings(
             {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
         )
+        if args.distill:
+            return _distill(parser, generator, args, dataclasses.asdict(decode))
         key = "target" if decode.mode == "nar" else "prefix"
         items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
         if args.trace:
@@ -115,6 +120,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def _distill(
+    parser: argparse.ArgumentParser, generator: Generator, args: argparse.Namespace, settings: dict[str, Any]
+) -> int:
+    if not args.output or args.input or args.trace:
+        parser.error("--distill=PREPARED needs --output=DIRECTORY, and takes no --input and no --trace")
+    total = len(Prepared.open(args.distill).split("train"))
+    with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
+        report = distill(
+            generator, args.distill, args.output, checkpoint=args.checkpoint, progress=bar.update, **settings
+        )
+    part = report["splits"]["train"]
+    print(
+        f"wrote {args.output}: {part['kept']} pairs, {part['tokens']['target'] / part['kept']:.1f} target tokens each"
+    )
     return 0
 
 

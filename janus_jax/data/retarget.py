@@ -1,0 +1,86 @@
+"""A prepared dataset with other targets in its training split: sequence-level knowledge distillation (Kim and Rush 2016).
+
+Legend: N examples of a split.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from janus_jax.data import store
+from janus_jax.data.errors import DataError
+from janus_jax.data.report import bucket_table, length_histogram
+
+
+def retarget(
+    prepared: store.Prepared, directory: str | pathlib.Path, targets: Sequence[Sequence[int]], made: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes `directory`: `prepared` with these training targets; its other splits, tokenizer and settings are the same.
+
+    Args:
+      prepared: the original.
+      directory: must not exist; appears when it is complete.
+      targets: token ids of each training example, in their order, without bos and eos.
+      made: how they were made, kept in the report under "distilled".
+
+    Returns:
+      The report.
+
+    Raises:
+      DataError: `directory` exists, or there is not one target that fits for each example.
+    """
+    directory = pathlib.Path(directory)
+    if directory.exists():
+        raise DataError(f"{directory} exists; remove it or name another directory")
+    train = prepared.split("train")
+    if len(targets) != len(train):
+        raise DataError(f"{len(targets)} targets for {len(train)} training examples; one each is needed")
+    lengths = np.array([len(target) + 2 for target in targets], np.int32)
+    longest = prepared.config.data.max_target_length
+    if lengths.min() < 3 or lengths.max() > longest:
+        bad = int(np.flatnonzero((lengths < 3) | (lengths > longest))[0])
+        raise DataError(f"the target of training example {bad} has {lengths[bad] - 2} tokens; 1 to {longest - 2} fit")
+    arrays = {
+        f"{name}_{side}": getattr(split, f"{side}_lengths")
+        for name, split in prepared.splits.items()
+        for side in ("source", "target")
+    }
+    arrays["train_target"] = lengths
+    report = json.loads(json.dumps(prepared.report))
+    report["distilled"] = {**made, "from": str(prepared.directory)}
+    report["splits"]["train"]["tokens"]["target"] = int(lengths.sum(dtype=np.int64))
+    report["splits"]["train"]["longest"]["target"] = int(lengths.max())
+    report["splits"]["train"]["length_histogram"]["target"] = length_histogram(lengths)
+    report["buckets"] = bucket_table(arrays["train_source"], lengths, prepared.config)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
+    try:
+        splits = {
+            name: _examples(split, targets if name == "train" else None) for name, split in prepared.splits.items()
+        }
+        store.write_examples(partial, splits, "token ids with distilled training targets, made by janus_jax")
+        np.savez(partial / "lengths.npz", **arrays)
+        for name in ("tokenizer.model", "config.json"):
+            shutil.copyfile(prepared.directory / name, partial / name)
+        if (prepared.directory / "text").is_dir():
+            shutil.copytree(prepared.directory / "text", partial / "text")
+        (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+        partial.chmod(0o755)  # mkdtemp makes it private
+        partial.rename(directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _examples(
+    split: store.PreparedSplit, targets: Sequence[Sequence[int]] | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for number, (source, target) in enumerate(split.examples()):
+        if targets is not None:
+            target = np.array([target[0], *targets[number], target[-1]], np.int32)
+        yield source, target

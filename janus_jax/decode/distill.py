@@ -1,0 +1,65 @@
+"""Sequence-level knowledge distillation: the targets of a prepared training set, translated anew by a model."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from janus_jax.data import DataError, Prepared, retarget
+from janus_jax.decode import jobs
+from janus_jax.decode.files import read_lines
+from janus_jax.decode.generator import Generator
+
+
+def distill(
+    generator: Generator,
+    prepared: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str,
+    progress: Callable[[int], Any] | None = None,
+    chunk: int = jobs.CHUNK,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Writes the prepared dataset `output`: `prepared` with the model's outputs as its training targets.
+
+    A run that was killed goes on where it stood: what is translated so far is kept beside `output`.
+
+    Args:
+      generator: the model; its tokenizer must be that of the dataset.
+      prepared: directory of the dataset to translate.
+      output: directory to write, which must not exist.
+      checkpoint: where the model came from, for the report.
+      progress: called with the number of sentences just done.
+      chunk: sentences between two states that a killed run goes on from.
+      **settings: of `Generator.generate`.
+
+    Returns:
+      The new dataset's report.
+
+    Raises:
+      DataError: the dataset cannot be used, or `output` exists.
+    """
+    data, output = Prepared.open(prepared), Path(output)
+    if output.exists():
+        raise DataError(f"{output} exists; remove it or name another directory")
+    if generator.tokenizer is None or generator.tokenizer.to_bytes() != data.tokenizer_bytes:
+        raise DataError(
+            f"{data.directory} was made with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
+        )
+    decode = generator.settings(settings)
+    items = [jobs.Item(" ".join(map(str, source.tolist()))) for source, _ in data.split("train").examples()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    translated = output.with_name(f".{output.name}.targets")
+
+    def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
+        del start
+        sources = [list(map(int, item.source.split())) for item in part]
+        outputs = generator.generate_ids(sources, progress=progress, **settings)
+        return [" ".join(map(str, one.tokens)) for one in outputs]
+
+    made = {"checkpoint": checkpoint, "decode": {**vars(decode)}}
+    jobs.run(items, translated, records, signature=made, chunk=chunk, skipped=progress)
+    targets = [list(map(int, line.split())) for line in read_lines(translated)]
+    report = retarget(data, output, targets, made)
+    translated.unlink()
+    return report

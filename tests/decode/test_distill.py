@@ -1,0 +1,94 @@
+"""Distillation: a prepared set whose training targets a model translated, resumable, and trained on like any other."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from janus_jax import data
+from janus_jax.decode import Generator
+from janus_jax.decode.__main__ import main
+from janus_jax.decode.distill import distill
+from janus_jax.decode.files import LinesError
+from janus_jax.train import train
+from tests.train import runs
+
+SETTINGS = {"mode": "ar", "beam": 1, "max_length_a": 0.5, "max_length_b": 4}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distill")
+    config = runs.config(folder / "prepared", data__demo_sizes=(60, 8, 8), train__steps=2, train__checkpoint_every=2)
+    data.prepare(config, log=lambda _: None)
+    train(config, folder / "run")
+    return config, folder / "run"
+
+
+def ids(directory, split="train"):
+    return [(s.tolist(), t.tolist()) for s, t in data.Prepared.open(directory).split(split).examples()]
+
+
+def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, capsys):
+    config, workdir = original
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    assert (
+        main([f"--checkpoint={workdir}", f"--distill={config.data.prepared}", f"--output={tmp_path / 'new'}", *flags])
+        == 0
+    )
+    assert "60 pairs" in capsys.readouterr().out
+    before, after = ids(config.data.prepared), ids(tmp_path / "new")
+    assert [source for source, _ in before] == [source for source, _ in after]
+    found = Generator.from_checkpoint(workdir).generate_ids([source for source, _ in before], **SETTINGS)
+    assert [target[1:-1] for _, target in after] == [one.tokens for one in found]
+    assert ids(config.data.prepared, "valid") == ids(tmp_path / "new", "valid")
+    report = data.Prepared.open(tmp_path / "new").report
+    assert report["distilled"]["decode"]["beam"] == 1
+    assert report["splits"]["train"]["tokens"]["target"] == sum(len(target) for _, target in after)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    # It is trained on like the original: only its place differs.
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(tmp_path / "new")))
+    assert np.isfinite(train(moved, tmp_path / "run")["valid/loss"])
+
+
+def test_a_stopped_distillation_goes_on(original, tmp_path, monkeypatch):
+    config, workdir = original
+    generator = Generator.from_checkpoint(workdir)
+    done, whole = [], Generator.generate_ids
+
+    def stops_in_the_second_chunk(self, sources, **settings):
+        if done:
+            raise LinesError("stopped")
+        done.append(len(sources))
+        return whole(self, sources, **settings)
+
+    arguments = {"checkpoint": "c", "chunk": 25, **SETTINGS}
+    monkeypatch.setattr(Generator, "generate_ids", stops_in_the_second_chunk)
+    with pytest.raises(LinesError):
+        distill(generator, config.data.prepared, tmp_path / "new", **arguments)
+    assert not (tmp_path / "new").exists()
+    counts = []
+    monkeypatch.setattr(
+        Generator, "generate_ids", lambda self, sources, **s: counts.append(len(sources)) or whole(self, sources, **s)
+    )
+    distill(generator, config.data.prepared, tmp_path / "new", **arguments)
+    assert counts == [25, 10]
+    distill(generator, config.data.prepared, tmp_path / "at_once", **arguments)
+    assert ids(tmp_path / "new") == ids(tmp_path / "at_once")
+
+
+def test_what_cannot_be_distilled_is_named(original, tmp_path):
+    config, workdir = original
+    generator = Generator.from_checkpoint(workdir)
+    (tmp_path / "there").mkdir()
+    with pytest.raises(data.DataError, match="there exists; remove it"):
+        distill(generator, config.data.prepared, tmp_path / "there", checkpoint="c")
+    other = runs.config(tmp_path / "other", data__demo_sizes=(60, 8, 8), text__vocab_size=110)
+    data.prepare(other, log=lambda _: None)
+    with pytest.raises(data.DataError, match="another tokenizer"):
+        distill(generator, tmp_path / "other", tmp_path / "new", checkpoint="c")
+    prepared = data.Prepared.open(config.data.prepared)
+    with pytest.raises(data.DataError, match="59 targets for 60"):
+        data.retarget(prepared, tmp_path / "new", [[7]] * 59, {})
+    with pytest.raises(data.DataError, match="training example 3 has 0 tokens"):
+        data.retarget(prepared, tmp_path / "new", [[7]] * 3 + [[]] + [[7]] * 56, {})
