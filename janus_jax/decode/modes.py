@@ -14,9 +14,10 @@ from janus_jax import config
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of, decode_ar
+from janus_jax.decode.costs import costs_by_rows
 from janus_jax.decode.nar import decode_nar, fill, rules_of, run_lengths
 from janus_jax.decode.request import Found, Request
-from janus_jax.decode.speculative import Acceptance, Statistics, costs_by_rows, speculative_search
+from janus_jax.decode.speculative import Acceptance, Statistics, speculative_search
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
@@ -36,8 +37,8 @@ def decode_speculative(request: Request) -> Found:
     found, did = _run_speculative(
         params, encoded, lengths, max_lengths, net=net, decode=request.static, limit=limit, slots=slots
     )
-    passes = did.drafts * (request.decode.draft_passes + 1) + did.steps
-    return Found(found, {"passes": passes, "drafts": did.drafts, "drafted": did.drafted})
+    passes = did.drafts * request.decode.draft_passes + did.rounds + did.steps
+    return Found(found, {"passes": passes, "rounds": did.rounds, "drafts": did.drafts, "drafted": did.drafted})
 
 
 MODES: dict[config.Mode, Callable[[Request], Found]] = {

@@ -2,40 +2,29 @@
 
 A round drafts the rest of the target given the tokens kept so far, feeds the draft to the AR half, keeps the longest prefix
 that greedy search would have emitted, and the one token after it that it would emit instead (Xia et al. 2023, SpecDec, whose
-relaxed acceptance is here too, and is not lossless). A cost model decides how many drafted tokens are worth verifying, and
-where drafts fail plain greedy steps follow, ever more of them.
+relaxed acceptance is here too, and is not lossless). What is left of the draft, moved to where it fits behind that token, is
+verified in the next round; only when little of it stands is a new one made. A cost model decides how many drafted tokens are
+worth verifying, and where drafts fail plain greedy steps follow, ever more of them.
 
 Legend: B sentences, K drafts a sentence, N = B*K rows, T slots of a draft (bos and eos counted), L longest hypothesis, W
 drafted tokens verified in a round, V vocabulary columns (padded).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from janus_jax.decode.costs import Costs, Width
+from janus_jax.decode.drafts import behind, without_stutter
 from janus_jax.decode.greedy import as_hypotheses
 from janus_jax.decode.loop import Cache, Constraints
 from janus_jax.decode.vocab import argmax, forbid, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
 
 _FIRST_PAUSE = 4  # greedy steps after drafts have failed; doubled each time
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What decoder passes cost, in any one unit."""
-
-    plain: float  # a greedy step
-    draft: float
-    verify: tuple[tuple[int, float], ...]  # (W, cost) of the widths to choose from, ascending
-
-    def worthwhile(self) -> tuple[tuple[int, float], ...]:
-        """(W, greedy steps that a round costs) of the widths that can pay at all."""
-        rounds = ((width, (self.draft + cost) / self.plain) for width, cost in self.verify)
-        return tuple((width, steps) for width, steps in rounds if steps < width + 1)
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,8 @@ class Acceptance:
 class Statistics:
     """What a search did."""
 
-    drafts: Array  # [B] int32, rounds
+    rounds: Array  # [B] int32
+    drafts: Array  # [B] int32, rounds that made a new draft
     drafted: Array  # [B] int32, drafted tokens that were accepted
     steps: Array  # [B] int32, greedy steps
     tokens: Array  # [B] int32, emitted, eos counted
@@ -69,6 +59,9 @@ class _State:
     token_scores: Array  # [B, L]
     lengths: Array  # [B] int32, tokens emitted
     done: Array  # [B] bool
+    draft: Array  # [B, K, T] int32, what is emitted and the draft behind it
+    draft_lengths: Array  # [B, K] int32
+    redraft: Array  # [] bool, the next round makes a new draft
     expected: Array  # [] float32, drafted tokens that a round is expected to have accepted
     pause: Array  # [] int32, greedy steps before the next draft
     next_pause: Array  # [] int32, how long the next pause is
@@ -134,10 +127,13 @@ def speculative_search(
         token_scores=jnp.zeros((lengths.shape[0], limit), jnp.float32),
         lengths=none,
         done=max_lengths <= 0,
+        draft=jnp.zeros((*lengths.shape, slots), jnp.int32),
+        draft_lengths=lengths.astype(jnp.int32),
+        redraft=jnp.bool_(True),
         expected=search.hope,
         pause=jnp.int32(0),
         next_pause=jnp.int32(_FIRST_PAUSE),
-        statistics=Statistics(none, none, none, none),
+        statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
 
@@ -166,58 +162,78 @@ class _Search:
     limit: int
     specials: Specials
     constraints: Constraints
-    widths: tuple[tuple[int, float], ...]  # (W, greedy steps that a round costs)
+    widths: tuple[Width, ...]
     acceptance: Acceptance
     cached: int
 
     @property
     def hope(self) -> Array:
         """The benefit of the doubt, before any draft: just as many accepted tokens as make one pay."""
-        return jnp.float32(min((cost for _, cost in self.widths), default=0.0))
+        return jnp.float32(min((width.drafted for width in self.widths), default=0.0))
 
-    def gains(self, expected: Array) -> Array:
+    def gains(self, expected: Array, redraft: Array) -> Array:
         """For each width, how many greedy steps a step's cost is worth when so many drafted tokens are accepted."""
-        return jnp.stack([(jnp.minimum(expected, width) + 1) / cost for width, cost in self.widths])
+        return jnp.stack(
+            [(jnp.minimum(expected, w.tokens) + 1) / jnp.where(redraft, w.drafted, w.reused) for w in self.widths]
+        )
 
     def plain(self, s: _State) -> _State:
-        """A greedy step."""
+        """A greedy step; a draft is out of date behind it."""
         drafts = self.draft_lengths.shape[1]
         logits, cache = self.verify_fn(jnp.repeat(self._last(s), drafts, axis=0), s.cache)
         logits = logits[::drafts]
         token, _ = self._own_choice(logits, s.lengths[:, None], self.max_lengths[:, None])
         counts = jnp.where(s.done, 0, 1)
         did = replace(s.statistics, steps=s.statistics.steps + counts)
-        s = replace(s, pause=jnp.maximum(s.pause - 1, 0), statistics=did)
+        s = replace(s, pause=jnp.maximum(s.pause - 1, 0), redraft=jnp.bool_(True), statistics=did)
         return self._emit(s, token, log_probs_of(logits, token), counts, cache)
 
     def round(self, s: _State) -> _State:
-        """Draft and verify; then whether to go on so."""
-        start, length = self._targets(s)
-        filled = self.draft_fn(start, length)
-        branches = [lambda s, width=width: self._verify(s, filled, length, width) for width, _ in self.widths]
-        width = jnp.argmax(self.gains(s.expected))
+        """Draft if need be, and verify; then how to go on."""
+        s = lax.cond(s.redraft, self._drafted, lambda s: s, s)
+        branches = [lambda s, tokens=width.tokens: self._verify(s, tokens) for width in self.widths]
+        width = jnp.argmax(self.gains(s.expected, s.redraft))
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
-        drafted = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
-        expected = 0.5 * (s.expected + drafted.sum() / jnp.maximum((~s.done).sum(), 1))
-        pays = self.gains(expected).max() >= 1.0
-        did = replace(s.statistics, drafts=s.statistics.drafts + ~s.done, drafted=s.statistics.drafted + drafted)
+        accepted = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
+        mean = accepted.sum() / jnp.maximum((~s.done).sum(), 1)
+        expected = 0.5 * (s.expected + mean)
+        left = jnp.any(~after.done[:, None] & (after.draft_lengths > after.lengths[:, None] + 1))
+        redraft = ~left | (self.gains(mean, jnp.bool_(False)).max() < 1.0)
+        pays = ~redraft | (self.gains(expected, redraft).max() >= 1.0)
+        did = replace(
+            s.statistics,
+            rounds=s.statistics.rounds + ~s.done,
+            drafts=s.statistics.drafts + (~s.done & s.redraft),
+            drafted=s.statistics.drafted + accepted,
+        )
         return replace(
             after,
+            redraft=redraft,
             expected=jnp.where(pays, expected, self.hope),
             pause=jnp.where(pays, 0, s.next_pause),
             next_pause=jnp.where(pays, _FIRST_PAUSE, 2 * s.next_pause),
             statistics=did,
         )
 
+    def _drafted(self, s: _State) -> _State:
+        """With a new draft, in which no drafted token stands right after itself (drafts stutter, AR does not)."""
+        start, length = self._targets(s)
+        filled = self.draft_fn(start, length)
+        draft, length = without_stutter(filled, length, s.lengths)
+        return replace(s, draft=draft, draft_lengths=length)
+
     def _targets(self, s: _State) -> tuple[Array, Array]:
         """[B, K, T] what is emitted, masks, eos; and their lengths [B, K]."""
         length = jnp.clip(jnp.maximum(self.draft_lengths, s.lengths[:, None] + 3), 2, self.slots)
         slot = jnp.arange(self.slots)
-        behind = max(self.slots - 1 - self.limit, 0)
-        own = jnp.pad(s.tokens, ((0, 0), (1, behind)), constant_values=self.specials.bos)[:, None, : self.slots]
         rest = jnp.where(slot < length[..., None] - 1, self.specials.mask, self.specials.eos)
         rest = jnp.where(slot < length[..., None], rest, self.specials.pad)
-        return jnp.where(slot <= s.lengths[:, None, None], own, rest).astype(jnp.int32), length
+        return jnp.where(slot <= s.lengths[:, None, None], self._emitted(s), rest).astype(jnp.int32), length
+
+    def _emitted(self, s: _State) -> Array:
+        """[B, 1, T] bos and what is emitted; what stands behind it means nothing."""
+        behind = max(self.slots - 1 - self.limit, 0)
+        return jnp.pad(s.tokens, ((0, 0), (1, behind)), constant_values=self.specials.bos)[:, None, : self.slots]
 
     def _last(self, s: _State) -> Array:
         """[B, 1] the token to feed next; of finished rows eos, since pad would have no position."""
@@ -232,8 +248,9 @@ class _Search:
         allowed = allowed.at[..., self.specials.eos].add(early)
         return jnp.where(step + 1 >= max_lengths, self.specials.eos, argmax(allowed)), allowed
 
-    def _verify(self, s: _State, filled: Array, length: Array, width: int) -> _State:
-        """Feeds the first `width` drafted tokens of filled [B, K, T], and keeps what stands of the best draft."""
+    def _verify(self, s: _State, width: int) -> _State:
+        """Feeds the first `width` drafted tokens, and keeps what stands of the best draft."""
+        filled, length = s.draft, s.draft_lengths
         batch, drafts, slots = filled.shape
         slot = s.lengths[:, None, None] + jnp.arange(width + 1)  # of the tokens fed: slot t holds token t - 1
         block = jnp.take_along_axis(filled, jnp.clip(slot, 0, slots - 1), axis=2)
@@ -259,7 +276,9 @@ class _Search:
             return jnp.take_along_axis(values, at, axis=1)[:, 0]
 
         counts = jnp.where(s.done, 0, of_best(counts))
-        return self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache)
+        s = self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache)
+        draft, length = behind(filled, length, self._emitted(s), s.lengths)
+        return replace(s, draft=draft, draft_lengths=length)
 
     def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache) -> _State:
         """Appends the first `counts` [B] of new [B, W+1]; a row that emits eos is done."""
@@ -287,29 +306,3 @@ def _accepted(allowed: Array, own: Array, drafted: Array, forced: Array, accepta
     better = jnp.sum(allowed > logit, axis=-1)
     gap = jnp.max(allowed, axis=-1) - logit[..., 0]
     return same | (~forced & (better < acceptance.top) & (gap <= acceptance.gap))
-
-
-def costs_by_rows(
-    rows: int, *, slots: int, widths: Sequence[int], passes: int, row_groups: int, free_rows: int
-) -> Costs:
-    """Costs of decoder passes from the number of rows that go through the layers.
-
-    A pass takes as long as reading the weights, plus the arithmetic of its rows: cost 1 + rows / free_rows.
-
-    Args:
-      rows: N.
-      slots: T.
-      widths: W to choose from.
-      passes: of mask-predict for a draft.
-      row_groups: decoder rows for each AR token (2 with query rows).
-      free_rows: rows whose arithmetic takes as long as reading the weights.
-    """
-
-    def cost(count: int) -> float:
-        return 1.0 + count / free_rows
-
-    return Costs(
-        plain=cost(row_groups * rows),
-        draft=passes * cost(slots * rows),
-        verify=tuple((width, cost(row_groups * rows * (width + 1))) for width in sorted(set(widths))),
-    )

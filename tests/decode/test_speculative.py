@@ -9,10 +9,12 @@ import pytest
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES, modes
+from janus_jax.decode.costs import Costs, costs_by_rows
+from janus_jax.decode.drafts import behind, without_stutter
 from janus_jax.decode.greedy import greedy_search
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.request import Request
-from janus_jax.decode.speculative import Acceptance, Costs, costs_by_rows, speculative_search
+from janus_jax.decode.speculative import Acceptance, speculative_search
 from janus_jax.types import Specials
 from tests import tiny
 
@@ -108,18 +110,18 @@ def test_output_is_that_of_greedy_search(draft, drafts):
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_allclose(found.token_scores, expected.token_scores, atol=1e-5)
     # A round emits what it had accepted and one token more.
-    np.testing.assert_array_equal(did.drafts + did.drafted + did.steps, did.tokens)
+    np.testing.assert_array_equal(did.rounds + did.drafted + did.steps, did.tokens)
     np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
 
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():
     _, good = speculative(perfect)
     # The last token may lie behind the draft's own length.
-    assert (np.asarray(good.drafts + good.steps)[MAX_LENGTHS > 3] <= 5).all()
+    assert (np.asarray(good.rounds + good.steps)[MAX_LENGTHS > 3] <= 5).all()
     _, bad = speculative(useless, costs=Costs(plain=1.0, draft=3.0, verify=((8, 2.0),)))
     assert int(bad.drafted.max()) <= 1  # the end of a sentence may be guessed
     # Pauses of 4, 8, 16 steps lie between drafts that fail.
-    assert (np.asarray(bad.drafts) <= 1 + np.asarray(bad.steps) // 4).all()
+    assert (np.asarray(bad.rounds) <= 1 + np.asarray(bad.steps) // 4).all()
 
 
 def test_drafts_that_cannot_pay_are_never_made():
@@ -148,6 +150,27 @@ def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
     assert not changed[:2].any()
     narrow, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=1e-9))
     np.testing.assert_array_equal(narrow.tokens, strict.tokens)
+
+
+def test_repeats_are_taken_out_of_drafts_alone():
+    draft = jnp.asarray([[[0, 5, 5, 6, 6, 7, 7, 2, 1, 1]]])
+    made, length = without_stutter(draft, jnp.asarray([[8]]), jnp.asarray([2]))  # 5 5 is emitted and stays
+    assert made[0, 0, : int(length[0, 0])].tolist() == [0, 5, 5, 6, 7, 2]
+
+
+@pytest.mark.parametrize(
+    ("emitted", "expected"),
+    [
+        ([5, 9], [0, 5, 9, 7, 8, 2]),  # a substitution: the rest stays where it is
+        ([5, 7], [0, 5, 7, 8, 2]),  # the draft had one token too many
+        ([5, 6], [0, 5, 6, 7, 8, 2]),  # nothing was wrong
+    ],
+)
+def test_the_rest_of_a_draft_moves_behind_what_was_emitted(emitted, expected):
+    draft = jnp.asarray([[[0, 5, 6, 7, 8, 2, 1]]])
+    tokens = jnp.asarray([[[0, *emitted, 0, 0, 0, 0]]])
+    made, length = behind(draft, jnp.asarray([[6]]), tokens, jnp.asarray([len(emitted)]))
+    assert made[0, 0, : int(length[0, 0])].tolist() == expected
 
 
 def test_ngrams_cannot_be_watched():
