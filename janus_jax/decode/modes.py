@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from janus_jax import config
 from janus_jax.config import DecodeConfig
@@ -33,7 +33,7 @@ def decode_speculative(request: Request) -> Found:
     encoded, lengths = run_lengths(
         params, request.source, net=net, count=request.decode.draft_lengths, limit=longest, decode=request.static
     )
-    slots = min(batches.bucket(int(jnp.max(lengths)) + 2, at_least=8, halves=True), longest)
+    slots = min(batches.bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
     found, did = _run_speculative(
         params, encoded, lengths, max_lengths, net=net, decode=request.static, limit=limit, slots=slots
     )
@@ -73,7 +73,8 @@ def _run_speculative(
     costs = costs_by_rows(
         lengths.size,
         slots=slots,
-        widths=(*(width for width in (4, 8, 16) if width < slots - 1), slots - 1),
+        # Few, since each is compiled.
+        widths=(*(width for width in (4, 16) if width < slots - 1), slots - 1),
         passes=decode.draft_passes,
         row_groups=2 if net.config.ar_stream == "query" else 1,
         free_rows=FREE_ROWS.get(jax.default_backend(), 200),

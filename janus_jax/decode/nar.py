@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
@@ -16,6 +17,7 @@ from janus_jax.decode.ar import cached_tokens
 from janus_jax.decode.candidates import (
     Candidates,
     MaskPredictRules,
+    Trace,
     candidate_lengths,
     hypotheses_of,
     ranking,
@@ -26,7 +28,7 @@ from janus_jax.decode.mask_predict import mask_predict
 from janus_jax.decode.request import Found, Request
 from janus_jax.decode.vocab import by_chunks, log_probs_of
 from janus_jax.model import Janus
-from janus_jax.types import Array, Encoded, Params
+from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
 def decode_nar(request: Request) -> Found:
@@ -38,7 +40,7 @@ def decode_nar(request: Request) -> Found:
             params, request.source, net=net, count=decode.length_beam, limit=longest, decode=decode
         )
         # The number of slots is part of a compiled shape, so that it is known only now.
-        limit = min(batches.bucket(int(jnp.max(lengths)), at_least=8, halves=True), longest)
+        limit = min(batches.bucket(int(np.max(lengths)), at_least=8, halves=True), longest)
         candidates = run_nar(params, encoded, lengths, None, net=net, decode=decode, limit=limit, trace=request.trace)
     else:
         encoded, _ = run_lengths(params, request.source, net=net, count=1, limit=longest, decode=decode)
@@ -49,9 +51,17 @@ def decode_nar(request: Request) -> Found:
         )
     if decode.rerank == "ar":
         candidates = run_rerank(params, encoded, candidates, net=net, decode=decode)
-    best = ranking(candidates, rules_of(decode), decode.nbest)
-    statistics = {"passes": candidates.passes.max(axis=1)}
-    return Found(hypotheses_of(candidates, best), statistics, trace_of(candidates, best[:, 0]))
+    hypotheses, passes, trace = _run_choice(candidates, rules=rules_of(decode), count=decode.nbest)
+    return Found(hypotheses, {"passes": passes}, trace)
+
+
+@functools.partial(jax.jit, static_argnames=("rules", "count"))
+def _run_choice(
+    candidates: Candidates, *, rules: MaskPredictRules, count: int
+) -> tuple[Hypotheses, Array, Trace | None]:
+    """The best `count` candidates of each sentence, decoder passes [B], the trace of the best."""
+    best = ranking(candidates, rules, count)
+    return hypotheses_of(candidates, best), candidates.passes.max(axis=1), trace_of(candidates, best[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "count"))
