@@ -17,7 +17,7 @@ from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared
 from janus_jax.decode import Generator, jobs
 from janus_jax.decode.distill import distill
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.files import read_lines, write_lines
 
 _KEYWORD = {"prefix": "prefixes", "target": "targets"}
 _HELP = {
@@ -91,9 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _distill(parser, generator, args, dataclasses.asdict(decode))
         key = "target" if decode.mode == "nar" else "prefix"
         items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
-        if args.trace:
-            open(args.trace, "w").close()
-        signature = [dataclasses.asdict(decode), args.checkpoint, args.format, args.scores]
+        signature = [dataclasses.asdict(decode), args.checkpoint, args.format, args.scores, bool(args.trace)]
         with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
 
             def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
@@ -106,17 +104,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                     **dataclasses.asdict(decode),
                 )
                 if args.trace:
-                    with open(args.trace, "a", encoding="utf-8") as file:
-                        file.writelines(
-                            jobs.render_trace(number, item, output) + "\n"
-                            for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
-                        )
+                    traces = (
+                        jobs.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
+                    )
+                    write_lines(args.trace, traces)
                 return [
                     jobs.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
                     for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
                 ]
 
-            jobs.run(items, args.output, records, signature=signature, skipped=bar.update)
+            # A trace is written at once: it is for looking at, not for large inputs.
+            chunk = max(len(items), 1) if args.trace else jobs.CHUNK
+            jobs.run(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,9 +10,10 @@ import jax
 import pytest
 
 from janus_jax import checkpoint, config, text
-from janus_jax.decode import Generator
+from janus_jax.decode import Generator, remask_counts
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate.__main__ import main as evaluate_main
+from janus_jax.evaluate.trace_html import read_traces
 from janus_jax.model import Janus
 
 WORDS = "a man a woman two dogs ride run sees the green red old young house horse on in by and".split()
@@ -155,6 +156,22 @@ def test_reranking_gives_the_scores_of_teacher_forcing(saved):
             forced = generator.generate_ids([source], prefixes=[one.tokens], mode="ar", beam=1, max_length_b=0)[0]
             assert forced.tokens == one.tokens
             assert one.score == pytest.approx(forced.score, abs=1e-4)
+
+
+def test_a_trace_holds_every_pass_of_every_sentence(saved, tmp_path):
+    texts = decoded(
+        saved, tmp_path, "--mode=nar", "--passes=3", f"--trace={tmp_path / 'trace'}", lines=[*LINES[:3], "", LINES[4]]
+    )
+    records = read_traces(tmp_path / "trace")
+    assert [record["line"] for record in records] == [1, 2, 3, 4, 5]
+    assert [record["text"] for record in records] == texts
+    assert [len(record["passes"]) for record in records] == [3, 3, 3, 0, 3]
+    for record in records[:3]:
+        slots = len(record["passes"][0]["tokens"])
+        assert [sum(one["remasked"]) for one in record["passes"]] == remask_counts(slots + 2, 3)
+        assert all(score <= 0 for one in record["passes"] for score in one["scores"])
+    assert main([f"--checkpoint={saved}", f"--input={tmp_path / 'in'}", "--mode=ar", f"--trace={tmp_path / 'no'}"]) == 2
+    assert not (tmp_path / "no").exists()
 
 
 def test_impossible_combinations_are_named(saved, tmp_path, capsys):
