@@ -5,7 +5,7 @@
 The shape is that of the published figures of the released code: source 28, target 27 tokens, D 512, F 1024, H 4, 6+6 layers,
 V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given),
 so that modes do equal work. Random weights accept no draft: the speculative row is the worst case of speculation.
-Compilation is not counted. FLOPs are those of the algorithm, encoder and vocabulary included.
+Compilation is not counted.
 """
 
 import argparse
