@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 
 from tqdm import tqdm
 
-from janus_jax import parallel
+from janus_jax import checkpoint, parallel
 from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared
 from janus_jax.decode import Generator, jobs
@@ -89,37 +89,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if args.distill:
             return _distill(parser, generator, args, dataclasses.asdict(decode))
-        key = "target" if decode.mode == "nar" else "prefix"
-        items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
-        signature = [dataclasses.asdict(decode), args.checkpoint, args.format, args.scores, bool(args.trace)]
-        with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
-
-            def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
-                given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
-                outputs = generator.generate(
-                    [item.source for item in part],
-                    progress=bar.update,
-                    trace=bool(args.trace),
-                    **given,
-                    **dataclasses.asdict(decode),
-                )
-                if args.trace:
-                    traces = (
-                        jobs.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
-                    )
-                    write_lines(args.trace, traces)
-                return [
-                    jobs.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
-                    for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
-                ]
-
-            # A trace is written at once: it is for looking at, not for large inputs.
-            chunk = max(len(items), 1) if args.trace else jobs.CHUNK
-            jobs.run(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
+        _decode_file(generator, args, decode)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeConfig) -> None:
+    """Reads, decodes and writes what the arguments name."""
+    key = "target" if decode.mode == "nar" else "prefix"
+    items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
+    # A directory's newest checkpoint may be another one by the time a killed run goes on.
+    signature = [
+        dataclasses.asdict(decode),
+        str(checkpoint.find(args.checkpoint)),
+        args.format,
+        args.scores,
+        bool(args.trace),
+    ]
+    with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
+
+        def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
+            given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
+            outputs = generator.generate(
+                [item.source for item in part],
+                progress=bar.update,
+                trace=bool(args.trace),
+                first_line=start,
+                **given,
+                **dataclasses.asdict(decode),
+            )
+            if args.trace:
+                traces = (
+                    jobs.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
+                )
+                write_lines(args.trace, traces)
+            return [
+                jobs.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
+                for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
+            ]
+
+        # A trace is written at once: it is for looking at, not for large inputs.
+        chunk = max(len(items), 1) if args.trace else jobs.CHUNK
+        jobs.run(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
 
 
 def _distill(
@@ -130,7 +143,12 @@ def _distill(
     total = len(Prepared.open(args.distill).split("train"))
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         report = distill(
-            generator, args.distill, args.output, checkpoint=args.checkpoint, progress=bar.update, **settings
+            generator,
+            args.distill,
+            args.output,
+            checkpoint=str(checkpoint.find(args.checkpoint)),
+            progress=bar.update,
+            **settings,
         )
     part = report["splits"]["train"]
     print(

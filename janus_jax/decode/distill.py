@@ -52,9 +52,8 @@ def distill(
     translated = output.with_name(f".{output.name}.targets")
 
     def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
-        del start
         sources = [list(map(int, item.source.split())) for item in part]
-        outputs = generator.generate_ids(sources, progress=progress, **settings)
+        outputs = generator.generate_ids(sources, first_line=start, progress=progress, **settings)
         return [" ".join(map(str, one.tokens)) for one in outputs]
 
     made = {"checkpoint": checkpoint, "decode": {**vars(decode)}}

@@ -99,6 +99,7 @@ class Generator:
         prefixes: Sequence[str] | None = None,
         targets: Sequence[str] | None = None,
         trace: bool = False,
+        first_line: int = 0,
         progress: Callable[[int], Any] | None = None,
         **settings: Any,
     ) -> list[Output]:
@@ -111,6 +112,7 @@ class Generator:
           prefixes: text that each output has to begin with (modes ar).
           targets: text to complete, a `<mask>` for each token that is missing (mode nar).
           trace: also keep what each pass did (mode nar).
+          first_line: number of the first line, where these are a part of something larger: each line draws its own samples.
           progress: called with the number of sentences just done.
           **settings: any field of `DecodeConfig` (mode, beam, lenpen, passes, length_beam, ...), over the generator's own.
 
@@ -125,6 +127,7 @@ class Generator:
             prefixes=None if prefixes is None else self.tokenizer.encode_batch(list(prefixes)),
             targets=None if targets is None else [self._with_gaps(target) for target in targets],
             trace=trace,
+            first_line=first_line,
             progress=progress,
             **settings,
         )
@@ -136,6 +139,7 @@ class Generator:
         prefixes: Sequence[Sequence[int]] | None = None,
         targets: Sequence[Sequence[int]] | None = None,
         trace: bool = False,
+        first_line: int = 0,
         progress: Callable[[int], Any] | None = None,
         **settings: Any,
     ) -> list[Output]:
@@ -152,6 +156,7 @@ class Generator:
             None if prefixes is None else [self._bare(prefix)[: self.max_target_length - 2] for prefix in prefixes],
             None if targets is None else self._framed(targets, self.max_target_length, "targets"),
             trace,
+            first_line,
         )
         outputs = [Output("", 0.0, []) for _ in framed]
         if progress:
@@ -233,7 +238,7 @@ class Generator:
                 net=self.net,
                 params=self.params,
                 source=batches.pad_sources([work.sources[i] for i in chosen], rows, length, pad),
-                lines=np.pad(np.asarray(chosen, np.int32), (0, rows - len(chosen))),
+                lines=np.pad(np.asarray(chosen, np.int32) + work.first_line, (0, rows - len(chosen))),
                 decode=decode,
                 max_target_length=self.max_target_length,
                 prefix=_padded(work.prefixes, chosen, rows, pad),
@@ -271,6 +276,7 @@ class _Work:
     prefixes: list[list[int]] | None
     starts: list[list[int]] | None
     trace: bool
+    first_line: int
 
     def length(self, index: int) -> int:
         """What decides which batch a sentence goes into."""

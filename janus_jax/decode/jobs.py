@@ -133,7 +133,7 @@ def run(
     partial, state = Path(f"{output}.partial"), Path(f"{output}.state.json")
     digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for item in items:
-        digest.update(repr((item.source, item.given)).encode())
+        digest.update(repr(item).encode())
     mark = digest.hexdigest()
     done, size = _resume(state, partial, mark)
     if done:

@@ -35,16 +35,19 @@ class Constraints:
         return Constraints((specials.pad, specials.bos, specials.mask), vocab_size, **settings)
 
     def bias(self, columns: int, step: Array, specials: Specials, tokens: Array | None = None) -> Array:
-        """To add to logits [N, V]: -inf at what may not come next; [1, V], or [N, V] where n-grams are watched.
+        """To add to logits [..., V]: -inf at what may not come next.
 
         Args:
           columns: V.
-          step: [] int32, tokens emitted so far.
+          step: [...] int32, tokens emitted so far.
           specials: ids of the special tokens.
-          tokens: [N, L] emitted tokens, for n-grams.
+          tokens: [N, L] emitted tokens, for n-grams; step is [] then.
+
+        Returns:
+          [..., V]; [N, V] where n-grams are watched.
         """
-        early = jnp.where(step < self.min_length, -jnp.inf, 0.0)
-        bias = jnp.asarray(forbid(columns, self.banned, self.vocab_size)).at[specials.eos].add(early)[None]
+        early = (step < self.min_length)[..., None] & (jnp.arange(columns) == specials.eos)
+        bias = jnp.where(early, -jnp.inf, jnp.asarray(forbid(columns, self.banned, self.vocab_size)))
         if self.no_repeat_ngram and tokens is not None:
             bias = bias + repeats(tokens, step, self.no_repeat_ngram, columns)
         return bias

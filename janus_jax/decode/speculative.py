@@ -21,7 +21,7 @@ from janus_jax.decode.costs import Costs, Width
 from janus_jax.decode.drafts import behind, without_stutter
 from janus_jax.decode.greedy import as_hypotheses
 from janus_jax.decode.loop import Cache, Constraints
-from janus_jax.decode.vocab import argmax, forbid, log_probs_of
+from janus_jax.decode.vocab import argmax, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
 
 _FIRST_PAUSE = 4  # greedy steps after drafts have failed; doubled each time
@@ -83,7 +83,7 @@ def speculative_search(
     specials: Specials,
     constraints: Constraints,
     costs: Costs,
-    acceptance: Acceptance = Acceptance(),
+    acceptance: Acceptance | None = None,
     lenpen: float = 1.0,
     cached: int = 0,
 ) -> tuple[Hypotheses, Statistics]:
@@ -243,9 +243,7 @@ class _Search:
 
     def _own_choice(self, logits: Array, step: Array, max_lengths: Array) -> tuple[Array, Array]:
         """What greedy search emits after `step` [...] tokens, given logits [..., V]; and the logits with -inf at what it may not."""
-        allowed = logits + forbid(logits.shape[-1], self.constraints.banned, self.constraints.vocab_size)
-        early = jnp.where(step < self.constraints.min_length, -jnp.inf, 0.0)
-        allowed = allowed.at[..., self.specials.eos].add(early)
+        allowed = logits + self.constraints.bias(logits.shape[-1], step, self.specials)
         return jnp.where(step + 1 >= max_lengths, self.specials.eos, argmax(allowed)), allowed
 
     def _verify(self, s: _State, width: int) -> _State:

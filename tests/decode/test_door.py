@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from janus_jax import checkpoint, config, text
-from janus_jax.decode import Generator, remask_counts
+from janus_jax.decode import Generator, jobs, remask_counts
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
@@ -127,6 +127,14 @@ def test_samples_depend_on_the_seed_alone(saved, tmp_path):
     first = decoded(saved, tmp_path, "--sample", "--seed=1")
     assert decoded(saved, tmp_path, "--sample", "--seed=1", "--batch_tokens=64") == first
     assert decoded(saved, tmp_path, "--sample", "--seed=2") != first
+
+
+def test_samples_do_not_depend_on_the_chunk(saved, tmp_path, monkeypatch):
+    lines = [LINES[0]] * 8  # the same sentence: only the line's number tells its samples apart
+    whole = decoded(saved, tmp_path, "--sample", lines=lines)
+    assert len(set(whole)) > 1
+    monkeypatch.setattr(jobs, "CHUNK", 3)
+    assert decoded(saved, tmp_path, "--sample", lines=lines) == whole
 
 
 def test_prefixes_and_targets_to_complete(saved, tmp_path):

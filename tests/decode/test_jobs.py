@@ -65,7 +65,7 @@ jobs.run(ITEMS, {str(tmp_path / "out")!r}, decode, signature=1, chunk=3)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("change", ["signature", "input"])
+@pytest.mark.parametrize("change", ["signature", "input", "extra"])
 def test_another_job_begins_anew(tmp_path, change):
     def fail(start, part):
         if start:
@@ -75,6 +75,8 @@ def test_another_job_begins_anew(tmp_path, change):
     with pytest.raises(LinesError):
         jobs.run(ITEMS, tmp_path / "out", fail, signature=1, chunk=4)
     items = [jobs.Item("other"), *ITEMS[1:]] if change == "input" else ITEMS
+    if change == "extra":
+        items = [jobs.Item("line 0", extra={"id": 1}), *ITEMS[1:]]
     starts = []
     signature = 2 if change == "signature" else 1
     jobs.run(items, tmp_path / "out", lambda s, p: starts.append(s) or shout(s, p), signature=signature, chunk=4)

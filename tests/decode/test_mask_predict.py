@@ -191,8 +191,10 @@ def test_only_slots_that_can_be_masked_are_predicted_and_all_of_them(schedule, p
     counts = np.asarray(out.trace.remasked).sum(axis=-1)[:, :, 0]
     expected = np.asarray([remask_counts(n, passes, schedule) for n in (12, 5, 2)]).T
     np.testing.assert_array_equal(counts, expected)
+    masked = [10, *expected.max(axis=1)[:-1].tolist()]  # before each pass, in the longest
+    assert len(widths) == passes
+    assert all(count <= width <= max(2 * count - 1, 1) for count, width in zip(masked[1:], widths[1:], strict=True))
     assert widths[0] == 10
-    assert widths[-1] <= max(2 * max(expected[-2:-1].max(initial=10), 1), 1)
 
 
 def test_given_tokens_stay_and_gaps_alone_are_scored():
