@@ -51,11 +51,9 @@ def make_batch(config: Config, sentences: int = SENTENCES) -> Batch:
     for side in (source, target):
         side[:, 0], side[:, -1] = Specials.bos, Specials.eos
     ids, lengths = np.arange(sentences), np.full(sentences, TARGET)
-    data = config.data
-    sampler = corruption.SAMPLERS[data.mask_sampler]
-    uniforms = corruption.row_uniforms(0, 0, ids, lengths, data.mask_sampler)
-    width = corruption.max_masked(data.mask_sampler, TARGET, data.mask_ratio)
-    masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths, data.mask_ratio, data.mask_span), width)
+    sampler = corruption.sampler_of(config.data)
+    uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.numbers)
+    masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(TARGET))
     batch = Batch(source, target, masked.astype(np.int32), counts.astype(np.int32), ids.astype(np.int32))
     return jax.tree.map(lambda x: jax.device_put(x[None]), batch)
 

@@ -304,4 +304,4 @@ _NOT_NEGATIVE = frozenset(
     "vocab_size seed max_length_ratio projection_chunk warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
     "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
 )
-_SHARE = frozenset("dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())
+_SHARE = frozenset("mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())

@@ -59,6 +59,7 @@ class DataConfig:
     mask_sampler: MaskSampler = "span"
     mask_ratio: float = 0.7  # span: share of T that the spans sum to, before overlaps
     mask_span: float = 2.0  # span: mean length (Poisson)
+    mask_suffix: float = 0.0  # share of targets of which a whole suffix is masked instead, as speculation drafts it
 
 
 @dataclass(frozen=True)

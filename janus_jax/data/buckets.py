@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from janus_jax.config import DataConfig
-from janus_jax.data.corruption import max_masked
+from janus_jax.data.corruption import sampler_of
 from janus_jax.data.errors import DataError
 
 
@@ -79,7 +79,7 @@ def _bucket(ids: np.ndarray, source: int, target: int, config: DataConfig, accum
     batches = steps * accumulation
     # Rows that no batch would fill are not worth computing.
     rows = -(-len(ids) // (batches * multiple)) * multiple
-    masked = max(1, max_masked(config.mask_sampler, target, config.mask_ratio))
+    masked = max(1, sampler_of(config).most(target))
     return Bucket(source, target, masked, rows, batches, ids)
 
 

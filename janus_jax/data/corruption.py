@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from janus_jax.config import DataConfig
+
 _TAIL = 1e-7  # Poisson lengths rarer than this are cut off
 
 
@@ -99,6 +101,24 @@ def uniform_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return inner & (rank < count)
 
 
+def suffix_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Masks of everything behind a prefix, as a draft is made: bos and eos spared.
+
+    Of n inner tokens floor(n u^2) are kept, so that short prefixes, and none at all, are the most frequent.
+
+    Args:
+      uniforms: [B] in [0, 1).
+      lengths: [B] target lengths.
+
+    Returns:
+      [B, max(lengths)] bool, True where masked.
+    """
+    lengths = np.asarray(lengths, np.int64)[:, None]
+    column = np.arange(int(lengths.max(initial=1)))
+    kept = (uniforms[:, None] ** 2 * (lengths - 2)).astype(np.int64)
+    return (column > kept) & (column < lengths - 1)
+
+
 def span_mask(rng: np.random.Generator, length: int, ratio: float, mean: float) -> np.ndarray:
     """Sorted positions [M] that the span sampler masks in one target of `length` tokens (bos and eos counted)."""
     uniforms = rng.random((1, 2 * length + 1))
@@ -115,31 +135,47 @@ class Sampler:
     """A way to choose masked tokens."""
 
     numbers: Callable[[int], int]  # target length -> uniform random numbers that its row needs
-    masks: Callable[[np.ndarray, np.ndarray, float, float], np.ndarray]  # uniforms, lengths, ratio, mean -> [B, T] bool
-    most: Callable[[int, float], int]  # target length, ratio -> most tokens that can be masked
+    masks: Callable[[np.ndarray, np.ndarray], np.ndarray]  # uniforms [B, W], lengths [B] -> [B, T] bool
+    most: Callable[[int], int]  # target length -> most tokens that can be masked; never falls as the length grows
 
 
-# span: the union of spans is never larger than their sum, which the cut holds at ceil(ratio * T) (shortening a span at
-# the end lowers it), and only T - 2 positions are not bos or eos. Both bounds are reached (spans of length 1 at
-# positions 1, 2, ...; all starts distinct), so no smaller number would do. A rescued row masks one token.
-# uniform: all T - 2 inner tokens are a possible draw.
-SAMPLERS: dict[str, Sampler] = {
-    "span": Sampler(
+def _span_sampler(ratio: float, mean: float) -> Sampler:
+    # The union of spans is never larger than their sum, which the cut holds at ceil(ratio * T) (shortening a span at the
+    # end lowers it), and only T - 2 positions are not bos or eos. Both bounds are reached (spans of length 1 at positions
+    # 1, 2, ...; all starts distinct), so no smaller number would do. A rescued row masks one token.
+    return Sampler(
         numbers=lambda length: 2 * length + 1,
-        masks=span_masks,
-        most=lambda length, ratio: min(max(1, int(_span_budget(length, ratio))), max(0, length - 2)),
-    ),
-    "uniform": Sampler(
-        numbers=lambda length: length + 1,
-        masks=lambda uniforms, lengths, _ratio, _mean: uniform_masks(uniforms, lengths),
-        most=lambda length, _ratio: max(0, length - 2),
-    ),
-}
+        masks=lambda uniforms, lengths: span_masks(uniforms, lengths, ratio, mean),
+        most=lambda length: min(max(1, int(_span_budget(length, ratio))), max(0, length - 2)),
+    )
 
 
-def max_masked(sampler: str, length: int, ratio: float) -> int:
-    """The most tokens that `sampler` can mask in a target of at most `length` tokens; grows with `length`."""
-    return SAMPLERS[sampler].most(length, ratio)
+def _uniform_sampler(_ratio: float, _mean: float) -> Sampler:
+    # All T - 2 inner tokens are a possible draw.
+    return Sampler(numbers=lambda length: length + 1, masks=uniform_masks, most=lambda length: max(0, length - 2))
+
+
+SAMPLERS: dict[str, Callable[[float, float], Sampler]] = {"span": _span_sampler, "uniform": _uniform_sampler}
+
+
+def sampler_of(data: DataConfig) -> Sampler:
+    """The sampler that a configuration asks for; a share `mask_suffix` of the rows has a suffix masked instead."""
+    chosen = SAMPLERS[data.mask_sampler](data.mask_ratio, data.mask_span)
+    if not data.mask_suffix:
+        return chosen
+
+    def masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        lengths = np.asarray(lengths, np.int64)
+        # The two numbers behind those of the chosen sampler, so that the other rows' masks stay what they were.
+        at = np.array([chosen.numbers(length) for length in lengths.tolist()])[:, None]
+        which, where = (np.take_along_axis(uniforms, at + i, axis=1)[:, 0] for i in range(2))
+        return np.where(
+            (which < data.mask_suffix)[:, None], suffix_masks(where, lengths), chosen.masks(uniforms, lengths)
+        )
+
+    return Sampler(
+        numbers=lambda length: chosen.numbers(length) + 2, masks=masks, most=lambda length: max(0, length - 2)
+    )
 
 
 def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -160,20 +196,21 @@ def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarra
     return positions, counts
 
 
-def row_uniforms(seed: int, epoch: int, example_ids: np.ndarray, lengths: np.ndarray, sampler: str) -> np.ndarray:
+def row_uniforms(
+    seed: int, epoch: int, example_ids: np.ndarray, lengths: np.ndarray, numbers: Callable[[int], int]
+) -> np.ndarray:
     """Each row's own random numbers: Philox with key (seed, epoch) and a counter that starts at the example's id.
 
     Args:
       seed, epoch: whole numbers, taken modulo 2**64.
       example_ids: [B] ids, not negative.
       lengths: [B] target lengths, which say how many numbers a row needs.
-      sampler: key of SAMPLERS.
+      numbers: target length -> numbers that its row needs (`Sampler.numbers`).
 
     Returns:
       [B, W] float64 in [0, 1), zeros past a row's own numbers.
     """
-    needs = SAMPLERS[sampler].numbers
-    uniforms = np.zeros((len(lengths), needs(int(lengths.max(initial=1)))))
+    uniforms = np.zeros((len(lengths), numbers(int(lengths.max(initial=1)))))
     bits = np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], np.uint64))
     generator = np.random.Generator(bits)
     state = bits.state
@@ -182,5 +219,5 @@ def row_uniforms(seed: int, epoch: int, example_ids: np.ndarray, lengths: np.nda
         # times faster than building a Generator per row, and gives the same numbers.
         state["state"]["counter"] = np.array([0, 0, 0, example_id], np.uint64)
         bits.state = state
-        generator.random(out=uniforms[row, : needs(length)])
+        generator.random(out=uniforms[row, : numbers(length)])
     return uniforms

@@ -154,9 +154,9 @@ def _make(split: PreparedSplit, config: Config, bucket: buckets.Bucket, ids: np.
     counts = np.zeros(len(ids), np.int32)
     if real.any():
         lengths = split.target_lengths[ids[real]]
-        uniforms = corruption.row_uniforms(data.seed, epoch, ids[real], lengths, data.mask_sampler)
-        masks = corruption.SAMPLERS[data.mask_sampler].masks(uniforms, lengths, data.mask_ratio, data.mask_span)
-        masked[real], counts[real] = corruption.mask_positions(masks, bucket.masked)
+        sampler = corruption.sampler_of(data)
+        uniforms = corruption.row_uniforms(data.seed, epoch, ids[real], lengths, sampler.numbers)
+        masked[real], counts[real] = corruption.mask_positions(sampler.masks(uniforms, lengths), bucket.masked)
     return Batch(
         source=split.padded("source", ids, bucket.source_length),
         target=split.padded("target", ids, bucket.target_length),

@@ -6,7 +6,7 @@ import typing
 import numpy as np
 import pytest
 
-from janus_jax.config import MaskSampler
+from janus_jax.config import DataConfig, MaskSampler
 from janus_jax.data import corruption
 
 
@@ -74,37 +74,63 @@ def test_poisson_tail_is_cut_and_long_spans_work():
 
 
 @pytest.mark.parametrize("sampler", corruption.SAMPLERS)
-@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.7, 1.0])
-def test_bound_holds_and_ends_are_spared(sampler, ratio):
+@pytest.mark.parametrize(("ratio", "suffix"), [(0.1, 0.0), (0.5, 0.3), (0.7, 0.0), (1.0, 0.0)])
+def test_bound_holds_and_ends_are_spared(sampler, ratio, suffix):
+    chosen = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_ratio=ratio, mask_suffix=suffix))
     for length in (2, 3, 4, 5, 7, 10, 19):
         lengths = np.full(3000, length)
-        uniforms = np.random.default_rng(length).random((3000, 2 * length + 1))
-        masks = corruption.SAMPLERS[sampler].masks(uniforms, lengths, ratio, 2.0)
+        uniforms = np.random.default_rng(length).random((3000, chosen.numbers(length)))
+        masks = chosen.masks(uniforms, lengths)
         counts = masks.sum(axis=1)
         assert not masks[:, 0].any()
         assert not masks[:, -1].any()
-        assert counts.max() <= corruption.max_masked(sampler, length, ratio)
+        assert counts.max() <= chosen.most(length)
         assert (counts.min() > 0) == (length > 2)
 
 
 def test_span_bound_is_reached():
+    most = corruption.sampler_of(DataConfig()).most
     for length in (3, 4, 6, 9):
-        assert many(length, 200_000).sum(axis=1).max() == corruption.max_masked("span", length, 0.7)
+        assert many(length, 200_000).sum(axis=1).max() == most(length)
     # Every T: uniforms built so that all spans have length 1 and start at 1, 2, ...
     for length in range(3, 80):
         cdf = corruption._span_cdf(2.0)
         ones = np.full(length, (cdf[0] + cdf[1]) / 2)
         keys = np.where(np.arange(length) == 0, 0.99, np.arange(length) / (length + 1))
         masks = corruption.span_masks(np.concatenate([ones, keys, [0.5]])[None], np.array([length]), 0.7, 2.0)
-        assert masks.sum() == corruption.max_masked("span", length, 0.7)
+        assert masks.sum() == most(length)
 
 
 def test_bound_grows_with_length():
-    for sampler in corruption.SAMPLERS:
-        bounds = [corruption.max_masked(sampler, length, 0.7) for length in range(2, 300)]
+    for sampler, suffix in [("span", 0.0), ("uniform", 0.0), ("span", 0.1)]:
+        most = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=suffix)).most
+        bounds = [most(length) for length in range(2, 300)]
         assert bounds == sorted(bounds)
         assert bounds[:3] == [0, 1, 2]
-    assert corruption.max_masked("span", 100, 0.55) == 55  # 0.55 * 100 is 55.00000000000001 in floats
+    assert (
+        corruption.sampler_of(DataConfig(mask_ratio=0.55)).most(100) == 55
+    )  # 0.55 * 100 is 55.00000000000001 in floats
+
+
+def test_suffix_masks_are_suffixes_of_which_long_ones_are_frequent():
+    masks = corruption.suffix_masks(np.random.default_rng(0).random(40_000), np.full(40_000, 11))
+    starts = masks.argmax(axis=1)
+    assert (masks == (np.arange(11) >= starts[:, None]) & (np.arange(11) < 10)).all()
+    # floor(9 u^2) = k for sqrt(k / 9) <= u < sqrt((k + 1) / 9)
+    expected = np.diff(np.sqrt(np.arange(10) / 9))
+    assert np.bincount(starts, minlength=10)[1:] / 40_000 == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("sampler", corruption.SAMPLERS)
+def test_a_share_of_suffix_masks_leaves_the_other_rows_as_they_were(sampler):
+    ids, lengths = np.arange(4000), np.random.default_rng(0).integers(3, 30, 4000)
+    chosen = [corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=share)) for share in (0.0, 0.25)]
+    plain, mixed = (c.masks(corruption.row_uniforms(0, 0, ids, lengths, c.numbers), lengths) for c in chosen)
+    changed = (plain != mixed).any(axis=1)
+    assert 0.15 < changed.mean() < 0.26  # a quarter, less those that were the same suffix anyway
+    inner = (np.arange(mixed.shape[1]) > 0) & (np.arange(mixed.shape[1]) < lengths[:, None] - 1)
+    after_first = np.arange(mixed.shape[1]) >= mixed.argmax(axis=1)[:, None]
+    assert (mixed == (inner & after_first))[changed].all()
 
 
 def test_uniform_sampler_counts_and_positions():
@@ -120,8 +146,9 @@ def test_row_depends_on_its_key_alone(sampler):
     ids, lengths = np.array([5, 17, 3, 900]), np.array([12, 30, 3, 7])
 
     def masks(order, seed=1, epoch=2):
-        uniforms = corruption.row_uniforms(seed, epoch, ids[order], lengths[order], sampler)
-        masks = corruption.SAMPLERS[sampler].masks(uniforms, lengths[order], 0.7, 2.0)
+        chosen = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=0.3))
+        uniforms = corruption.row_uniforms(seed, epoch, ids[order], lengths[order], chosen.numbers)
+        masks = chosen.masks(uniforms, lengths[order])
         return [np.flatnonzero(row).tolist() for row in masks]
 
     whole = masks([0, 1, 2, 3])
@@ -132,7 +159,7 @@ def test_row_depends_on_its_key_alone(sampler):
 
 
 def test_row_numbers_equal_a_generator_of_their_own():
-    uniforms = corruption.row_uniforms(7, 2, np.array([0, 11]), np.array([3, 5]), "span")
+    uniforms = corruption.row_uniforms(7, 2, np.array([0, 11]), np.array([3, 5]), lambda length: 2 * length + 1)
     for row, (example_id, count) in enumerate([(0, 7), (11, 11)]):
         bits = np.random.Philox(key=np.array([7, 2], np.uint64), counter=[0, 0, 0, example_id])
         assert (uniforms[row, :count] == np.random.Generator(bits).random(count)).all()

@@ -123,7 +123,7 @@ def test_seed_and_sampler_change_the_masks(prepared):
         return {k: v[2] for k, v in by_example(batches.batch_at(s) for s in range(batches.steps_per_epoch)).items()}
 
     base = masks(prepared.config)
-    for change in ({"seed": 1}, {"mask_sampler": "uniform"}, {"mask_ratio": 0.3}):
+    for change in ({"seed": 1}, {"mask_sampler": "uniform"}, {"mask_ratio": 0.3}, {"mask_suffix": 0.3}):
         assert masks(with_data(prepared.config, **change)) != base
 
 
