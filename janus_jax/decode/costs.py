@@ -1,56 +1,79 @@
 """What decoder passes cost, from which speculative search knows when drafting pays.
 
-Legend: N rows of a search, T slots of a draft, W drafted tokens verified in a round.
+Legend: n widths to choose from, W drafted tokens verified in a round.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.types import Array
+
+_RUNS = 3
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Costs:
-    """What decoder passes cost, in any one unit."""
+    """What decoder passes cost, in any one unit: numbers or arrays [], so that other costs compile nothing anew."""
 
-    plain: float  # a greedy step
-    draft: float
-    verify: tuple[tuple[int, float], ...]  # (W, cost) of the widths to choose from, ascending
+    plain: Array | float  # a greedy step
+    draft: Array | float
+    verify: tuple[Array | float, ...]  # for each of `widths`
+    widths: tuple[int, ...] = field(metadata={"static": True})  # W, ascending
 
-    def worthwhile(self) -> tuple["Width", ...]:
-        """The widths that can pay at all."""
-        widths = (Width(w, cost / self.plain, (self.draft + cost) / self.plain) for w, cost in self.verify)
-        return tuple(width for width in widths if width.drafted < width.tokens + 1)
+    @staticmethod
+    def none(widths: Sequence[int]) -> "Costs":
+        """Drafts are free and every other pass costs the same: drafting always pays, and the widest check is the best."""
+        return Costs(1.0, 0.0, (1.0,) * len(widths), tuple(widths))
+
+    def gains(self, accepted: Array, redraft: Array | bool) -> Array:
+        """[n] how many greedy steps a round replaces for each one that it costs, when so many drafted tokens are accepted.
+
+        Args:
+          accepted: [] float32, expected.
+          redraft: [] bool, the round needs a new draft.
+        """
+        tokens = jnp.minimum(accepted, jnp.asarray(self.widths, jnp.float32)) + 1.0
+        return tokens * self.plain / (jnp.stack(self._verify()) + jnp.where(redraft, self.draft, 0.0))
+
+    def hope(self) -> Array:
+        """The benefit of the doubt, before any draft: just as many accepted tokens as make one pay; 0 where none can."""
+        needed = (jnp.stack(self._verify()) + self.draft) / self.plain
+        return jnp.where(self.can_pay(), jnp.min(jnp.where(self._worth(), needed, jnp.inf)), 0.0)
+
+    def can_pay(self) -> Array:
+        """[] bool, whether a draft of which everything is accepted is worth its cost."""
+        return jnp.any(self._worth())
+
+    def _worth(self) -> Array:
+        return self.gains(jnp.float32(jnp.inf), True) > 1.0
+
+    def _verify(self) -> list[Array]:
+        return [jnp.asarray(cost, jnp.float32) for cost in self.verify]
 
 
-@dataclass(frozen=True)
-class Width:
-    """So many drafted tokens verified in a round, and what the round costs in greedy steps."""
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes, compiled before: the least of a few runs, since anything else only makes it longer."""
+    jax.block_until_ready(call())
+    best = float("inf")
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        best = min(best, time.perf_counter() - start)
+    return best
 
-    tokens: int
-    reused: float  # with what is left of a draft
-    drafted: float  # with a new one
 
-
-def costs_by_rows(
-    rows: int, *, slots: int, widths: Sequence[int], passes: int, row_groups: int, free_rows: int
-) -> Costs:
-    """Costs of decoder passes from the number of rows that go through the layers.
-
-    A pass takes as long as reading the weights, plus the arithmetic of its rows: cost 1 + rows / free_rows.
+def costs_from(plain: float, widest: float, draft: float, widths: Sequence[int]) -> Costs:
+    """Costs of all widths from those of a greedy step and of the widest check, linear in the tokens in between.
 
     Args:
-      rows: N.
-      slots: T.
+      plain, widest, draft: seconds.
       widths: W to choose from.
-      passes: of mask-predict for a draft.
-      row_groups: decoder rows for each AR token (2 with query rows).
-      free_rows: rows whose arithmetic takes as long as reading the weights.
     """
-
-    def cost(count: int) -> float:
-        return 1.0 + count / free_rows
-
-    return Costs(
-        plain=cost(row_groups * rows),
-        draft=passes * cost(slots * rows),
-        verify=tuple((width, cost(row_groups * rows * (width + 1))) for width in sorted(set(widths))),
-    )
+    ordered = tuple(sorted(set(widths)))
+    slope = (widest - plain) / ordered[-1]
+    return Costs(plain, draft, tuple(plain + slope * width for width in ordered), ordered)

@@ -1,15 +1,49 @@
-"""What becomes of a draft: repeats taken out, and its rest moved behind what was emitted meanwhile.
+"""What becomes of a draft: which of its tokens stand, repeats taken out, its rest moved behind what was emitted meanwhile.
 
-Neither can change an output, only how much of a draft is accepted.
+The last two can't change an output, only how much of a draft is accepted.
 
-Legend: B sentences, K drafts a sentence, T slots of a draft (bos and eos counted).
+Legend: B sentences, K drafts a sentence, T slots of a draft (bos and eos counted), W drafted tokens looked at, V vocabulary.
 """
+
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from janus_jax.types import Array
 
-_REACH = 3  # drafted tokens that may be skipped to find the one that was emitted
+REACH = 3  # drafted tokens that may be skipped to find the one that was emitted
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """Which drafted tokens are kept; the default is lossless."""
+
+    top: int = 1  # among AR's so many best tokens
+    gap: float = 0.0  # log-probability at most so much below the best
+
+    @property
+    def lossless(self) -> bool:
+        """Whether outputs are those of greedy search."""
+        return self.top <= 1 or self.gap <= 0.0
+
+
+def accepted(allowed: Array, own: Array, drafted: Array, forced: Array, acceptance: Acceptance) -> Array:
+    """[..., W] whether each drafted token stands.
+
+    Args:
+      allowed: [..., W, V] logits, -inf at what may not be emitted.
+      own: [..., W] int32, what greedy search would emit.
+      drafted: [..., W] int32.
+      forced: [..., W] bool, nothing but `own` may be emitted.
+      acceptance: the rule.
+    """
+    same = own == drafted
+    if acceptance.lossless:
+        return same
+    logit = jnp.take_along_axis(allowed, drafted[..., None], axis=-1)
+    better = jnp.sum(allowed > logit, axis=-1)
+    gap = jnp.max(allowed, axis=-1) - logit[..., 0]
+    return same | (~forced & (better < acceptance.top) & (gap <= acceptance.gap))
 
 
 def without_stutter(draft: Array, lengths: Array, emitted: Array) -> tuple[Array, Array]:
@@ -32,7 +66,9 @@ def without_stutter(draft: Array, lengths: Array, emitted: Array) -> tuple[Array
     )
 
 
-def behind(draft: Array, lengths: Array, tokens: Array, emitted: Array) -> tuple[Array, Array]:
+def behind(
+    draft: Array, lengths: Array, tokens: Array, emitted: Array, reach: int = REACH
+) -> tuple[Array, Array]:
     """What is left of a draft, behind what was emitted since.
 
     The last emitted token may stand a few slots later in the draft: what lies between is skipped. Where it stands
@@ -42,15 +78,16 @@ def behind(draft: Array, lengths: Array, tokens: Array, emitted: Array) -> tuple
       draft, lengths: as in `without_stutter`.
       tokens: [B, 1, T] bos and emitted tokens; what stands behind them means nothing.
       emitted: [B] int32, tokens emitted.
+      reach: how many slots may be skipped.
 
     Returns:
       The draft and its lengths.
     """
     slots = draft.shape[-1]
     at = emitted[:, None, None]
-    reach = jnp.broadcast_to(jnp.minimum(at + jnp.arange(_REACH + 1), slots - 1), (*lengths.shape, _REACH + 1))
+    near = jnp.broadcast_to(jnp.minimum(at + jnp.arange(reach + 1), slots - 1), (*lengths.shape, reach + 1))
     last = jnp.take_along_axis(tokens, jnp.minimum(at, slots - 1), axis=2)
-    same = jnp.take_along_axis(draft, reach, axis=2) == last
+    same = jnp.take_along_axis(draft, near, axis=2) == last
     skip = jnp.where(same.any(axis=-1), jnp.argmax(same, axis=-1), 0)
     slot = jnp.arange(slots)
     moved = jnp.take_along_axis(draft, jnp.minimum(slot + skip[..., None], slots - 1), axis=2)

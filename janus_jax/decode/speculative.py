@@ -1,10 +1,10 @@
-"""Speculative search: the NAR half drafts, the AR half verifies all drafted tokens in one pass; the output is greedy search's.
+"""Speculative search: a draft is verified token by token in one pass; the output is greedy search's.
 
-A round drafts the rest of the target given the tokens kept so far, feeds the draft to the AR half, keeps the longest prefix
-that greedy search would have emitted, and the one token after it that it would emit instead (Xia et al. 2023, SpecDec, whose
-relaxed acceptance is here too, and is not lossless). What is left of the draft, moved to where it fits behind that token, is
-verified in the next round; only when little of it stands is a new one made. A cost model decides how many drafted tokens are
-worth verifying, and where drafts fail plain greedy steps follow, ever more of them.
+A round drafts the rest of the target given the tokens kept so far, feeds the draft to the model that decides, keeps the longest
+prefix that greedy search would have emitted, and the one token after it that it would emit instead (Xia et al. 2023, SpecDec,
+whose relaxed acceptance is here too, and is not lossless). What is left of the draft, moved to where it fits behind that token,
+is verified in the next round; only when little of it stands is a new one made. Costs decide how many drafted tokens are worth
+verifying, and where drafts fail plain greedy steps follow, ever more of them.
 
 Legend: B sentences, K drafts a sentence, N = B*K rows, T slots of a draft (bos and eos counted), L longest hypothesis, W
 drafted tokens verified in a round, V vocabulary columns (padded).
@@ -17,27 +17,30 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from janus_jax.decode.costs import Costs, Width
-from janus_jax.decode.drafts import behind, without_stutter
+from janus_jax.decode.costs import Costs
+from janus_jax.decode.drafts import REACH, Acceptance, accepted, behind, without_stutter
 from janus_jax.decode.greedy import as_hypotheses
 from janus_jax.decode.loop import Cache, Constraints
 from janus_jax.decode.vocab import argmax, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
 
 _FIRST_PAUSE = 4  # greedy steps after drafts have failed; doubled each time
+_LONGEST_PAUSE = 4096
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Acceptance:
-    """Which drafted tokens are kept; the default is lossless."""
+class Outlook:
+    """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated."""
 
-    top: int = 1  # among AR's so many best tokens
-    gap: float = 0.0  # log-probability at most so much below the best
+    expected: Array  # [] float32, drafted tokens that a round is expected to have accepted; below 0: nothing known
+    pause: Array  # [] int32, greedy steps before the next draft
+    next_pause: Array  # [] int32, how long the next pause is
 
-    @property
-    def lossless(self) -> bool:
-        """Whether outputs are those of greedy search."""
-        return self.top <= 1 or self.gap <= 0.0
+    @staticmethod
+    def unknown() -> "Outlook":
+        """Before any draft."""
+        return Outlook(jnp.float32(-1.0), jnp.int32(0), jnp.int32(_FIRST_PAUSE))
 
 
 @jax.tree_util.register_dataclass
@@ -62,9 +65,7 @@ class _State:
     draft: Array  # [B, K, T] int32, what is emitted and the draft behind it
     draft_lengths: Array  # [B, K] int32
     redraft: Array  # [] bool, the next round makes a new draft
-    expected: Array  # [] float32, drafted tokens that a round is expected to have accepted
-    pause: Array  # [] int32, greedy steps before the next draft
-    next_pause: Array  # [] int32, how long the next pause is
+    outlook: Outlook
     statistics: Statistics
     cache: Cache
 
@@ -84,14 +85,17 @@ def speculative_search(
     constraints: Constraints,
     costs: Costs,
     acceptance: Acceptance | None = None,
+    outlook: Outlook | None = None,
+    draft: Array | None = None,
+    realign: bool = True,
     lenpen: float = 1.0,
     cached: int = 0,
-) -> tuple[Hypotheses, Statistics]:
+) -> tuple[Hypotheses, Statistics, Outlook]:
     """Greedy search in fewer passes; to be called under `jax.jit`.
 
     Args:
       draft_fn: fills the masks of targets [B, K, T] of lengths [B, K].
-      verify_fn: feeds tokens [N, W+1] to the AR half: logits [N, W+1, V] of each one's successor, and the longer cache.
+      verify_fn: feeds tokens [N, W+1] to the model that decides: logits [N, W+1, V] of each one's successor, and the longer cache.
       rewind_fn: the cache with `lengths` [N] tokens only.
       reorder_fn: reorders the rows of a cache within their sentence.
       cache: for N rows, before bos.
@@ -103,11 +107,15 @@ def speculative_search(
       constraints: what may be emitted; n-grams cannot be watched here.
       costs: what passes cost, which settles when drafting pays.
       acceptance: which drafted tokens are kept; by default those of greedy search.
+      outlook: that an earlier search has left.
+      draft: [B, K, T] int32, the first draft, where there is one already.
+      realign: a draft may be moved to fit behind what was emitted, and its repeats be taken out; False: each drafted token
+        belongs to its slot.
       lenpen: as in `greedy_search`.
       cached: tokens that the cache holds already (an eos start).
 
     Returns:
-      Hypotheses [B, 1, L], and what was done.
+      Hypotheses [B, 1, L], what was done, and the outlook for the next search.
 
     Raises:
       ValueError: no_repeat_ngram is set.
@@ -116,36 +124,33 @@ def speculative_search(
         raise ValueError(
             "no_repeat_ngram: speculative search verifies tokens side by side and cannot watch n-grams; set it to 0"
         )
-    widths = costs.worthwhile()
     search = _Search(
-        draft_fn, verify_fn, rewind_fn, reorder_fn, lengths, slots, max_lengths, limit, specials, constraints, widths,
-        acceptance or Acceptance(), cached,
+        draft_fn, verify_fn, rewind_fn, reorder_fn, lengths, slots, max_lengths, limit, specials, constraints, costs,
+        acceptance or Acceptance(), realign, cached,
     )  # fmt: skip
+    outlook = outlook or Outlook.unknown()
     none = jnp.zeros(lengths.shape[0], jnp.int32)
     state = _State(
         tokens=jnp.full((lengths.shape[0], limit), specials.pad, jnp.int32),
         token_scores=jnp.zeros((lengths.shape[0], limit), jnp.float32),
         lengths=none,
         done=max_lengths <= 0,
-        draft=jnp.zeros((*lengths.shape, slots), jnp.int32),
+        draft=jnp.zeros((*lengths.shape, slots), jnp.int32) if draft is None else draft,
         draft_lengths=lengths.astype(jnp.int32),
-        redraft=jnp.bool_(True),
-        expected=search.hope,
-        pause=jnp.int32(0),
-        next_pause=jnp.int32(_FIRST_PAUSE),
+        redraft=jnp.bool_(draft is None),
+        outlook=replace(outlook, expected=jnp.where(outlook.expected < 0, costs.hope(), outlook.expected)),
         statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
+    can_pay = costs.can_pay()
 
     def body(s: _State) -> _State:
-        if not widths:
-            return search.plain(s)
         room = jnp.any(~s.done & (s.lengths + 3 <= slots))
-        return lax.cond((s.pause > 0) | ~room, search.plain, search.round, s)
+        return lax.cond((s.outlook.pause > 0) | ~room | ~can_pay, search.plain, search.round, s)
 
     state = lax.while_loop(lambda s: ~jnp.all(s.done), body, state)
     found = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
-    return found, replace(state.statistics, tokens=state.lengths)
+    return found, replace(state.statistics, tokens=state.lengths), state.outlook
 
 
 @dataclass(frozen=True)
@@ -162,20 +167,10 @@ class _Search:
     limit: int
     specials: Specials
     constraints: Constraints
-    widths: tuple[Width, ...]
+    costs: Costs
     acceptance: Acceptance
+    realign: bool
     cached: int
-
-    @property
-    def hope(self) -> Array:
-        """The benefit of the doubt, before any draft: just as many accepted tokens as make one pay."""
-        return jnp.float32(min((width.drafted for width in self.widths), default=0.0))
-
-    def gains(self, expected: Array, redraft: Array) -> Array:
-        """For each width, how many greedy steps a step's cost is worth when so many drafted tokens are accepted."""
-        return jnp.stack(
-            [(jnp.minimum(expected, w.tokens) + 1) / jnp.where(redraft, w.drafted, w.reused) for w in self.widths]
-        )
 
     def plain(self, s: _State) -> _State:
         """A greedy step; a draft is out of date behind it."""
@@ -185,41 +180,46 @@ class _Search:
         token, _ = self._own_choice(logits, s.lengths[:, None], self.max_lengths[:, None])
         counts = jnp.where(s.done, 0, 1)
         did = replace(s.statistics, steps=s.statistics.steps + counts)
-        s = replace(s, pause=jnp.maximum(s.pause - 1, 0), redraft=jnp.bool_(True), statistics=did)
+        outlook = replace(s.outlook, pause=jnp.maximum(s.outlook.pause - 1, 0))
+        s = replace(s, outlook=outlook, redraft=jnp.bool_(True), statistics=did)
         return self._emit(s, token, log_probs_of(logits, token), counts, cache)
 
     def round(self, s: _State) -> _State:
         """Draft if need be, and verify; then how to go on."""
         s = lax.cond(s.redraft, self._drafted, lambda s: s, s)
-        branches = [lambda s, tokens=width.tokens: self._verify(s, tokens) for width in self.widths]
-        width = jnp.argmax(self.gains(s.expected, s.redraft))
+        expected, widths = s.outlook.expected, self.costs.widths
+        gains = self.costs.gains(expected, s.redraft)
+        width = len(widths) - 1 - jnp.argmax(gains[::-1])  # of equals the widest
+        branches = [lambda s, tokens=tokens: self._verify(s, tokens) for tokens in widths]
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
-        accepted = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
-        mean = accepted.sum() / jnp.maximum((~s.done).sum(), 1)
-        expected = 0.5 * (s.expected + mean)
+        kept = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
+        mean = kept.sum() / jnp.maximum((~s.done).sum(), 1)
+        # Where nearly all that was looked at stands, more might have.
+        looked_at = jnp.asarray(widths, jnp.float32)[width]
+        expected = 0.5 * (expected + jnp.where(mean > 0.75 * looked_at, 2.0 * looked_at, mean))
         left = jnp.any(~after.done[:, None] & (after.draft_lengths > after.lengths[:, None] + 1))
-        redraft = ~left | (self.gains(mean, jnp.bool_(False)).max() < 1.0)
-        pays = ~redraft | (self.gains(expected, redraft).max() >= 1.0)
+        redraft = ~left | (self.costs.gains(mean, False).max() < 1.0)
+        pays = ~redraft | (self.costs.gains(expected, redraft).max() >= 1.0)
+        pause = s.outlook.next_pause
+        outlook = Outlook(
+            expected=jnp.where(pays, expected, self.costs.hope()),
+            pause=jnp.where(pays, 0, pause),
+            next_pause=jnp.where(pays, _FIRST_PAUSE, jnp.minimum(2 * pause, _LONGEST_PAUSE)),
+        )
         did = replace(
             s.statistics,
             rounds=s.statistics.rounds + ~s.done,
             drafts=s.statistics.drafts + (~s.done & s.redraft),
-            drafted=s.statistics.drafted + accepted,
+            drafted=s.statistics.drafted + kept,
         )
-        return replace(
-            after,
-            redraft=redraft,
-            expected=jnp.where(pays, expected, self.hope),
-            pause=jnp.where(pays, 0, s.next_pause),
-            next_pause=jnp.where(pays, _FIRST_PAUSE, 2 * s.next_pause),
-            statistics=did,
-        )
+        return replace(after, redraft=redraft, outlook=outlook, statistics=did)
 
     def _drafted(self, s: _State) -> _State:
-        """With a new draft, in which no drafted token stands right after itself (drafts stutter, AR does not)."""
+        """With a new draft, if it may be mended without a token right after itself (drafts stutter, AR does not)."""
         start, length = self._targets(s)
-        filled = self.draft_fn(start, length)
-        draft, length = without_stutter(filled, length, s.lengths)
+        draft = self.draft_fn(start, length)
+        if self.realign:
+            draft, length = without_stutter(draft, length, s.lengths)
         return replace(s, draft=draft, draft_lengths=length)
 
     def _targets(self, s: _State) -> tuple[Array, Array]:
@@ -259,7 +259,7 @@ class _Search:
         longest = self.max_lengths[:, None, None]
         own, allowed = self._own_choice(logits, slot, longest)
         drafted, at_end = fed[..., 1:], slot[..., :-1] + 1 >= longest
-        stands = _accepted(allowed[..., :-1, :], own[..., :-1], drafted, at_end, self.acceptance)
+        stands = accepted(allowed[..., :-1, :], own[..., :-1], drafted, at_end, self.acceptance)
         kept = jnp.cumprod(stands & (slot[..., 1:] < length[..., None]), axis=-1).sum(axis=-1)
         index = jnp.arange(width + 1)
         new = jnp.where(index < kept[..., None], jnp.pad(drafted, ((0, 0), (0, 0), (0, 1))), own)
@@ -275,7 +275,7 @@ class _Search:
 
         counts = jnp.where(s.done, 0, of_best(counts))
         s = self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache)
-        draft, length = behind(filled, length, self._emitted(s), s.lengths)
+        draft, length = behind(filled, length, self._emitted(s), s.lengths, reach=REACH if self.realign else 0)
         return replace(s, draft=draft, draft_lengths=length)
 
     def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache) -> _State:
@@ -293,14 +293,3 @@ class _Search:
             done=s.done | jnp.any(fresh & (tokens == self.specials.eos), axis=1),
             cache=self.rewind_fn(cache, jnp.repeat(self.cached + length, self.draft_lengths.shape[1])),
         )
-
-
-def _accepted(allowed: Array, own: Array, drafted: Array, forced: Array, acceptance: Acceptance) -> Array:
-    """[..., W] whether a drafted token stands where AR's own choice is `own`; allowed [..., W, V] logits."""
-    same = own == drafted
-    if acceptance.lossless:
-        return same
-    logit = jnp.take_along_axis(allowed, drafted[..., None], axis=-1)
-    better = jnp.sum(allowed > logit, axis=-1)
-    gap = jnp.max(allowed, axis=-1) - logit[..., 0]
-    return same | (~forced & (better < acceptance.top) & (gap <= acceptance.gap))

@@ -4,31 +4,18 @@ Legend: B sentences, N rows of a search (a multiple of B), R query rows, S sourc
 U AR slots, M masked tokens at most, L cache length, k new tokens, D model width, H heads, K head width.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from janus_jax.model import streams as st
-from janus_jax.model.attention import Attention
+from janus_jax.model.decoder_layer import Cross, DecoderLayer, Source
 from janus_jax.model.encoder import Embedder, remat_layer
-from janus_jax.model.layers import Layer, Table, layer_norm
+from janus_jax.model.layers import Table, layer_norm
 from janus_jax.parallel import BATCH, constrain
 from janus_jax.types import Batch, Encoded, Specials, Streams
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Source:
-    """Encoder states as every layer's cross-attention reads them: projected once, whatever number of passes follows."""
-
-    keys: tuple[jax.Array, ...]  # per layer [B, S, H, K]
-    values: tuple[jax.Array, ...]
-    mask: jax.Array  # [B, S] bool
-
-    def of(self, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys, values and mask [B, 1, S] for a layer's attention."""
-        return self.keys[layer], self.values[layer], self.mask[:, None]
 
 
 @jax.tree_util.register_dataclass
@@ -44,73 +31,19 @@ class Cache:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Cross:
-    """Query rows [start, stop) attend to the real rows of an encoder's states."""
+class GapCache:
+    """What filling gaps by AUX rows keeps between steps: the NAR rows, which never change, and the true rows so far.
 
-    start: int = field(metadata={"static": True})
-    stop: int = field(metadata={"static": True})
-    encoded: Encoded
+    Slot 0 of the true rows belongs to no token and is seen by none: as bos does in AR, it asks for the first token.
+    """
 
-
-class DecoderLayer(Layer):
-    """Self-attention, cross-attention, feed-forward, with residuals; post-LN or pre-LN."""
-
-    def setup(self) -> None:
-        c = self.config
-        self.self_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
-        self.self_attn_layer_norm = layer_norm(self.dtype)
-        self.encoder_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
-        self.encoder_attn_layer_norm = layer_norm(self.dtype)
-        self.setup_feed_forward()
-
-    def content(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Self-attention keys and values of the content rows, projected from the layer input [B, R, D]."""
-        pre = self.config.norm == "pre"
-        return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory)
-
-    def cross(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-attention keys and values of encoder states [B, S, D]."""
-        return self.encoder_attn.keys_values(states)
-
-    def joint(self, x: jax.Array, memory: jax.Array, sights: tuple, crosses: tuple) -> jax.Array:
-        """The layer for the rows of the joint pass.
-
-        Args:
-          x: [B, R, D] query rows.
-          memory: [B, R', D] content rows.
-          sights: `Sight`s of self-attention; crosses: `Cross`es of cross-attention; each covers the rows in order.
-        """
-        keys, values = self.content(memory)
-        attention = [(s.start, s.stop, keys[:, s.first : s.last], values[:, s.first : s.last], s.mask) for s in sights]
-        over_source = [(c.start, c.stop, *self.cross(c.encoded.states), c.encoded.mask[:, None]) for c in crosses]
-        return constrain(self.advance(x, attention, over_source), BATCH)
-
-    def advance(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:
-        """Rows x [N, R, D] through the layer, with keys and values at hand.
-
-        Args:
-          attention, over_source: (start, stop, keys, values, mask) for query rows [start, stop) of self-attention and
-            of cross-attention. Keys of B sentences may serve N = B * n rows, those of a sentence adjacent.
-        """
-        pre = self.config.norm == "pre"
-        for module, norm, groups in (
-            (self.self_attn, self.self_attn_layer_norm, attention),
-            (self.encoder_attn, self.encoder_attn_layer_norm, over_source),
-        ):
-            q = module.queries(norm(x) if pre else x)
-            rows = [_attend(module, q[:, start:stop], k, v, mask) for start, stop, k, v, mask in groups]
-            attended = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-            x = x + self.drop(module.output(attended))
-            x = x if pre else norm(x)
-        return self.feed_forward(x)
-
-
-def _attend(module: Attention, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of rows [N, R, H, K] over keys of B = N / n sentences: a sentence's n * R rows are queries side by side."""
-    if q.shape[0] == k.shape[0]:
-        return module.attend(q, k, v, mask)
-    folded = q.reshape(k.shape[0], -1, *q.shape[2:])
-    return module.attend(folded, k, v, mask).reshape(q.shape)
+    keys: tuple[jax.Array, ...]  # per layer [N, T + M + 1, H, K], projected NAR rows, then true rows
+    values: tuple[jax.Array, ...]
+    source: Source
+    real: jax.Array  # [N, T] bool, target tokens
+    masked: jax.Array  # [N, M] int32, positions of the gaps, ascending; 0 past a row's count
+    masked_count: jax.Array  # [N] int32
+    length: jax.Array  # [N] int32, true rows already in the cache, slot 0 counted
 
 
 class Decoder(Embedder):
@@ -211,16 +144,20 @@ class Decoder(Embedder):
         self, table: Table, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
     ) -> jax.Array:
         """Bidirectional rows of tokens [N, T]; see `Janus.nar_rows`."""
-        source = source or self.project_source(encoded)
+        return self._nar_pass(table, tokens, slots, source or self.project_source(encoded))[0]
+
+    def _nar_pass(self, table: Table, tokens: jax.Array, slots: jax.Array | None, source: Source) -> tuple:
+        """Rows of the wanted slots, and every layer's keys and values of all rows."""
         x = self.embed(table(tokens), jnp.arange(tokens.shape[1]), self.config.nar_layernorm_embedding)
         mask = st.nar_mask(tokens != self.specials.pad)
+        contents = []
         for i, layer in enumerate(self.layers):
-            keys, values = layer.content(x)
+            contents.append(layer.content(x))
             if i == len(self.layers) - 1 and slots is not None:
                 x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
             rows = x.shape[1]
-            x = layer.advance(x, [(0, rows, keys, values, mask)], [(0, rows, *source.of(i))])
-        return self._finish(x)
+            x = layer.advance(x, [(0, rows, *contents[i], mask)], [(0, rows, *source.of(i))])
+        return self._finish(x), contents
 
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         """An empty cache; see `Janus.init_cache`."""
@@ -246,18 +183,73 @@ class Decoder(Embedder):
             vectors = jnp.broadcast_to(table(jnp.array(self.specials.mask)), x.shape)
             x = jnp.concatenate([self.embed(vectors, positions), x], axis=1)
             queries = new
-        rows = jnp.arange(tokens.shape[0])[:, None]
         mask = jnp.arange(cache.keys[0].shape[1]) <= slots[:, :, None]
+        return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache)
+
+    def _extend(
+        self, x: jax.Array, queries: int, places: jax.Array, mask: jax.Array, cache: Any
+    ) -> tuple[jax.Array, Any]:
+        """Rows through all layers, over the cache and themselves.
+
+        Args:
+          x: [N, R, D] embedded rows, `queries` query rows and then k content rows.
+          queries: k, or 0 where content rows predict.
+          places: [N, k] where in the cache the content rows go.
+          mask: [N, R, S] what each row sees of the cache, the new content rows included.
+          cache: `Cache` or `GapCache`.
+
+        Returns:
+          [N, k, D] the rows that predict, and the longer cache.
+        """
+        rows, new = jnp.arange(x.shape[0])[:, None], places.shape[1]
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
             k, v = layer.content(x[:, queries:])
-            all_keys.append(cache.keys[i].at[rows, slots].set(k))
-            all_values.append(cache.values[i].at[rows, slots].set(v))
+            all_keys.append(cache.keys[i].at[rows, places].set(k))
+            all_values.append(cache.values[i].at[rows, places].set(v))
             if i == len(self.layers) - 1:
-                x = x[:, :new]  # with query rows, content rows are done: only their keys and values were needed
+                # Behind query rows, content rows are done: only their keys and values were needed.
+                x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
-            attention = [(0, n, all_keys[i], all_values[i], jnp.tile(mask, (1, n // new, 1)))]
-            over_source = [(0, n, *cache.source.of(i))]
-            x = layer.advance(x, attention, over_source)
+            x = layer.advance(x, [(0, n, all_keys[i], all_values[i], mask)], [(0, n, *cache.source.of(i))])
         longer = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), longer
+
+    def init_gaps(
+        self, table: Table, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None
+    ) -> tuple[jax.Array, GapCache]:
+        """The NAR rows of targets with gaps; see `Janus.init_gaps`."""
+        source = source or self.project_source(encoded)
+        is_masked = tokens == self.specials.mask
+        masked = jnp.argsort(~is_masked, axis=1, stable=True)[:, :most].astype(jnp.int32)
+        count = is_masked.sum(axis=1).astype(jnp.int32)
+        masked = jnp.where(jnp.arange(most) < count[:, None], masked, 0)
+        hidden, contents = self._nar_pass(table, tokens, masked, source)
+        room = ((0, 0), (0, most + 1), (0, 0), (0, 0))
+        cache = GapCache(
+            keys=tuple(jnp.pad(k, room) for k, _ in contents),
+            values=tuple(jnp.pad(v, room) for _, v in contents),
+            source=source,
+            real=tokens != self.specials.pad,
+            masked=masked,
+            masked_count=count,
+            length=jnp.zeros(tokens.shape[0], jnp.int32),
+        )
+        return hidden, cache
+
+    def aux_step(self, table: Table, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
+        """Hidden rows [N, k, D] that predict what follows tokens [N, k] in the gaps, and the longer cache."""
+        slots = cache.length[:, None] + jnp.arange(tokens.shape[1])  # slot t: the true row of rank t - 1, the query of rank t
+        last = cache.masked.shape[1] - 1
+
+        def position(rank: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(cache.masked, jnp.clip(rank, 0, last), axis=1)
+
+        normalise = self.config.nar_layernorm_embedding
+        vectors = jnp.broadcast_to(table(jnp.array(self.specials.mask)), (*tokens.shape, self.config.d_model))
+        x = jnp.concatenate(
+            [self.embed(vectors, position(slots), normalise), self.embed(table(tokens), position(slots - 1), normalise)],
+            axis=1,
+        )
+        mask = st.gap_mask(cache.real, cache.masked, cache.masked_count, position(slots), position(slots - 1), slots)
+        return self._extend(x, tokens.shape[1], cache.real.shape[1] + slots, mask, cache)

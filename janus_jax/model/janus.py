@@ -13,7 +13,8 @@ from flax import linen as nn
 
 from janus_jax.config import ConfigError, ModelConfig
 from janus_jax.model.attention import NEGATIVE
-from janus_jax.model.decoder import Cache, Decoder, Source
+from janus_jax.model.decoder import Cache, Decoder, GapCache
+from janus_jax.model.decoder_layer import Source
 from janus_jax.model.encoder import Encoder
 from janus_jax.model.layers import Table
 from janus_jax.parallel import BATCH, constrain
@@ -55,6 +56,14 @@ class _Network(nn.Module):
 
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
+
+    def init_gaps(
+        self, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None
+    ) -> tuple[jax.Array, GapCache]:
+        return self.decoder.init_gaps(self.embed_tokens, encoded, tokens, most, source)
+
+    def aux_step(self, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
+        return self.decoder.aux_step(self.embed_tokens, tokens, cache)
 
     def everything(self, source: jax.Array) -> jax.Array:
         """Touches every parameter, for `init`."""
@@ -190,8 +199,8 @@ class Janus:
         """An empty cache for `rows_per_sentence` hypotheses of at most `max_length` input tokens each."""
         return self._apply(params, None, "init_cache", encoded, rows_per_sentence, max_length, source)
 
-    def rewind_cache(self, cache: Cache, length: jax.Array) -> Cache:
-        """The cache as it was with `length` [N] input tokens; what was added since is overwritten."""
+    def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
+        """The cache (of either kind) as it was with `length` [N] input tokens; what was added since is overwritten."""
         return replace(cache, length=length)
 
     def ar_step(self, params: Params, encoded: Encoded, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -201,6 +210,29 @@ class Janus:
         """
         del encoded
         return self._apply(params, None, "ar_step", tokens, cache)
+
+    def init_gaps(
+        self, params: Params, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None = None
+    ) -> tuple[jax.Array, GapCache]:
+        """Begins to fill the masks of targets left to right by AUX rows: p(gap tokens | source, all that is visible).
+
+        Args:
+          params, encoded: the model, and its encoding of B sentences.
+          tokens: [B, T] bos ... eos with masks, padded.
+          most: M, at least the masks of any row.
+          source: `project_source(encoded)`, where it is at hand.
+
+        Returns:
+          [B, M, D] the NAR rows of the masks (what `nar_rows` gives there), and the cache for `aux_step`.
+        """
+        return self._apply(params, None, "init_gaps", encoded, tokens, most, source)
+
+    def aux_step(self, params: Params, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
+        """AUX rows [B, k, D] that predict the gap tokens behind new ones [B, k], and the longer cache.
+
+        The very first token fed is seen by no row and may be any (bos, say): the row beside it asks for the first gap.
+        """
+        return self._apply(params, None, "aux_step", tokens, cache)
 
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
         """Row i of the result continues row rows[i]; rows [N] int32 must stay within their sentence."""

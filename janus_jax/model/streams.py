@@ -87,6 +87,37 @@ def bridge_mask(real: jax.Array, masked: jax.Array, masked_count: jax.Array) -> 
     )
 
 
+def gap_mask(
+    real: jax.Array, masked: jax.Array, masked_count: jax.Array, asked: jax.Array, fed: jax.Array, slots: jax.Array
+) -> jax.Array:
+    """What AUX query rows and new NAR true rows see when gaps are filled step by step, [N, 2k, T + M + 1].
+
+    As in `bridge_mask`: columns NAR visible+mask, then the slots of true rows, of which slot t holds rank t - 1 and slot 0
+    nothing.
+
+    Args:
+      real: [N, T] True at target tokens.
+      masked, masked_count: positions of the gaps [N, M] and how many [N].
+      asked: [N, k] positions that the query rows ask for.
+      fed: [N, k] positions of the true rows.
+      slots: [N, k] slots of the true rows; the query row beside slot t has rank t.
+    """
+    length = real.shape[1]
+    is_masked = masked_flags(masked, masked_count, length)[:, None]
+    visible, mask_rows = real[:, None] & ~is_masked, real[:, None] & is_masked
+    position = jnp.arange(length)
+    to_nar = jnp.concatenate(
+        [
+            visible | (mask_rows & (position >= asked[:, :, None])),
+            visible | (mask_rows & (position > fed[:, :, None])),
+        ],
+        axis=1,
+    )
+    slot = jnp.arange(masked.shape[1] + 1)
+    to_true = jnp.tile((slot > 0) & (slot <= slots[:, :, None]), (1, 2, 1))
+    return jnp.concatenate([to_nar, to_true], axis=2)
+
+
 def nar_tokens(batch: Batch, specials: Specials) -> jax.Array:
     """The target with its masked tokens replaced by mask, [B, T]."""
     flags = masked_flags(batch.masked, batch.masked_count, batch.target.shape[1])

@@ -232,3 +232,29 @@ def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
 def test_a_vocabulary_without_room_for_specials_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Janus(ModelConfig(vocab_size=4), Specials())
+
+
+@pytest.mark.parametrize("variant", [{}, {"norm": "pre"}, {"layernorm_embedding": True, "nar_layernorm_embedding": False}])
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
+    net, params = tiny.model(**variant)
+    batch = tiny.batch(rows=5, seed=4)
+    encoded = net.encode(params, batch.source)
+    joint = net.train_streams(params, encoded, batch, streams=("nar", "aux"))
+    rank = np.arange(batch.masked.shape[1])
+    real = rank < np.asarray(batch.masked_count)[:, None]
+    tokens = np.array(batch.target)
+    rows = np.arange(len(tokens))[:, None]
+    true = tokens[rows, np.asarray(batch.masked)]
+    tokens[np.nonzero(real)[0], np.asarray(batch.masked)[real]] = net.specials.mask
+    hidden, cache = net.init_gaps(params, encoded, jnp.asarray(tokens), rank.size)
+    np.testing.assert_allclose(hidden[real], joint.nar[real], atol=2e-5)
+    # The first token fed is seen by none; then the true ones.
+    fed = np.concatenate([np.full((len(tokens), 1), net.specials.bos), true], axis=1)
+    made = []
+    for start in range(0, rank.size + 1, step):
+        rows_made, cache = net.aux_step(params, jnp.asarray(fed[:, start : start + step]), cache)
+        made.append(rows_made)
+    aux = np.concatenate(made, axis=1)[:, : rank.size]
+    np.testing.assert_allclose(aux[real], joint.aux[real], atol=2e-5)
+    assert np.abs(np.asarray(joint.aux)[real]).max() > 0.1
