@@ -14,7 +14,7 @@ MaskSampler = Literal["span", "uniform"]
 Objective = Literal["ar", "cmlm", "janus"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
-Mode = Literal["ar", "nar", "speculative"]
+Mode = Literal["ar", "nar", "speculative", "infill"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -191,9 +191,11 @@ class DecodeConfig:
     early_stop: bool = False  # nar: stop when a pass changes nothing
     merge_repeats: bool = False  # nar: a token right after itself is dropped
     rerank: Literal["none", "ar"] = "none"  # nar: the model's AR half chooses among the length candidates
-    draft_passes: int = 1  # speculative: passes of mask-predict for a draft
+    # speculative, infill: when drafts are made. auto: where they pay, by the clock of this machine
+    draft: Literal["auto", "always"] = "auto"
+    draft_passes: int = 1  # speculative, infill: passes of mask-predict for a draft
     draft_lengths: int = 1  # speculative: drafts of so many lengths are verified side by side
-    accept_top: int = 1  # speculative: a drafted token among AR's so many best is accepted; above 1 not lossless
+    accept_top: int = 1  # speculative, infill: a drafted token among the so many best is accepted; above 1 not lossless
     accept_gap: float = 0.0  # ... if its log-probability is at most so much below the best; above 0 not lossless
     batch_tokens: int = 4096  # sentences * hypotheses (or length candidates) * padded length of one decoding batch
 

@@ -7,9 +7,10 @@ killed goes on where it stood when the same command is given again. Exit status:
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_type_hints
 
+import jax
 from tqdm import tqdm
 
 from janus_jax import checkpoint, parallel
@@ -18,10 +19,12 @@ from janus_jax.data import Prepared
 from janus_jax.decode import Generator, jobs
 from janus_jax.decode.distill import distill
 from janus_jax.decode.files import read_lines, write_lines
+from janus_jax.decode.output import Output
 
 _KEYWORD = {"prefix": "prefixes", "target": "targets"}
 _HELP = {
-    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; speculative: greedy search's output, drafted by nar",
+    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; speculative: greedy search's output, drafted by "
+    "nar; infill: the gaps of a given target, left to right by the auxiliary rows, drafted by nar",
     "nbest": "outputs a sentence, a line each: number, score, text",
     "beam": "ar: hypotheses a sentence; 1 is greedy",
     "lenpen": "ar: exponent of the length that sums of log-probabilities are divided by",
@@ -43,10 +46,11 @@ _HELP = {
     "early_stop": "nar: stop when a pass changes nothing",
     "merge_repeats": "nar: drop a token right after itself",
     "rerank": "nar: the AR half chooses among the length candidates",
-    "draft_passes": "speculative: passes of mask-predict for a draft",
+    "draft": "speculative, infill: make drafts where they pay on this machine, or always",
+    "draft_passes": "speculative, infill: passes of mask-predict for a draft",
     "draft_lengths": "speculative: drafts of so many lengths are verified side by side",
-    "accept_top": "speculative: accept a drafted token among AR's so many best (above 1: not lossless)",
-    "accept_gap": "speculative: ... at most so much less log-probable than the best (above 0: not lossless)",
+    "accept_top": "speculative, infill: accept a drafted token among the so many best (above 1: not lossless)",
+    "accept_gap": "speculative, infill: ... at most so much less log-probable than the best (above 0: not lossless)",
     "batch_tokens": "sentences * hypotheses * padded length of a batch",
 }
 
@@ -74,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument(
         "--format", choices=jobs.FORMATS, default="lines",
-        help="tsv: source TAB prefix (ar) or target with <mask> gaps (nar); jsonl: objects with source, prefix or target",
+        help="tsv: source TAB prefix (ar) or target with <mask> gaps (nar, infill); jsonl: objects with source, prefix or "
+        "target; with infill, the texts of a target's gaps, these are scored",
     )  # fmt: skip
+    parser.add_argument(
+        "--devices", type=int, help="share the sentences of a batch; default: all accelerators, or one CPU"
+    )
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
     parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, what each pass did")
     parser.add_argument("--distill", help="prepared dataset whose training targets are translated anew into --output")
@@ -83,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     parallel.start()
     try:
-        generator = Generator.from_checkpoint(args.checkpoint)
+        generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
         decode = generator.settings(
             {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
         )
@@ -98,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeConfig) -> None:
     """Reads, decodes and writes what the arguments name."""
-    key = "target" if decode.mode == "nar" else "prefix"
+    key = "target" if decode.mode in ("nar", "infill") else "prefix"
     items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
     # A directory's newest checkpoint may be another one by the time a killed run goes on.
     signature = [
@@ -111,15 +119,7 @@ def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeC
     with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
 
         def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
-            given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
-            outputs = generator.generate(
-                [item.source for item in part],
-                progress=bar.update,
-                trace=bool(args.trace),
-                first_line=start,
-                **given,
-                **dataclasses.asdict(decode),
-            )
+            outputs = _outputs(generator, start, part, key, bar.update, bool(args.trace), dataclasses.asdict(decode))
             if args.trace:
                 traces = (
                     jobs.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
@@ -133,6 +133,32 @@ def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeC
         # A trace is written at once: it is for looking at, not for large inputs.
         chunk = max(len(items), 1) if args.trace else jobs.CHUNK
         jobs.run(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
+
+
+def _devices(count: int | None) -> list[jax.Device] | None:
+    if count is None:
+        return None
+    if not 1 <= count <= len(jax.local_devices()):
+        raise ValueError(f"--devices={count}: there are {len(jax.local_devices())} here")
+    return jax.local_devices()[:count]
+
+
+def _outputs(
+    generator: Generator,
+    start: int,
+    part: Sequence[jobs.Item],
+    key: str,
+    progress: Callable[[int], Any],
+    trace: bool,
+    settings: dict[str, Any],
+) -> list[Output]:
+    """What becomes of a chunk whose first sentence is number `start`."""
+    lines = [item.source for item in part]
+    if part[0].infill is not None:
+        targets, infills = [item.given or "" for item in part], [item.infill or () for item in part]
+        return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **settings)
+    given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
+    return generator.generate(lines, progress=progress, trace=trace, first_line=start, **given, **settings)
 
 
 def _distill(

@@ -18,13 +18,15 @@ def bucket(length: int, *, at_least: int = 16, halves: bool = False) -> int:
     return size
 
 
-def full_rows(length: int, batch_tokens: int, hypotheses: int) -> int:
-    """Sentences of a full batch: a multiple of 8, or below 8 a power of two; at least one."""
-    rows = max(batch_tokens // (length * hypotheses), 1)
-    return rows // 8 * 8 if rows >= 8 else 1 << (rows.bit_length() - 1)
+def full_rows(length: int, batch_tokens: int, hypotheses: int, ways: int = 1) -> int:
+    """Sentences of a full batch: for each of `ways` devices a multiple of 8, or below 8 a power of two; at least one."""
+    rows = max(batch_tokens // (length * hypotheses * ways), 1)
+    return ways * (rows // 8 * 8 if rows >= 8 else 1 << (rows.bit_length() - 1))
 
 
-def plan_batches(lengths: Sequence[int], batch_tokens: int, hypotheses: int) -> list[tuple[int, int, list[int]]]:
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, hypotheses: int, ways: int = 1
+) -> list[tuple[int, int, list[int]]]:
     """Groups sentences by length.
 
     What does not fill a batch of its bucket moves up into the next bucket, where there is one: one partial batch is
@@ -32,8 +34,9 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, hypotheses: int) -> 
 
     Args:
       lengths: tokens of each sentence, bos and eos counted.
-      batch_tokens: sentences * hypotheses * padded length of a batch stay within it (one sentence always fits).
+      batch_tokens: sentences * hypotheses * padded length of a batch stay within it (one sentence a device always fits).
       hypotheses: rows that the search keeps for a sentence.
+      ways: devices that share a batch evenly.
 
     Returns:
       (padded length S, rows B, indices of the sentences) of each batch; B is at least the number of indices.
@@ -44,7 +47,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, hypotheses: int) -> 
     batches = []
     sizes = sorted(by_bucket)
     for size in sizes:
-        rows = full_rows(size, batch_tokens, hypotheses)
+        rows = full_rows(size, batch_tokens, hypotheses, ways)
         left = by_bucket[size]
         while len(left) >= rows:
             batches.append((size, rows, left[:rows]))
@@ -52,7 +55,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, hypotheses: int) -> 
         if left and size * 2 in by_bucket:
             by_bucket[size * 2] = left + by_bucket[size * 2]
         elif left:
-            batches.append((size, min(1 << (len(left) - 1).bit_length(), rows), left))
+            some = 1 << (-(-len(left) // ways) - 1).bit_length()  # of each device
+            batches.append((size, min(ways * some, rows), left))
     return batches
 
 

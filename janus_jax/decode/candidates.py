@@ -17,20 +17,23 @@ SHORTEST = 2  # bos and eos
 
 @dataclass(frozen=True)
 class MaskPredictRules:
-    """What differs between our search and the released one; `SOUND` (the defaults) is ours, `RELEASED` theirs."""
+    """What differs between our search and the released one; `SOUND` (the defaults) is ours, `GAPS` for targets that are partly given, `RELEASED` theirs."""
 
     lengths: Literal["top", "contiguous"] = "top"  # the K most probable lengths, or K around the most probable
     score_edges: bool = False  # average bos and eos into a candidate's score, at 0
     forbid_specials: bool = True  # never emit mask, pad or bos
     end_at_eos: bool = True  # an inner eos ends the sentence
+    forbid_eos: bool = False  # never emit eos: what is given behind a gap stays
     refuse_empty: bool = True  # a candidate without inner tokens loses to any other
     score_length: bool = True  # the probability of its length counts in a candidate's score
 
     SOUND: ClassVar["MaskPredictRules"]
+    GAPS: ClassVar["MaskPredictRules"]
     RELEASED: ClassVar["MaskPredictRules"]
 
 
 MaskPredictRules.SOUND = MaskPredictRules()
+MaskPredictRules.GAPS = MaskPredictRules(end_at_eos=False, forbid_eos=True)
 MaskPredictRules.RELEASED = MaskPredictRules(
     lengths="contiguous",
     score_edges=True,

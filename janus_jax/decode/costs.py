@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from janus_jax.types import Array
 
 _RUNS = 3
+_ENOUGH = 0.02  # seconds that can be told apart
 
 
 @jax.tree_util.register_dataclass
@@ -56,15 +57,25 @@ class Costs:
         return [jnp.asarray(cost, jnp.float32) for cost in self.verify]
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """How long a call takes, compiled before: the least of a few runs, since anything else only makes it longer."""
+def seconds_a_round(call: Callable[[int], object]) -> float:
+    """How long a round takes.
+
+    Args:
+      call: does so many rounds; what it does besides does not count.
+    """
+    rounds = min(max(int(_ENOUGH / _seconds(lambda: call(1))), 1), 16)
+    return max(_seconds(lambda: call(1 + rounds)) - _seconds(lambda: call(1)), 1e-9) / rounds
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The least of a few runs, since anything else that goes on only makes them longer; the first one compiles."""
     jax.block_until_ready(call())
-    best = float("inf")
+    times = []
     for _ in range(_RUNS):
         start = time.perf_counter()
         jax.block_until_ready(call())
-        best = min(best, time.perf_counter() - start)
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def costs_from(plain: float, widest: float, draft: float, widths: Sequence[int]) -> Costs:

@@ -66,9 +66,7 @@ def without_stutter(draft: Array, lengths: Array, emitted: Array) -> tuple[Array
     )
 
 
-def behind(
-    draft: Array, lengths: Array, tokens: Array, emitted: Array, reach: int = REACH
-) -> tuple[Array, Array]:
+def behind(draft: Array, lengths: Array, tokens: Array, emitted: Array, reach: int = REACH) -> tuple[Array, Array]:
     """What is left of a draft, behind what was emitted since.
 
     The last emitted token may stand a few slots later in the draft: what lies between is skipped. Where it stands

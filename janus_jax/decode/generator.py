@@ -3,6 +3,7 @@
 Legend: B sentences of a batch, S padded source length, L longest hypothesis, T target slots, K length candidates.
 """
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -12,21 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
-from janus_jax import checkpoint, config, text
-from janus_jax.config import DecodeConfig
+from janus_jax import checkpoint, config, parallel, text
+from janus_jax.config import DecodeConfig, ParallelConfig
 from janus_jax.decode import batches
 from janus_jax.decode.modes import MODES, TRAINED_MODES
 from janus_jax.decode.output import Output, passes_of, without_repeats
 from janus_jax.decode.request import Found, Request, rows_per_sentence
+from janus_jax.decode.work import GAP, Work, bare, framed, with_fillings, with_gaps
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer
 from janus_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-GAP = "<mask>"  # in text to complete: a missing token
 
 
 class Generator:
@@ -48,32 +47,41 @@ class Generator:
         max_source_length: int = 256,
         max_target_length: int = 256,
         trained: tuple[config.Mode, ...] | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         """Args:
         net: the model.
-        params: its parameters; they may be sharded over a mesh.
+        params: its parameters.
         tokenizer: of both languages; None if only `generate_ids` is used.
         decode_config: settings used where a call gives none.
         max_source_length: tokens, bos and eos counted, to which a longer source is cut.
         max_target_length: tokens, bos and eos counted, of the longest output.
         trained: modes whose rows were trained, for a warning; None: all.
+        mesh: devices that share the work: sentences split over its axes data and fsdp, parameters by the rules of
+          `parallel`; None: one device.
         """
         self.trained = tuple(MODES) if trained is None else trained
-        self.net, self.params, self.tokenizer = net, params, tokenizer
+        self.net, self.params, self.tokenizer, self.mesh = net, params, tokenizer, mesh
+        if mesh is not None:
+            self.params = jax.device_put(params, parallel.state_shardings(mesh, params))
+        self._outlooks: dict[DecodeConfig, Any] = {}
         self.decode_config = decode_config or DecodeConfig()
         self.max_source_length = max_source_length
         self.max_target_length = min(max_target_length, net.config.max_positions)
 
     @classmethod
-    def from_checkpoint(cls, path: str | os.PathLike[str]) -> "Generator":
+    def from_checkpoint(cls, path: str | os.PathLike[str], devices: Sequence[jax.Device] | None = None) -> "Generator":
         """The generator of a training run or an imported model.
 
         Args:
           path: a checkpoint's step directory, or the directory that holds such (the latest is taken).
+          devices: share the sentences of a batch; by default all accelerators at hand, or one CPU.
 
         Raises:
           FileNotFoundError, ValueError: as `checkpoint.load`.
         """
+        if devices is None:
+            devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
         loaded = checkpoint.load(path)
         tokenizer = text.load(loaded.tokenizer)
         trained, decode = TRAINED_MODES[loaded.config.objective.name], loaded.config.decode
@@ -90,6 +98,7 @@ class Generator:
             max_source_length=loaded.config.data.max_source_length,
             max_target_length=loaded.config.data.max_target_length,
             trained=trained,
+            mesh=parallel.make_mesh(ParallelConfig(), list(devices)) if len(devices) > 1 else None,
         )
 
     def generate(
@@ -109,8 +118,8 @@ class Generator:
 
         Args:
           lines: source text.
-          prefixes: text that each output has to begin with (modes ar).
-          targets: text to complete, a `<mask>` for each token that is missing (mode nar).
+          prefixes: text that each output has to begin with (mode ar).
+          targets: text to complete, a `<mask>` for each token that is missing (modes nar and infill).
           trace: also keep what each pass did (mode nar).
           first_line: number of the first line, where these are a part of something larger: each line draws its own samples.
           progress: called with the number of sentences just done.
@@ -120,12 +129,11 @@ class Generator:
           ConfigError: an unknown or impossible setting.
           ValueError: no tokenizer.
         """
-        if self.tokenizer is None:
-            raise ValueError("this generator has no tokenizer; give it one, or call generate_ids with token ids")
+        tokenizer = self._needed_tokenizer()
         return self.generate_ids(
-            self.tokenizer.encode_batch(list(lines)),
-            prefixes=None if prefixes is None else self.tokenizer.encode_batch(list(prefixes)),
-            targets=None if targets is None else [self._with_gaps(target) for target in targets],
+            tokenizer.encode_batch(list(lines)),
+            prefixes=None if prefixes is None else tokenizer.encode_batch(list(prefixes)),
+            targets=None if targets is None else [with_gaps(target, tokenizer) for target in targets],
             trace=trace,
             first_line=first_line,
             progress=progress,
@@ -144,24 +152,69 @@ class Generator:
         **settings: Any,
     ) -> list[Output]:
         """`generate` for what is tokenised already; bos, eos and padding around it may be there or not."""
-        decode = self.settings(settings)
-        if decode.mode not in self.trained:
-            log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
+        decode, special = self.settings(settings), self.net.specials
         self._check(decode, len(sources), prefixes, targets)
         if trace and decode.mode != "nar":
             raise ValueError(f"trace: mode {decode.mode} has no passes to look at; use mode=nar")
-        framed = self._framed(sources, self.max_source_length, "sources")
-        work = _Work(
-            framed,
-            None if prefixes is None else [self._bare(prefix)[: self.max_target_length - 2] for prefix in prefixes],
-            None if targets is None else self._framed(targets, self.max_target_length, "targets"),
-            trace,
-            first_line,
+        work = Work(
+            framed(sources, self.max_source_length, "sources", special),
+            prefixes=prefixes and [bare(prefix, special)[: self.max_target_length - 2] for prefix in prefixes],
+            starts=targets and framed(targets, self.max_target_length, "targets", special),
+            trace=trace,
+            first_line=first_line,
         )
-        outputs = [Output("", 0.0, []) for _ in framed]
+        return self._outputs(work, decode, progress)
+
+    def score_infills(
+        self,
+        lines: Sequence[str],
+        targets: Sequence[str],
+        infills: Sequence[Sequence[str]],
+        *,
+        first_line: int = 0,
+        progress: Callable[[int], Any] | None = None,
+        **settings: Any,
+    ) -> list[Output]:
+        """What the model makes of given texts in the gaps of targets: p(gap tokens | source, all that is visible), in one pass.
+
+        Args:
+          lines: source text.
+          targets: text with gaps, each a run of `<mask>`; how long the run is does not matter.
+          infills: the text of each gap, in order.
+          first_line, progress, **settings: as in `generate`.
+
+        Returns:
+          Completed texts; the score is the mean log-probability of the tokens in the gaps.
+
+        Raises:
+          ValueError: not one text a gap, or no tokenizer.
+        """
+        tokenizer, special = self._needed_tokenizer(), self.net.specials
+        decode = self.settings({**settings, "mode": "infill"})
+        pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, first_line + 1)
+        self._check(decode, len(lines), None, targets)
+        work = Work(
+            framed(tokenizer.encode_batch(list(lines)), self.max_source_length, "sources", special),
+            starts=framed([ids for ids, _ in pairs], self.max_target_length, "targets", special),
+            fillings=[tokens for _, tokens in pairs],
+        )
+        return self._outputs(work, decode, progress)
+
+    def _needed_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this generator has no tokenizer; give it one, or call generate_ids with token ids")
+        return self.tokenizer
+
+    def _outputs(self, work: Work, decode: DecodeConfig, progress: Callable[[int], Any] | None) -> list[Output]:
+        if decode.mode not in self.trained:
+            log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
+        outputs = [Output("", 0.0, []) for _ in work.sources]
+        empty = [
+            not source or (work.starts is not None and not work.starts[i]) for i, source in enumerate(work.sources)
+        ]
         if progress:
-            progress(sum(not source for source in framed))
-        for indices, rows in self._search(work, [i for i, source in enumerate(framed) if source], decode):
+            progress(sum(empty))
+        for indices, rows in self._search(work, [i for i in range(len(empty)) if not empty[i]], decode):
             for index, row in zip(indices, rows, strict=True):
                 outputs[index] = self._output(row, decode)
             if progress:
@@ -182,39 +235,15 @@ class Generator:
 
     def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
         """Raises what is wrong with a call."""
-        for name, given, mode in (("prefixes", prefixes, "ar"), ("targets", targets, "nar")):
+        for name, given, modes in (("prefixes", prefixes, ("ar",)), ("targets", targets, ("nar", "infill"))):
             if given is None:
                 continue
             if len(given) != count:
                 raise ValueError(f"{name}: {len(given)} given for {count} lines; give one a line")
-            if decode.mode != mode:
-                raise ValueError(f"{name}: mode {decode.mode} takes none; use mode={mode}")
-
-    def _bare(self, ids: Sequence[int]) -> list[int]:
-        special = self.net.specials
-        return [i for i in map(int, ids) if i not in (special.bos, special.eos, special.pad)]
-
-    def _framed(self, sentences: Sequence[Sequence[int]], longest: int, what: str) -> list[list[int]]:
-        """bos ... eos, cut to `longest` with one warning; [] for an empty one."""
-        ids = [self._bare(sentence) for sentence in sentences]
-        room = longest - 2
-        long = [number for number, sentence in enumerate(ids, 1) if len(sentence) > room]
-        if long:
-            some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
-            log.warning(
-                "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), what, room, some
-            )
-        special = self.net.specials
-        return [[special.bos, *sentence[:room], special.eos] if sentence else [] for sentence in ids]
-
-    def _with_gaps(self, target: str) -> list[int]:
-        """Token ids of text in which `<mask>` stands for a missing token."""
-        ids: list[int] = []
-        for number, piece in enumerate(target.split(GAP)):
-            ids += ([self.net.specials.mask] if number else []) + (
-                self.tokenizer.encode(piece) if piece.strip() else []
-            )
-        return ids
+            if decode.mode not in modes:
+                raise ValueError(f"{name}: mode {decode.mode} takes none; use mode={' or '.join(modes)}")
+        if decode.mode == "infill" and targets is None:
+            raise ValueError(f"targets: mode infill completes given text; give a target with {GAP} in it for each line")
 
     def settings(self, changes: dict[str, Any]) -> DecodeConfig:
         """The generator's settings with these changes (None: no change).
@@ -225,27 +254,27 @@ class Generator:
         values = {**dataclasses.asdict(self.decode_config), **{k: v for k, v in changes.items() if v is not None}}
         return config.resolve({"decode": values}).decode
 
-    def _search(
-        self, work: "_Work", indices: list[int], decode: DecodeConfig
-    ) -> Iterator[tuple[list[int], list["_Row"]]]:
+    def _search(self, work: Work, indices: list[int], decode: DecodeConfig) -> Iterator[tuple[list[int], list["_Row"]]]:
         """Batches in whatever order: (indices, what was found). One batch runs while the one before is read."""
-        pad = self.net.specials.pad
-        plan = batches.plan_batches([work.length(i) for i in indices], decode.batch_tokens, rows_per_sentence(decode))
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
+        lengths = [work.length(i) for i in indices]
+        plan = batches.plan_batches(lengths, decode.batch_tokens, rows_per_sentence(decode), ways)
         running: deque = deque()
         for length, rows, members in plan:
             chosen = [indices[m] for m in members]
             request = Request(
                 net=self.net,
                 params=self.params,
-                source=batches.pad_sources([work.sources[i] for i in chosen], rows, length, pad),
-                lines=np.pad(np.asarray(chosen, np.int32) + work.first_line, (0, rows - len(chosen))),
                 decode=decode,
                 max_target_length=self.max_target_length,
-                prefix=_padded(work.prefixes, chosen, rows, pad),
-                start=_padded(work.starts, chosen, rows, pad),
                 trace=work.trace,
+                outlook=self._outlooks.get(decode),
+                **work.arrays(chosen, rows, length, self.net.specials.pad),
             )
-            running.append((chosen, MODES[decode.mode](request)))
+            with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
+                found = MODES[decode.mode](request)
+            self._outlooks[decode] = found.outlook
+            running.append((chosen, found))
             if len(running) > 1:
                 yield self._read(*running.popleft())
         while running:
@@ -269,30 +298,7 @@ class Generator:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """Sentences as token ids, with their frames; prefixes and targets to fill are absent or one each."""
-
-    sources: list[list[int]]
-    prefixes: list[list[int]] | None
-    starts: list[list[int]] | None
-    trace: bool
-    first_line: int
-
-    def length(self, index: int) -> int:
-        """What decides which batch a sentence goes into."""
-        return max(len(self.sources[index]), len(self.starts[index]) if self.starts else 0)
-
-
-@dataclass(frozen=True)
 class _Row:
     ranked: list[tuple[list[int], float]]  # tokens and score, best first
     statistics: dict[str, int]
     trace: list[dict[str, list]]
-
-
-def _padded(values: list[list[int]] | None, chosen: list[int], rows: int, pad: int) -> np.ndarray | None:
-    """[rows, length] of the chosen ones, of a length from few; None where there are none."""
-    if values is None:
-        return None
-    longest = max(len(values[i]) for i in chosen)
-    return batches.pad_sources([values[i] for i in chosen], rows, batches.bucket(longest, at_least=8, halves=True), pad)

@@ -23,7 +23,8 @@ class Item:
     """A sentence to decode."""
 
     source: str
-    given: str | None = None  # what the output begins with (ar), or the target with its gaps (nar)
+    given: str | None = None  # what the output begins with (ar), or the target with its gaps (nar, infill)
+    infill: tuple[str, ...] | None = None  # text of each gap, to be scored (infill)
     extra: dict[str, Any] | None = None  # the object that it came in (jsonl)
 
 
@@ -33,7 +34,7 @@ def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
     Args:
       lines: of the file.
       form: "lines" a source each; "tsv" a source, or source TAB what is given of the target; "jsonl" objects with `source`
-        and perhaps `prefix` or `target`.
+        and perhaps `prefix` or `target`, and `infill` beside a target, a list of the texts of its gaps.
       name: of the file, for messages.
       key: "prefix" or "target", whichever the mode takes.
 
@@ -51,11 +52,12 @@ def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
             items.append(Item(cells[0], cells[1] if len(cells) > 1 else None))
     else:
         items = [_parse_object(line, f"{name}, line {number}", key) for number, line in enumerate(lines, 1)]
-    if len({item.given is None for item in items}) > 1:
-        first = next(n for n, item in enumerate(items, 1) if item.given is None)
-        raise LinesError(
-            f"{name}, line {first}: no {key}, which other lines have; give every line one (it may be empty)"
-        )
+    for what, field in ((key, "given"), ("infill", "infill")):
+        absent = [number for number, item in enumerate(items, 1) if getattr(item, field) is None]
+        if absent and len(absent) < len(items):
+            raise LinesError(
+                f"{name}, line {absent[0]}: no {what}, which other lines have; give every line one (it may be empty)"
+            )
     return items
 
 
@@ -69,7 +71,10 @@ def _parse_object(line: str, where: str, key: str) -> Item:
     given = value.get(key)
     if given is not None and not isinstance(given, str):
         raise LinesError(f'{where}: "{key}" must be text')
-    return Item(value["source"], given, value)
+    infill = value.get("infill") if key == "target" else None
+    if infill is not None and not (isinstance(infill, list) and all(isinstance(text, str) for text in infill)):
+        raise LinesError(f'{where}: "infill" must be a list of texts, one for each gap')
+    return Item(value["source"], given, None if infill is None else tuple(infill), value)
 
 
 def render(number: int, item: Item, output: Output, form: str, *, scores: bool, nbest: int) -> str:

@@ -198,6 +198,7 @@ def _picker(
 ) -> Callable[[Array], tuple[Array, Array]]:
     """Rows [N, M, ...] -> the likeliest allowed token [N, M] of each and its log-probability."""
     banned = (specials.pad, specials.bos, specials.mask) if rules.forbid_specials else ()
+    banned += (specials.eos,) if rules.forbid_eos else ()
 
     def pick(rows: Array) -> tuple[Array, Array]:
         logits = rows if project_fn is None else project_fn(rows)

@@ -88,10 +88,9 @@ def run_nar(
 ) -> Candidates:
     """Fills targets of these lengths [B, K], or the masks of `start` [B, 1, T]."""
     projected = net.project_source(params, encoded)
-    candidates = fill(
-        net, params, encoded, projected, lengths, start, decode, decode.passes, limit, rules_of(decode), trace
-    )
-    if rules_of(decode).score_length and start is None:
+    rules = rules_of(decode, gaps=start is not None)
+    candidates = fill(net, params, encoded, projected, lengths, start, decode, decode.passes, limit, rules, trace)
+    if rules.score_length and start is None:
         candidates = with_length_scores(candidates, encoded.length_logits, lengths)
     return candidates
 
@@ -153,8 +152,10 @@ def run_rerank(
     )
 
 
-def rules_of(decode: DecodeConfig) -> MaskPredictRules:
-    """The rules of mask-predict that a configuration asks for."""
+def rules_of(decode: DecodeConfig, gaps: bool = False) -> MaskPredictRules:
+    """The rules of mask-predict that a configuration asks for; with `gaps`, for targets that are partly given."""
     if decode.rules == "released":
         return MaskPredictRules.RELEASED
+    if gaps:
+        return MaskPredictRules.GAPS
     return replace(MaskPredictRules.SOUND, lengths=decode.lengths)

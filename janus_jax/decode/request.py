@@ -4,6 +4,7 @@ Legend: B sentences of a batch, S padded source length, L longest hypothesis, T 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,10 @@ class Request:
     max_target_length: int  # bos and eos counted
     lines: np.ndarray | None = None  # [B] int32, which line a row is, for sampling; by default its number in the batch
     prefix: np.ndarray | None = None  # [B, P] tokens that a hypothesis has to begin with, padded
-    start: np.ndarray | None = None  # [B, T] targets to fill, bos ... eos with masks, padded
+    start: np.ndarray | None = None  # nar, infill: [B, T] targets to fill, bos ... eos with masks, padded
+    filling: np.ndarray | None = None  # infill: [B, M] tokens of the gaps, to score instead of search
     trace: bool = False  # nar: keep what each pass did
+    outlook: Any = None  # speculative, infill: that of the batch before
 
     @property
     def static(self) -> DecodeConfig:
@@ -40,10 +43,11 @@ class Found:
     hypotheses: Hypotheses  # [B, n-best, L]
     statistics: dict[str, Array]  # [B] int32 each; "passes": decoder passes while the sentence was not finished
     trace: Trace | None = None  # of the best candidate, [P, B, T]
+    outlook: Any = None  # what drafting is expected to bring, for the next batch
 
 
 def rows_per_sentence(decode: DecodeConfig) -> int:
     """How many rows a search keeps for a sentence."""
     if decode.mode == "ar":
         return decode.nbest if decode.sample else decode.beam
-    return decode.length_beam if decode.mode == "nar" else decode.draft_lengths
+    return {"nar": decode.length_beam, "speculative": decode.draft_lengths, "infill": 1}[decode.mode]

@@ -88,6 +88,7 @@ def speculative_search(
     outlook: Outlook | None = None,
     draft: Array | None = None,
     realign: bool = True,
+    to_eos: bool = True,
     lenpen: float = 1.0,
     cached: int = 0,
 ) -> tuple[Hypotheses, Statistics, Outlook]:
@@ -111,6 +112,8 @@ def speculative_search(
       draft: [B, K, T] int32, the first draft, where there is one already.
       realign: a draft may be moved to fit behind what was emitted, and its repeats be taken out; False: each drafted token
         belongs to its slot.
+      to_eos: a hypothesis ends in eos, which is forced at the longest length; False: it has max_lengths tokens, and the
+        constraints have to forbid eos.
       lenpen: as in `greedy_search`.
       cached: tokens that the cache holds already (an eos start).
 
@@ -126,7 +129,7 @@ def speculative_search(
         )
     search = _Search(
         draft_fn, verify_fn, rewind_fn, reorder_fn, lengths, slots, max_lengths, limit, specials, constraints, costs,
-        acceptance or Acceptance(), realign, cached,
+        acceptance or Acceptance(), realign, to_eos, cached,
     )  # fmt: skip
     outlook = outlook or Outlook.unknown()
     none = jnp.zeros(lengths.shape[0], jnp.int32)
@@ -170,6 +173,7 @@ class _Search:
     costs: Costs
     acceptance: Acceptance
     realign: bool
+    to_eos: bool
     cached: int
 
     def plain(self, s: _State) -> _State:
@@ -244,7 +248,8 @@ class _Search:
     def _own_choice(self, logits: Array, step: Array, max_lengths: Array) -> tuple[Array, Array]:
         """What greedy search emits after `step` [...] tokens, given logits [..., V]; and the logits with -inf at what it may not."""
         allowed = logits + self.constraints.bias(logits.shape[-1], step, self.specials)
-        return jnp.where(step + 1 >= max_lengths, self.specials.eos, argmax(allowed)), allowed
+        forced = self.to_eos & (step + 1 >= max_lengths)
+        return jnp.where(forced, self.specials.eos, argmax(allowed)), allowed
 
     def _verify(self, s: _State, width: int) -> _State:
         """Feeds the first `width` drafted tokens, and keeps what stands of the best draft."""
@@ -258,7 +263,7 @@ class _Search:
         logits = logits.reshape(batch, drafts, width + 1, -1)
         longest = self.max_lengths[:, None, None]
         own, allowed = self._own_choice(logits, slot, longest)
-        drafted, at_end = fed[..., 1:], slot[..., :-1] + 1 >= longest
+        drafted, at_end = fed[..., 1:], self.to_eos & (slot[..., :-1] + 1 >= longest)
         stands = accepted(allowed[..., :-1, :], own[..., :-1], drafted, at_end, self.acceptance)
         kept = jnp.cumprod(stands & (slot[..., 1:] < length[..., None]), axis=-1).sum(axis=-1)
         index = jnp.arange(width + 1)
@@ -279,7 +284,8 @@ class _Search:
         return replace(s, draft=draft, draft_lengths=length)
 
     def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache) -> _State:
-        """Appends the first `counts` [B] of new [B, W+1]; a row that emits eos is done."""
+        """Appends the first `counts` [B] of new [B, W+1]; a row that emits eos, or is full, is done."""
+        counts = jnp.minimum(counts, jnp.maximum(self.max_lengths - s.lengths, 0))
         at = jnp.arange(self.limit) - s.lengths[:, None]
         fresh = (at >= 0) & (at < counts[:, None])
         at = jnp.clip(at, 0, new.shape[1] - 1)
@@ -290,6 +296,6 @@ class _Search:
             tokens=tokens,
             token_scores=jnp.where(fresh, jnp.take_along_axis(scores, at, axis=1), s.token_scores),
             lengths=length,
-            done=s.done | jnp.any(fresh & (tokens == self.specials.eos), axis=1),
+            done=s.done | jnp.any(fresh & (tokens == self.specials.eos), axis=1) | (length >= self.max_lengths),
             cache=self.rewind_fn(cache, jnp.repeat(self.cached + length, self.draft_lengths.shape[1])),
         )

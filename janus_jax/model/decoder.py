@@ -156,7 +156,7 @@ class Decoder(Embedder):
             if i == len(self.layers) - 1 and slots is not None:
                 x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
             rows = x.shape[1]
-            x = layer.advance(x, [(0, rows, *contents[i], mask)], [(0, rows, *source.of(i))])
+            x = constrain(layer.advance(x, [(0, rows, *contents[i], mask)], [(0, rows, *source.of(i))]), BATCH)
         return self._finish(x), contents
 
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
@@ -165,8 +165,8 @@ class Decoder(Embedder):
         rows = encoded.states.shape[0] * rows_per_sentence
         shape = (rows, max_length, c.heads, c.d_model // c.heads)
         return Cache(
-            keys=tuple(jnp.zeros(shape, self.dtype) for _ in self.layers),
-            values=tuple(jnp.zeros(shape, self.dtype) for _ in self.layers),
+            keys=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
+            values=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
             source=source or self.project_source(encoded),
             length=jnp.zeros((rows,), jnp.int32),
         )
@@ -211,7 +211,8 @@ class Decoder(Embedder):
                 # Behind query rows, content rows are done: only their keys and values were needed.
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
-            x = layer.advance(x, [(0, n, all_keys[i], all_values[i], mask)], [(0, n, *cache.source.of(i))])
+            attention = [(0, n, all_keys[i], all_values[i], mask)]
+            x = constrain(layer.advance(x, attention, [(0, n, *cache.source.of(i))]), BATCH)
         longer = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), longer
 
@@ -239,7 +240,9 @@ class Decoder(Embedder):
 
     def aux_step(self, table: Table, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
         """Hidden rows [N, k, D] that predict what follows tokens [N, k] in the gaps, and the longer cache."""
-        slots = cache.length[:, None] + jnp.arange(tokens.shape[1])  # slot t: the true row of rank t - 1, the query of rank t
+        slots = cache.length[:, None] + jnp.arange(
+            tokens.shape[1]
+        )  # slot t: the true row of rank t - 1, the query of rank t
         last = cache.masked.shape[1] - 1
 
         def position(rank: jax.Array) -> jax.Array:
@@ -248,7 +251,10 @@ class Decoder(Embedder):
         normalise = self.config.nar_layernorm_embedding
         vectors = jnp.broadcast_to(table(jnp.array(self.specials.mask)), (*tokens.shape, self.config.d_model))
         x = jnp.concatenate(
-            [self.embed(vectors, position(slots), normalise), self.embed(table(tokens), position(slots - 1), normalise)],
+            [
+                self.embed(vectors, position(slots), normalise),
+                self.embed(table(tokens), position(slots - 1), normalise),
+            ],
             axis=1,
         )
         mask = st.gap_mask(cache.real, cache.masked, cache.masked_count, position(slots), position(slots - 1), slots)

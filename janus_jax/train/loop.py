@@ -207,6 +207,7 @@ class _Run:
             self.config.decode,
             max_source_length=self.config.data.max_source_length,
             max_target_length=self.config.data.max_target_length,
+            mesh=self.mesh,
         )
         sources, references = zip(*self.prepared.text("valid")[:count], strict=True)
         modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}}

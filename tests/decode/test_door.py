@@ -191,3 +191,43 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     assert "speculative search equals greedy search" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
     assert "mode speculative takes none; use mode=ar" in capsys.readouterr().err
+
+
+def test_gaps_are_filled_and_given_texts_scored(saved, tmp_path, capsys):
+    source = tmp_path / "in.jsonl"
+    gaps = [{"source": LINES[i], "target": "a <mask> runs on <mask><mask>", "id": i} for i in range(3)]
+    source.write_text("".join(json.dumps(one) + "\n" for one in gaps))
+    arguments = [f"--checkpoint={saved}", "--mode=infill", "--format=jsonl", f"--input={source}"]
+    assert main([*arguments, f"--output={tmp_path / 'filled.jsonl'}"]) == 0
+    filled = [json.loads(line) for line in (tmp_path / "filled.jsonl").read_text().splitlines()]
+    tokenizer = Generator.from_checkpoint(saved).tokenizer
+    around = tokenizer.encode("a"), tokenizer.encode("runs on")
+    for one, what in zip(gaps, filled, strict=True):
+        assert what["id"] == one["id"]
+        assert what["tokens"][: len(around[0])] == around[0]
+        assert what["tokens"][len(around[0]) + 1 :][: len(around[1])] == around[1]
+        assert what["score"] < 0
+        assert 1 <= what["statistics"]["passes"] <= 5
+    given = [{**one, "infill": ["dog", "a horse"]} for one in gaps]
+    source.write_text("".join(json.dumps(one) + "\n" for one in given))
+    assert main([*arguments, f"--output={tmp_path / 'scored.jsonl'}"]) == 0
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert [one["text"] for one in scored] == ["a dog runs on a horse"] * 3
+    assert all(one["statistics"] == {"passes": 1} and one["score"] < 0 for one in scored)
+    source.write_text(json.dumps(given[0]) + "\n" + json.dumps(gaps[1]) + "\n")
+    assert main(arguments) == 2
+    assert "line 2: no infill, which other lines have" in capsys.readouterr().err
+    source.write_text(json.dumps({**given[0], "infill": "dog"}) + "\n")
+    assert main(arguments) == 2
+    assert "a list of texts, one for each gap" in capsys.readouterr().err
+
+
+def test_devices_are_those_at_hand(saved, tmp_path, capsys):
+    source = tmp_path / "in.txt"
+    source.write_text("\n".join(LINES[:5]) + "\n")
+    arguments = [f"--checkpoint={saved}", "--beam=1", f"--input={source}"]
+    for count in (1, 2):
+        assert main([*arguments, f"--devices={count}", f"--output={tmp_path / str(count)}"]) == 0
+    assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()
+    assert main([*arguments, "--devices=9"]) == 2
+    assert "--devices=9: there are 8 here" in capsys.readouterr().err

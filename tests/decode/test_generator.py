@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig
+from janus_jax import parallel
+from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig, ParallelConfig
 from janus_jax.decode import MODES, Generator
 from janus_jax.decode.batches import bucket, full_rows, plan_batches
+from janus_jax.decode.request import Request
 from janus_jax.model import Janus
 from janus_jax.types import Specials
 
@@ -22,8 +24,11 @@ class Letters:
     specials = Specials()
     vocab_size = VOCAB
 
+    def encode(self, line):
+        return [5 + (ord(c) - ord("a")) % (VOCAB - 5) for c in line if not c.isspace()]
+
     def encode_batch(self, lines):
-        return [[5 + (ord(c) - ord("a")) % (VOCAB - 5) for c in line if not c.isspace()] for line in lines]
+        return [self.encode(line) for line in lines]
 
     def decode_batch(self, ids):
         return ["".join(chr(ord("a") + i - 5) if i >= 5 else "?" for i in line) for line in ids]
@@ -38,7 +43,9 @@ def generator():
     net = Janus(config, Specials())
     # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, net.init(jax.random.key(0)))
-    decode = DecodeConfig(max_length_a=1.0, max_length_b=4, passes=3, length_beam=2, beam=2, batch_tokens=256)
+    decode = DecodeConfig(
+        max_length_a=1.0, max_length_b=4, passes=3, length_beam=2, beam=2, batch_tokens=256, draft="always"
+    )
     return Generator(net, params, Letters(), decode, max_source_length=32, max_target_length=32)
 
 
@@ -49,9 +56,18 @@ def test_modes_are_those_of_the_configuration():
     assert set(MODES) == set(Mode.__args__)
 
 
+def given(mode, lines=LINES):
+    """What a mode needs besides the lines: for infilling a target with gaps for each."""
+    return {"targets": [gapped(line) for line in lines]} if mode == "infill" else {}
+
+
+def gapped(line):
+    return "<mask>".join(line[::3]) + "<mask>" if line.strip() else "ab"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
-    together = generator.generate(LINES, mode=mode)
+    together = generator.generate(LINES, mode=mode, **given(mode))
     assert len(together) == len(LINES)
     assert together[0] == together[6]
     for line, output in zip(LINES, together, strict=True):
@@ -60,10 +76,32 @@ def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
         else:
             assert not set(output.tokens) & {0, 1, 2, 4}
             assert output.text == Letters().decode_batch([output.tokens])[0]
-    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64)[::-1]
-    for one, other in zip(together, backwards, strict=True):
+    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64, **given(mode, LINES[::-1]))[::-1]
+    same(together, backwards)
+
+
+def same(some, others):
+    for one, other in zip(some, others, strict=True):
         assert one.tokens == other.tokens
         assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_several_devices_share_the_sentences_and_change_nothing(generator, mode):
+    mesh = parallel.make_mesh(ParallelConfig(data=4), jax.devices()[:4])
+    shared = Generator(
+        generator.net, generator.params, Letters(), generator.decode_config, max_source_length=32, max_target_length=32,
+        mesh=mesh,
+    )  # fmt: skip
+    # 10 lines do not divide by 4.
+    same(shared.generate(LINES, mode=mode, **given(mode)), generator.generate(LINES, mode=mode, **given(mode)))
+    with jax.set_mesh(mesh):
+        request = Request(
+            generator.net, shared.params, np.full((8, 16), 7, np.int32), DecodeConfig(mode=mode, draft="always"), 20
+        )
+        request = dataclasses.replace(request, start=np.full((8, 8), 4, np.int32) if mode == "infill" else None)
+        hypotheses = MODES[mode](request).hypotheses
+    assert {shard.data.shape[0] for shard in hypotheses.tokens.addressable_shards} == {2}
 
 
 def test_no_lines_give_no_outputs(generator):
@@ -126,6 +164,39 @@ def test_progress_counts_every_line(generator):
     assert sum(done) == len(LINES)
 
 
+def test_infilling_keeps_what_is_given(generator):
+    lines, targets = ["hello", "abc", "zz top"], ["a<mask>c <mask> <mask>f", "nothing", "<mask>"]
+    outputs = generator.generate(lines, mode="infill", targets=targets)
+    fixed = [Letters().encode(target.replace("<mask>", "{")) for target in targets]  # "{" follows "z"
+    for output, target, ids in zip(outputs, targets, fixed, strict=True):
+        gaps = [at for at, mark in enumerate(target.replace(" ", "").replace("<mask>", "{")) if mark == "{"]
+        assert [t for at, t in enumerate(output.tokens) if at not in gaps] == [
+            t for at, t in enumerate(ids) if at not in gaps
+        ]
+        assert len(output.tokens) == len(ids)
+    by_nar = generator.generate(lines, mode="nar", targets=targets)
+    assert [len(output.tokens) for output in by_nar] == [len(ids) for ids in fixed]
+    # What was filled in has the score that it was given on the way.
+    filling = [
+        "".join(Letters().decode_batch([[outputs[0].tokens[at]]])[0] for at in places) for places in ([1], [3, 4])
+    ]
+    scored = generator.score_infills(lines[:1], ["a<mask>c <mask>f"], [filling])
+    assert scored[0].tokens == outputs[0].tokens
+    assert scored[0].score == pytest.approx(outputs[0].score, abs=1e-4)
+    assert generator.score_infills(lines[:1], ["a<mask>c <mask>f"], [["q", "rs"]])[0].score < scored[0].score
+
+
+def test_infilling_names_what_is_missing(generator):
+    with pytest.raises(ValueError, match="mode infill completes given text"):
+        generator.generate(["a"], mode="infill")
+    with pytest.raises(ValueError, match="line 2: 1 texts for 2 gaps"):
+        generator.score_infills(["a", "b"], ["<mask>", "<mask>b<mask>"], [["x"], ["y"]])
+    with pytest.raises(ValueError, match="nothing to fill gap 1 with"):
+        generator.score_infills(["a"], ["<mask>"], [[" "]])
+    with pytest.raises(ValueError, match="40 tokens; at most 30"):
+        generator.score_infills(["a"], ["<mask>"], [["x" * 40]])
+
+
 def test_wrong_settings_are_named(generator):
     with pytest.raises(ConfigError, match=r"config\.decode\.beem: .*beam"):
         generator.generate(["a"], beem=3)
@@ -151,3 +222,4 @@ def test_buckets_and_rows():
     assert [bucket(n) for n in (1, 16, 17, 33)] == [16, 16, 32, 64]
     assert [bucket(n, at_least=8, halves=True) for n in (2, 9, 13, 17, 25)] == [8, 12, 16, 24, 32]
     assert [full_rows(32, t, 1) for t in (16, 100, 1000)] == [1, 2, 24]
+    assert [full_rows(32, t, 1, ways=4) for t in (16, 100, 1000)] == [4, 4, 16]

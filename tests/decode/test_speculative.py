@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES, modes
-from janus_jax.decode.costs import Costs, costs_by_rows
-from janus_jax.decode.drafts import behind, without_stutter
+from janus_jax.decode import MODES
+from janus_jax.decode.costs import Costs, costs_from, seconds_a_round
+from janus_jax.decode.drafts import Acceptance, behind, without_stutter
 from janus_jax.decode.greedy import greedy_search
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.request import Request
-from janus_jax.decode.speculative import Acceptance, speculative_search
+from janus_jax.decode.speculative import Outlook, speculative_search
 from janus_jax.types import Specials
 from tests import tiny
 
 SPECIALS = Specials()
 VOCAB, LIMIT, SLOTS = 24, 20, 16
 MAX_LENGTHS = np.asarray([20, 3, 0, 11, 20, 20])
-CHEAP = Costs(plain=1.0, draft=0.1, verify=((3, 0.2), (SLOTS - 1, 0.4)))
+CHEAP = Costs(plain=1.0, draft=0.1, verify=(0.2, 0.4), widths=(3, SLOTS - 1))
 
 
 def toy(tokens, cache):
@@ -63,7 +63,7 @@ def greedy():
     )
 
 
-def speculative(draft, drafts=1, costs=CHEAP, acceptance=None):
+def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, outlook=None):
     lengths = jnp.asarray(np.linspace(6, SLOTS, len(MAX_LENGTHS) * drafts).astype(int)).reshape(-1, drafts)
     return jax.jit(
         lambda: speculative_search(
@@ -80,6 +80,7 @@ def speculative(draft, drafts=1, costs=CHEAP, acceptance=None):
             constraints=Constraints.usual(SPECIALS, VOCAB, min_length=2),
             costs=costs,
             acceptance=acceptance,
+            outlook=outlook,
         )
     )()
 
@@ -105,7 +106,7 @@ def half_right(tokens, lengths):
 def test_output_is_that_of_greedy_search(draft, drafts):
     expected = greedy()
     assert len({tuple(row) for row in np.asarray(expected.tokens)[:, 0].tolist()}) > 3, "the toy must not be trivial"
-    found, did = speculative(draft, drafts)
+    found, did, _ = speculative(draft, drafts)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_allclose(found.token_scores, expected.token_scores, atol=1e-5)
@@ -115,20 +116,61 @@ def test_output_is_that_of_greedy_search(draft, drafts):
 
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():
-    _, good = speculative(perfect)
+    _, good, _ = speculative(perfect)
     # The last token may lie behind the draft's own length.
     assert (np.asarray(good.rounds + good.steps)[MAX_LENGTHS > 3] <= 5).all()
-    _, bad = speculative(useless, costs=Costs(plain=1.0, draft=3.0, verify=((8, 2.0),)))
+    _, bad, _ = speculative(useless, costs=Costs(plain=1.0, draft=3.0, verify=(2.0,), widths=(8,)))
     assert int(bad.drafted.max()) <= 1  # the end of a sentence may be guessed
     # Pauses of 4, 8, 16 steps lie between drafts that fail.
     assert (np.asarray(bad.rounds) <= 1 + np.asarray(bad.steps) // 4).all()
 
 
 def test_drafts_that_cannot_pay_are_never_made():
-    _, did = speculative(
-        perfect, costs=costs_by_rows(1000, slots=16, widths=(4, 15), passes=1, row_groups=2, free_rows=16)
-    )
+    _, did, _ = speculative(perfect, costs=Costs(plain=1.0, draft=9.0, verify=(4.0, 8.0), widths=(4, 15)))
     assert int(did.drafts.max()) == 0
+
+
+def test_what_failed_is_not_repeated_by_the_next_search():
+    costs = Costs(plain=1.0, draft=3.0, verify=(2.0,), widths=(8,))
+    outlook, drafts = Outlook.unknown(), []
+    for _ in range(6):
+        found, did, outlook = speculative(useless, costs=costs, outlook=outlook)
+        drafts.append(int(did.drafts.max()))
+        np.testing.assert_array_equal(found.tokens, greedy().tokens)
+    # 20 steps a search, pauses of 4, 8, 16, 32, 64 steps
+    assert drafts[0] >= 2
+    assert sum(drafts[1:]) <= 3
+    # and drafts that turn out well are made again
+    _, did, outlook = speculative(perfect, outlook=Outlook(outlook.expected, jnp.int32(0), jnp.int32(64)))
+    assert int(did.drafted.max()) > 3
+    assert int(outlook.next_pause) == 4
+
+
+def test_a_wide_check_is_found_to_pay_where_all_of_a_narrow_one_stands():
+    costs = Costs(plain=1.0, draft=1.0, verify=(1.2, 1.5), widths=(2, SLOTS - 1))
+    _, did, _ = speculative(perfect, costs=costs)
+    assert (np.asarray(did.rounds + did.steps)[MAX_LENGTHS > 10] <= 6).all()
+
+
+def test_costs_between_a_step_and_the_widest_check_are_linear():
+    costs = costs_from(1.0, 4.0, 2.0, (15, 5))
+    assert costs.widths == (5, 15)
+    assert costs.verify == pytest.approx((2.0, 4.0))
+    # 5 accepted: (5+1) steps for 2 of verifying and 2 of drafting, or for 4 and 2.
+    np.testing.assert_allclose(costs.gains(jnp.float32(5.0), True), [1.5, 1.0])
+    np.testing.assert_allclose(costs.gains(jnp.float32(15.0), False), [3.0, 4.0])
+    assert bool(costs.can_pay())
+    assert float(costs.hope()) == 4.0
+    assert not bool(costs_from(1.0, 16.0, 2.0, (15,)).can_pay())
+
+
+def test_a_round_is_timed_without_what_surrounds_it():
+    import time
+
+    def call(rounds):
+        time.sleep(0.03 + 0.01 * rounds)
+
+    assert 0.008 < seconds_a_round(call) < 0.02
 
 
 def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
@@ -141,14 +183,14 @@ def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
         second = jax.lax.top_k(logits[:, 2] + banned, 2)[1][:, 1]
         return jnp.where(tokens[:, :, 3:4] == SPECIALS.mask, filled.at[:, 0, 3].set(second), filled)
 
-    strict, _ = speculative(second_best)
+    strict, _, _ = speculative(second_best)
     np.testing.assert_array_equal(strict.tokens, greedy().tokens)
-    relaxed, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=100.0))
+    relaxed, _, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=100.0))
     assert not Acceptance(top=2, gap=100.0).lossless
     changed = np.asarray(relaxed.tokens)[0, 0] != np.asarray(strict.tokens)[0, 0]
     assert changed[2]
     assert not changed[:2].any()
-    narrow, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=1e-9))
+    narrow, _, _ = speculative(second_best, acceptance=Acceptance(top=2, gap=1e-9))
     np.testing.assert_array_equal(narrow.tokens, strict.tokens)
 
 
@@ -189,7 +231,7 @@ def test_ngrams_cannot_be_watched():
         ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
     ],
 )
-def test_the_model_speculates_what_it_decodes_greedily(variant, settings, monkeypatch):
+def test_the_model_speculates_what_it_decodes_greedily(variant, settings):
     net, params = tiny.model(**variant)
     # Ten times the usual spread: clear preferences, so that rounding cannot tip a choice.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
@@ -197,10 +239,12 @@ def test_the_model_speculates_what_it_decodes_greedily(variant, settings, monkey
     source[5] = net.specials.pad
     shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": settings.get("min_length", 1)}
     greedily = MODES["ar"](Request(net, params, source, DecodeConfig(beam=1, **shared), 24)).hypotheses
-    monkeypatch.setitem(modes.FREE_ROWS, "cpu", 10**6)  # every draft is worth its cost
-    decode = DecodeConfig(mode="speculative", **(shared | settings))
+    decode = DecodeConfig(mode="speculative", draft="always", **(shared | settings))
     found = MODES["speculative"](Request(dataclasses.replace(net), params, source, decode, 24))
     assert int(found.statistics["drafts"].max()) > 0
     np.testing.assert_array_equal(found.hypotheses.lengths, greedily.lengths)
     np.testing.assert_array_equal(found.hypotheses.tokens, greedily.tokens)
     np.testing.assert_allclose(found.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)
+    # By the clock: whatever it finds, the output is the same.
+    timed = MODES["speculative"](Request(net, params, source, dataclasses.replace(decode, draft="auto"), 24))
+    np.testing.assert_array_equal(timed.hypotheses.tokens, greedily.tokens)

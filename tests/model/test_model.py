@@ -234,7 +234,9 @@ def test_a_vocabulary_without_room_for_specials_is_refused():
         Janus(ModelConfig(vocab_size=4), Specials())
 
 
-@pytest.mark.parametrize("variant", [{}, {"norm": "pre"}, {"layernorm_embedding": True, "nar_layernorm_embedding": False}])
+@pytest.mark.parametrize(
+    "variant", [{}, {"norm": "pre"}, {"layernorm_embedding": True, "nar_layernorm_embedding": False}]
+)
 @pytest.mark.parametrize("step", [1, 2, 6])
 def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
     net, params = tiny.model(**variant)

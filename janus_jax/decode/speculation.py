@@ -1,0 +1,186 @@
+"""Speculative decoding of a batch: drafts of the NAR half that the AR half verifies, bound to the model and jitted.
+
+Legend: B sentences of a batch, K drafts a sentence, N = B*K rows, L longest hypothesis, T target slots, M gaps at most, k
+tokens fed at once.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+
+from janus_jax.config import DecodeConfig
+from janus_jax.decode import batches
+from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of
+from janus_jax.decode.costs import Costs, costs_from, seconds_a_round
+from janus_jax.decode.drafts import Acceptance
+from janus_jax.decode.nar import fill, rules_of, run_lengths
+from janus_jax.decode.request import Found, Request
+from janus_jax.decode.speculative import Outlook, Statistics, speculative_search
+from janus_jax.decode.vocab import argmax
+from janus_jax.model import Janus
+from janus_jax.types import Array, Encoded, Hypotheses, Params
+
+
+def decode_speculative(request: Request) -> Found:
+    """Greedy search by drafts of the NAR half that the AR half verifies."""
+    net, params, decode = request.net, request.params, request.static
+    limit, max_lengths = ar_limits(request)
+    longest = min(request.max_target_length, net.config.length_classes - 1)
+    encoded, lengths = run_lengths(
+        params, request.source, net=net, count=decode.draft_lengths, limit=longest, decode=decode
+    )
+    slots = min(batches.bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
+    widths = check_widths(slots - 1)
+    shape = {"net": net, "limit": limit, "slots": slots, "decode": decode}
+
+    def measure() -> Costs:
+        def step(count: int) -> float:
+            return seconds_a_round(lambda rounds: _run_steps(params, encoded, rounds, count=count, **shape))
+
+        draft = seconds_a_round(lambda rounds: _run_drafts(params, encoded, lengths, rounds, **shape))
+        return costs_from(step(1), step(widths[-1] + 1), draft, widths)
+
+    costs = costs_of(decode, widths, (net, lengths.shape, encoded.states.shape, slots, limit, decode), measure)
+    found, did, outlook = _run_speculative(params, encoded, lengths, max_lengths, costs, outlook_of(request), **shape)
+    passes = did.drafts * decode.draft_passes + did.rounds + did.steps
+    statistics = {"passes": passes, "rounds": did.rounds, "drafts": did.drafts, "drafted": did.drafted}
+    return Found(found, statistics, outlook=outlook)
+
+
+def check_widths(most: int) -> tuple[int, ...]:
+    """How many drafted tokens may be verified at once: few choices, since each is compiled."""
+    return tuple(sorted({width for width in ((4, 16) if most > 32 else (4,)) if width < most} | {most}))
+
+
+def outlook_of(request: Request) -> Outlook:
+    """What an earlier batch has left; where outputs depend on what is drafted, each batch begins afresh."""
+    fresh = request.outlook is None or not acceptance_of(request.decode).lossless
+    return Outlook.unknown() if fresh else request.outlook
+
+
+def acceptance_of(decode: DecodeConfig) -> Acceptance:
+    """Which drafted tokens are kept."""
+    return Acceptance(decode.accept_top, decode.accept_gap)
+
+
+_measured: dict[Any, Costs] = {}
+
+
+def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Callable[[], Costs]) -> Costs:
+    """What passes cost here, measured once for each shape; nothing is measured where drafts are always made.
+
+    So it is where acceptance is relaxed, too: outputs then depend on what is drafted, and must not on the clock.
+    """
+    if decode.draft == "always" or not acceptance_of(decode).lossless:
+        return Costs.none(widths)
+    if key not in _measured:
+        costs = measure()
+        if jax.process_count() > 1:  # all have to take the same branches
+            costs = multihost_utils.broadcast_one_to_all(costs)
+        _measured[key] = costs
+    return _measured[key]
+
+
+@functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "slots", "count"))
+def _run_steps(
+    params: Params,
+    encoded: Encoded,
+    rounds: Array,
+    *,
+    net: Janus,
+    decode: DecodeConfig,
+    limit: int,
+    slots: int,
+    count: int,
+) -> Array:
+    """So many rounds of feeding `count` tokens to the AR half, for the clock."""
+    del slots
+    projected = net.project_source(params, encoded)
+    step, empty_cache = ar_callbacks(net, params, encoded, projected, decode.draft_lengths)
+
+    def body(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+        tokens, cache = state
+        logits, longer = step(tokens, cache)
+        return argmax(logits), net.rewind_cache(longer, cache.length)
+
+    first = jnp.zeros((encoded.states.shape[0] * decode.draft_lengths, count), jnp.int32)
+    return lax.fori_loop(0, rounds, body, (first, empty_cache(limit)))[0]
+
+
+@functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "slots"))
+def _run_drafts(
+    params: Params,
+    encoded: Encoded,
+    lengths: Array,
+    rounds: Array,
+    *,
+    net: Janus,
+    decode: DecodeConfig,
+    limit: int,
+    slots: int,
+) -> Array:
+    """So many drafts of the NAR half, for the clock."""
+    del limit
+    draft = _drafter(net, params, encoded, net.project_source(params, encoded), decode, slots)
+
+    def body(_: Array, tokens: Array) -> Array:
+        # Never true, but for the compiler each draft depends on the one before.
+        return jnp.where(draft(tokens, lengths) < 0, tokens + 1, tokens)
+
+    first = jnp.full((*lengths.shape, slots), net.specials.mask, jnp.int32)
+    return lax.fori_loop(0, rounds, body, first)
+
+
+def _drafter(
+    net: Janus, params: Params, encoded: Encoded, projected: Any, decode: DecodeConfig, slots: int
+) -> Callable[[Array, Array], Array]:
+    # An eos that the draft puts early is for AR to judge.
+    rules = replace(rules_of(decode), end_at_eos=False)
+
+    def draft(tokens: Array, lengths: Array) -> Array:
+        return fill(net, params, encoded, projected, lengths, tokens, decode, decode.draft_passes, slots, rules).tokens
+
+    return draft
+
+
+@functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "slots"))
+def _run_speculative(
+    params: Params,
+    encoded: Encoded,
+    lengths: Array,
+    max_lengths: Array,
+    costs: Costs,
+    outlook: Outlook,
+    *,
+    net: Janus,
+    decode: DecodeConfig,
+    limit: int,
+    slots: int,
+) -> tuple[Hypotheses, Statistics, Outlook]:
+    projected = net.project_source(params, encoded)
+    step, empty_cache = ar_callbacks(net, params, encoded, projected, lengths.shape[1])
+    return speculative_search(
+        _drafter(net, params, encoded, projected, decode, slots),
+        step,
+        net.rewind_cache,
+        net.reorder_cache,
+        empty_cache(limit),
+        lengths=lengths,
+        slots=slots,
+        max_lengths=max_lengths,
+        limit=limit,
+        specials=net.specials,
+        constraints=constraints_of(net, decode),
+        costs=costs,
+        acceptance=acceptance_of(decode),
+        outlook=outlook,
+        lenpen=decode.lenpen,
+        cached=cached_tokens(net),
+    )
