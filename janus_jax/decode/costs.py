@@ -39,22 +39,19 @@ class Costs:
           redraft: [] bool, the round needs a new draft.
         """
         tokens = jnp.minimum(accepted, jnp.asarray(self.widths, jnp.float32)) + 1.0
-        return tokens * self.plain / (jnp.stack(self._verify()) + jnp.where(redraft, self.draft, 0.0))
+        return tokens / self._steps(redraft)
 
-    def hope(self) -> Array:
-        """The benefit of the doubt, before any draft: just as many accepted tokens as make one pay; 0 where none can."""
-        needed = (jnp.stack(self._verify()) + self.draft) / self.plain
-        return jnp.where(self.can_pay(), jnp.min(jnp.where(self._worth(), needed, jnp.inf)), 0.0)
+    def steps(self, width: Array, redraft: Array) -> Array:
+        """[] what a round costs, in greedy steps; `width` is an index of `widths`."""
+        return self._steps(redraft)[width]
 
     def can_pay(self) -> Array:
         """[] bool, whether a draft of which everything is accepted is worth its cost."""
-        return jnp.any(self._worth())
+        return jnp.any(self.gains(jnp.float32(jnp.inf), True) > 1.0)
 
-    def _worth(self) -> Array:
-        return self.gains(jnp.float32(jnp.inf), True) > 1.0
-
-    def _verify(self) -> list[Array]:
-        return [jnp.asarray(cost, jnp.float32) for cost in self.verify]
+    def _steps(self, redraft: Array | bool) -> Array:
+        verify = jnp.stack([jnp.asarray(cost, jnp.float32) for cost in self.verify])
+        return (verify + jnp.where(redraft, self.draft, 0.0)) / self.plain
 
 
 def seconds_a_round(call: Callable[[int], object]) -> float:

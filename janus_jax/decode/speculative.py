@@ -34,13 +34,14 @@ class Outlook:
     """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated."""
 
     expected: Array  # [] float32, drafted tokens that a round is expected to have accepted; below 0: nothing known
+    balance: Array  # [] float32, greedy steps that the present draft has saved so far, less what it cost
     pause: Array  # [] int32, greedy steps before the next draft
     next_pause: Array  # [] int32, how long the next pause is
 
     @staticmethod
     def unknown() -> "Outlook":
         """Before any draft."""
-        return Outlook(jnp.float32(-1.0), jnp.int32(0), jnp.int32(_FIRST_PAUSE))
+        return Outlook(jnp.float32(-1.0), jnp.float32(0.0), jnp.int32(0), jnp.int32(_FIRST_PAUSE))
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +142,7 @@ def speculative_search(
         draft=jnp.zeros((*lengths.shape, slots), jnp.int32) if draft is None else draft,
         draft_lengths=lengths.astype(jnp.int32),
         redraft=jnp.bool_(draft is None),
-        outlook=replace(outlook, expected=jnp.where(outlook.expected < 0, costs.hope(), outlook.expected)),
+        outlook=replace(outlook, expected=jnp.where(outlook.expected < 0, jnp.float32(costs.widths[0]), outlook.expected)),
         statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
@@ -201,14 +202,16 @@ class _Search:
         # Where nearly all that was looked at stands, more might have.
         looked_at = jnp.asarray(widths, jnp.float32)[width]
         expected = 0.5 * (expected + jnp.where(mean > 0.75 * looked_at, 2.0 * looked_at, mean))
+        balance = jnp.where(s.redraft, 0.0, s.outlook.balance) + mean + 1.0 - self.costs.steps(width, s.redraft)
         left = jnp.any(~after.done[:, None] & (after.draft_lengths > after.lengths[:, None] + 1))
         redraft = ~left | (self.costs.gains(mean, False).max() < 1.0)
-        pays = ~redraft | (self.costs.gains(expected, redraft).max() >= 1.0)
+        failed = redraft & (balance < 0.0)
         pause = s.outlook.next_pause
         outlook = Outlook(
-            expected=jnp.where(pays, expected, self.costs.hope()),
-            pause=jnp.where(pays, 0, pause),
-            next_pause=jnp.where(pays, _FIRST_PAUSE, jnp.minimum(2 * pause, _LONGEST_PAUSE)),
+            expected=expected,
+            balance=balance,
+            pause=jnp.where(failed, pause, 0),
+            next_pause=jnp.where(failed, jnp.minimum(2 * pause, _LONGEST_PAUSE), jnp.where(redraft, _FIRST_PAUSE, pause)),
         )
         did = replace(
             s.statistics,

@@ -141,7 +141,7 @@ def test_what_failed_is_not_repeated_by_the_next_search():
     assert drafts[0] >= 2
     assert sum(drafts[1:]) <= 3
     # and drafts that turn out well are made again
-    _, did, outlook = speculative(perfect, outlook=Outlook(outlook.expected, jnp.int32(0), jnp.int32(64)))
+    _, did, outlook = speculative(perfect, outlook=dataclasses.replace(outlook, pause=jnp.int32(0)))
     assert int(did.drafted.max()) > 3
     assert int(outlook.next_pause) == 4
 
@@ -160,7 +160,7 @@ def test_costs_between_a_step_and_the_widest_check_are_linear():
     np.testing.assert_allclose(costs.gains(jnp.float32(5.0), True), [1.5, 1.0])
     np.testing.assert_allclose(costs.gains(jnp.float32(15.0), False), [3.0, 4.0])
     assert bool(costs.can_pay())
-    assert float(costs.hope()) == 4.0
+    assert float(costs.steps(jnp.int32(1), jnp.bool_(True))) == 6.0
     assert not bool(costs_from(1.0, 16.0, 2.0, (15,)).can_pay())
 
 
