@@ -1,16 +1,21 @@
 """Time of decoding, mode by mode, beside the rate of a matrix product measured in the same run.
 
-    python benchmarks/decode.py [--json] [--batches=1,32] [--modes="ar:beam=1;nar:passes=1"] [--runs=3]
+    python benchmarks/decode.py [--json] [--batches=1,32,256] [--modes="ar:beam=1;nar:passes=1"] [--runs=5]
+    python benchmarks/decode.py --peer=transformers
 
 The shape is that of the published figures of the released code: source 28, target 27 tokens, D 512, F 1024, H 4, 6+6 layers,
 V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given),
-so that modes do equal work. Random weights accept no draft: the speculative row is the worst case of speculation.
-Compilation is not counted.
+so that modes do equal work. Random weights accept no draft: `speculative` is the worst case of speculation, and `oracle`, whose
+drafts are made all the same but then hold what AR will say, the best. Compilation is not counted, nor is the timing of passes.
+
+With --peer an encoder-decoder of the same size runs in that system (benchmarks/peers.py), taking turns with ours.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,80 +26,201 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
-from benchmarks import common
+from benchmarks import common, peers
 from janus_jax import parallel
 from janus_jax.config import DecodeConfig, resolve
-from janus_jax.decode import MODES, nar
+from janus_jax.decode import MODES, nar, remask_counts, speculation
+from janus_jax.decode.ar import ar_callbacks, ar_limits, constraints_of
 from janus_jax.decode.candidates import ranking
-from janus_jax.decode.request import Request
+from janus_jax.decode.costs import Costs
+from janus_jax.decode.request import Found, Request
+from janus_jax.decode.speculative import speculative_search
 from janus_jax.evaluate import parse_setting
 from janus_jax.model import Janus
+from janus_jax.model.cost import mask_predict_flops
 from janus_jax.types import Params, Specials
 
-SOURCE, TARGET, VOCAB = 28, 27, 10_000
+SOURCE, TARGET, VOCAB = peers.SOURCE, peers.TARGET, peers.VOCAB
 SETTINGS = (
     "ar:beam=1 ar:beam=5 ar:sample=true nar:passes=1,length_beam=1 nar:passes=1,length_beam=3 nar:passes=4,length_beam=1 "
     "nar:passes=4,length_beam=3 nar:passes=10,length_beam=1 nar:passes=10,length_beam=3 nar:passes=4,length_beam=3,rerank=ar "
-    "speculative"
+    "speculative oracle"
 ).split()
 
 
-def decoder(net: Janus, params: Params, setting: str, batch: int) -> Callable[[], Any]:
-    """A call that decodes one batch of full-length sentences."""
-    rng = np.random.default_rng(0)
-    source = rng.integers(5, VOCAB, (batch, SOURCE), dtype=np.int32)
-    source[:, 0], source[:, -1] = Specials.bos, Specials.eos
-    # eos comes where it is forced: after 26 tokens, bos not counted.
-    full = {"max_length_a": 0.0, "max_length_b": TARGET - 2, "min_length": TARGET - 2}
-    decode = resolve({"decode": full | parse_setting(setting)}).decode
-    request = Request(net, params, source, decode, TARGET + 1)
-    if decode.mode != "nar":
-        return lambda: MODES[decode.mode](request).hypotheses.tokens
-    lengths = jnp.tile(TARGET - jnp.arange(decode.length_beam), (batch, 1))
-    return lambda: _nar(request, decode, lengths)
+class Decoder:
+    """Decodes one batch of full-length sentences by one setting."""
+
+    def __init__(self, net: Janus, params: Params, setting: str, batch: int):
+        # eos comes where it is forced: after 26 tokens, bos not counted.
+        full = {"max_length_a": 0.0, "max_length_b": TARGET - 2, "min_length": TARGET - 2}
+        self.setting, self.oracle = setting, setting == "oracle"
+        self.decode: DecodeConfig = resolve(
+            {"decode": full | parse_setting("speculative" if self.oracle else setting)}
+        ).decode
+        source = peers.sources(batch).astype(np.int32)
+        self.request = Request(net, params, source, self.decode, TARGET + 1)
+        self.lengths = jnp.tile(TARGET - jnp.arange(self.decode.length_beam), (batch, 1))
+        if self.oracle:
+            greedy = replace(self.request, decode=replace(self.decode, mode="ar", beam=1))
+            self.truth = MODES["ar"](greedy).hypotheses.tokens[:, 0]
+
+    def __call__(self) -> jax.Array:
+        """What it emits."""
+        if self.oracle:
+            found = self._oracle()
+        elif self.decode.mode == "nar":
+            found = self._nar()
+        else:
+            found = MODES[self.decode.mode](self.request)
+            # As a Generator hands it on from batch to batch.
+            self.request = replace(self.request, outlook=found.outlook)
+        self.passes = found.statistics.get("passes")
+        return found.hypotheses.tokens
+
+    def _nar(self) -> Found:
+        """`decode_nar` for lengths that are given."""
+        r, static = self.request, self.request.static
+        count = self.decode.length_beam
+        encoded, _ = nar.run_lengths(r.params, r.source, net=r.net, decode=static, limit=TARGET, count=count)
+        found = nar.run_nar(r.params, encoded, self.lengths, None, net=r.net, decode=static, limit=TARGET, trace=False)
+        if self.decode.rerank == "ar":
+            found = nar.run_rerank(r.params, encoded, found, net=r.net, decode=static)
+        passes = found.passes.max(axis=1) + (self.decode.rerank == "ar")
+        return Found(nar.hypotheses_of(found, ranking(found)), {"passes": passes})
+
+    def _oracle(self) -> Found:
+        r = self.request
+        encoded, _ = nar.run_lengths(r.params, r.source, net=r.net, decode=r.static, limit=TARGET, count=1)
+        limit, max_lengths = ar_limits(r)
+        found, did, _ = _speculate(
+            r.params, encoded, self.lengths[:, :1], max_lengths, self.truth, net=r.net, decode=r.static, limit=limit
+        )
+        return Found(found, {"passes": did.drafts + did.rounds + did.steps})
 
 
-def _nar(request: Request, decode: DecodeConfig, lengths: jax.Array) -> jax.Array:
-    """`decode_nar` for lengths that are given."""
-    net, params, static = request.net, request.params, request.static
-    encoded, _ = nar.run_lengths(params, request.source, net=net, decode=static, limit=TARGET, count=decode.length_beam)
-    found = nar.run_nar(params, encoded, lengths, None, net=net, decode=static, limit=TARGET, trace=False)
-    if decode.rerank == "ar":
-        found = nar.run_rerank(params, encoded, found, net=net, decode=static)
-    return ranking(found)
+@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
+def _speculate(params, encoded, lengths, max_lengths, truth, *, net, decode, limit):  # noqa: ANN
+    """Speculative search whose drafts are made, and then replaced by what AR will say."""
+    slots = TARGET + 1
+    projected = net.project_source(params, encoded)
+    step, empty_cache = ar_callbacks(net, params, encoded, projected, 1)
+    draft = speculation.drafter(net, params, encoded, projected, decode, slots)
+    want = jnp.pad(truth, ((0, 0), (1, slots)))[:, None, :slots]
+    return speculative_search(
+        # Never negative, but for the compiler the draft is needed.
+        lambda tokens, at: jnp.where(draft(tokens, at) < 0, tokens, want),
+        step,
+        net.rewind_cache,
+        net.reorder_cache,
+        empty_cache(limit),
+        lengths=lengths + 1,
+        slots=slots,
+        max_lengths=max_lengths,
+        limit=limit,
+        specials=net.specials,
+        constraints=constraints_of(net, decode),
+        costs=Costs.none((slots - 1,)),
+        realign=False,
+    )
+
+
+def share_of_matmul(decoder: Decoder, batch: int, seconds: float, rate: float) -> float | None:
+    """Operations that mask-predict needs, each second, as a share of a matrix product's rate; None for other modes."""
+    d = decoder.decode
+    if d.mode != "nar" or d.rerank == "ar":
+        return None
+    slots = [TARGET - 2, *remask_counts(TARGET, d.passes, d.mask_schedule)[:-1]]
+    model = decoder.request.net.config
+    return mask_predict_flops(model, batch, SOURCE, TARGET, d.length_beam, slots) / seconds / rate
+
+
+def run_in_turns(calls: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each call, which take turns, so that a slow moment of the machine hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+        for name, call in calls.items():
+            times[name].append(call())
+    return times
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """The call's seconds; it has compiled before."""
+    jax.block_until_ready(call())
+    jax.block_until_ready(call())
+    return lambda: common.seconds(call, 1)[0]
+
+
+def make_model(ar_stream: str, dtype: str) -> tuple[Janus, Params]:
+    """The model of that shape, random weights."""
+    net = Janus(resolve({"model": {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype}}).model, Specials())
+    return net, jax.jit(net.init)(jax.random.key(0))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the last line holds."""
-    config = resolve({"model": {"vocab_size": VOCAB, "ar_stream": args.ar_stream, "dtype": args.dtype}})
-    net = Janus(config.model, Specials())
-    params = jax.jit(net.init)(jax.random.key(0))
+    net, params = make_model(args.ar_stream, args.dtype)
     rows = []
     for batch in map(int, args.batches.split(",")):
-        calls = {setting: decoder(net, params, setting, batch) for setting in args.modes or SETTINGS}
-        for call in calls.values():
-            jax.block_until_ready(call())
-        # Modes take turns, so that a slow moment of the machine hits all of them.
-        times: dict[str, list[float]] = {setting: [] for setting in calls}
-        for _ in range(args.runs):
-            for setting, call in calls.items():
-                times[setting] += common.seconds(call, 1)
+        decoders = {setting: Decoder(net, params, setting, batch) for setting in args.modes or SETTINGS}
+        calls = {setting: timed(decoder) for setting, decoder in decoders.items()}
+        calls["matmul"] = lambda: 1 / common.matmul_flops_per_second(net.dtype)
+        times = run_in_turns(calls, args.runs)
+        rate = 1 / median(times.pop("matmul"))
         for setting, seconds in times.items():
-            row = {"setting": setting, "batch": batch, "sentences_per_second": batch / median(seconds)}
-            row["milliseconds_per_sentence"] = 1000 * median(seconds) / batch
+            decoder, middle = decoders[setting], median(seconds)
+            row = {"setting": setting, "batch": batch, "sentences_per_second": batch / middle}
+            row["milliseconds_per_sentence"] = 1000 * middle / batch
+            row["passes"] = float(np.mean(decoder.passes))
+            row["share_of_matmul"] = share_of_matmul(decoder, batch, middle, rate)
+            row["matmul_gflops_per_second"] = rate / 1e9
+            for name in ("ar:beam=1", "ar:beam=5"):
+                if name in times:
+                    row[f"times {name}"] = median(times[name]) / middle
             row["seconds"] = seconds
             rows.append(row)
-            print(f"{setting:34s} batch {batch:4d} {row['sentences_per_second']:9.2f} sentences/s", flush=True)
-    for row in rows:
-        for name in ("ar:beam=1", "ar:beam=5"):
-            for other in rows:
-                if (other["setting"], other["batch"]) == (name, row["batch"]):
-                    row[f"times {name}"] = row["sentences_per_second"] / other["sentences_per_second"]
+            share = "" if row["share_of_matmul"] is None else f"{row['share_of_matmul']:6.0%} of matmul"
+            print(
+                f"{setting:36s} batch {batch:4d} {row['sentences_per_second']:9.2f} sentences/s "
+                f"{row['milliseconds_per_sentence']:9.2f} ms {row['passes']:6.1f} passes {share}",
+                flush=True,
+            )
     return {
         "machine": common.machine(),
         "model": {"ar_stream": args.ar_stream, "dtype": str(net.dtype)},
         "shape": {"source": SOURCE, "target": TARGET, "vocab": VOCAB},
-        "matmul_gflops_per_second": common.matmul_flops_per_second(net.dtype) / 1e9,
+        "rows": rows,
+    }
+
+
+def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
+    """Ours and a peer in turns; every row says how many times its seconds the peer takes."""
+    peer = peers.Peer(args.peer)
+    models = {stream: make_model(stream, args.dtype) for stream in ("content", "query")}
+    rows = []
+    for batch in map(int, args.batches.split(",")):
+        calls = {}
+        for beams in (1, 5):
+            calls[f"{args.peer} beam={beams}"] = functools.partial(peer.seconds, beams, batch)
+            peer.seconds(beams, batch)
+            for stream, (net, params) in models.items():
+                calls[f"{stream} ar:beam={beams}"] = timed(Decoder(net, params, f"ar:beam={beams}", batch))
+        calls["nar:passes=1"] = timed(Decoder(*models["query"], "nar:passes=1,length_beam=1", batch))
+        for name, seconds in run_in_turns(calls, args.runs).items():
+            row = {"system": name, "batch": batch, "sentences_per_second": batch / median(seconds), "seconds": seconds}
+            rows.append(row)
+            print(f"{name:28s} batch {batch:4d} {row['sentences_per_second']:9.2f} sentences/s", flush=True)
+    peer.close()
+    for row in rows:
+        beams = 5 if row["system"].endswith("beam=5") else 1
+        other = next(r for r in rows if (r["system"], r["batch"]) == (f"{args.peer} beam={beams}", row["batch"]))
+        row[f"times {other['system']}"] = row["sentences_per_second"] / other["sentences_per_second"]
+    return {
+        "machine": common.machine(),
+        "peer": peer.version,
+        "threads": peers.THREADS,
+        "shape": {"source": SOURCE, "target": TARGET, "vocab": VOCAB},
+        "matmul_gflops_per_second": common.matmul_flops_per_second() / 1e9,
         "rows": rows,
     }
 
@@ -102,15 +228,17 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Runs the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", default="1,32")
+    parser.add_argument("--batches", help="default: 1,32,256; with --peer 1,32")
     parser.add_argument("--modes", type=lambda text: text.split(";"), help="settings, with ; between them")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--ar_stream", choices=("query", "content"), default="query")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--peer", choices=peers.NAMES, help="compare with this system")
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
     args = parser.parse_args()
+    args.batches = args.batches or ("1,32" if args.peer else "1,32,256")
     parallel.start()
-    common.finish(measure(args), args.json)
+    common.finish((measure_beside if args.peer else measure)(args), args.json)
 
 
 if __name__ == "__main__":

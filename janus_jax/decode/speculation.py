@@ -128,7 +128,7 @@ def _run_drafts(
 ) -> Array:
     """So many drafts of the NAR half, for the clock."""
     del limit
-    draft = _drafter(net, params, encoded, net.project_source(params, encoded), decode, slots)
+    draft = drafter(net, params, encoded, net.project_source(params, encoded), decode, slots)
 
     def body(_: Array, tokens: Array) -> Array:
         # Never true, but for the compiler each draft depends on the one before.
@@ -138,9 +138,10 @@ def _run_drafts(
     return lax.fori_loop(0, rounds, body, first)
 
 
-def _drafter(
+def drafter(
     net: Janus, params: Params, encoded: Encoded, projected: Any, decode: DecodeConfig, slots: int
 ) -> Callable[[Array, Array], Array]:
+    """Drafts of the NAR half: fills the masks of targets [B, K, T] of lengths [B, K]."""
     # An eos that the draft puts early is for AR to judge.
     rules = replace(rules_of(decode), end_at_eos=False)
 
@@ -167,7 +168,7 @@ def _run_speculative(
     projected = net.project_source(params, encoded)
     step, empty_cache = ar_callbacks(net, params, encoded, projected, lengths.shape[1])
     return speculative_search(
-        _drafter(net, params, encoded, projected, decode, slots),
+        drafter(net, params, encoded, projected, decode, slots),
         step,
         net.rewind_cache,
         net.reorder_cache,

@@ -142,7 +142,9 @@ def speculative_search(
         draft=jnp.zeros((*lengths.shape, slots), jnp.int32) if draft is None else draft,
         draft_lengths=lengths.astype(jnp.int32),
         redraft=jnp.bool_(draft is None),
-        outlook=replace(outlook, expected=jnp.where(outlook.expected < 0, jnp.float32(costs.widths[0]), outlook.expected)),
+        outlook=replace(
+            outlook, expected=jnp.where(outlook.expected < 0, jnp.float32(costs.widths[0]), outlook.expected)
+        ),
         statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
@@ -211,7 +213,9 @@ class _Search:
             expected=expected,
             balance=balance,
             pause=jnp.where(failed, pause, 0),
-            next_pause=jnp.where(failed, jnp.minimum(2 * pause, _LONGEST_PAUSE), jnp.where(redraft, _FIRST_PAUSE, pause)),
+            next_pause=jnp.where(
+                failed, jnp.minimum(2 * pause, _LONGEST_PAUSE), jnp.where(redraft, _FIRST_PAUSE, pause)
+            ),
         )
         did = replace(
             s.statistics,

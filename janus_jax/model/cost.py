@@ -4,11 +4,12 @@ Legend: B sentences, S source length, T target length, U AR slots, M masked toke
 width, V' padded vocabulary, rows = decoder rows of a sentence.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from janus_jax.config import Config, objective_terms
+from janus_jax.config import Config, ModelConfig, objective_terms
 from janus_jax.model.janus import padded_vocab
 
 TRAINING = 3  # forward once, backward twice
@@ -48,3 +49,27 @@ def step_flops(config: Config, sentences: int, source: int, target: int, masked:
     logits = read * d * padded_vocab(m)
     passes = config.objective.encoder_passes if ar and nar else 1
     return 2 * TRAINING * sentences * (passes * (encoder + cross) + (m.decoder_layers - 1) * layer + last + logits)
+
+
+def mask_predict_flops(
+    m: ModelConfig, sentences: int, source: int, target: int, candidates: int, open_slots: Sequence[int]
+) -> float:
+    """Operations of mask-predict's matrix products, the encoder's and attention's too.
+
+    Args:
+      m: the model.
+      sentences, source, target: B, S, T.
+      candidates: lengths tried a sentence.
+      open_slots: for each decoder pass, how many slots of a target it fills: only their last-layer rows and logits count.
+    """
+    d, f = m.d_model, m.ffn_dim
+    per_row = 4 * d * d + 2 * d * f
+    encoder = m.encoder_layers * source * (per_row + 2 * source * d)
+    cross = m.decoder_layers * source * 2 * d * d
+    content = target * 2 * d * d
+    layer = target * per_row + content + 2 * d * target * (target + source)
+    passes = 0
+    for slots in open_slots:
+        last = slots * per_row + content + 2 * d * slots * (target + source)
+        passes += (m.decoder_layers - 1) * layer + last + slots * d * padded_vocab(m)
+    return 2 * sentences * (encoder + cross + candidates * passes)
