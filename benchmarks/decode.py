@@ -74,7 +74,7 @@ class Decoder:
         else:
             found = MODES[self.decode.mode](self.request)
             # As a Generator hands it on from batch to batch.
-            self.request = replace(self.request, outlook=found.outlook)
+            self.request = replace(self.request, outlook=jax.device_get(found.outlook))
         self.passes = found.statistics.get("passes")
         return found.hypotheses.tokens
 

@@ -192,7 +192,7 @@ class DecodeConfig:
     merge_repeats: bool = False  # nar: a token right after itself is dropped
     rerank: Literal["none", "ar"] = "none"  # nar: the model's AR half chooses among the length candidates
     # speculative, infill: when drafts are made. auto: where they pay, by the clock of this machine
-    draft: Literal["auto", "always"] = "auto"
+    draft: Literal["auto", "always", "never"] = "auto"
     draft_passes: int = 1  # speculative, infill: passes of mask-predict for a draft
     draft_lengths: int = 1  # speculative: drafts of so many lengths are verified side by side
     accept_top: int = 1  # speculative, infill: a drafted token among the so many best is accepted; above 1 not lossless

@@ -46,7 +46,7 @@ _HELP = {
     "early_stop": "nar: stop when a pass changes nothing",
     "merge_repeats": "nar: drop a token right after itself",
     "rerank": "nar: the AR half chooses among the length candidates",
-    "draft": "speculative, infill: make drafts where they pay on this machine, or always",
+    "draft": "speculative, infill: make drafts where they pay on this machine, always, or never",
     "draft_passes": "speculative, infill: passes of mask-predict for a draft",
     "draft_lengths": "speculative: drafts of so many lengths are verified side by side",
     "accept_top": "speculative, infill: accept a drafted token among the so many best (above 1: not lossless)",

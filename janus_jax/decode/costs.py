@@ -3,6 +3,7 @@
 Legend: n widths to choose from, W drafted tokens verified in a round.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ class Costs:
     draft: Array | float
     verify: tuple[Array | float, ...]  # for each of `widths`
     widths: tuple[int, ...] = field(metadata={"static": True})  # W, ascending
+
+    @staticmethod
+    def forbidding(widths: Sequence[int]) -> "Costs":
+        """No draft is ever worth its cost."""
+        return Costs(1.0, math.inf, (math.inf,) * len(widths), tuple(widths))
 
     @staticmethod
     def none(widths: Sequence[int]) -> "Costs":

@@ -273,14 +273,14 @@ class Generator:
             )
             with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
                 found = MODES[decode.mode](request)
-            self._outlooks[decode] = found.outlook
             running.append((chosen, found))
             if len(running) > 1:
-                yield self._read(*running.popleft())
+                yield self._read(*running.popleft(), decode)
         while running:
-            yield self._read(*running.popleft())
+            yield self._read(*running.popleft(), decode)
 
-    def _read(self, indices: list[int], found: Found) -> tuple[list[int], list["_Row"]]:
+    def _read(self, indices: list[int], found: Found, decode: DecodeConfig) -> tuple[list[int], list["_Row"]]:
+        self._outlooks[decode] = jax.device_get(found.outlook)
         best = found.hypotheses
         tokens, lengths, scores = jax.device_get((best.tokens, best.lengths, best.scores))
         statistics, trace = jax.device_get((found.statistics, found.trace))

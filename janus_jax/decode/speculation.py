@@ -78,6 +78,8 @@ def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Cal
 
     So it is where acceptance is relaxed, too: outputs then depend on what is drafted, and must not on the clock.
     """
+    if decode.draft == "never":
+        return Costs.forbidding(widths)
     if decode.draft == "always" or not acceptance_of(decode).lossless:
         return Costs.none(widths)
     if key not in _measured:

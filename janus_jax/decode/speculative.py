@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from janus_jax.decode.costs import Costs
@@ -31,7 +32,10 @@ _LONGEST_PAUSE = 4096
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Outlook:
-    """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated."""
+    """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated.
+
+    Between searches it stays on the host: as arrays of a device it would be compiled for anew.
+    """
 
     expected: Array  # [] float32, drafted tokens that a round is expected to have accepted; below 0: nothing known
     balance: Array  # [] float32, greedy steps that the present draft has saved so far, less what it cost
@@ -41,7 +45,7 @@ class Outlook:
     @staticmethod
     def unknown() -> "Outlook":
         """Before any draft."""
-        return Outlook(jnp.float32(-1.0), jnp.float32(0.0), jnp.int32(0), jnp.int32(_FIRST_PAUSE))
+        return Outlook(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(_FIRST_PAUSE))
 
 
 @jax.tree_util.register_dataclass

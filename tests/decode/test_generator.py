@@ -158,6 +158,19 @@ def test_a_second_generator_does_not_compile_again(generator):
     assert module._run_ar._cache_size() == compiled
 
 
+def test_a_second_batch_of_drafts_does_not_compile_again(generator):
+    from janus_jax.decode import speculation as module
+
+    committed = Generator(
+        generator.net, jax.device_put(generator.params, jax.devices()[0]), Letters(), generator.decode_config,
+        max_source_length=32, max_target_length=32,
+    )  # fmt: skip
+    committed.generate(["hello"], mode="speculative", draft="never")
+    compiled = module._run_speculative._cache_size()
+    committed.generate(["hello"], mode="speculative", draft="never")
+    assert module._run_speculative._cache_size() == compiled
+
+
 def test_progress_counts_every_line(generator):
     done = []
     generator.generate(LINES, progress=done.append, beam=1)

@@ -72,7 +72,7 @@ def test_infilling_is_filling_left_to_right(variant, settings):
     source, start = gaps()
     expected, scores = left_to_right(net, params, source, start)
     counts = (start == net.specials.mask).sum(axis=1)
-    for draft in ("always", "auto"):
+    for draft in ("always", "auto", "never"):
         decode = DecodeConfig(mode="infill", draft=draft, **settings)
         found = MODES["infill"](Request(net, params, source, decode, 24, start=start))
         np.testing.assert_array_equal(found.hypotheses.tokens[:, 0], expected[:, 1:])
@@ -80,8 +80,10 @@ def test_infilling_is_filling_left_to_right(variant, settings):
         np.testing.assert_allclose(found.hypotheses.token_scores[:, 0], scores[:, 1:], atol=1e-4)
         means = scores.sum(axis=1) / np.maximum(counts, 1)
         np.testing.assert_allclose(found.hypotheses.scores[:, 0], means, atol=1e-4)
+        did = {name: np.asarray(values) for name, values in found.statistics.items()}
+        if draft == "never":
+            np.testing.assert_array_equal(did["passes"], 1 + counts)
         if draft == "always":
-            did = {name: np.asarray(values) for name, values in found.statistics.items()}
             # Every sentence is done in as many rounds as it has gaps, or fewer.
             assert (did["rounds"] <= counts).all()
             assert did["rounds"].sum() < counts.sum()

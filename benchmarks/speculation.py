@@ -1,0 +1,143 @@
+"""Whether speculative decoding and infilling equal what they must, how many passes they take, and how long, on real text.
+
+    python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] [--batches=1,32] [--json]
+
+Outputs are compared with those of greedy search. Where two differ, the log-probabilities of the two tokens at the first difference
+say whether it is a tie of rounding (closer than 1e-4) or a mistake. With --references gaps are cut into the references
+(every third word) and filled left to right by AUX, once token by token and once with drafts.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+from benchmarks import common
+from janus_jax import parallel
+from janus_jax.decode import Generator, Output
+from janus_jax.decode.files import read_lines
+
+TIE = 1e-4
+
+
+def decode(generator: Generator, lines: Sequence[str], batch: int, **settings: Any) -> tuple[list[Output], list[float]]:
+    """Outputs of the lines in batches of so many, the second time round, and the seconds of each batch."""
+    targets = settings.pop("targets", None)
+    for _ in range(2):  # the first compiles
+        outputs, times = [], []
+        for start in range(0, len(lines), batch):
+            part = slice(start, start + batch)
+            given = {} if targets is None else {"targets": targets[part]}
+
+            def run(part: slice = part, given: dict[str, Any] = given) -> list[Output]:
+                return generator.generate(lines[part], batch_tokens=1 << 20, **given, **settings)
+
+            made: list[Output] = []
+            times += common.seconds(lambda run=run, made=made: made.extend(run()), 1)
+            outputs += made
+    return outputs, times
+
+
+def gap_of(generator: Generator, line: str, one: Output, other: Output) -> float:
+    """How far apart the two tokens are, by teacher forcing, at which two outputs first differ."""
+    net, params, special = generator.net, generator.params, generator.net.specials
+    first, second = ([*output.tokens, special.eos] for output in (one, other))
+    at = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    source = np.asarray([[special.bos, *generator.tokenizer.encode(line), special.eos]])
+    fed = np.asarray([[special.bos, *first[:at]]])
+    log_probs = jax.nn.log_softmax(net.project(params, net.ar_rows(params, net.encode(params, source), fed))[0, -1])
+    return float(abs(log_probs[first[at]] - log_probs[second[at]]))
+
+
+def compare(generator: Generator, lines: Sequence[str], base: list[Output], others: list[Output]) -> dict[str, Any]:
+    """How many outputs differ, and how far apart the tokens are where they begin to."""
+    pairs = [(line, a, b) for line, a, b in zip(lines, base, others, strict=True) if a.tokens != b.tokens]
+    gaps = [gap_of(generator, *pair) for pair in pairs]
+    return {"different": len(pairs), "ties": sum(gap < TIE for gap in gaps), "largest_gap": max(gaps, default=0.0)}
+
+
+def row_of(name: str, batch: int, outputs: list[Output], times: list[float]) -> dict[str, Any]:
+    """Figures of one setting."""
+    sums = {
+        key: sum(output.statistics.get(key, 0) for output in outputs)
+        for key in ("passes", "rounds", "drafts", "drafted")
+    }
+    return {
+        "setting": name,
+        "batch": batch,
+        "sentences": len(outputs),
+        "tokens_per_sentence": sum(len(output.tokens) + 1 for output in outputs) / len(outputs),
+        "passes_per_sentence": sums["passes"] / len(outputs),
+        "accepted_per_draft": sums["drafted"] / max(sums["drafts"], 1),
+        "accepted_per_round": sums["drafted"] / max(sums["rounds"], 1),
+        "milliseconds_per_sentence": 1000 * sum(times) / len(outputs),
+        "median_milliseconds_per_batch": 1000 * median(times),
+    }
+
+
+def cut(line: str) -> str:
+    """The line with every third word missing."""
+    words = line.split()
+    return " ".join("<mask>" if number % 3 == 2 else word for number, word in enumerate(words))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the last line holds."""
+    generator = Generator.from_checkpoint(args.checkpoint)
+    if args.dtype:
+        model = dataclasses.replace(generator.net.config, dtype=args.dtype)
+        generator.net = dataclasses.replace(generator.net, config=model)
+    lines = read_lines(args.source)[: args.sentences]
+    references = read_lines(args.references)[: args.sentences] if args.references else None
+    drafts = [{"draft": "always"}] if args.always else [{}, {"draft": "always"}, {"draft": "always", "draft_passes": 2}]
+    rows = []
+    for batch in map(int, args.batches.split(",")):
+        cases = [({"mode": "ar", "beam": 1}, [{"mode": "speculative", **one} for one in drafts])]
+        if references:
+            given = {"mode": "infill", "targets": [cut(line) for line in references]}
+            cases.append(({**given, "draft": "never"}, [{**given, **one} for one in drafts]))
+        for base, others in cases:
+            first, times = decode(generator, lines, batch, **base)
+            rows.append(row_of(base["mode"] if base["mode"] == "ar" else "infill, token by token", batch, first, times))
+            for other in others:
+                outputs, seconds = decode(generator, lines, batch, **other)
+                name = ",".join(f"{k}={v}" for k, v in other.items() if k not in ("mode", "targets"))
+                row = row_of(f"{other['mode']}:{name}", batch, outputs, seconds)
+                row["speed_up"] = sum(times) / sum(seconds)
+                if base["mode"] == "ar":
+                    row |= compare(generator, lines, first, outputs)
+                else:
+                    row["different"] = sum(a.tokens != b.tokens for a, b in zip(first, outputs, strict=True))
+                rows.append(row)
+        for row in rows:
+            if row["batch"] == batch:
+                print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
+    return {"machine": common.machine(), "dtype": str(generator.net.dtype), "rows": rows}
+
+
+def main() -> None:
+    """Runs the program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--source", required=True)
+    parser.add_argument("--references")
+    parser.add_argument("--sentences", type=int, help="only the first so many")
+    parser.add_argument("--batches", default="1,32")
+    parser.add_argument("--dtype", help="of matrix products")
+    parser.add_argument("--always", action="store_true", help="only with drafts always made, for equality alone")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
+    args = parser.parse_args()
+    parallel.start()
+    common.finish(measure(args), args.json)
+
+
+if __name__ == "__main__":
+    main()
