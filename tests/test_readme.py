@@ -44,6 +44,7 @@ def desk(tmp_path_factory):
         for side, lang in enumerate(("de", "en")):
             (folder / "my" / f"{file}.{lang}").write_text("".join(f"{pair[side]}\n" for pair in pairs[name]))
     (folder / "input.de").write_text("Montag\n\n3 Stunden\n")
+    (folder / "gaps.tsv").write_text("Montag\t<mask>\n\t\n3 Stunden\t3 <mask><mask>\n")
     (folder / "configs").symlink_to(ROOT / "configs")
     before = Path.cwd()
     os.chdir(folder)

@@ -158,8 +158,10 @@ class Generator:
             raise ValueError(f"trace: mode {decode.mode} has no passes to look at; use mode=nar")
         work = Work(
             framed(sources, self.max_source_length, "sources", special),
-            prefixes=prefixes and [bare(prefix, special)[: self.max_target_length - 2] for prefix in prefixes],
-            starts=targets and framed(targets, self.max_target_length, "targets", special),
+            prefixes=None
+            if prefixes is None
+            else [bare(one, special)[: self.max_target_length - 2] for one in prefixes],
+            starts=None if targets is None else framed(targets, self.max_target_length, "targets", special),
             trace=trace,
             first_line=first_line,
         )
@@ -222,7 +224,8 @@ class Generator:
         return outputs
 
     def _output(self, row: "_Row", decode: DecodeConfig) -> Output:
-        ranked = [(without_repeats(tokens) if decode.merge_repeats else tokens, score) for tokens, score in row.ranked]
+        merge = decode.merge_repeats and decode.mode == "nar"
+        ranked = [(without_repeats(tokens) if merge else tokens, score) for tokens, score in row.ranked]
         texts = self.tokenizer.decode_batch([tokens for tokens, _ in ranked]) if self.tokenizer else [""] * len(ranked)
         made = [Output(line, score, tokens) for line, (tokens, score) in zip(texts, ranked, strict=True)]
         if not made:
