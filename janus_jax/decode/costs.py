@@ -1,4 +1,4 @@
-"""What decoder passes cost, from which speculative search knows when drafting pays.
+"""What decoder passes cost and what drafts have brought, from which speculative search knows when drafting pays.
 
 Legend: n widths to choose from, W drafted tokens verified in a round.
 """
@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.types import Array
 
+_FIRST_PAUSE = 4  # greedy steps after a draft has failed; doubled each time
+_LONGEST_PAUSE = 4096
 _RUNS = 3
 _ENOUGH = 0.02  # seconds that can be told apart
 
@@ -47,6 +50,11 @@ class Costs:
         tokens = jnp.minimum(accepted, jnp.asarray(self.widths, jnp.float32)) + 1.0
         return tokens / self._steps(redraft)
 
+    def best_width(self, accepted: Array, redraft: Array) -> Array:
+        """[] int32, the index of the width that gains most; of equals the widest."""
+        gains = self.gains(accepted, redraft)
+        return len(self.widths) - 1 - jnp.argmax(gains[::-1])
+
     def steps(self, width: Array, redraft: Array) -> Array:
         """[] what a round costs, in greedy steps; `width` is an index of `widths`."""
         return self._steps(redraft)[width]
@@ -58,6 +66,52 @@ class Costs:
     def _steps(self, redraft: Array | bool) -> Array:
         verify = jnp.stack([jnp.asarray(cost, jnp.float32) for cost in self.verify])
         return (verify + jnp.where(redraft, self.draft, 0.0)) / self.plain
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Outlook:
+    """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated.
+
+    Between searches it stays on the host: as arrays of a device it would be compiled for anew.
+    """
+
+    expected: Array  # [] float32, drafted tokens that a round is expected to have accepted; below 0: nothing known
+    balance: Array  # [] float32, greedy steps that the present draft has saved so far, less what it cost
+    pause: Array  # [] int32, greedy steps before the next draft
+    next_pause: Array  # [] int32, how long the next pause is
+
+    @staticmethod
+    def unknown() -> "Outlook":
+        """Before any draft."""
+        return Outlook(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(_FIRST_PAUSE))
+
+    def after_round(
+        self, costs: Costs, width: Array, redraft: Array, accepted: Array, left: Array
+    ) -> tuple["Outlook", Array]:
+        """What a round teaches: the new outlook, and whether the next round needs a new draft.
+
+        Args:
+          costs: of passes.
+          width: [] index of the width that was verified.
+          redraft: [] bool, the round made a new draft.
+          accepted: [] float32, drafted tokens that it had accepted, a sentence on average.
+          left: [] bool, there is something of the draft that was not looked at, or that stands behind what was wrong.
+        """
+        looked_at = jnp.asarray(costs.widths, jnp.float32)[width]
+        # Where nearly all that was looked at stands, more might have.
+        seen = jnp.where(accepted > 0.75 * looked_at, 2.0 * looked_at, accepted)
+        balance = jnp.where(redraft, 0.0, self.balance) + accepted + 1.0 - costs.steps(width, redraft)
+        over = ~left | (costs.gains(accepted, False).max() < 1.0)
+        failed = over & (balance < 0.0)
+        longer = jnp.minimum(2 * self.next_pause, _LONGEST_PAUSE)
+        outlook = Outlook(
+            expected=0.5 * (self.expected + seen),
+            balance=balance,
+            pause=jnp.where(failed, self.next_pause, 0),
+            next_pause=jnp.where(failed, longer, jnp.where(over, _FIRST_PAUSE, self.next_pause)),
+        )
+        return outlook, over
 
 
 def seconds_a_round(call: Callable[[int], object]) -> float:

@@ -16,12 +16,12 @@ from jax import lax
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.candidates import MaskPredictRules
-from janus_jax.decode.costs import Costs, costs_from, seconds_a_round
+from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.nar import fill
 from janus_jax.decode.request import Found, Request
 from janus_jax.decode.speculation import acceptance_of, check_widths, costs_of, outlook_of
-from janus_jax.decode.speculative import Outlook, Statistics, speculative_search
+from janus_jax.decode.speculative import Statistics, speculative_search
 from janus_jax.decode.vocab import argmax, forbid, log_probs_of
 from janus_jax.model import Janus
 from janus_jax.parallel import BATCH, constrain

@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of
-from janus_jax.decode.costs import Costs, costs_from, seconds_a_round
+from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.drafts import Acceptance
 from janus_jax.decode.nar import fill, rules_of, run_lengths
 from janus_jax.decode.request import Found, Request
-from janus_jax.decode.speculative import Outlook, Statistics, speculative_search
+from janus_jax.decode.speculative import Statistics, speculative_search
 from janus_jax.decode.vocab import argmax
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params

@@ -15,37 +15,14 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
-from janus_jax.decode.costs import Costs
+from janus_jax.decode.costs import Costs, Outlook
 from janus_jax.decode.drafts import REACH, Acceptance, accepted, behind, without_stutter
 from janus_jax.decode.greedy import as_hypotheses
 from janus_jax.decode.loop import Cache, Constraints
 from janus_jax.decode.vocab import argmax, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
-
-_FIRST_PAUSE = 4  # greedy steps after drafts have failed; doubled each time
-_LONGEST_PAUSE = 4096
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Outlook:
-    """What drafting is expected to bring; a search leaves it to the next one, so that failures are not repeated.
-
-    Between searches it stays on the host: as arrays of a device it would be compiled for anew.
-    """
-
-    expected: Array  # [] float32, drafted tokens that a round is expected to have accepted; below 0: nothing known
-    balance: Array  # [] float32, greedy steps that the present draft has saved so far, less what it cost
-    pause: Array  # [] int32, greedy steps before the next draft
-    next_pause: Array  # [] int32, how long the next pause is
-
-    @staticmethod
-    def unknown() -> "Outlook":
-        """Before any draft."""
-        return Outlook(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(_FIRST_PAUSE))
 
 
 @jax.tree_util.register_dataclass
@@ -198,29 +175,13 @@ class _Search:
     def round(self, s: _State) -> _State:
         """Draft if need be, and verify; then how to go on."""
         s = lax.cond(s.redraft, self._drafted, lambda s: s, s)
-        expected, widths = s.outlook.expected, self.costs.widths
-        gains = self.costs.gains(expected, s.redraft)
-        width = len(widths) - 1 - jnp.argmax(gains[::-1])  # of equals the widest
-        branches = [lambda s, tokens=tokens: self._verify(s, tokens) for tokens in widths]
+        width = self.costs.best_width(s.outlook.expected, s.redraft)
+        branches = [lambda s, tokens=tokens: self._verify(s, tokens) for tokens in self.costs.widths]
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
         kept = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
         mean = kept.sum() / jnp.maximum((~s.done).sum(), 1)
-        # Where nearly all that was looked at stands, more might have.
-        looked_at = jnp.asarray(widths, jnp.float32)[width]
-        expected = 0.5 * (expected + jnp.where(mean > 0.75 * looked_at, 2.0 * looked_at, mean))
-        balance = jnp.where(s.redraft, 0.0, s.outlook.balance) + mean + 1.0 - self.costs.steps(width, s.redraft)
         left = jnp.any(~after.done[:, None] & (after.draft_lengths > after.lengths[:, None] + 1))
-        redraft = ~left | (self.costs.gains(mean, False).max() < 1.0)
-        failed = redraft & (balance < 0.0)
-        pause = s.outlook.next_pause
-        outlook = Outlook(
-            expected=expected,
-            balance=balance,
-            pause=jnp.where(failed, pause, 0),
-            next_pause=jnp.where(
-                failed, jnp.minimum(2 * pause, _LONGEST_PAUSE), jnp.where(redraft, _FIRST_PAUSE, pause)
-            ),
-        )
+        outlook, redraft = s.outlook.after_round(self.costs, width, s.redraft, mean, left)
         did = replace(
             s.statistics,
             rounds=s.statistics.rounds + ~s.done,

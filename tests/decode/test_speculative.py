@@ -9,12 +9,12 @@ import pytest
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES
-from janus_jax.decode.costs import Costs, costs_from, seconds_a_round
+from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.drafts import Acceptance, behind, without_stutter
 from janus_jax.decode.greedy import greedy_search
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.request import Request
-from janus_jax.decode.speculative import Outlook, speculative_search
+from janus_jax.decode.speculative import speculative_search
 from janus_jax.types import Specials
 from tests import tiny
 
