@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", help="also write the decoded lines there, a file for each setting")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--trace_html", help="page to write, on which a reader steps through --traces")
+    parser.add_argument("--trace_html", "--trace-html", help="page to write, on which a reader steps through --traces")
     parser.add_argument("--traces", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     args = parser.parse_args(argv)
     if args.trace_html or args.traces:

@@ -1,0 +1,120 @@
+"""Every mode on a tiny model that has learned something: a task whose one right answer each of them has to find."""
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.config import DecodeConfig, resolve
+from janus_jax.data import corruption
+from janus_jax.decode import Generator
+from janus_jax.model import Janus
+from janus_jax.train.step import init_state, make_train_step
+from janus_jax.types import Batch, Specials
+
+VOCAB, LONGEST, STEPS, ROWS = 24, 9, 300, 96
+SPECIALS = Specials()
+
+
+def pairs(count, seed):
+    """Sources of 2 to 7 tokens, and their targets: the next token of each, and the first one once more at the end."""
+    rng = np.random.default_rng(seed)
+    sources = [rng.integers(5, VOCAB, rng.integers(2, LONGEST - 2)).tolist() for _ in range(count)]
+    return sources, [[5 + (token - 4) % (VOCAB - 5) for token in [*source, source[0]]] for source in sources]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    config = resolve(
+        {
+            "data": {"mask_suffix": 0.3, "max_source_length": LONGEST + 1, "max_target_length": LONGEST + 1},
+            "model": {
+                "vocab_size": VOCAB, "d_model": 32, "ffn_dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2,
+                "max_positions": 32, "length_classes": 16, "vocab_multiple": 8, "dropout": 0.0, "dtype": "float32",
+            },
+            "optimizer": {"learning_rate": 6e-3, "warmup_steps": 40, "schedule": "cosine", "clip_norm": 1.0},
+            "objective": {"label_smoothing": 0.0},
+            "train": {"steps": STEPS},
+        }
+    )  # fmt: skip
+    net = Janus(config.model, SPECIALS)
+    sampler = corruption.sampler_of(config.data)
+    state = jax.jit(lambda: init_state(net, config))()
+    first = batch_of(*pairs(ROWS, 0), sampler, 0)
+    jax.config.update("jax_disable_most_optimizations", False)  # many steps: here the compiler's time is well spent
+    try:
+        step = jax.jit(make_train_step(net, config), donate_argnums=0).lower(state, first).compile()
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
+    for number in range(STEPS):
+        state, metrics = step(state, batch_of(*pairs(ROWS, 1000 + number), sampler, number))
+    assert float(metrics["nll/ar"]) < 0.2
+    decode = DecodeConfig(beam=3, passes=3, length_beam=2, max_length_a=1.0, max_length_b=5)
+    return Generator(net, state.params, None, decode, max_source_length=LONGEST, max_target_length=LONGEST + 1)
+
+
+def batch_of(sources, targets, sampler, epoch):
+    """A batch [1, B, ...] with its masks."""
+    made = {}
+    for name, rows in (("source", sources), ("target", targets)):
+        made[name] = np.full((len(rows), LONGEST + 1), SPECIALS.pad, np.int32)
+        for row, ids in enumerate(rows):
+            made[name][row, : len(ids) + 2] = [SPECIALS.bos, *ids, SPECIALS.eos]
+    lengths = np.asarray([len(ids) + 2 for ids in targets])
+    ids = np.arange(len(lengths))
+    uniforms = corruption.row_uniforms(0, epoch, ids, lengths, sampler.numbers)
+    masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(LONGEST + 1))
+    batch = Batch(made["source"], made["target"], masked, count, ids.astype(np.int32))
+    return jax.tree.map(lambda x: x[None], batch)
+
+
+SETTINGS = [
+    {"mode": "ar", "beam": 1},
+    {"mode": "ar", "beam": 3},
+    {"mode": "ar", "sample": True, "temperature": 0.1},
+    {"mode": "nar", "passes": 1, "length_beam": 1},
+    {"mode": "nar", "passes": 3, "length_beam": 2},
+    {"mode": "nar", "passes": 3, "length_beam": 2, "rerank": "ar"},
+    {"mode": "nar", "passes": 3, "mask_schedule": "cosine", "early_stop": True},
+    {"mode": "speculative", "draft": "always"},
+    {"mode": "speculative", "draft": "always", "draft_lengths": 2, "accept_top": 2, "accept_gap": 0.1},
+]
+
+
+def right(outputs, targets):
+    return np.mean([output.tokens == target for output, target in zip(outputs, targets, strict=True)])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()))
+def test_every_mode_finds_the_answer(generator, settings):
+    sources, targets = pairs(200, 0)
+    outputs = generator.generate_ids(sources, **settings)
+    assert right(outputs, targets) > 0.9
+    assert not any(set(output.tokens) & {SPECIALS.bos, SPECIALS.pad, SPECIALS.mask} for output in outputs)
+
+
+def test_good_drafts_take_few_passes(generator):
+    sources, targets = pairs(100, 1)
+    greedy = generator.generate_ids(sources, mode="ar", beam=1)
+    outputs = generator.generate_ids(sources, mode="speculative", draft="always")
+    assert [output.tokens for output in outputs] == [output.tokens for output in greedy]
+    passes = np.mean([output.statistics["passes"] for output in outputs])
+    assert passes < 0.6 * np.mean([len(target) + 1 for target in targets])
+
+
+def test_gaps_are_filled_with_what_was_there(generator):
+    sources, targets = pairs(200, 2)
+    rng = np.random.default_rng(0)
+    gapped = [[SPECIALS.mask if rng.random() < 0.5 else token for token in target] for target in targets]
+    for settings in ({"mode": "infill", "draft": "always"}, {"mode": "nar", "passes": 2}):
+        outputs = generator.generate_ids(sources, targets=gapped, **settings)
+        assert right(outputs, targets) > 0.9
+        for output, target in zip(outputs, gapped, strict=True):
+            assert [b for a, b in zip(target, output.tokens, strict=True) if a != SPECIALS.mask] == [
+                a for a in target if a != SPECIALS.mask
+            ]
+
+
+def test_a_prefix_is_gone_on_with(generator):
+    sources, targets = pairs(100, 3)
+    outputs = generator.generate_ids(sources, prefixes=[target[:2] for target in targets], mode="ar", beam=2)
+    assert right(outputs, targets) > 0.9
