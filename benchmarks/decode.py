@@ -147,7 +147,6 @@ def run_in_turns(calls: dict[str, Callable[[], float]], runs: int) -> dict[str, 
 def timed(call: Callable[[], Any]) -> Callable[[], float]:
     """The call's seconds; it has compiled before."""
     jax.block_until_ready(call())
-    jax.block_until_ready(call())
     return lambda: common.seconds(call, 1)[0]
 
 
