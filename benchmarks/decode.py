@@ -100,7 +100,7 @@ class Decoder:
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
-def _speculate(params, encoded, lengths, max_lengths, truth, *, net, decode, limit):  # noqa: ANN
+def _speculate(params, encoded, lengths, max_lengths, truth, *, net, decode, limit):
     """Speculative search whose drafts are made, and then replaced by what AR will say."""
     slots = TARGET + 1
     projected = net.project_source(params, encoded)

@@ -14,7 +14,7 @@ import numpy as np
 
 from janus_jax.types import Array
 
-_FIRST_PAUSE = 4  # greedy steps after a draft has failed; doubled each time
+FIRST_PAUSE = 16  # greedy steps after a draft has failed, about a sentence; doubled each time
 _LONGEST_PAUSE = 4096
 _RUNS = 3
 _ENOUGH = 0.02  # seconds that can be told apart
@@ -84,7 +84,7 @@ class Outlook:
     @staticmethod
     def unknown() -> "Outlook":
         """Before any draft."""
-        return Outlook(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(_FIRST_PAUSE))
+        return Outlook(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(FIRST_PAUSE))
 
     def after_round(
         self, costs: Costs, width: Array, redraft: Array, accepted: Array, left: Array
@@ -109,7 +109,7 @@ class Outlook:
             expected=0.5 * (self.expected + seen),
             balance=balance,
             pause=jnp.where(failed, self.next_pause, 0),
-            next_pause=jnp.where(failed, longer, jnp.where(over, _FIRST_PAUSE, self.next_pause)),
+            next_pause=jnp.where(failed, longer, jnp.where(over, FIRST_PAUSE, self.next_pause)),
         )
         return outlook, over
 

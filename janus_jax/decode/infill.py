@@ -20,8 +20,8 @@ from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.nar import fill
 from janus_jax.decode.request import Found, Request
-from janus_jax.decode.speculation import acceptance_of, check_widths, costs_of, outlook_of
-from janus_jax.decode.speculative import Statistics, speculative_search
+from janus_jax.decode.speculation import acceptance_of, check_widths, costs_of, outlook_of, statistics_of
+from janus_jax.decode.speculative import speculative_search
 from janus_jax.decode.vocab import argmax, forbid, log_probs_of
 from janus_jax.model import Janus
 from janus_jax.parallel import BATCH, constrain
@@ -51,10 +51,7 @@ def decode_infill(request: Request) -> Found:
 
     key = ("infill", net, request.source.shape, start.shape, most, decode)
     costs = costs_of(decode, widths, key, measure)
-    found, did, outlook = _run_infill(params, request.source, start, costs, outlook_of(request), **shape)
-    passes = 1 + did.drafts * decode.draft_passes + did.rounds + did.steps
-    statistics = {"passes": passes, "rounds": did.rounds, "drafts": did.drafts, "drafted": did.drafted}
-    return Found(found, statistics, outlook=outlook)
+    return Found(*_run_infill(params, request.source, start, costs, outlook_of(request), **shape))
 
 
 def _one(start: Array) -> Array:
@@ -136,7 +133,8 @@ def _run_infill(
     net: Janus,
     decode: DecodeConfig,
     most: int,
-) -> tuple[Hypotheses, Statistics, Outlook]:
+) -> tuple[Hypotheses, dict[str, Array], None, Outlook]:
+    """As `Found` has them."""
     gaps = _Gaps(net, params, source, start, most)
     found, did, outlook = speculative_search(
         lambda targets, _lengths: gaps.draft(targets, decode),
@@ -157,7 +155,8 @@ def _run_infill(
         realign=False,
         to_eos=False,
     )
-    return gaps.hypotheses(found.tokens[:, 0], found.token_scores[:, 0]), did, outlook
+    filled = gaps.hypotheses(found.tokens[:, 0], found.token_scores[:, 0])
+    return filled, statistics_of(did, decode.draft_passes, before=1), None, outlook
 
 
 @functools.partial(jax.jit, static_argnames=("net", "most"))

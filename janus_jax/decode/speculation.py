@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
-from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of
+from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of, decode_ar
 from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.drafts import Acceptance
 from janus_jax.decode.nar import fill, rules_of, run_lengths
@@ -29,9 +28,12 @@ from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
 def decode_speculative(request: Request) -> Found:
-    """Greedy search by drafts of the NAR half that the AR half verifies."""
+    """Greedy search by drafts of the NAR half that the AR half verifies; where none will be made, greedy search itself."""
     net, params, decode = request.net, request.params, request.static
     limit, max_lengths = ar_limits(request)
+    outlook = outlook_of(request)
+    if decode.draft == "never" or (decode.draft == "auto" and outlook.pause >= limit):
+        return _greedily(request, replace(outlook, pause=np.maximum(outlook.pause - np.int32(limit), 0)))
     longest = min(request.max_target_length, net.config.length_classes - 1)
     encoded, lengths = run_lengths(
         params, request.source, net=net, count=decode.draft_lengths, limit=longest, decode=decode
@@ -48,10 +50,21 @@ def decode_speculative(request: Request) -> Found:
         return costs_from(step(1), step(widths[-1] + 1), draft, widths)
 
     costs = costs_of(decode, widths, (net, lengths.shape, encoded.states.shape, slots, limit, decode), measure)
-    found, did, outlook = _run_speculative(params, encoded, lengths, max_lengths, costs, outlook_of(request), **shape)
-    passes = did.drafts * decode.draft_passes + did.rounds + did.steps
-    statistics = {"passes": passes, "rounds": did.rounds, "drafts": did.drafts, "drafted": did.drafted}
-    return Found(found, statistics, outlook=outlook)
+    return Found(*_run_speculative(params, encoded, lengths, max_lengths, costs, outlook, **shape))
+
+
+def _greedily(request: Request, outlook: Outlook) -> Found:
+    found = decode_ar(replace(request, decode=replace(request.decode, mode="ar", beam=1)))
+    none = np.zeros(len(request.source), np.int32)
+    return replace(
+        found, statistics={**found.statistics, **dict.fromkeys(("rounds", "drafts", "drafted"), none)}, outlook=outlook
+    )
+
+
+def statistics_of(did: Statistics, draft_passes: int, before: int = 0) -> dict[str, Array]:
+    """What is said of a search; `before`: passes before it began."""
+    passes = before + did.drafts * draft_passes + did.rounds + did.steps
+    return {"passes": passes, "rounds": did.rounds, "drafts": did.drafts, "drafted": did.drafted}
 
 
 def check_widths(most: int) -> tuple[int, ...]:
@@ -76,17 +89,15 @@ _measured: dict[Any, Costs] = {}
 def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Callable[[], Costs]) -> Costs:
     """What passes cost here, measured once for each shape; nothing is measured where drafts are always made.
 
-    So it is where acceptance is relaxed, too: outputs then depend on what is drafted, and must not on the clock.
+    So it is where acceptance is relaxed, since outputs then depend on what is drafted, and must not on the clock; and where
+    several processes share a search, since all of them have to take the same branches.
     """
     if decode.draft == "never":
         return Costs.forbidding(widths)
-    if decode.draft == "always" or not acceptance_of(decode).lossless:
+    if decode.draft == "always" or not acceptance_of(decode).lossless or jax.process_count() > 1:
         return Costs.none(widths)
     if key not in _measured:
-        costs = measure()
-        if jax.process_count() > 1:  # all have to take the same branches
-            costs = multihost_utils.broadcast_one_to_all(costs)
-        _measured[key] = costs
+        _measured[key] = measure()
     return _measured[key]
 
 
@@ -166,10 +177,11 @@ def _run_speculative(
     decode: DecodeConfig,
     limit: int,
     slots: int,
-) -> tuple[Hypotheses, Statistics, Outlook]:
+) -> tuple[Hypotheses, dict[str, Array], None, Outlook]:
+    """As `Found` has them."""
     projected = net.project_source(params, encoded)
     step, empty_cache = ar_callbacks(net, params, encoded, projected, lengths.shape[1])
-    return speculative_search(
+    found, did, outlook = speculative_search(
         drafter(net, params, encoded, projected, decode, slots),
         step,
         net.rewind_cache,
@@ -187,3 +199,4 @@ def _run_speculative(
         lenpen=decode.lenpen,
         cached=cached_tokens(net),
     )
+    return found, statistics_of(did, decode.draft_passes), None, outlook

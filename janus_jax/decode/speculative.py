@@ -131,9 +131,13 @@ def speculative_search(
     )
     can_pay = costs.can_pay()
 
+    def drafting(s: _State) -> Array:
+        return can_pay & (s.outlook.pause <= 0) & jnp.any(~s.done & (s.lengths + 3 <= slots))
+
+    # Two loops in turns and not a branch in one: a loop changes the cache where it lies, a branch would copy it.
     def body(s: _State) -> _State:
-        room = jnp.any(~s.done & (s.lengths + 3 <= slots))
-        return lax.cond((s.outlook.pause > 0) | ~room | ~can_pay, search.plain, search.round, s)
+        s = lax.while_loop(lambda s: ~jnp.all(s.done) & ~drafting(s), search.plain, s)
+        return lax.while_loop(lambda s: ~jnp.all(s.done) & drafting(s), search.round, s)
 
     state = lax.while_loop(lambda s: ~jnp.all(s.done), body, state)
     found = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
@@ -174,7 +178,8 @@ class _Search:
 
     def round(self, s: _State) -> _State:
         """Draft if need be, and verify; then how to go on."""
-        s = lax.cond(s.redraft, self._drafted, lambda s: s, s)
+        draft, draft_lengths = lax.cond(s.redraft, lambda: self._drafted(s), lambda: (s.draft, s.draft_lengths))
+        s = replace(s, draft=draft, draft_lengths=draft_lengths)
         width = self.costs.best_width(s.outlook.expected, s.redraft)
         branches = [lambda s, tokens=tokens: self._verify(s, tokens) for tokens in self.costs.widths]
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
@@ -190,13 +195,13 @@ class _Search:
         )
         return replace(after, redraft=redraft, outlook=outlook, statistics=did)
 
-    def _drafted(self, s: _State) -> _State:
-        """With a new draft, if it may be mended without a token right after itself (drafts stutter, AR does not)."""
+    def _drafted(self, s: _State) -> tuple[Array, Array]:
+        """A new draft; if it may be mended, without a token right after itself (drafts stutter, AR does not)."""
         start, length = self._targets(s)
         draft = self.draft_fn(start, length)
         if self.realign:
-            draft, length = without_stutter(draft, length, s.lengths)
-        return replace(s, draft=draft, draft_lengths=length)
+            return without_stutter(draft, length, s.lengths)
+        return draft, length
 
     def _targets(self, s: _State) -> tuple[Array, Array]:
         """[B, K, T] what is emitted, masks, eos; and their lengths [B, K]."""

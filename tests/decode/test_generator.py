@@ -165,9 +165,9 @@ def test_a_second_batch_of_drafts_does_not_compile_again(generator):
         generator.net, jax.device_put(generator.params, jax.devices()[0]), Letters(), generator.decode_config,
         max_source_length=32, max_target_length=32,
     )  # fmt: skip
-    committed.generate(["hello"], mode="speculative", draft="never")
+    committed.generate(["hello"], mode="speculative")
     compiled = module._run_speculative._cache_size()
-    committed.generate(["hello"], mode="speculative", draft="never")
+    committed.generate(["hello"], mode="speculative")
     assert module._run_speculative._cache_size() == compiled
 
 
