@@ -5,8 +5,8 @@
 
 The shape is that of the published figures of the released code: source 28, target 27 tokens, D 512, F 1024, H 4, 6+6 layers,
 V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given),
-so that modes do equal work. Random weights accept no draft: `speculative` is the worst case of speculation, and `oracle`, whose
-drafts are made all the same but then hold what AR will say, the best. Compilation is not counted, nor is the timing of passes.
+so that modes do equal work. Random weights accept no draft: `speculative` shows batch after batch what is left of greedy search's
+speed when drafts fail (ever fewer are made), and `oracle`, whose drafts are made but then hold what AR will say, the best case. Compilation is not counted, nor is the timing of passes.
 
 With --peer an encoder-decoder of the same size runs in that system (benchmarks/peers.py), taking turns with ours.
 """

@@ -107,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeConfig) -> None:
     """Reads, decodes and writes what the arguments name."""
     key = "target" if decode.mode in ("nar", "infill") else "prefix"
-    items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key)
+    infill = decode.mode == "infill"
+    if infill and args.format == "lines":
+        raise ValueError(
+            "--mode=infill: lines hold no targets; give --format=tsv (source TAB target with <mask>) or jsonl"
+        )
+    items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key, scored=infill)
     # A directory's newest checkpoint may be another one by the time a killed run goes on.
     signature = [
         dataclasses.asdict(decode),
@@ -154,7 +159,9 @@ def _outputs(
 ) -> list[Output]:
     """What becomes of a chunk whose first sentence is number `start`."""
     lines = [item.source for item in part]
-    if part[0].infill is not None:
+    if part and part[0].infill is not None:
+        if trace:
+            raise ValueError("--trace: scoring given texts has no passes to look at")
         targets, infills = [item.given or "" for item in part], [item.infill or () for item in part]
         return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **settings)
     given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
@@ -166,6 +173,8 @@ def _distill(
 ) -> int:
     if not args.output or args.input or args.trace:
         parser.error("--distill=PREPARED needs --output=DIRECTORY, and takes no --input and no --trace")
+    if settings["mode"] == "infill":
+        parser.error("--distill: mode infill completes given targets; use --mode=ar, nar or speculative")
     total = len(Prepared.open(args.distill).split("train"))
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         report = distill(

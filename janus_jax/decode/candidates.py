@@ -93,7 +93,9 @@ def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPr
         return jnp.clip(lengths, SHORTEST, limit).astype(jnp.int32)
     choices = min(limit + 1, length_logits.shape[-1]) - SHORTEST
     if k > choices:
-        raise ValueError(f"length_beam: {k} lengths wanted, but only {choices} lie between 2 and {limit}; lower it")
+        raise ValueError(
+            f"length_beam (or draft_lengths): {k} lengths wanted, but only {choices} lie between 2 and {limit}; lower it"
+        )
     allowed = (classes >= SHORTEST) & (classes <= limit)
     return lax.top_k(jnp.where(allowed, length_logits, -jnp.inf), k)[1].astype(jnp.int32)
 

@@ -102,7 +102,7 @@ class Outlook:
         # Where nearly all that was looked at stands, more might have.
         seen = jnp.where(accepted > 0.75 * looked_at, 2.0 * looked_at, accepted)
         balance = jnp.where(redraft, 0.0, self.balance) + accepted + 1.0 - costs.steps(width, redraft)
-        over = ~left | (costs.gains(accepted, False).max() < 1.0)
+        over = ~left | (costs.gains(accepted, False).max() <= 1.0)
         failed = over & (balance < 0.0)
         longer = jnp.minimum(2 * self.next_pause, _LONGEST_PAUSE)
         outlook = Outlook(

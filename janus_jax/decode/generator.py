@@ -83,6 +83,7 @@ class Generator:
         if devices is None:
             devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
         loaded = checkpoint.load(path)
+        params = loaded.params if len(devices) > 1 else jax.device_put(loaded.params, devices[0])
         tokenizer = text.load(loaded.tokenizer)
         trained, decode = TRAINED_MODES[loaded.config.objective.name], loaded.config.decode
         if decode.mode not in trained:
@@ -92,7 +93,7 @@ class Generator:
             architecture = dataclasses.replace(architecture, vocab_size=tokenizer.vocab_size)
         return cls(
             Janus(architecture, tokenizer.specials),
-            loaded.params,
+            params,
             tokenizer,
             decode,
             max_source_length=loaded.config.data.max_source_length,
@@ -157,11 +158,11 @@ class Generator:
         if trace and decode.mode != "nar":
             raise ValueError(f"trace: mode {decode.mode} has no passes to look at; use mode=nar")
         work = Work(
-            framed(sources, self.max_source_length, "sources", special),
+            framed(sources, self.max_source_length, "sources", special, first_line),
             prefixes=None
             if prefixes is None
             else [bare(one, special)[: self.max_target_length - 2] for one in prefixes],
-            starts=None if targets is None else framed(targets, self.max_target_length, "targets", special),
+            starts=None if targets is None else framed(targets, self.max_target_length, "targets", special, first_line),
             trace=trace,
             first_line=first_line,
         )
@@ -189,14 +190,19 @@ class Generator:
           Completed texts; the score is the mean log-probability of the tokens in the gaps.
 
         Raises:
-          ValueError: not one text a gap, or no tokenizer.
+          ValueError: not one text a gap, an empty source, or no tokenizer.
         """
         tokenizer, special = self._needed_tokenizer(), self.net.specials
         decode = self.settings({**settings, "mode": "infill"})
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, first_line + 1)
         self._check(decode, len(lines), None, targets)
+        sources = framed(tokenizer.encode_batch(list(lines)), self.max_source_length, "sources", special, first_line)
+        if not all(sources):
+            raise ValueError(
+                f"line {sources.index([]) + first_line + 1}: an empty source; nothing can be scored for it"
+            )
         work = Work(
-            framed(tokenizer.encode_batch(list(lines)), self.max_source_length, "sources", special),
+            sources,
             starts=framed([ids for ids, _ in pairs], self.max_target_length, "targets", special),
             fillings=[tokens for _, tokens in pairs],
         )

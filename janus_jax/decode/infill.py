@@ -32,7 +32,8 @@ def decode_infill(request: Request) -> Found:
     """The likeliest token of each gap in turn, by AUX; or, where the gaps' tokens are given, what AUX makes of them."""
     net, params, decode = request.net, request.params, request.static
     start = jnp.asarray(request.start)
-    most = batches.bucket(int((request.start == net.specials.mask).sum(axis=1).max(initial=1)), at_least=4, halves=True)
+    most = int((request.start == net.specials.mask).sum(axis=1).max(initial=1))
+    most = min(batches.bucket(most, at_least=4, halves=True), start.shape[1])
     if request.filling is not None:
         filling = np.zeros((len(start), most), np.int32)
         filling[:, : request.filling.shape[1]] = request.filling[:, :most]
@@ -50,7 +51,7 @@ def decode_infill(request: Request) -> Found:
         return costs_from(step(1), step(widths[-1] + 1), draft, widths)
 
     key = ("infill", net, request.source.shape, start.shape, most, decode)
-    costs = costs_of(decode, widths, key, measure)
+    costs = costs_of(request.decode, widths, key, measure)
     return Found(*_run_infill(params, request.source, start, costs, outlook_of(request), **shape))
 
 

@@ -28,7 +28,7 @@ class Item:
     extra: dict[str, Any] | None = None  # the object that it came in (jsonl)
 
 
-def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
+def parse(lines: Sequence[str], form: str, name: str, key: str, scored: bool = False) -> list[Item]:
     """The sentences of a file.
 
     Args:
@@ -37,6 +37,7 @@ def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
         and perhaps `prefix` or `target`, and `infill` beside a target, a list of the texts of its gaps.
       name: of the file, for messages.
       key: "prefix" or "target", whichever the mode takes.
+      scored: objects may hold `infill`.
 
     Raises:
       LinesError: a line is not of that form, or some lines give something of the target and others do not.
@@ -51,7 +52,7 @@ def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
                 raise LinesError(f"{name}, line {number}: {len(cells)} columns; give source, or source TAB {key}")
             items.append(Item(cells[0], cells[1] if len(cells) > 1 else None))
     else:
-        items = [_parse_object(line, f"{name}, line {number}", key) for number, line in enumerate(lines, 1)]
+        items = [_parse_object(line, f"{name}, line {number}", key, scored) for number, line in enumerate(lines, 1)]
     for what, field in ((key, "given"), ("infill", "infill")):
         absent = [number for number, item in enumerate(items, 1) if getattr(item, field) is None]
         if absent and len(absent) < len(items):
@@ -61,7 +62,7 @@ def parse(lines: Sequence[str], form: str, name: str, key: str) -> list[Item]:
     return items
 
 
-def _parse_object(line: str, where: str, key: str) -> Item:
+def _parse_object(line: str, where: str, key: str, scored: bool) -> Item:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
@@ -71,7 +72,7 @@ def _parse_object(line: str, where: str, key: str) -> Item:
     given = value.get(key)
     if given is not None and not isinstance(given, str):
         raise LinesError(f'{where}: "{key}" must be text')
-    infill = value.get("infill") if key == "target" else None
+    infill = value.get("infill") if scored else None
     if infill is not None and not (isinstance(infill, list) and all(isinstance(text, str) for text in infill)):
         raise LinesError(f'{where}: "infill" must be a list of texts, one for each gap')
     return Item(value["source"], given, None if infill is None else tuple(infill), value)

@@ -33,7 +33,7 @@ class Request:
     @property
     def static(self) -> DecodeConfig:
         """The settings that compiled code depends on."""
-        return replace(self.decode, seed=0, batch_tokens=1, mode="ar")
+        return replace(self.decode, seed=0, batch_tokens=1, mode="ar", draft="auto")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Speculative decoding of a batch: drafts of the NAR half that the AR half verifies, bound to the model and jitted.
 
-Legend: B sentences of a batch, K drafts a sentence, N = B*K rows, L longest hypothesis, T target slots, M gaps at most, k
-tokens fed at once.
+Legend: B sentences of a batch, K drafts a sentence, N = B*K rows, L longest hypothesis, T target slots, k tokens fed at
+once.
 """
 
 import functools
@@ -32,7 +32,7 @@ def decode_speculative(request: Request) -> Found:
     net, params, decode = request.net, request.params, request.static
     limit, max_lengths = ar_limits(request)
     outlook = outlook_of(request)
-    if decode.draft == "never" or (decode.draft == "auto" and outlook.pause >= limit):
+    if request.decode.draft == "never" or (request.decode.draft == "auto" and outlook.pause >= limit):
         return _greedily(request, replace(outlook, pause=np.maximum(outlook.pause - np.int32(limit), 0)))
     longest = min(request.max_target_length, net.config.length_classes - 1)
     encoded, lengths = run_lengths(
@@ -49,7 +49,7 @@ def decode_speculative(request: Request) -> Found:
         draft = seconds_a_round(lambda rounds: _run_drafts(params, encoded, lengths, rounds, **shape))
         return costs_from(step(1), step(widths[-1] + 1), draft, widths)
 
-    costs = costs_of(decode, widths, (net, lengths.shape, encoded.states.shape, slots, limit, decode), measure)
+    costs = costs_of(request.decode, widths, (net, lengths.shape, encoded.states.shape, slots, limit, decode), measure)
     return Found(*_run_speculative(params, encoded, lengths, max_lengths, costs, outlook, **shape))
 
 
@@ -96,6 +96,7 @@ def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Cal
         return Costs.forbidding(widths)
     if decode.draft == "always" or not acceptance_of(decode).lossless or jax.process_count() > 1:
         return Costs.none(widths)
+    key = (key, jax.sharding.get_abstract_mesh())
     if key not in _measured:
         _measured[key] = measure()
     return _measured[key]

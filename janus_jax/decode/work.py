@@ -52,11 +52,13 @@ def bare(ids: Sequence[int], specials: Specials) -> list[int]:
     return [i for i in map(int, ids) if i not in (specials.bos, specials.eos, specials.pad)]
 
 
-def framed(sentences: Sequence[Sequence[int]], longest: int, what: str, specials: Specials) -> list[list[int]]:
+def framed(
+    sentences: Sequence[Sequence[int]], longest: int, what: str, specials: Specials, first_line: int = 0
+) -> list[list[int]]:
     """bos ... eos, cut to `longest` with one warning; [] for an empty one."""
     ids = [bare(sentence, specials) for sentence in sentences]
     room = longest - 2
-    long = [number for number, sentence in enumerate(ids, 1) if len(sentence) > room]
+    long = [number for number, sentence in enumerate(ids, first_line + 1) if len(sentence) > room]
     if long:
         some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
         log.warning(

@@ -219,7 +219,7 @@ class Janus:
         Args:
           params, encoded: the model, and its encoding of B sentences.
           tokens: [B, T] bos ... eos with masks, padded.
-          most: M, at least the masks of any row.
+          most: M, at least the masks of any row and at most T.
           source: `project_source(encoded)`, where it is at hand.
 
         Returns:

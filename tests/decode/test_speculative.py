@@ -254,3 +254,7 @@ def test_the_model_speculates_what_it_decodes_greedily(variant, settings):
     np.testing.assert_array_equal(resting.hypotheses.tokens, greedily.tokens)
     assert int(np.max(resting.statistics["drafts"])) == 0
     assert resting.outlook.pause < 30
+    shorter = dataclasses.replace(auto, outlook=dataclasses.replace(paused, pause=np.int32(5)))
+    tried = MODES["speculative"](shorter)
+    np.testing.assert_array_equal(tried.hypotheses.tokens, greedily.tokens)
+    assert int(np.max(tried.statistics["passes"])) >= 5
