@@ -49,7 +49,7 @@ _HELP = {
     "draft": "speculative, infill: make drafts where they pay on this machine, always, or never",
     "draft_passes": "speculative, infill: passes of mask-predict for a draft",
     "draft_lengths": "speculative: drafts of so many lengths are verified side by side",
-    "accept_top": "speculative, infill: accept a drafted token among the so many best (above 1: not lossless)",
+    "accept_top": "speculative, infill: accept a drafted token among the so many best (above 1: not lossless, and outputs depend on their batch)",
     "accept_gap": "speculative, infill: ... at most so much less log-probable than the best (above 0: not lossless)",
     "batch_tokens": "sentences * hypotheses * padded length of a batch",
 }

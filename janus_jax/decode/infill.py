@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 
 from janus_jax.config import DecodeConfig
-from janus_jax.decode import batches
 from janus_jax.decode.candidates import MaskPredictRules
 from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
 from janus_jax.decode.loop import Constraints
@@ -32,8 +31,9 @@ def decode_infill(request: Request) -> Found:
     """The likeliest token of each gap in turn, by AUX; or, where the gaps' tokens are given, what AUX makes of them."""
     net, params, decode = request.net, request.params, request.static
     start = jnp.asarray(request.start)
-    most = int((request.start == net.specials.mask).sum(axis=1).max(initial=1))
-    most = min(batches.bucket(most, at_least=4, halves=True), start.shape[1])
+    # One of two sizes, so that little is compiled.
+    slots = start.shape[1]
+    most = slots // 2 if (request.start == net.specials.mask).sum(axis=1).max(initial=0) <= slots // 2 else slots
     if request.filling is not None:
         filling = np.zeros((len(start), most), np.int32)
         filling[:, : request.filling.shape[1]] = request.filling[:, :most]
