@@ -1,10 +1,12 @@
 """Shared set-up: eight CPU devices in one process, and a compiler that hurries: it is where the tests spend their time."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import jax
+import pytest
 
 from janus_jax import parallel
 
@@ -18,3 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 parallel.start()
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 15_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_compiled_programs():
+    """Drops compiled programs when there are many: each holds memory maps, of which Linux allows a process 65,530."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
