@@ -7,11 +7,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from janus_jax.decode.vocab import argmax
 from janus_jax.types import Array
 
 FIRST_PAUSE = 16  # greedy steps after a draft has failed, about a sentence; doubled each time
@@ -112,6 +115,29 @@ class Outlook:
             next_pause=jnp.where(failed, longer, jnp.where(over, FIRST_PAUSE, self.next_pause)),
         )
         return outlook, over
+
+
+def feed_rounds(
+    step_fn: Callable[[Array, Any], tuple[Array, Any]],
+    rewind_fn: Callable[[Any, Array], Any],
+    tokens: Array,
+    cache: Any,
+    rounds: Array,
+) -> Array:
+    """So many rounds of feeding tokens [N, k], for the clock; under `jax.jit`."""
+
+    def body(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+        tokens, cache = state
+        logits, longer = step_fn(tokens, cache)
+        return argmax(logits), rewind_fn(longer, cache.length)
+
+    return lax.fori_loop(0, rounds, body, (tokens, cache))[0]
+
+
+def draft_rounds(draft_fn: Callable[[Array], Array], targets: Array, rounds: Array) -> Array:
+    """So many drafts, for the clock; under `jax.jit`."""
+    # Never true, but for the compiler each draft depends on the one before.
+    return lax.fori_loop(0, rounds, lambda _, x: jnp.where(draft_fn(x) < 0, x + 1, x), targets)
 
 
 def seconds_a_round(call: Callable[[int], object]) -> float:

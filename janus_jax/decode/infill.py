@@ -11,11 +11,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode.candidates import MaskPredictRules
-from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
+from janus_jax.decode.costs import Costs, Outlook, draft_rounds, feed_rounds
 from janus_jax.decode.loop import Constraints
 from janus_jax.decode.nar import fill
 from janus_jax.decode.request import Found, Request
@@ -41,17 +40,13 @@ def decode_infill(request: Request) -> Found:
     widths = check_widths(most)
     shape = {"net": net, "decode": decode, "most": most}
 
-    def measure() -> Costs:
-        def step(count: int) -> float:
-            return seconds_a_round(
-                lambda rounds: _run_steps(params, request.source, start, rounds, count=count, **shape)
-            )
-
-        draft = seconds_a_round(lambda rounds: _run_drafts(params, request.source, start, rounds, **shape))
-        return costs_from(step(1), step(widths[-1] + 1), draft, widths)
-
-    key = ("infill", net, request.source.shape, start.shape, most, decode)
-    costs = costs_of(request.decode, widths, key, measure)
+    costs = costs_of(
+        request.decode,
+        widths,
+        ("infill", net, request.source.shape, start.shape, most, decode),
+        lambda rounds, count: _run_steps(params, request.source, start, rounds, count=count, **shape),
+        lambda rounds: _run_drafts(params, request.source, start, rounds, **shape),
+    )
     return Found(*_run_infill(params, request.source, start, costs, outlook_of(request), **shape))
 
 
@@ -184,13 +179,7 @@ def _run_steps(
     """So many rounds of feeding `count` tokens to the AUX rows, for the clock."""
     del decode
     gaps = _Gaps(net, params, source, start, most)
-
-    def body(_: Array, state: tuple[Array, object]) -> tuple[Array, object]:
-        tokens, cache = state
-        logits, longer = gaps.step(tokens, cache)
-        return argmax(logits), net.rewind_cache(longer, cache.length)
-
-    return lax.fori_loop(0, rounds, body, (jnp.zeros((start.shape[0], count), jnp.int32), gaps.cache))[0]
+    return feed_rounds(gaps.step, net.rewind_cache, jnp.zeros((start.shape[0], count), jnp.int32), gaps.cache, rounds)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "most"))
@@ -200,5 +189,4 @@ def _run_drafts(
     """So many drafts, for the clock."""
     gaps = _Gaps(net, params, source, start, most)
     masks = gaps.framed(jnp.full((start.shape[0], most), net.specials.mask, jnp.int32))
-    # Never true, but for the compiler each draft depends on the one before.
-    return lax.fori_loop(0, rounds, lambda _, x: jnp.where(gaps.draft(x, decode) < 0, x + 1, x), masks)
+    return draft_rounds(lambda targets: gaps.draft(targets, decode), masks, rounds)

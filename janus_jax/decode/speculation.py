@@ -12,17 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of, decode_ar
-from janus_jax.decode.costs import Costs, Outlook, costs_from, seconds_a_round
+from janus_jax.decode.costs import Costs, Outlook, costs_from, draft_rounds, feed_rounds, seconds_a_round
 from janus_jax.decode.drafts import Acceptance
 from janus_jax.decode.nar import fill, rules_of, run_lengths
 from janus_jax.decode.request import Found, Request
 from janus_jax.decode.speculative import Statistics, speculative_search
-from janus_jax.decode.vocab import argmax
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
@@ -42,14 +40,13 @@ def decode_speculative(request: Request) -> Found:
     widths = check_widths(slots - 1)
     shape = {"net": net, "limit": limit, "slots": slots, "decode": decode}
 
-    def measure() -> Costs:
-        def step(count: int) -> float:
-            return seconds_a_round(lambda rounds: _run_steps(params, encoded, rounds, count=count, **shape))
-
-        draft = seconds_a_round(lambda rounds: _run_drafts(params, encoded, lengths, rounds, **shape))
-        return costs_from(step(1), step(widths[-1] + 1), draft, widths)
-
-    costs = costs_of(request.decode, widths, (net, lengths.shape, encoded.states.shape, slots, limit, decode), measure)
+    costs = costs_of(
+        request.decode,
+        widths,
+        (net, lengths.shape, encoded.states.shape, slots, limit, decode),
+        lambda rounds, count: _run_steps(params, encoded, rounds, count=count, **shape),
+        lambda rounds: _run_drafts(params, encoded, lengths, rounds, **shape),
+    )
     return Found(*_run_speculative(params, encoded, lengths, max_lengths, costs, outlook, **shape))
 
 
@@ -86,11 +83,24 @@ def acceptance_of(decode: DecodeConfig) -> Acceptance:
 _measured: dict[Any, Costs] = {}
 
 
-def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Callable[[], Costs]) -> Costs:
+def costs_of(
+    decode: DecodeConfig,
+    widths: Sequence[int],
+    key: Any,
+    steps: Callable[[int, int], Array],
+    drafts: Callable[[int], Array],
+) -> Costs:
     """What passes cost here, measured once for each shape; nothing is measured where drafts are always made.
 
     So it is where acceptance is relaxed, since outputs then depend on what is drafted, and must not on the clock; and where
     several processes share a search, since all of them have to take the same branches.
+
+    Args:
+      decode: when drafts are made.
+      widths: to choose from, ascending.
+      key: the shape.
+      steps: does so many rounds of feeding so many tokens.
+      drafts: makes so many drafts.
     """
     if decode.draft == "never":
         return Costs.forbidding(widths)
@@ -98,7 +108,8 @@ def costs_of(decode: DecodeConfig, widths: Sequence[int], key: Any, measure: Cal
         return Costs.none(widths)
     key = (key, jax.sharding.get_abstract_mesh())
     if key not in _measured:
-        _measured[key] = measure()
+        plain, widest = (seconds_a_round(lambda n, k=k: steps(n, k)) for k in (1, widths[-1] + 1))
+        _measured[key] = costs_from(plain, widest, seconds_a_round(drafts), widths)
     return _measured[key]
 
 
@@ -118,14 +129,8 @@ def _run_steps(
     del slots
     projected = net.project_source(params, encoded)
     step, empty_cache = ar_callbacks(net, params, encoded, projected, decode.draft_lengths)
-
-    def body(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
-        tokens, cache = state
-        logits, longer = step(tokens, cache)
-        return argmax(logits), net.rewind_cache(longer, cache.length)
-
     first = jnp.zeros((encoded.states.shape[0] * decode.draft_lengths, count), jnp.int32)
-    return lax.fori_loop(0, rounds, body, (first, empty_cache(limit)))[0]
+    return feed_rounds(step, net.rewind_cache, first, empty_cache(limit), rounds)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit", "slots"))
@@ -143,13 +148,8 @@ def _run_drafts(
     """So many drafts of the NAR half, for the clock."""
     del limit
     draft = drafter(net, params, encoded, net.project_source(params, encoded), decode, slots)
-
-    def body(_: Array, tokens: Array) -> Array:
-        # Never true, but for the compiler each draft depends on the one before.
-        return jnp.where(draft(tokens, lengths) < 0, tokens + 1, tokens)
-
     first = jnp.full((*lengths.shape, slots), net.specials.mask, jnp.int32)
-    return lax.fori_loop(0, rounds, body, first)
+    return draft_rounds(lambda tokens: draft(tokens, lengths), first, rounds)
 
 
 def drafter(
