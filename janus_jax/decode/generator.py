@@ -9,7 +9,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from janus_jax import checkpoint, config, parallel, text
 from janus_jax.config import DecodeConfig, ParallelConfig
 from janus_jax.decode import batches
 from janus_jax.decode.modes import MODES, TRAINED_MODES
-from janus_jax.decode.output import Output, passes_of, without_repeats
+from janus_jax.decode.output import Output, Row, rows_of, without_repeats
 from janus_jax.decode.request import Found, Request, rows_per_sentence
 from janus_jax.decode.work import GAP, Work, bare, framed, with_fillings, with_gaps
 from janus_jax.model import Janus
@@ -229,7 +228,7 @@ class Generator:
                 progress(len(indices))
         return outputs
 
-    def _output(self, row: "_Row", decode: DecodeConfig) -> Output:
+    def _output(self, row: Row, decode: DecodeConfig) -> Output:
         merge = decode.merge_repeats and decode.mode == "nar"
         ranked = [(without_repeats(tokens) if merge else tokens, score) for tokens, score in row.ranked]
         texts = self.tokenizer.decode_batch([tokens for tokens, _ in ranked]) if self.tokenizer else [""] * len(ranked)
@@ -263,7 +262,7 @@ class Generator:
         values = {**dataclasses.asdict(self.decode_config), **{k: v for k, v in changes.items() if v is not None}}
         return config.resolve({"decode": values}).decode
 
-    def _search(self, work: Work, indices: list[int], decode: DecodeConfig) -> Iterator[tuple[list[int], list["_Row"]]]:
+    def _search(self, work: Work, indices: list[int], decode: DecodeConfig) -> Iterator[tuple[list[int], list[Row]]]:
         """Batches in whatever order: (indices, what was found). One batch runs while the one before is read."""
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
         lengths = [work.length(i) for i in indices]
@@ -288,26 +287,6 @@ class Generator:
         while running:
             yield self._read(*running.popleft(), decode)
 
-    def _read(self, indices: list[int], found: Found, decode: DecodeConfig) -> tuple[list[int], list["_Row"]]:
+    def _read(self, indices: list[int], found: Found, decode: DecodeConfig) -> tuple[list[int], list[Row]]:
         self._outlooks[decode] = jax.device_get(found.outlook)
-        best = found.hypotheses
-        tokens, lengths, scores = jax.device_get((best.tokens, best.lengths, best.scores))
-        statistics, trace = jax.device_get((found.statistics, found.trace))
-        rows = []
-        for row in range(len(indices)):
-            # Every hypothesis ends in eos, which the caller doesn't need.
-            ranked = [
-                (tokens[row, n, : length - 1].tolist(), float(scores[row, n]))
-                for n, length in enumerate(lengths[row].tolist())
-                if length > 0
-            ]
-            seen = passes_of(trace, row, self.net.specials) if trace else []
-            rows.append(_Row(ranked, {name: int(values[row]) for name, values in statistics.items()}, seen))
-        return indices, rows
-
-
-@dataclass(frozen=True)
-class _Row:
-    ranked: list[tuple[list[int], float]]  # tokens and score, best first
-    statistics: dict[str, int]
-    trace: list[dict[str, list]]
+        return indices, rows_of(found, len(indices), self.net.specials)
