@@ -1,15 +1,17 @@
 """Time of a training step, objective by objective, beside the rate of a matrix product measured in the same run.
 
     python benchmarks/train_step.py [--json] [--objectives=ar,cmlm,janus] [--runs=7]
+    python benchmarks/train_step.py --preset=bart_base [--sentences=8 --length=512] [--remat=dots] [--json]
 
 The shape is that of the published figures of the released code: 32 sentences, source 28, target 27 tokens, D 512, F 1024,
-H 4, 6+6 layers, V 10000 (37.8M parameters), dropout 0.3, Adam. Masks come from the span sampler (seed 0) and the
-trainer's own padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for
+H 4, 6+6 layers, V 10000 (37.8M parameters), dropout 0.3, Adam; with a preset, its denoising pretraining step: 2 blocks of
+256 tokens, dropout 0.1 (attention too). Masks come from the samplers (seed 0) and have the trainer's own padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for
 forward and backward (`model.cost`); what the compiler recomputes or adds is not counted.
 """
 
 import argparse
 import dataclasses
+import resource
 import statistics
 import sys
 import time
@@ -21,11 +23,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks import common
+from configs import bart_janus
 from janus_jax import parallel
 from janus_jax.config import Config, resolve
 from janus_jax.data import corruption
+from janus_jax.data.denoising import most_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
+from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Batch, Specials
 
@@ -33,28 +38,44 @@ SENTENCES, SOURCE, TARGET, VOCAB = 32, 28, 27, 10_000
 
 
 def make_config(objective: str, args: argparse.Namespace) -> Config:
-    """The published shape under one objective."""
-    return resolve(
-        {
-            "model": {"vocab_size": VOCAB, "dropout": args.dropout, "ar_stream": args.ar_stream, "dtype": args.dtype},
-            "objective": {"name": objective, "projection_chunk": args.projection_chunk},
-            "optimizer": {"name": "adam", "weight_decay": 0.0},
-        }
-    )
+    """The published shape under one objective, or a preset's pretraining."""
+    if args.preset:
+        raw = bart_janus.pretraining(args.preset).to_dict()
+        raw["model"] |= {"vocab_size": PRESETS[args.preset].vocab_size or VOCAB}
+        raw["data"] |= {"max_source_length": args.length, "max_target_length": args.length}
+    else:
+        raw = {"model": {"vocab_size": VOCAB, "dropout": 0.3}, "objective": {}}
+    changes = {name: getattr(args, name) for name in ("ar_stream", "dtype", "remat", "attention")}
+    raw["model"] |= {name: value for name, value in changes.items() if value is not None}
+    if args.dropout is not None:
+        raw["model"] |= {"dropout": args.dropout, "attention_dropout": args.dropout if args.preset else 0.0}
+    raw["objective"] |= {"name": objective, "projection_rows": args.projection_rows}
+    return resolve(raw | {"optimizer": {"name": "adam", "weight_decay": 0.0}})
 
 
-def make_batch(config: Config, sentences: int = SENTENCES) -> Batch:
-    """One micro-batch [A=1, B, ...] of full-length sentences with span masks of seed 0."""
+def make_batch(config: Config, sentences: int, source: int, target: int) -> Batch:
+    """One micro-batch [A=1, B, ...] of full-length sentences with the masks of seed 0."""
     rng = np.random.default_rng(0)
-    source = rng.integers(5, VOCAB, (sentences, SOURCE), dtype=np.int32)
-    target = rng.integers(5, VOCAB, (sentences, TARGET), dtype=np.int32)
-    for side in (source, target):
+    vocab = config.model.vocab_size
+    sides = [rng.integers(5, vocab, (sentences, length), dtype=np.int32) for length in (source, target)]
+    for side in sides:
         side[:, 0], side[:, -1] = Specials.bos, Specials.eos
-    ids, lengths = np.arange(sentences), np.full(sentences, TARGET)
-    sampler = corruption.sampler_of(config.data)
-    uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.numbers)
-    masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(TARGET))
-    batch = Batch(source, target, masked.astype(np.int32), counts.astype(np.int32), ids.astype(np.int32))
+    ids = np.arange(sentences)
+    if config.data.source == "text":
+        # Four tokens of three words, sentences of 20 tokens.
+        starts, marks = np.arange(vocab) % 4 != 3, np.arange(1, target - 1, 20)
+        rows = corruption.row_generators(0, 0, ids)
+        made = [noise(g, one, starts, marks, config.data, Specials()) for g, one in zip(rows, sides[1], strict=True)]
+        sides[0] = np.full((sentences, target), Specials.pad, np.int32)
+        masked = np.zeros((sentences, most_masked(target, config.data.noise_ratio)), np.int32)
+        counts = np.array([len(one.masked) for one in made], np.int32)
+        for row, one in enumerate(made):
+            sides[0][row, : len(one.source)], masked[row, : len(one.masked)] = one.source, one.masked
+    else:
+        lengths, sampler = np.full(sentences, target), corruption.sampler_of(config.data)
+        uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.numbers)
+        masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(target))
+    batch = Batch(*sides, masked.astype(np.int32), counts.astype(np.int32), ids.astype(np.int32))
     return jax.tree.map(lambda x: jax.device_put(x[None]), batch)
 
 
@@ -62,7 +83,8 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
     """Figures of one objective."""
     config = make_config(objective, args)
     net = Janus(config.model, Specials())
-    batch = make_batch(config, args.sentences)
+    lengths = (args.length, args.length) if args.preset else (SOURCE, TARGET)
+    batch = make_batch(config, args.sentences, *lengths)
     state = jax.jit(lambda: init_state(net, config))()
     start = time.perf_counter()
     step = jax.jit(make_train_step(net, config), donate_argnums=0).lower(state, batch).compile()
@@ -76,8 +98,8 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
     common.seconds(run, 2)
     times = common.seconds(run, args.runs)
     taken = statistics.median(times)
-    flops = step_flops(config, args.sentences, SOURCE, TARGET, batch.masked.shape[-1])
-    tokens = args.sentences * TARGET
+    flops = step_flops(config, args.sentences, *lengths, batch.masked.shape[-1])
+    tokens = args.sentences * lengths[1]
     return {
         "objective": objective,
         "parameters": parameter_count(state.params),
@@ -90,24 +112,31 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         "gflop_per_second": flops / taken / 1e9,
         "compile_seconds": compiled_in,
         "temporary_gigabytes": step.memory_analysis().temp_size_in_bytes / 1e9,
+        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--objectives", default="ar,cmlm,janus")
+    parser.add_argument("--objectives", help="default: ar,cmlm,janus; with a preset janus")
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="pretraining of this architecture instead")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--sentences", type=int, default=SENTENCES)
-    parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--ar_stream", default="query", choices=["query", "content"])
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
-    parser.add_argument("--projection_chunk", type=int, default=0)
+    parser.add_argument("--sentences", type=int, help="default: 32; with a preset 2 blocks")
+    parser.add_argument("--length", type=int, default=256, help="with a preset: tokens of a block")
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--ar_stream", choices=["query", "content"])
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--remat", choices=["none", "dots", "full"])
+    parser.add_argument("--attention", choices=["plain", "fused"])
+    parser.add_argument("--projection_rows", type=int, default=0)
     args = parser.parse_args(argv)
+    args.sentences = args.sentences or (2 if args.preset else SENTENCES)
+    objectives = args.objectives or ("janus" if args.preset else "ar,cmlm,janus")
     parallel.start()
     rate = common.matmul_flops_per_second()
     rows = []
-    for objective in args.objectives.split(","):
+    for objective in objectives.split(","):
         row = measure(objective, args)
         row["share_of_matmul"] = row["gflop_per_second"] * 1e9 / rate
         rows.append(row)
@@ -115,7 +144,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{objective:6s} {row['seconds']:.3f} s  {row['target_tokens_per_second']:.0f} target tokens/s  "
             f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a matrix "
             f"product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
-            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB)"
+            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory, process at most "
+            f"{row['peak_gigabytes']:.2f} GB)"
         )
     settings = dataclasses.asdict(make_config("janus", args).model)
     figures = {"machine": common.machine(), "matmul_gflop_per_second": rate / 1e9, "model": settings, "rows": rows}

@@ -46,7 +46,7 @@ def _cpu():
     config = _multi30k("cpu")
     config.text.vocab_size = 4000
     config.data.tokens_per_batch = 4096
-    config.objective.projection_chunk = 16  # 13% faster than whole batches on a CPU, in less memory
+    config.objective.projection_rows = 1024  # faster than whole batches on a CPU, in less memory
     m = config.model
     m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers, m.dropout = 192, 768, 4, 3, 3, 0.2
     o = config.optimizer

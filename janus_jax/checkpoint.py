@@ -151,6 +151,24 @@ def load(path: str | Path) -> Loaded:
     return Loaded(stored[which], config, tokenizer, int(about.get("step", 0)), dict(about))
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `find` would find a step directory there."""
+    try:
+        find(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def tokenizer(path: str | Path) -> bytes:
+    """The tokenizer of a checkpoint (see `find`), without its parameters."""
+    step_dir = find(path)
+    assets = ocp.checkpointables_metadata(step_dir).metadata["assets"]
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), assets)
+    return _array_bytes(ocp.load_checkpointables(step_dir, {"assets": abstract})["assets"]["tokenizer"])
+
+
 def find(path: str | Path) -> Path:
     """The step directory that `path` is or holds; see `load`."""
     path = Path(path).absolute()

@@ -62,6 +62,9 @@ def check(config: Config) -> None:
         raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
     if not 0 < d.mask_ratio <= 1:
         raise ConfigError(f"config.data.mask_ratio: {d.mask_ratio} must lie in (0, 1]")
+    for key in ("noise_hidden", "rotate", "permute_sentences"):
+        if not 0 <= getattr(d, key) <= 1:
+            raise ConfigError(f"config.data.{key}: {getattr(d, key)} must lie in [0, 1]")
     if o.name == "adam" and o.weight_decay:
         raise ConfigError(
             "config.optimizer.weight_decay: adam has none; set it to 0, or name adamw (decoupled weight decay)"
@@ -74,6 +77,15 @@ def check(config: Config) -> None:
         )
     if m.ar_start == "eos" and m.ar_slot_position == "input":
         raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
+    if m.attention == "fused" and m.attention_dropout:
+        raise ConfigError(
+            f"config.model.attention: fused attention has no dropout; set model.attention_dropout ({m.attention_dropout}) to 0"
+        )
+    if d.source == "text" and d.max_source_length < d.max_target_length:
+        raise ConfigError(
+            f"config.data.max_source_length: {d.max_source_length}; noise may leave a source as long as its block, "
+            f"data.max_target_length {d.max_target_length}: set it to that"
+        )
     _check_objective(config)
     _check_decode(config.decode)
     axes = dataclasses.asdict(config.parallel)
@@ -98,7 +110,7 @@ def _check_lengths(config: Config) -> None:
             raise ConfigError(
                 f"config.data.max_{side}_length: {longest} leaves no room for a token between bos and eos"
             )
-    if config.objective.name != "ar" and d.max_target_length > m.length_classes:
+    if "length" in objective_terms(config.objective) and d.max_target_length > m.length_classes:
         raise ConfigError(
             f"config.data.max_target_length: {d.max_target_length} exceeds model.length_classes {m.length_classes}, "
             "whose last class stands for all longer targets; lower one or raise the other"
@@ -145,11 +157,13 @@ def _check_decode(decode: DecodeConfig) -> None:
 
 _POSITIVE = frozenset(
     "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
-    "batch_multiple buckets workers mask_span learning_rate eps steps accumulation log_every eval_every "
+    "batch_multiple buckets workers mask_span noise_span learning_rate eps steps accumulation log_every eval_every "
     "checkpoint_every keep_last nbest beam temperature passes length_beam draft_passes draft_lengths accept_top batch_tokens train_lines character_coverage".split()
 )
 _NOT_NEGATIVE = frozenset(
-    "vocab_size seed max_length_ratio projection_chunk warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
+    "vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
     "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
 )
-_SHARE = frozenset("mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())
+_SHARE = frozenset(
+    "mask_suffix noise_ratio dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()
+)

@@ -177,6 +177,12 @@ def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def batch_ways() -> int:
+    """How many parts the batches of the current mesh (`jax.set_mesh`) come in; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     """Pins the sharding of an activation whose leading axes are `axes`; does nothing without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

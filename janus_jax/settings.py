@@ -9,7 +9,7 @@ from typing import Literal
 
 Weight = float | tuple[tuple[int, float], ...]
 
-Source = Literal["parallel", "tsv", "tfds", "demo"]
+Source = Literal["parallel", "tsv", "tfds", "demo", "text"]
 MaskSampler = Literal["span", "uniform"]
 Objective = Literal["ar", "cmlm", "janus"]
 Optimizer = Literal["adam", "adamw"]
@@ -22,8 +22,10 @@ Remat = Literal["none", "full", "dots"]
 class TextConfig:
     """Tokenizer: one vocabulary for both languages, since one embedding matrix serves both."""
 
-    model: str = ""  # path of a given SentencePiece model; empty: train one on the training split
-    model_type: Literal["unigram", "bpe"] = "unigram"
+    # A given tokenizer: a SentencePiece model, a tokenizer.json, a folder with vocab.json and merges.txt (BART), a fairseq
+    # dict.txt (of text that is tokenized already); empty: that of init_from, or one trained on the training split.
+    model: str = ""
+    model_type: Literal["unigram", "bpe", "byte_bpe"] = "unigram"  # SentencePiece, SentencePiece, byte-level as in BART
     vocab_size: int = 8000  # of a tokenizer to be trained, the five special ids included
     character_coverage: float = 0.9995
     byte_fallback: bool = True  # characters outside the vocabulary become bytes, so that nothing is unknown
@@ -38,10 +40,12 @@ class DataConfig:
     source_lang: str = "de"
     target_lang: str = "en"
     # parallel: path prefixes ("data/train" reads data/train.de and data/train.en, or .gz, .xz); tsv: files;
-    # tfds: split names; demo: ignored. An empty string means that the split is absent.
+    # tfds: split names; demo: ignored; text: files or a pattern ("corpus/*.txt.xz"), a document a line. An empty string
+    # means that the split is absent.
     train: str = "train"
     valid: str = "validation"
     test: str = "test"
+    hold_out: int = 0  # text: without a valid split, every n-th document is kept out of training to be one; 0: none
     tfds_name: str = ""  # any TFDS translation dataset, "name/config:version"
     tfds_data_dir: str = ""
     demo_sizes: tuple[int, int, int] = (60_000, 500, 500)  # train, valid, test pairs of the built-in corpus
@@ -60,6 +64,12 @@ class DataConfig:
     mask_ratio: float = 0.7  # span: share of T that the spans sum to, before overlaps
     mask_span: float = 2.0  # span: mean length (Poisson)
     mask_suffix: float = 0.0  # share of targets of which a whole suffix is masked instead, as speculation drafts it
+    # source "text": denoising (METHOD section 6); blocks are max_target_length tokens long
+    noise_ratio: float = 0.3  # share of the words that the spans sum to
+    noise_span: float = 3.0  # mean length of a span in words (Poisson)
+    noise_hidden: float = 0.5  # share of the spans that the source does not show; the others stay in it
+    rotate: float = 0.0  # share of the sources that begin at a random token instead (0.5 in the released recipe)
+    permute_sentences: float = 0.0  # share of the sources whose sentences are put in random order
 
 
 @dataclass(frozen=True)
@@ -84,10 +94,14 @@ class ModelConfig:
     ar_stream: Literal["query", "content"] = "query"
     ar_slot_position: Literal["target", "input"] = "target"
     ar_start: Literal["bos", "eos"] = "bos"  # eos: BART's shift, T slots, bos is a target too
+    mask_token: Literal["mask", "unk"] = (
+        "mask"  # what stands for a masked target token; unk in the released checkpoints
+    )
     length_classes: int = 256
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple, so that it splits over a mesh
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
-    remat: Remat = "none"
+    remat: Remat = "none"  # what the backward pass computes anew: nothing, every layer, all but its matrix products
+    attention: Literal["plain", "fused"] = "plain"  # fused: jax.nn.dot_product_attention, cuDNN's kernel on GPUs
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class ObjectiveConfig:
     stop_gradient: StopGradients = field(default_factory=StopGradients)
     encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
     normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
-    projection_chunk: int = 0  # sentences whose logits live at once in training; 0: the whole micro-batch
+    projection_rows: int = 0  # about so many rows' logits live at once in training; 0: those of the whole micro-batch
 
 
 @dataclass(frozen=True)
@@ -213,6 +227,7 @@ class ParallelConfig:
 class Config:
     """One experiment."""
 
+    init_from: str = ""  # a checkpoint whose parameters and tokenizer the run starts from (training or import)
     text: TextConfig = field(default_factory=TextConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: makes .venv in the checkout with the pinned packages, once.
 #
-#   make_environment requirements.txt [requirements-dev.txt]
+#   make_environment requirements.txt [requirements-convert.txt requirements-dev.txt]
 #
 # Puts its Python first on PATH. $PYTHON names the interpreter to build on (3.11 or 3.12). An environment that is half
 # made, or made for other requirements or another Python, is made anew.
@@ -27,7 +27,7 @@ make_environment() {
   local python wanted folder=.venv list
   python=$(find_python) || return 1
   wanted=$("$python" -c 'import hashlib, pathlib, sys
-print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest() for name in ("requirements.txt", "requirements-dev.txt")))') || return 1
+print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest() for name in ("requirements.txt", "requirements-convert.txt", "requirements-dev.txt")))') || return 1
   if [ -e "$folder" ] && [ ! -e "$folder/made-by-janus_jax" ]; then
     echo "error: $PWD/$folder was not made by launch/environment.sh; move it away" >&2
     return 1

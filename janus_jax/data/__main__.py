@@ -1,5 +1,6 @@
 """Prepares a dataset: `python -m janus_jax.data --config=configs/x.py[:preset] [--config.data.key=value ...]`."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,11 +21,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("overwrite", False, "Replace data prepared with other settings.", flag_values=values)
+    flags.DEFINE_integer(
+        "processes", 0, "Processes that tokenize plain text; 0: one a core.", lower_bound=0, flag_values=values
+    )
     flags.DEFINE_bool("download", False, "Let TFDS fetch a missing dataset.", flag_values=values)
 
 
 def _prepare(config: Config, values: flags.FlagValues) -> int:
-    prepare(config, overwrite=values.overwrite, download=values.download)
+    processes = values.processes or len(os.sched_getaffinity(0))
+    prepare(config, overwrite=values.overwrite, download=values.download, processes=processes)
     return 0
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from janus_jax.config import DataConfig
 from janus_jax.data.corruption import sampler_of
+from janus_jax.data.denoising import most_masked
 from janus_jax.data.errors import DataError
 
 
@@ -79,8 +80,8 @@ def _bucket(ids: np.ndarray, source: int, target: int, config: DataConfig, accum
     batches = steps * accumulation
     # Rows that no batch would fill are not worth computing.
     rows = -(-len(ids) // (batches * multiple)) * multiple
-    masked = max(1, sampler_of(config).most(target))
-    return Bucket(source, target, masked, rows, batches, ids)
+    most = most_masked(target, config.noise_ratio) if config.source == "text" else sampler_of(config).most(target)
+    return Bucket(source, target, max(1, most), rows, batches, ids)
 
 
 def _best_bounds(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[int]:

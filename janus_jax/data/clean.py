@@ -1,4 +1,4 @@
-"""Which sentence pairs are kept, and the account of those that are not."""
+"""Which sentence pairs and documents are kept, and the account of those that are not."""
 
 import re
 from collections.abc import Iterator
@@ -44,19 +44,42 @@ def clean_split(source: SplitSource, account: Account) -> Iterator[tuple[int, st
         if sides[1] is None:
             account.drop("not two tab-separated sides", source.where(number), sides[0])
             continue
-        try:
-            texts = [side.decode("utf-8") if isinstance(side, bytes) else side for side in sides]
-        except UnicodeDecodeError:
-            account.drop("not UTF-8", source.where(number), b"\t".join(sides))
+        texts = _clean(sides, account, source.where(number))
+        if texts is None:
             continue
-        if any(_CONTROL.search(text) for text in texts):
-            account.drop("control character", source.where(number), repr("\t".join(texts)))
-            continue
-        texts = [" ".join(text.split()) for text in texts]
         if not all(texts):
             account.drop("empty source" if not texts[0] else "empty target", source.where(number), "\t".join(texts))
             continue
         yield number, texts[0], texts[1]
+
+
+def clean_documents(source: SplitSource, account: Account) -> Iterator[tuple[int, str]]:
+    """(number, text) of each clean document, by the rules of `clean_split`; an empty line is no document.
+
+    Args:
+      source: the raw documents.
+      account: is told of every document read and dropped, not of those kept.
+    """
+    for number, raw in source:
+        if not raw.strip():
+            continue
+        account.read += 1
+        texts = _clean([raw], account, source.where(number))
+        if texts is not None:
+            yield number, texts[0]
+
+
+def _clean(sides: list[Any], account: Account, where: str) -> list[str] | None:
+    """The sides as text, runs of white space made one space; None where one is not text."""
+    try:
+        texts = [side.decode("utf-8") if isinstance(side, bytes) else side for side in sides]
+    except UnicodeDecodeError:
+        account.drop("not UTF-8", where, b"\t".join(sides))
+        return None
+    if any(_CONTROL.search(text) for text in texts):
+        account.drop("control character", where, repr("\t".join(texts)))
+        return None
+    return [" ".join(text.split()) for text in texts]
 
 
 def write_clean(source: SplitSource, account: Account, file: TextIO) -> int:

@@ -8,7 +8,7 @@ Legend: B rows, T target length (bos and eos counted), W random numbers per row,
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,25 @@ def _span_cdf(mean: float) -> np.ndarray:
         length += 1
     cdf = np.cumsum(probabilities)
     return cdf / cdf[-1]
+
+
+def span_lengths(rng: np.random.Generator, mean: float, budget: int) -> np.ndarray:
+    """Lengths of Poisson(mean) spans, drawn until they sum to `budget`, the last one cut to fit; some may be zero.
+
+    Raises:
+      ValueError: a budget below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"budget {budget}: nothing to mask")
+    lengths = np.zeros(0, np.int64)
+    while lengths.sum() < budget:
+        more = np.searchsorted(_span_cdf(mean), rng.random(budget), side="right")
+        lengths = np.concatenate([lengths, more])
+    total = np.cumsum(lengths)
+    last = int(np.searchsorted(total, budget))
+    lengths = lengths[: last + 1]
+    lengths[-1] -= total[last] - budget
+    return lengths
 
 
 def _span_budget(length: np.ndarray | int, ratio: float) -> np.ndarray:
@@ -199,7 +218,7 @@ def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarra
 def row_uniforms(
     seed: int, epoch: int, example_ids: np.ndarray, lengths: np.ndarray, numbers: Callable[[int], int]
 ) -> np.ndarray:
-    """Each row's own random numbers: Philox with key (seed, epoch) and a counter that starts at the example's id.
+    """Each row's own random numbers, see `row_generators`.
 
     Args:
       seed, epoch: whole numbers, taken modulo 2**64.
@@ -211,13 +230,28 @@ def row_uniforms(
       [B, W] float64 in [0, 1), zeros past a row's own numbers.
     """
     uniforms = np.zeros((len(lengths), numbers(int(lengths.max(initial=1)))))
+    for row, (generator, length) in enumerate(
+        zip(row_generators(seed, epoch, example_ids), lengths.tolist(), strict=True)
+    ):
+        generator.random(out=uniforms[row, : numbers(length)])
+    return uniforms
+
+
+def row_generators(seed: int, epoch: int, example_ids: np.ndarray) -> Iterator[np.random.Generator]:
+    """A Generator for each row in turn: Philox with key (seed, epoch) and a counter that starts at the example's id.
+
+    It is one object that is set anew for each row: be done with a row before asking for the next.
+
+    Args:
+      seed, epoch: whole numbers, taken modulo 2**64.
+      example_ids: [B] ids, not negative.
+    """
     bits = np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], np.uint64))
     generator = np.random.Generator(bits)
     state = bits.state
-    for row, (example_id, length) in enumerate(zip(example_ids.tolist(), lengths.tolist(), strict=True)):
+    for example_id in example_ids.tolist():
         # The counter's highest word holds the id, so that streams of two examples never meet. Setting the state is five
         # times faster than building a Generator per row, and gives the same numbers.
         state["state"]["counter"] = np.array([0, 0, 0, example_id], np.uint64)
         bits.state = state
-        generator.random(out=uniforms[row, : numbers(length)])
-    return uniforms
+        yield generator

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
+from janus_jax import text
 from janus_jax.config import Config
 from janus_jax.data import buckets, corruption
+from janus_jax.data.denoising import noise
 from janus_jax.data.errors import DataError
 from janus_jax.data.store import Prepared, PreparedSplit
-from janus_jax.types import Batch
+from janus_jax.types import Batch, Specials
 
 # Evaluation masks are those of an epoch that training never reaches.
 _EVALUATION = -1
@@ -38,6 +40,7 @@ class TrainBatches:
     def __init__(self, prepared: Prepared, config: Config, process_index: int = 0, process_count: int = 1):
         self._split = prepared.split("train")
         self._config = config
+        self._maker = _Maker(prepared, self._split, config)
         self._accumulation = config.train.accumulation
         self.buckets = buckets.plan(
             self._split.source_lengths, self._split.target_lengths, config.data, self._accumulation
@@ -63,7 +66,7 @@ class TrainBatches:
         ids = np.concatenate(
             [_rows(members[index], i, bucket)[self._shares[index]] for i in range(first, first + self._accumulation)]
         )
-        made = _make(self._split, self._config, bucket, ids, epoch)
+        made = self._maker.batch(bucket, ids, epoch)
         shape = (self._accumulation, -1)
         return Batch(**{name: array.reshape(*shape, *array.shape[1:]) for name, array in vars(made).items()})
 
@@ -113,8 +116,9 @@ def eval_batches(
     examples = prepared.split(split)
     plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
     shares = [_share(bucket, process_index, process_count) for bucket in plan]
+    maker = _Maker(prepared, examples, config)
     return (
-        _make(examples, config, bucket, _rows(bucket.examples, index, bucket)[share], _EVALUATION)
+        maker.batch(bucket, _rows(bucket.examples, index, bucket)[share], _EVALUATION)
         for bucket, share in zip(plan, shares, strict=True)
         for index in range(bucket.batches)
     )
@@ -146,21 +150,50 @@ def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray
     return ids
 
 
-def _make(split: PreparedSplit, config: Config, bucket: buckets.Bucket, ids: np.ndarray, epoch: int) -> Batch:
-    """The batch of the examples `ids` [B], padded to the bucket's shape and masked."""
-    data = config.data
-    real = ids >= 0
-    masked = np.zeros((len(ids), bucket.masked), np.int32)
-    counts = np.zeros(len(ids), np.int32)
-    if real.any():
-        lengths = split.target_lengths[ids[real]]
-        sampler = corruption.sampler_of(data)
-        uniforms = corruption.row_uniforms(data.seed, epoch, ids[real], lengths, sampler.numbers)
-        masked[real], counts[real] = corruption.mask_positions(sampler.masks(uniforms, lengths), bucket.masked)
-    return Batch(
-        source=split.padded("source", ids, bucket.source_length),
-        target=split.padded("target", ids, bucket.target_length),
-        masked=masked,
-        masked_count=counts,
-        example_id=ids.astype(np.int32),
-    )
+class _Maker:
+    """Makes batches of a split's examples: sentence pairs with masked targets, or blocks of text with noise."""
+
+    def __init__(self, prepared: Prepared, split: PreparedSplit, config: Config):
+        self._split, self._data = split, config.data
+        self._denoise = "sentences" in split.lengths
+        if self._denoise:
+            tokenizer = text.load(prepared.tokenizer_bytes)
+            self._specials, self._word_starts = tokenizer.specials, tokenizer.word_starts()
+
+    def batch(self, bucket: buckets.Bucket, ids: np.ndarray, epoch: int) -> Batch:
+        """The batch of the examples `ids` [B] (-1: an empty row), padded to the bucket's shape and masked."""
+        masked = np.zeros((len(ids), bucket.masked), np.int32)
+        counts = np.zeros(len(ids), np.int32)
+        rows = np.flatnonzero(ids >= 0)
+        if self._denoise:
+            source = np.full((len(ids), bucket.source_length), Specials().pad, np.int32)
+            self._fill_noised(ids, rows, epoch, source, masked, counts)
+        else:
+            source = self._split.padded("source", ids, bucket.source_length)
+            if len(rows):
+                masked[rows], counts[rows] = self._masks(ids[rows], epoch, bucket.masked)
+        return Batch(
+            source=source,
+            target=self._split.padded("target", ids, bucket.target_length),
+            masked=masked,
+            masked_count=counts,
+            example_id=ids.astype(np.int32),
+        )
+
+    def _masks(self, ids: np.ndarray, epoch: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Masked positions [B, M] and counts [B] of sentence pairs."""
+        lengths = self._split.target_lengths[ids]
+        sampler = corruption.sampler_of(self._data)
+        uniforms = corruption.row_uniforms(self._data.seed, epoch, ids, lengths, sampler.numbers)
+        return corruption.mask_positions(sampler.masks(uniforms, lengths), width)
+
+    def _fill_noised(
+        self, ids: np.ndarray, rows: np.ndarray, epoch: int, source: np.ndarray, masked: np.ndarray, counts: np.ndarray
+    ) -> None:
+        """Fills rows of source [B, S], masked [B, M] and counts [B] with noised blocks."""
+        generators = corruption.row_generators(self._data.seed, epoch, ids[rows])
+        for row, block, rng in zip(rows.tolist(), self._split.columns(ids[rows]), generators, strict=True):
+            made = noise(rng, block["target"], self._word_starts, block["sentences"], self._data, self._specials)
+            source[row, : len(made.source)] = made.source
+            masked[row, : len(made.masked)] = made.masked
+            counts[row] = len(made.masked)

@@ -5,6 +5,7 @@ All is written to a temporary directory beside the final one and renamed at the 
 Legend: N examples of a split.
 """
 
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -18,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax import text
+from janus_jax import checkpoint, text
 from janus_jax.config import Config, to_json
-from janus_jax.data import clean, sources, store
+from janus_jax.data import clean, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, length_histogram, readable
 
@@ -28,13 +29,16 @@ _CHUNK = 8192  # lines tokenized at once
 Log = Callable[[str], None]
 
 
-def prepare(config: Config, *, overwrite: bool = False, download: bool = False, log: Log = print) -> dict[str, Any]:
+def prepare(
+    config: Config, *, overwrite: bool = False, download: bool = False, processes: int = 1, log: Log = print
+) -> dict[str, Any]:
     """Writes `config.data.prepared`, which training reads; keeps it if it already holds just that.
 
     Args:
       config: text and data settings.
       overwrite: replace a directory that was prepared with other settings or from other files.
       download: let TFDS fetch a dataset that is not on this machine.
+      processes: how many tokenize plain text.
       log: is given lines for the user.
 
     Returns:
@@ -56,7 +60,12 @@ def prepare(config: Config, *, overwrite: bool = False, download: bool = False, 
         log(f"{leftover} is of an interrupted or running preparation; remove it if none is running")
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
-        report = _write(partial, config, given, inputs, log)
+        started = time.monotonic()
+        write = functools.partial(_write_text, processes=processes) if config.data.source == "text" else _write_pairs
+        report = _about(config, inputs) | write(partial, config, given, log)
+        report["seconds"] = round(time.monotonic() - started, 1)
+        (partial / "config.json").write_text(to_json(config), encoding="utf-8")
+        (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
         partial.chmod(0o755)  # mkdtemp makes it private
         _replace(directory, partial)
     finally:
@@ -69,10 +78,22 @@ def prepare(config: Config, *, overwrite: bool = False, download: bool = False, 
 def _inputs(config: Config, given: dict[str, sources.SplitSource]) -> dict[str, int]:
     """Everything read, with sizes, so that changed files are noticed."""
     inputs = {name: size for source in given.values() for name, size in source.inputs.items()}
-    if config.text.model:
-        model = pathlib.Path(config.text.model)
+    if given := config.text.model or config.init_from:
+        model = pathlib.Path(given)
         inputs[str(model)] = model.stat().st_size if model.is_file() else 0
     return inputs
+
+
+def _about(config: Config, inputs: dict[str, int]) -> dict[str, Any]:
+    """What every report begins with."""
+    libraries = ("sentencepiece", "tokenizers", "tensorflow-datasets", "babel")
+    return {
+        "format": store.FORMAT,
+        "fingerprint": store.fingerprint(config),
+        "settings": store.settings(config),
+        "inputs": inputs,
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
+    }
 
 
 def _existing(
@@ -112,11 +133,10 @@ def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(
-    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], inputs: dict[str, int], log: Log
+def _write_pairs(
+    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], log: Log
 ) -> dict[str, Any]:
-    """Fills `partial`; returns the report."""
-    started = time.monotonic()
+    """Fills `partial` with sentence pairs; returns the rest of the report."""
     work = partial / "work"
     work.mkdir()
     accounts = {split: clean.Account() for split in given}
@@ -143,25 +163,34 @@ def _write(
         {split: _examples(split, work, lengths) for split in given},
         f"{config.data.source_lang}-{config.data.target_lang} token ids, prepared by janus_jax",
     )
-    np.savez(partial / "lengths.npz", **lengths)
-    (partial / "tokenizer.model").write_bytes(tokenizer.to_bytes())
-    (partial / "config.json").write_text(to_json(config), encoding="utf-8")
-    report = {
-        "format": store.FORMAT,
-        "fingerprint": store.fingerprint(config),
-        "settings": store.settings(config),
-        "inputs": inputs,
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("sentencepiece", "tensorflow-datasets", "babel")
-        },
-        "tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown},
+    shutil.rmtree(work)
+    return _finish(partial, tokenizer, lengths, unknown) | {
         "splits": {split: _split_report(split, accounts[split], lengths) for split in given},
         "buckets": table,
-        "seconds": round(time.monotonic() - started, 1),
     }
-    shutil.rmtree(work)
-    (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-    return report
+
+
+def _write_text(
+    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], log: Log, processes: int
+) -> dict[str, Any]:
+    """Fills `partial` with blocks of text; returns the rest of the report."""
+    lines = [] if _given_tokenizer(config) else prepare_text.sample_lines(given["train"], config.text.train_lines)
+    tokenizer = _trained(lines, config, log)
+    accounts = {split: clean.Account() for split in given}
+    lengths, unknown = prepare_text.write_blocks(partial, config, given, accounts, tokenizer, processes)
+    sizes = lengths["train_target"]
+    return _finish(partial, tokenizer, lengths, unknown) | {
+        "splits": {split: prepare_text.split_report(split, accounts[split], lengths) for split in given},
+        "buckets": bucket_table(sizes, sizes, config),
+    }
+
+
+def _finish(
+    partial: pathlib.Path, tokenizer: text.Tokenizer, lengths: dict[str, np.ndarray], unknown: int
+) -> dict[str, Any]:
+    np.savez(partial / "lengths.npz", **lengths)
+    (partial / "tokenizer.model").write_bytes(tokenizer.to_bytes())
+    return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown}}
 
 
 def _empty(split: str, account: clean.Account) -> DataError:
@@ -176,14 +205,28 @@ def _empty(split: str, account: clean.Account) -> DataError:
 def _tokenizer(path: pathlib.Path, count: int, config: Config, log: Log) -> text.Tokenizer:
     """The given tokenizer, or one trained on both sides of evenly spread training pairs."""
     lines: list[str] = []
-    if not config.text.model:
+    if not _given_tokenizer(config):
         wanted = min(count, max(1, config.text.train_lines // 2))
         chosen = {i * count // wanted for i in range(wanted)} if wanted < count else None
         with open(path, encoding="utf-8", newline="\n") as file:
             for i, (_, *sides) in enumerate(clean.read_clean(file)):
                 if chosen is None or i in chosen:
                     lines += sides
-        log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
+    return _trained(lines, config, log)
+
+
+def _given_tokenizer(config: Config) -> str:
+    """Where a tokenizer is to be taken from; empty: one is to be trained."""
+    return config.text.model or config.init_from
+
+
+def _trained(lines: list[str], config: Config, log: Log) -> text.Tokenizer:
+    """The given tokenizer, a file's or a checkpoint's, or one trained on these lines."""
+    if given := _given_tokenizer(config):
+        if checkpoint.is_checkpoint(given):
+            return text.load(checkpoint.tokenizer(given))
+        return text.read(given)
+    log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
     return text.train(lines, config.text)
 
 
@@ -237,17 +280,15 @@ def _encode(
     return {f"{split}_{side}": np.array(lengths[side], np.int32) for side in sides} | {"unknown": unknown}
 
 
-def _examples(
-    split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _examples(split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]) -> Iterator[shards.Example]:
     """The examples of a split from the flat files."""
-    sides = []
-    for side in ("source", "target"):
+    sides = {}
+    for side in store.PAIRS:
         ids = np.memmap(work / f"{split}.{side}", np.int32, "r")
         ends = np.cumsum(lengths[f"{split}_{side}"], dtype=np.int64).tolist()
-        sides.append((ids, [0, *ends]))
+        sides[side] = (ids, [0, *ends])
     for i in range(len(lengths[f"{split}_source"])):
-        yield tuple(np.asarray(ids[ends[i] : ends[i + 1]]) for ids, ends in sides)
+        yield {side: np.asarray(ids[ends[i] : ends[i + 1]]) for side, (ids, ends) in sides.items()}
 
 
 def _split_report(split: str, account: clean.Account, lengths: dict[str, np.ndarray]) -> dict[str, Any]:

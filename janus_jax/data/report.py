@@ -54,10 +54,15 @@ def readable(report: dict[str, Any]) -> str:
     for split, part in report["splits"].items():
         tokens = part["tokens"]
         kept = max(part["kept"], 1)
-        lines.append(
-            f"{split}: kept {part['kept']} of {part['read']} pairs; mean length {tokens['source'] / kept:.1f} -> "
-            f"{tokens['target'] / kept:.1f} tokens, longest {part['longest']['source']} -> {part['longest']['target']}"
-        )
+        if "blocks" in part:
+            lines.append(
+                f"{split}: kept {part['kept']} of {part['read']} documents, {tokens['target']} tokens in {part['blocks']} blocks"
+            )
+        else:
+            lines.append(
+                f"{split}: kept {part['kept']} of {part['read']} pairs; mean length {tokens['source'] / kept:.1f} -> "
+                f"{tokens['target'] / kept:.1f} tokens, longest {part['longest']['source']} -> {part['longest']['target']}"
+            )
         for reason, entry in part["dropped"].items():
             example = entry["examples"][0]
             lines.append(f"  dropped {entry['count']}: {reason}, first {example['where']}: {example['text'][:60]}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax.data import store
+from janus_jax.data import shards, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, length_histogram
 
@@ -77,10 +77,9 @@ def retarget(
     return report
 
 
-def _examples(
-    split: store.PreparedSplit, targets: Sequence[Sequence[int]] | None
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for number, (source, target) in enumerate(split.examples()):
+def _examples(split: store.PreparedSplit, targets: Sequence[Sequence[int]] | None) -> Iterator[shards.Example]:
+    for number, row in enumerate(split.examples()):
         if targets is not None:
-            target = np.array([target[0], *targets[number], target[-1]], np.int32)
-        yield source, target
+            target = row["target"]
+            row = row | {"target": np.array([target[0], *targets[number], target[-1]], np.int32)}
+        yield row

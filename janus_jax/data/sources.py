@@ -1,11 +1,13 @@
-"""Where sentence pairs come from: parallel files, TSV files, TFDS datasets, the built-in corpus.
+"""Where text comes from: parallel files, TSV files, TFDS datasets, the built-in corpus; plain text for denoising.
 
 A `SplitSource` is iterated as often as needed and gives `(number, source, target)`: raw bytes (or str) of each side and
 the pair's number, which `where(number)` turns into a place that a user can look up. A target of None marks a line that
-does not hold two sides.
+does not hold two sides. Of plain text it gives `(number, document)`.
 """
 
+import bisect
 import contextlib
+import glob
 import gzip
 import importlib.util
 import io
@@ -20,7 +22,7 @@ from janus_jax.config import DataConfig
 from janus_jax.data import demo
 from janus_jax.data.errors import DataError
 
-Pair = tuple[int, Any, Any]
+Pair = tuple[Any, ...]  # number, source, target; number, document
 SPLITS = ("train", "valid", "test")
 # The built-in corpus always comes out the same; `data.seed` orders and masks, it does not make text.
 DEMO_SEED = 0
@@ -30,7 +32,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class SplitSource:
-    """One split as a stream of sentence pairs."""
+    """One split as a stream of sentence pairs or documents."""
 
     pairs: Callable[[], Iterator[Pair]]
     where: Callable[[int], str]  # a pair's number -> its place, for messages
@@ -136,6 +138,42 @@ def _open_tsv(key: str, name: str, config: DataConfig) -> SplitSource:
     return SplitSource(pairs, lambda number: f"{path}:{number}", {str(path): path.stat().st_size})
 
 
+def _open_text(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
+    del download
+    opened = {split: _documents(f"config.data.{split}", pattern) for split, pattern in names.items()}
+    if config.hold_out and "valid" not in opened:
+        whole, every = opened["train"], config.hold_out
+
+        def part(held_out: bool) -> SplitSource:
+            def pairs() -> Iterator[Pair]:
+                return (pair for pair in whole if (pair[0] % every == 0) == held_out)
+
+            return SplitSource(pairs, whole.where, whole.inputs)
+
+        opened["train"], opened["valid"] = part(False), part(True)
+    return opened
+
+
+def _documents(key: str, pattern: str) -> SplitSource:
+    """Lines of the files that match, in the order of their names, numbered through."""
+    paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern))] or [find_file(pattern, key)]
+    firsts = [0] * len(paths)  # number before each file's first line, as far as it was read
+
+    def pairs() -> Iterator[Pair]:
+        number = 0
+        for i, path in enumerate(paths):
+            firsts[i:] = [number] * (len(paths) - i)
+            for line in read_lines(path):
+                number += 1
+                yield number, line
+
+    def where(number: int) -> str:
+        i = bisect.bisect_left(firsts, number) - 1
+        return f"{paths[i]}:{number - firsts[i]}"
+
+    return SplitSource(pairs, where, {str(path): path.stat().st_size for path in paths})
+
+
 def _open_demo(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
     del download
     made = dict(
@@ -229,4 +267,5 @@ SOURCES: dict[str, Callable[[DataConfig, dict[str, str], bool], dict[str, SplitS
     "tsv": _open_files,
     "tfds": _open_tfds,
     "demo": _open_demo,
+    "text": _open_text,
 }

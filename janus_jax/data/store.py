@@ -1,13 +1,13 @@
 """A prepared dataset on disk: token ids as a TFDS dataset of array_record files, lengths, tokenizer, settings, report.
 
+It holds sentence pairs, or blocks of text for denoising: what an example has is a list of ids for each column.
+
 Legend: N examples of a split, B rows, S source length, T target length.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,30 +16,41 @@ from typing import Any
 import numpy as np
 
 from janus_jax.config import Config, from_json
+from janus_jax.data import shards
 from janus_jax.data.errors import DataError
 from janus_jax.types import Specials
 
 FORMAT = 1
+PAIRS = ("source", "target")
+# Blocks of text: their tokens, and where sentences start in them.
+BLOCKS = ("target", "sentences")
 # A split of fewer tokens (both sides; 4 bytes each) is held in memory, a larger one is read example by example.
 _IN_MEMORY_TOKENS = 400_000_000
 _READ_CHUNK = 4096
 # Settings that change the prepared data; all others may differ between preparing and training.
 _TEXT_SETTINGS = "model model_type vocab_size character_coverage byte_fallback train_lines".split()
 _DATA_SETTINGS = (
-    "source source_lang target_lang train valid test tfds_name demo_sizes max_source_length max_target_length "
+    "source source_lang target_lang train valid test hold_out tfds_name demo_sizes max_source_length max_target_length "
     "max_length_ratio"
 ).split()
 
 
 def settings(config: Config) -> dict[str, Any]:
     """The settings that change what `prepare` writes, by name; those that have no effect in this config are left out."""
-    text, data = ({"model"} if config.text.model else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
+    given = config.text.model or config.init_from
+    text, data = ({"model"} if given else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
     if config.data.source != "tfds":
         data.discard("tfds_name")
     if config.data.source != "demo":
         data.discard("demo_sizes")
+    if config.data.source == "text":
+        data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio"}
+    else:
+        data.discard("hold_out")
     chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
     chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}
+    if given:
+        chosen["text.model"] = given
     return json.loads(json.dumps(chosen))
 
 
@@ -48,56 +59,19 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps([FORMAT, settings(config)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write_examples(
-    directory: pathlib.Path, splits: dict[str, Iterable[tuple[np.ndarray, np.ndarray]]], description: str
-) -> None:
-    """Writes a TFDS dataset in array_record format into `directory` (TensorFlow is not needed, order is kept).
+def write_examples(directory: pathlib.Path, splits: dict[str, Iterable[shards.Example]], description: str) -> None:
+    """Writes sentence pairs as a TFDS dataset, a shard a split.
 
     Args:
       directory: gets `janus_pairs/1.0.0/`.
-      splits: name -> (source ids [S] int32, target ids [T] int32) of each example, bos and eos included.
+      splits: name -> "source" and "target" ids of each example, bos and eos included.
       description: one line for the dataset's own documentation.
     """
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()
-    builder = _builder_class()(splits=splits, description=description, data_dir=directory, file_format="array_record")
-    with contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()
-    leftover = directory / "downloads"
-    for path in (leftover / "extracted", leftover):  # TFDS makes these even if nothing is downloaded
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-
-
-@functools.cache
-def _builder_class() -> type:
-    import tensorflow_datasets as tfds
-
-    class JanusPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        """Token ids of sentence pairs, given by the caller."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def __init__(self, *, splits: dict[str, Iterable], description: str, **options: Any):
-            self._given, self._description = splits, description
-            super().__init__(**options)
-
-        def _info(self) -> Any:
-            ids = tfds.features.Tensor(shape=(None,), dtype=np.int32)
-            features = tfds.features.FeaturesDict({"source": ids, "target": ids})
-            return tfds.core.DatasetInfo(
-                builder=self, description=self._description, features=features, disable_shuffling=True
-            )
-
-        def _split_generators(self, _: Any) -> dict[str, Iterator]:
-            return {split: self._generate_examples(examples) for split, examples in self._given.items()}
-
-        def _generate_examples(self, examples: Iterable) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-            for key, (source, target) in enumerate(examples):
-                yield key, {"source": source, "target": target}
-
-    return JanusPairs
+    written = {}
+    for split, examples in splits.items():
+        path = directory / f"{split}.partial"
+        written[split] = [(path, shards.write_shard(path, PAIRS, examples))]
+    shards.finish(directory, "janus_pairs", PAIRS, written, description)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,12 +79,21 @@ class PreparedSplit:
     """One split: lengths in memory, token ids on demand."""
 
     name: str
-    source_lengths: np.ndarray  # [N] int32, bos and eos counted
-    target_lengths: np.ndarray  # [N] int32
+    lengths: dict[str, np.ndarray]  # column -> [N] int32; of source and target with bos and eos
     directory: pathlib.Path  # of the TFDS dataset
 
     def __len__(self) -> int:
-        return len(self.source_lengths)
+        return len(self.target_lengths)
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """[N] int32, bos and eos counted."""
+        return self.lengths["target"]
+
+    @property
+    def source_lengths(self) -> np.ndarray:
+        """[N] int32, bos and eos counted; for blocks of text, whose noise keeps within their length, that of the block."""
+        return self.lengths.get("source", self.target_lengths)
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -120,47 +103,53 @@ class PreparedSplit:
 
     @functools.cached_property
     def _flat(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-        """side -> (all ids one after another, where each example starts); None if they are too many."""
-        lengths = {"source": self.source_lengths, "target": self.target_lengths}
-        if sum(int(side.sum(dtype=np.int64)) for side in lengths.values()) > _IN_MEMORY_TOKENS:
+        """column -> (all ids one after another, where each example starts); None if they are too many."""
+        if sum(int(column.sum(dtype=np.int64)) for column in self.lengths.values()) > _IN_MEMORY_TOKENS:
             return None
-        parts: dict[str, list[np.ndarray]] = {side: [] for side in lengths}
-        for start in range(0, len(self), _READ_CHUNK):
-            for row in self._read(range(start, min(start + _READ_CHUNK, len(self)))):
-                for side, ids in parts.items():
-                    ids.append(row[side])
+        parts: dict[str, list[np.ndarray]] = {column: [] for column in self.lengths}
+        for row in self.examples():
+            for column, ids in parts.items():
+                ids.append(row[column])
         return {
-            side: (np.concatenate(ids), np.cumsum(lengths[side], dtype=np.int64) - lengths[side])
-            for side, ids in parts.items()
+            column: (np.concatenate(ids), np.cumsum(self.lengths[column], dtype=np.int64) - self.lengths[column])
+            for column, ids in parts.items()
         }
 
     def load(self) -> None:
         """Reads the token ids into memory now, if they are few enough; worker threads then share them."""
         _ = self._flat
 
-    def examples(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(source ids [S], target ids [T]) of each example in order, bos and eos included."""
+    def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """The columns of each example in order."""
         for start in range(0, len(self), _READ_CHUNK):
-            for row in self._read(range(start, min(start + _READ_CHUNK, len(self)))):
-                yield row["source"], row["target"]
+            yield from self._read(range(start, min(start + _READ_CHUNK, len(self))))
 
     def _read(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
         rows = self._records.__getitems__(list(ids))
         for example_id, row in zip(ids, rows, strict=True):
-            if (
-                len(row["source"]) != self.source_lengths[example_id]
-                or len(row["target"]) != self.target_lengths[example_id]
-            ):
+            if any(len(row[column]) != lengths[example_id] for column, lengths in self.lengths.items()):
                 raise DataError(
                     f"{self.directory}: example {example_id} of {self.name} is not as long as lengths.npz says; prepare again"
                 )
         return rows
 
+    def columns(self, ids: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """The columns of some examples [B], each as long as it is."""
+        if self._flat is None:
+            return self._read(ids.tolist())
+        return [
+            {
+                column: flat[starts[i] : starts[i] + self.lengths[column][i]]
+                for column, (flat, starts) in self._flat.items()
+            }
+            for i in ids.tolist()
+        ]
+
     def padded(self, side: str, ids: np.ndarray, width: int) -> np.ndarray:
         """Token ids of some examples, padded.
 
         Args:
-          side: "source" or "target".
+          side: "source" or "target", a column.
           ids: [B] example ids; -1 gives a row of padding.
           width: S or T, at least the longest of them.
 
@@ -169,7 +158,7 @@ class PreparedSplit:
         """
         pad = Specials().pad
         real = ids >= 0
-        lengths = np.where(real, getattr(self, f"{side}_lengths")[ids], 0)
+        lengths = np.where(real, self.lengths[side][ids], 0)
         if self._flat is None:
             rows = np.full((len(ids), width), pad, np.int32)
             for row, example in zip(np.flatnonzero(real), self._read(ids[real].tolist()), strict=True):
@@ -209,10 +198,13 @@ class Prepared:
                 f"{directory} was prepared with other settings: {changes}; run `python -m janus_jax.data` with this config and "
                 "--overwrite, or choose another data.prepared"
             )
-        dataset = directory / "janus_pairs" / "1.0.0"
+        name, columns = (
+            ("janus_text", BLOCKS) if report["settings"]["data.source"] == "text" else ("janus_pairs", PAIRS)
+        )
+        dataset = shards.dataset_directory(directory, name)
         with np.load(directory / "lengths.npz") as lengths:
             splits = {
-                split: PreparedSplit(split, lengths[f"{split}_source"], lengths[f"{split}_target"], dataset)
+                split: PreparedSplit(split, {column: lengths[f"{split}_{column}"] for column in columns}, dataset)
                 for split in report["splits"]
             }
         return cls(
@@ -241,6 +233,8 @@ class Prepared:
         Raises:
           DataError: the dataset has no such split, or it is the training split, whose text is not kept.
         """
+        if not (self.directory / "text").is_dir():
+            raise DataError(f"{self.directory} keeps no text: it holds blocks of text for denoising")
         if split == "train":
             raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")
         self.split(split)

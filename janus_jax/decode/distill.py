@@ -47,7 +47,7 @@ def distill(
             f"{data.directory} was made with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
         )
     decode = generator.settings(settings)
-    items = [jobs.Item(" ".join(map(str, source.tolist()))) for source, _ in data.split("train").examples()]
+    items = [jobs.Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")
 

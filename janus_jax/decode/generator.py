@@ -133,7 +133,9 @@ class Generator:
         return self.generate_ids(
             tokenizer.encode_batch(list(lines)),
             prefixes=None if prefixes is None else tokenizer.encode_batch(list(prefixes)),
-            targets=None if targets is None else [with_gaps(target, tokenizer) for target in targets],
+            targets=None
+            if targets is None
+            else [with_gaps(target, tokenizer, self.net.specials.mask) for target in targets],
             trace=trace,
             first_line=first_line,
             progress=progress,
@@ -193,7 +195,7 @@ class Generator:
         """
         tokenizer, special = self._needed_tokenizer(), self.net.specials
         decode = self.settings({**settings, "mode": "infill"})
-        pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, first_line + 1)
+        pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check(decode, len(lines), None, targets)
         sources = framed(tokenizer.encode_batch(list(lines)), self.max_source_length, "sources", special, first_line)
         if not all(sources):

@@ -67,16 +67,22 @@ def framed(
     return [[specials.bos, *sentence[:room], specials.eos] if sentence else [] for sentence in ids]
 
 
-def with_gaps(target: str, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of text in which each `<mask>` stands for a missing token."""
+def with_gaps(target: str, tokenizer: Tokenizer, mask: int) -> list[int]:
+    """Token ids of text in which each `<mask>` stands for a missing token, `mask`."""
     ids: list[int] = []
     for number, piece in enumerate(target.split(GAP)):
-        ids += ([tokenizer.specials.mask] if number else []) + (tokenizer.encode(piece) if piece.strip() else [])
+        # Of spaces around a gap the one behind it counts, as a part of the next word.
+        ids += ([mask] if number else []) + (tokenizer.encode(piece.rstrip()) if piece.strip() else [])
     return ids
 
 
 def with_fillings(
-    targets: Sequence[str], fillings: Sequence[Sequence[str]], longest: int, tokenizer: Tokenizer, first_line: int
+    targets: Sequence[str],
+    fillings: Sequence[Sequence[str]],
+    longest: int,
+    tokenizer: Tokenizer,
+    mask: int,
+    first_line: int,
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of texts whose gaps are as long as what is to fill them, and the tokens that fill them.
 
@@ -85,6 +91,7 @@ def with_fillings(
       fillings: for each of them the texts of its gaps.
       longest: tokens that a target may have.
       tokenizer: of the texts.
+      mask: the token that the model reads in a gap.
       first_line: number of the first, for messages.
 
     Raises:
@@ -94,25 +101,28 @@ def with_fillings(
         raise ValueError(f"infills: {len(fillings)} given for {len(targets)} targets; give a list of texts for each")
     made = []
     for number, (target, filling) in enumerate(zip(targets, fillings, strict=True), first_line):
-        ids, inside = _with_filling(target, filling, f"line {number}", tokenizer)
+        ids, inside = _with_filling(target, filling, f"line {number}", tokenizer, mask)
         if len(ids) > longest:
             raise ValueError(f"line {number}: the target has {len(ids)} tokens; at most {longest} can be scored")
         made.append((ids, inside))
     return made
 
 
-def _with_filling(target: str, filling: Sequence[str], where: str, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _with_filling(
+    target: str, filling: Sequence[str], where: str, tokenizer: Tokenizer, mask: int
+) -> tuple[list[int], list[int]]:
     pieces = _RUN.split(target)
     if len(filling) != len(pieces) - 1:
         raise ValueError(f"{where}: {len(filling)} texts for {len(pieces) - 1} gaps; give one for each run of {GAP}")
     ids, inside = [], []
     for at, piece in enumerate(pieces):
-        ids += tokenizer.encode(piece) if piece.strip() else []
+        ids += tokenizer.encode(piece.rstrip()) if piece.strip() else []
         if at < len(filling):
-            tokens = tokenizer.encode(filling[at]) if filling[at].strip() else []
+            space = " " if piece.endswith(" ") else ""
+            tokens = tokenizer.encode(space + filling[at].strip()) if filling[at].strip() else []
             if not tokens:
                 raise ValueError(f"{where}: nothing to fill gap {at + 1} with; leave the gap out of the target")
-            ids += [tokenizer.specials.mask] * len(tokens)
+            ids += [mask] * len(tokens)
             inside += tokens
     return ids, inside
 

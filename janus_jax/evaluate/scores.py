@@ -1,4 +1,4 @@
-"""Scores of a system's output against references: sacreBLEU, chrF, and plain counts that explain them."""
+"""Scores of a system's output against references: sacreBLEU, chrF, ROUGE, and plain counts that explain them."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -27,6 +27,19 @@ def chrf(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
     return {"chrf": result.score, "chrf_signature": str(metric.get_signature())}
 
 
+def rouge(hypotheses: Lines, references: Lines) -> dict[str, float]:
+    """ROUGE-1, -2 and -L (0-100): mean F1 over the lines, by Google's rouge-score without stemming.
+
+    It compares lower-cased runs of Latin letters and digits: of no use for other scripts.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # a second, for what it imports
+
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = RougeScorer(list(names))
+    found = [scorer.score(reference, line) for line, reference in zip(hypotheses, references, strict=True)]
+    return {name: 100 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
+
+
 def exact_match(hypotheses: Lines, references: Lines) -> dict[str, float]:
     """Share (0-1) of lines equal to their reference, white space at the ends aside."""
     same = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
@@ -52,6 +65,7 @@ def repeated_rate(lines: Lines) -> float:
 SCORERS: dict[str, Callable[[Lines, Lines], dict]] = {
     "bleu": bleu,
     "chrf": chrf,
+    "rouge": rouge,
     "exact_match": exact_match,
     "repetition": repetition,
 }

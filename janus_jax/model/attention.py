@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from janus_jax.config import ModelConfig
 from janus_jax.model.layers import Dropout, dense
 
 NEGATIVE = -1e9  # finite, so that a row which may attend to nothing (padding) gives numbers, not NaN
@@ -19,6 +20,7 @@ class Attention(nn.Module):
     d_model: int
     dropout: float
     dtype: jnp.dtype
+    fused: bool = False
 
     def setup(self) -> None:
         self.q_proj = dense(self.d_model, self.dtype)
@@ -45,6 +47,8 @@ class Attention(nn.Module):
         Returns:
           [B, R, H, K], before the output projection.
         """
+        if self.fused:
+            return _fused(q, k, v, mask)
         logits = jnp.einsum("brhk,bshk->bhrs", q, k, preferred_element_type=jnp.float32)
         logits = jnp.where(mask[:, None], logits, NEGATIVE)
         weights = self.drop(jax.nn.softmax(logits, axis=-1)).astype(self.dtype)
@@ -56,3 +60,17 @@ class Attention(nn.Module):
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.d_model // self.heads)
+
+
+def attention_of(config: ModelConfig, dtype: jnp.dtype) -> Attention:
+    """The attention module that a configuration asks for."""
+    return Attention(config.heads, config.d_model, config.attention_dropout, dtype, config.attention == "fused")
+
+
+def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+    """`Attention.attend` by JAX's own function: cuDNN's kernel, which makes no [R, S] array, where there is one for the type."""
+    cudnn = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+    allowed = jnp.broadcast_to(mask, (q.shape[0], q.shape[1], k.shape[1]))[:, None]
+    return jax.nn.dot_product_attention(
+        q, k.astype(q.dtype), v.astype(q.dtype), mask=allowed, scale=1.0, implementation="cudnn" if cudnn else "xla"
+    )

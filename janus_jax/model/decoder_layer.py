@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from janus_jax.model.attention import Attention
+from janus_jax.model.attention import Attention, attention_of
 from janus_jax.model.layers import Layer, layer_norm
 from janus_jax.parallel import BATCH, constrain
 from janus_jax.types import Encoded
@@ -44,9 +44,9 @@ class DecoderLayer(Layer):
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
+        self.self_attn = attention_of(c, self.dtype)
         self.self_attn_layer_norm = layer_norm(self.dtype)
-        self.encoder_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
+        self.encoder_attn = attention_of(c, self.dtype)
         self.encoder_attn_layer_norm = layer_norm(self.dtype)
         self.setup_feed_forward()
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from janus_jax.config import ModelConfig
-from janus_jax.model.attention import Attention
+from janus_jax.model.attention import attention_of
 from janus_jax.model.layers import Dropout, Layer, Table, layer_norm
 from janus_jax.parallel import BATCH, constrain
 
@@ -59,7 +59,7 @@ class EncoderLayer(Layer):
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = Attention(c.heads, c.d_model, c.attention_dropout, self.dtype)
+        self.self_attn = attention_of(c, self.dtype)
         self.self_attn_layer_norm = layer_norm(self.dtype)
         self.setup_feed_forward()
 

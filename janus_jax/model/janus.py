@@ -93,13 +93,15 @@ class Janus:
 
     Attributes:
       config: architecture; `vocab_size` must be set.
-      specials: ids of the special tokens.
+      specials: ids of the tokenizer's special tokens; with config.mask_token "unk", `mask` becomes unk's.
     """
 
     config: ModelConfig
     specials: Specials
 
     def __post_init__(self) -> None:
+        if self.config.mask_token == "unk":
+            object.__setattr__(self, "specials", replace(self.specials, mask=self.specials.unk))
         if self.config.vocab_size <= max(self.specials.__dict__.values()):
             raise ConfigError(
                 f"config.model.vocab_size: {self.config.vocab_size} does not hold the special tokens {self.specials}; "
@@ -249,5 +251,5 @@ class Janus:
 
 
 def constrain_logits(logits: jax.Array) -> jax.Array:
-    """Pins logits [B, R, V'] to the batch axes and, under tensor parallelism, the vocabulary to `tensor`."""
-    return constrain(logits, BATCH, None, "tensor")
+    """Pins logits [R, V'] of a batch's rows to the batch axes and, under tensor parallelism, the vocabulary to `tensor`."""
+    return constrain(logits, BATCH, "tensor")

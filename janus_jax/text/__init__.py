@@ -1,33 +1,69 @@
-"""Tokenizers: `train` one on text, or `load` one from bytes."""
+"""Tokenizers: `train` one on text, `read` a given one from files, or `load` one from bytes."""
 
+import pathlib
 from collections.abc import Sequence
 
 from janus_jax.config import TextConfig
-from janus_jax.text import sentencepiece_tokenizer
+from janus_jax.text import bpe_tokenizer, dictionary_tokenizer, sentencepiece_tokenizer
+from janus_jax.text.bpe_tokenizer import BpeTokenizer
+from janus_jax.text.dictionary_tokenizer import DictionaryTokenizer
+from janus_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from janus_jax.text.tokenizer import Tokenizer, TokenizerError
 
-__all__ = ["Tokenizer", "TokenizerError", "load", "train"]
+__all__ = [
+    "BpeTokenizer",
+    "DictionaryTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "TokenizerError",
+    "load",
+    "read",
+    "train",
+]
 
 
 def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
-    """Trains a SentencePiece tokenizer on `lines`, or reads the given model (`config.model`), which needs no lines.
+    """Trains a tokenizer of kind `config.model_type` on `lines`, or reads the given one (`config.model`, no lines needed).
 
     Args:
       lines: text, both languages; at most `config.train_lines` of them are used, evenly spread.
       config: the tokenizer's settings.
 
     Raises:
-      TokenizerError: the text is too small for the vocabulary, or the given model cannot be read.
+      TokenizerError: the text is too small for the vocabulary, or the given tokenizer cannot be read.
     """
     if config.model:
-        return sentencepiece_tokenizer.read(config.model)
+        return read(config.model)
+    if config.model_type == "byte_bpe":
+        return bpe_tokenizer.train(lines, config)
     return sentencepiece_tokenizer.train(lines, config)
+
+
+def read(path: str | pathlib.Path) -> Tokenizer:
+    """The tokenizer in files: what `path` is says which kind.
+
+    A folder or a .json file: byte-level BPE (`bpe_tokenizer.read`); a .txt file: fairseq's dict.txt, for text that is
+    tokenized already; any other file: a SentencePiece model.
+
+    Raises:
+      TokenizerError: files are absent or broken; the message names them.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() or path.suffix == ".json":
+        return bpe_tokenizer.read(path)
+    if path.suffix == ".txt":
+        return dictionary_tokenizer.read(path)
+    return sentencepiece_tokenizer.read(path)
 
 
 def load(data: bytes) -> Tokenizer:
     """The tokenizer whose `to_bytes` gave `data`, or that of a SentencePiece model file's content.
 
     Raises:
-      TokenizerError: `data` is not a SentencePiece model.
+      TokenizerError: `data` is none of the three kinds.
     """
-    return sentencepiece_tokenizer.SentencePieceTokenizer(data)
+    if data.startswith(b"{"):
+        return BpeTokenizer(data)
+    if data.startswith(dictionary_tokenizer.HEADER):
+        return DictionaryTokenizer(data)
+    return SentencePieceTokenizer(data)

@@ -10,7 +10,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from janus_jax.config import TextConfig
-from janus_jax.text.tokenizer import TokenizerError
+from janus_jax.text.tokenizer import TokenizerError, checked_ids
 from janus_jax.types import Specials
 
 _PIECE = model_pb2.ModelProto.SentencePiece
@@ -51,8 +51,10 @@ class SentencePieceTokenizer:
                 f"{origin}: not a SentencePiece model ({error}); give the .model file that spm_train wrote"
             ) from error
         self._data = data
+        self.proto = proto  # the model's parts, its numbering
         self.specials = Specials()
         kept = np.array([i for i, piece in enumerate(proto.pieces) if piece.type in _KEPT], np.int32)
+        self.kept = kept  # the proto's number of each of our tokens after the special ones
         first = len(vars(self.specials))
         self.vocab_size = first + len(kept)
         self._ours = np.full(len(proto.pieces), self.specials.unk, np.int32)
@@ -80,13 +82,7 @@ class SentencePieceTokenizer:
         Raises:
           TokenizerError: an id outside the vocabulary.
         """
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
-            raise TokenizerError(
-                f"token id {bad} lies outside the vocabulary of {self.vocab_size}; was this text made with another tokenizer?"
-            )
-        theirs = self._theirs[ids]
+        theirs = self._theirs[checked_ids(ids, self.vocab_size)]
         return self._processor.decode(theirs[theirs >= 0].tolist())
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -97,6 +93,11 @@ class SentencePieceTokenizer:
         """Each token as the vocabulary writes it, a leading space shown as U+2581; special tokens in angle brackets."""
         names = {number: f"<{name}>" for name, number in vars(self.specials).items()}
         return [names.get(int(i)) or self._processor.id_to_piece(int(self._theirs[i])) for i in ids]
+
+    def word_starts(self) -> np.ndarray:
+        """[vocab_size] bool: the pieces that begin with U+2581, and the special tokens."""
+        starts = [self.proto.pieces[i].piece.startswith("\u2581") for i in self.kept]
+        return np.array([True] * len(vars(self.specials)) + starts)
 
     def to_bytes(self) -> bytes:
         """The serialised SentencePiece model; our numbering follows from it."""

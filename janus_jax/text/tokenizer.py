@@ -1,12 +1,17 @@
 """The interface of a tokenizer.
 
-Every tokenizer puts the five special tokens first (`types.Specials`), so that models and searches need not ask.
+Every tokenizer puts bos, pad, eos and unk at 0 to 3, in that order; where its mask stands `specials.mask` says.
 """
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from janus_jax.types import Specials
+
+FIRST = ("<s>", "<pad>", "</s>", "<unk>")  # the tokens 0 to 3, as vocabularies write them
+MASK = "<mask>"
 
 
 class TokenizerError(ValueError):
@@ -39,6 +44,28 @@ class Tokenizer(Protocol):
         """Each token as the vocabulary writes it, a leading space shown as U+2581; for looking at."""
         ...
 
+    def word_starts(self) -> np.ndarray:
+        """[vocab_size] bool: True where a token begins a word; special tokens count as beginning one.
+
+        Told from the token alone: where a line's first word carries no mark (byte-level BPE), the caller sees to it.
+        """
+        ...
+
     def to_bytes(self) -> bytes:
         """Everything that `text.load` needs to build the same tokenizer again."""
         ...
+
+
+def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
+    """`ids` as a flat int64 array.
+
+    Raises:
+      TokenizerError: one of them lies outside the vocabulary.
+    """
+    flat = np.asarray(ids, np.int64).reshape(-1)
+    if flat.size and (flat.min() < 0 or flat.max() >= vocab_size):
+        bad = flat[(flat < 0) | (flat >= vocab_size)][0]
+        raise TokenizerError(
+            f"token id {bad} lies outside the vocabulary of {vocab_size}; was this text made with another tokenizer?"
+        )
+    return flat

@@ -21,8 +21,9 @@ from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import TRAINED_MODES, Generator
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
+from janus_jax.train.initial import initial_params
 from janus_jax.train.log import Clock, RunLog, Window, last_evaluation, plot_curves
-from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
+from janus_jax.train.step import init_state, jit_eval_step, jit_train_step, state_from_params
 from janus_jax.types import TrainState
 
 
@@ -43,7 +44,7 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
       The metrics of the last evaluation (empty if there was none).
 
     Raises:
-      ConfigError: the config contradicts the prepared data, the devices, or the run in `workdir`.
+      ConfigError: the config contradicts the prepared data, the devices, `init_from`, or the run in `workdir`.
       NonFiniteLossError: see train.max_bad_steps.
     """
     return _Run(config, Path(workdir), allow_changes).go()
@@ -74,6 +75,9 @@ class _Run:
         self.process, self.processes = jax.process_index(), jax.process_count()
         parallel.check_rows(self.mesh, config.data.batch_multiple)
         TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
+        initial, notes = None, []
+        if self.config.init_from and not _begun(workdir):
+            initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
         changed = self._write_config(allow_changes)
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
@@ -81,7 +85,7 @@ class _Run:
             self.step_fn = jit_train_step(self.net, self.config, self.mesh, shardings)
             self.eval_fn = jit_eval_step(self.net, self.config, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
-            self.state = self._first_state(shardings)
+            self.state = self._first_state(shardings, initial)
         self.window = Window(**self.checkpoints.window)
         self.bad_steps = 0
         self.stop = False
@@ -89,6 +93,8 @@ class _Run:
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
         if changed:
             self.log.message(f"continues with other settings: {'; '.join(changed)}")
+        if initial is not None:
+            self.log.message(f"starts from {self.config.init_from}{''.join(f'; {note}' for note in notes)}")
 
     def go(self) -> dict[str, float]:
         try:
@@ -198,7 +204,7 @@ class _Run:
     def _decode_sample(self, params: Any) -> dict[str, float]:
         """BLEU of the first validation sentences, decoded by every half of the model that the objective trains."""
         count = min(self.config.train.eval_sentences, len(self.prepared.split("valid")))
-        if not count:
+        if not count or self.config.data.source == "text":  # blocks of text have no references
             return {}
         generator = Generator(
             self.net,
@@ -223,17 +229,18 @@ class _Run:
         shardings = parallel.state_shardings(self.mesh, shapes)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
-    def _first_state(self, shardings: Any) -> TrainState:
+    def _first_state(self, shardings: Any, initial: Any) -> TrainState:
         if self.checkpoints.latest is not None:
             return self.checkpoints.restore(self.abstract)
+        if initial is not None:
+            return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial)
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)()
 
     def _write_config(self, allow_changes: bool) -> list[str]:
         """Keeps the config beside the run; what differs from the one that it began with, if that is allowed."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         path, changed = self.workdir / "config.json", []
-        begun = (self.workdir / "checkpoints").is_dir() and bool(step_directories(self.workdir))
-        if begun and path.exists():
+        if _begun(self.workdir) and path.exists():
             changed = _changed(config_lib.from_json(path.read_text()), self.config)
             if changed and not allow_changes:
                 raise ConfigError(
@@ -248,6 +255,11 @@ class _Run:
 
     def _ask_to_stop(self) -> None:
         self.stop = True
+
+
+def _begun(workdir: Path) -> bool:
+    """Whether the run has saved a checkpoint."""
+    return (workdir / "checkpoints").is_dir() and bool(step_directories(workdir))
 
 
 # Settings that may change between the parts of a run without changing what it computes up to the step where it stands.

@@ -19,6 +19,14 @@ def test_perfect_output_has_perfect_scores():
     assert "nc:6" in figures["chrf_signature"]
 
 
+def test_rouge_worked_out_by_hand():
+    figures = score(["the cat sat here", "x"], ["the cat lay here today", "y"])
+    # First line: 3 of 4 and of 5 words, 1 of 3 and of 4 pairs, "the cat here" in order; second: nothing.
+    assert figures["rouge1"] == pytest.approx(50 * 2 * 3 / 9)
+    assert figures["rouge2"] == pytest.approx(50 * 2 * 1 / 7)
+    assert figures["rougeL"] == pytest.approx(50 * 2 * 3 / 9)
+
+
 def test_figures_worked_out_by_hand():
     # 4-gram precisions 4/5, 3/4, 2/3, 1/2 and no brevity penalty: BLEU is their geometric mean.
     figures = score(["a b c d e"], ["a b c d f"])
@@ -43,8 +51,8 @@ def test_misaligned_lines_are_refused():
         score(["a", "b"], ["a"])
     with pytest.raises(AlignmentError, match="no lines"):
         score([], [])
-    with pytest.raises(KeyError, match="rouge"):
-        score(["a"], ["a"], ["rouge"])
+    with pytest.raises(KeyError, match="meteor"):
+        score(["a"], ["a"], ["meteor"])
 
 
 def test_scorers_can_be_chosen():

@@ -1,5 +1,7 @@
 """The losses: formulas, and independence of chunks, padding, micro-batches."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 import tiny
 
 from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients
+from janus_jax.model import project
 from janus_jax.objective import denominators, loss, streams_of, weight_at
 from janus_jax.objective.terms import label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
+from janus_jax.objective.vocabulary import VocabularyLoss
 
 ZERO = jnp.int32(0)
 
@@ -76,36 +80,69 @@ def test_without_aux_terms_no_aux_row_is_computed():
     assert "nll/nar" in metrics
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 7, 60])
 def test_chunks_of_the_projection_change_nothing(chunk):
     net, params = tiny.model()
     batch = tiny.batch(rows=6)
     whole = value_and_grad(net, params, batch, ObjectiveConfig())
-    assert_same(whole, value_and_grad(net, params, batch, ObjectiveConfig(projection_chunk=chunk)))
+    assert_same(whole, value_and_grad(net, params, batch, ObjectiveConfig(projection_rows=chunk)))
 
 
-def test_gradients_equal_those_of_plain_differentiation():
-    """The vocabulary terms make their own gradients with the value; plain autodiff must agree."""
-    from functools import partial
+def written_out(net, objective, hidden, table, batch, weights, divisors):
+    """The vocabulary terms as METHOD states them, over whole arrays and without a word on how to compute them."""
+    logits = {n: project(getattr(hidden, n), table, net.config, net.dtype) for n in ("ar", "nar", "aux")}
+    is_masked = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
+    labels = {"ar": batch.target[:, 1:]} | dict.fromkeys(
+        ("nar", "aux"), jnp.take_along_axis(batch.target, batch.masked, axis=1)
+    )
+    total = 0.0
+    for name in logits:
+        real = labels[name] != net.specials.pad if name == "ar" else is_masked
+        nll, smoothing = nll_and_smoothing(logits[name], labels[name], net.config.vocab_size)
+        rows = label_smoothed(nll, smoothing, objective.label_smoothing)
+        total += weights[name] * jnp.where(real, rows, 0.0).sum() / divisors["ar" if name == "ar" else "masked"]
+    logits["ar"] = jnp.take_along_axis(logits["ar"], jnp.maximum(batch.masked - 1, 0)[:, :, None], axis=1)
+    for term in ("kl_ar_nar", "kl_nar_aux", "kl_ar_aux"):
+        p, q = term.split("_")[1:]
+        rows = symmetric_kl(logits[p], logits[q])
+        total += weights[term] * jnp.where(is_masked, rows, 0.0).sum() / divisors["masked"]
+    return total
 
-    from janus_jax.objective.joint import VocabularyLoss
 
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
     net, params = tiny.model()
-    batch, objective = tiny.batch(), ObjectiveConfig()
+    batch, objective = tiny.batch(), ObjectiveConfig(projection_rows=chunk)
     divisors = denominators(batch, net.config, objective, 1)
     hidden = net.train_streams(params, net.encode(params, batch.source), batch)
-    of = VocabularyLoss(
-        net.config, objective, net.dtype, ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"), 1
-    )
-    weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(of.terms)}
+    terms = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
+    weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(terms)}
     table = params["embed_tokens"]["embedding"]
 
     def scaled(function):
-        return jax.jit(jax.grad(lambda h, t: 3.0 * function(h, t)[0], argnums=(0, 1)))(hidden, table)
+        return jax.jit(jax.value_and_grad(lambda h, t: 3.0 * function(h, t), argnums=(0, 1)))(hidden, table)
 
-    ours = scaled(lambda h, t: of(h, t, batch, weights, divisors))
-    plain = scaled(partial(lambda h, t: of.of_chunk(h, t, batch, weights, divisors)))
+    of = VocabularyLoss(net.config, objective, net.dtype, terms, 1)
+    value, ours = scaled(lambda h, t: of(h, t, batch, weights, divisors)[0])
+    expected, plain = scaled(lambda h, t: written_out(net, objective, h, t, batch, weights, divisors))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert tiny.largest_difference(ours, plain) < 1e-5
+
+
+def test_no_array_of_all_rows_times_vocabulary_is_made():
+    net, params = tiny.model(vocab_size=999)
+    batch = tiny.batch(rows=8)
+
+    def widest(projection_rows):
+        """Rows of the largest array that is as wide as the vocabulary, in the program before it is compiled."""
+        objective = ObjectiveConfig(projection_rows=projection_rows)
+        divisors = denominators(batch, net.config, objective, net.specials.pad)
+        gradient = jax.grad(lambda p: loss(net, objective, p, batch, divisors=divisors, step=ZERO)[0])
+        text = jax.jit(gradient).lower(params).as_text()
+        return max(int(rows) for rows in re.findall(r"tensor<(\d+)x1008xf32>", text))
+
+    assert widest(0) >= 8 * 5
+    assert widest(16) <= 16
 
 
 def test_padding_changes_no_loss_and_no_gradient():

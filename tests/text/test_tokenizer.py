@@ -158,3 +158,14 @@ def test_suggested_vocabulary_size_works():
         text.train(LINES, TextConfig(vocab_size=5000))
     largest = int(str(caught.value).rsplit(" ", 1)[1])
     assert text.train(LINES, TextConfig(vocab_size=largest)).vocab_size == largest
+
+
+def test_word_starts(tokenizer):
+    starts = tokenizer.word_starts()
+    assert starts.dtype == bool
+    assert starts.shape == (tokenizer.vocab_size,)
+    pieces = tokenizer.pieces(range(tokenizer.vocab_size))
+    assert starts[:5].all()
+    assert starts[5:].tolist() == [piece.startswith("\u2581") for piece in pieces[5:]]
+    line = "der haus baum"
+    assert starts[tokenizer.encode(line)].sum() == 3

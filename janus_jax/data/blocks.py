@@ -1,0 +1,70 @@
+"""Documents to blocks: sentences found, tokenized, and packed whole into blocks of at most L tokens.
+
+Legend: L tokens of a block (bos and eos counted), N blocks.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from janus_jax.data.shards import Example
+from janus_jax.text import Tokenizer
+
+# After a full stop with its closing quotes or brackets, before white space and what is no small letter; or after a CJK one.
+_END = re.compile(r"(?<=[.!?])(?=\s+[^\sa-zß-öø-ÿ])|(?<=[.!?][\"'”’)\]])(?=\s+[^\sa-zß-öø-ÿ])|(?<=[。！？])(?=.)")  # noqa: RUF001
+_DOCUMENTS = 1024  # tokenized at once
+
+
+def sentences_of(document: str) -> list[str]:
+    """The sentences of a document, each but the first with the space before it: joined they are the document again.
+
+    >>> "One. Two (2.5)! and so on." -> ["One.", " Two (2.5)! and so on."]
+    """
+    return [piece for piece in _END.split(document) if piece.strip()]
+
+
+def pack(documents: Iterable[str], tokenizer: Tokenizer, length: int) -> Iterator[Example]:
+    """Packs documents, one after another, into blocks.
+
+    A sentence goes into the block as a whole, or into the next one; only one that is longer than a block is cut, at the
+    block's end. A block may hold the end of a document and the beginning of the next.
+
+    Args:
+      documents: a text each.
+      tokenizer: of the blocks.
+      length: L.
+
+    Returns:
+      Examples: "target" [at most L] int32, bos ... eos, and "sentences" [n] int32, where sentences start in it.
+    """
+    special, room = tokenizer.specials, length - 2
+    tokens: list[int] = []
+    starts: list[int] = []
+
+    def block() -> Example:
+        return {
+            "target": np.array([special.bos, *tokens, special.eos], np.int32),
+            "sentences": np.array(starts, np.int32),
+        }
+
+    for sentence in _tokenized(documents, tokenizer):
+        for first in range(0, len(sentence), room):
+            piece = sentence[first : first + room]
+            if len(tokens) + len(piece) > room:
+                yield block()
+                tokens, starts = [], []
+            starts.append(len(tokens) + 1)
+            tokens += piece
+    if tokens:
+        yield block()
+
+
+def _tokenized(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    waiting: list[str] = []
+    for count, document in enumerate(documents, 1):
+        waiting += sentences_of(document)
+        if count % _DOCUMENTS == 0:
+            yield from filter(None, tokenizer.encode_batch(waiting))
+            waiting = []
+    yield from filter(None, tokenizer.encode_batch(waiting))

@@ -1,0 +1,204 @@
+"""The loss terms that need vocabulary logits, computed some rows at a time.
+
+Rows come in two groups: pairs, a masked token's NAR and AUX rows with the AR row that predicts the same token; and
+singles, the other AR rows. A divergence compares rows of one pair, so that any cut through a group is allowed.
+
+Legend: B sentences, U AR slots, M masked tokens at most, X rows of a group, c chunks, D model width, V' padded vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax import parallel
+from janus_jax.config import ModelConfig, ObjectiveConfig
+from janus_jax.model import constrain_logits, project
+from janus_jax.model.streams import ar_slot_of, ar_targets, masked_flags
+from janus_jax.objective.terms import label_smoothed, nll_and_smoothing, symmetric_kl
+from janus_jax.types import Batch, Streams
+
+Scalars = dict[str, jax.Array]
+Rows = dict[str, jax.Array]  # stream -> hidden rows [B, X, D]
+Labels = dict[str, jax.Array]  # stream -> the token of each row [B, X]; of no token: -1
+
+# The streams whose rows each term reads.
+TERM_STREAMS: dict[str, tuple[str, ...]] = {
+    "ar": ("ar",),
+    "nar": ("nar",),
+    "aux": ("aux",),
+    "length": (),
+    "kl_ar_nar": ("ar", "nar"),
+    "kl_nar_aux": ("nar", "aux"),
+    "kl_ar_aux": ("ar", "aux"),
+}
+_NONE = -1
+
+
+@dataclass(frozen=True)
+class VocabularyLoss:
+    """Cross-entropies and divergences.
+
+    Since the loss is linear in its terms, the gradients of rows and table are computed together with the value: no
+    chunk's logits outlive it, and none are computed twice.
+    """
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    dtype: Any
+    terms: tuple[str, ...]
+    pad: int
+
+    def __call__(
+        self, hidden: Streams, table: jax.Array, batch: Batch, weights: Scalars, divisors: Scalars
+    ) -> tuple[jax.Array, Scalars]:
+        """Weighted total, and metrics `loss/<term>` and `nll/<stream>`.
+
+        Args:
+          hidden: rows of the joint pass; table: [V', D].
+          batch: one micro-batch; weights, divisors: scalars by name.
+        """
+        total, metrics = jnp.float32(0.0), {}
+        for rows, labels in self._groups(hidden, batch):
+            chunks = self._chunks(rows)
+            rows, labels = _cut(rows, chunks, 0), _cut(labels, chunks, _NONE)
+            value, found = _summed(self, rows, table, labels, weights, divisors)
+            total += value
+            metrics = {name: metrics.get(name, 0.0) + found.get(name, 0.0) for name in metrics | found}
+        return total, metrics
+
+    def of_chunk(
+        self, rows: Rows, labels: Labels, table: jax.Array, weights: Scalars, divisors: Scalars
+    ) -> tuple[jax.Array, Scalars]:
+        """The same for one chunk [X / c, D], all of whose logits live at once."""
+        logits = {name: constrain_logits(project(x, table, self.model, self.dtype)) for name, x in rows.items()}
+        values: Scalars = {}
+        metrics: Scalars = {}
+        for name in logits:
+            real = labels[name] != _NONE
+            divisor = divisors["ar" if name == "ar" else "masked"]
+            nll, smoothing = nll_and_smoothing(logits[name], jnp.maximum(labels[name], 0), self.model.vocab_size)
+            smoothed = label_smoothed(nll, smoothing, self.objective.label_smoothing)
+            metrics[f"nll/{name}"] = jnp.where(real, nll, 0.0).sum() / divisor
+            if name in self.terms:
+                values[name] = jnp.where(real, smoothed, 0.0).sum() / divisor
+        for term, sides in TERM_STREAMS.items():
+            if term in self.terms and len(sides) == 2 and set(sides) <= set(logits):
+                fixed = getattr(self.objective.stop_gradient, term)
+                p, q = (jax.lax.stop_gradient(logits[side]) if side == fixed else logits[side] for side in sides)
+                # A pair's AR row may belong to a token that is not masked: then the others have no token.
+                real = labels[sides[1]] != _NONE
+                values[term] = jnp.where(real, symmetric_kl(p, q), 0.0).sum() / divisors["masked"]
+        total = sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
+        return total, metrics | {f"loss/{name}": value for name, value in values.items()}
+
+    def _groups(self, hidden: Streams, batch: Batch) -> list[tuple[Rows, Labels]]:
+        """Pairs, then singles; the streams that were not asked for are left out."""
+        pairs: tuple[Rows, Labels] = {}, {}
+        groups = [pairs]
+        masked = batch.masked.shape[1]
+        for name in ("nar", "aux"):
+            if (rows := getattr(hidden, name)) is not None:
+                pairs[0][name] = rows
+                is_real = jnp.arange(masked) < batch.masked_count[:, None]
+                pairs[1][name] = jnp.where(is_real, jnp.take_along_axis(batch.target, batch.masked, axis=1), _NONE)
+        if hidden.ar is None:
+            return groups
+        labels = ar_targets(batch.target, self.model)
+        rows, labels = hidden.ar, jnp.where(labels == self.pad, _NONE, labels)
+        if not pairs[0]:
+            return [({"ar": rows}, {"ar": labels})]
+        # The slots of masked tokens first, in the order of their ranks.
+        slots = labels.shape[1]
+        flags = masked_flags(ar_slot_of(batch.masked, self.model), batch.masked_count, slots)
+        order = jnp.argsort(~flags, axis=1, stable=True)
+        rows, labels = _permuted(rows, order), jnp.take_along_axis(labels, order, axis=1)
+        short = max(masked - slots, 0)
+        rows = jnp.pad(rows, ((0, 0), (0, short), (0, 0)))
+        labels = jnp.pad(labels, ((0, 0), (0, short)), constant_values=_NONE)
+        pairs[0]["ar"], pairs[1]["ar"] = rows[:, :masked], labels[:, :masked]
+        if slots > masked:
+            groups.append(({"ar": rows[:, masked:]}, {"ar": labels[:, masked:]}))
+        return groups
+
+    def _chunks(self, rows: Rows) -> int:
+        """c, a power of two that leaves about `projection_rows` rows of logits at once."""
+        most = self.objective.projection_rows
+        every = sum(x.shape[0] * x.shape[1] for x in rows.values())
+        return 1 if not most or every <= most else 1 << math.ceil(math.log2(every / most))
+
+
+@jax.custom_vjp
+def _permuted(x: jax.Array, order: jax.Array) -> jax.Array:
+    """Rows of x [B, U, D] in the order [B, U], a permutation: its gradient is one too, and no scatter."""
+    return jnp.take_along_axis(x, order[:, :, None], axis=1)
+
+
+def _permuted_forward(x: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _permuted(x, order), order
+
+
+def _permuted_backward(order: jax.Array, gradient: jax.Array) -> tuple[jax.Array, None]:
+    return _permuted(gradient, jnp.argsort(order, axis=1)), None
+
+
+_permuted.defvjp(_permuted_forward, _permuted_backward)
+
+
+def _cut(group: dict[str, jax.Array], chunks: int, fill: int) -> dict[str, jax.Array]:
+    """[B, X, ...] -> [c, B * X / c, ...], X padded where c does not divide the rows.
+
+    A chunk takes every c-th row, so that rows of a batch that is split over devices stay where they are.
+    """
+    sentences = next(iter(group.values())).shape[0]
+    unit = chunks // math.gcd(chunks, max(sentences // parallel.batch_ways(), 1))
+
+    def cut(x: jax.Array) -> jax.Array:
+        width = [(0, 0), (0, -x.shape[1] % unit)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, width, constant_values=fill)
+        return jnp.moveaxis(x.reshape(-1, chunks, *x.shape[2:]), 1, 0)
+
+    return {name: cut(x) for name, x in group.items()}
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(
+    of: VocabularyLoss, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
+) -> tuple[jax.Array, Scalars]:
+    """The sum over chunks; rows [c, X, D], labels [c, X]."""
+    parts = jax.lax.map(lambda part: of.of_chunk(*part, table, weights, divisors), (rows, labels))
+    return jax.tree.map(lambda x: x.sum(0), parts)
+
+
+def _summed_forward(
+    of: VocabularyLoss, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
+) -> Any:
+    gradient = jax.value_and_grad(
+        lambda x, vectors, y: of.of_chunk(x, y, vectors, weights, divisors), argnums=(0, 1), has_aux=True
+    )
+    first = jax.tree.map(lambda x: x[0], (rows, labels))
+    if next(iter(rows.values())).shape[0] == 1:
+        value, (d_rows, d_table) = gradient(first[0], table, first[1])
+        return value, (jax.tree.map(lambda x: x[None], d_rows), d_table)
+
+    def one(carry: Any, part: Any) -> Any:
+        value, (d_rows, d_table) = gradient(part[0], table, part[1])
+        return jax.tree.map(jnp.add, carry, (value, d_table)), d_rows
+
+    shapes = jax.eval_shape(gradient, first[0], table, first[1])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
+    (value, d_table), d_rows = jax.lax.scan(one, zeros, (rows, labels))
+    return value, (d_rows, d_table)
+
+
+def _summed_backward(of: VocabularyLoss, gradients: Any, cotangent: Any) -> Any:
+    # Metrics are for the log: only the total is differentiated.
+    scale = cotangent[0]
+    d_rows, d_table = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
+    return d_rows, d_table, None, None, None
+
+
+_summed.defvjp(_summed_forward, _summed_backward)

@@ -1,0 +1,135 @@
+"""The files in which byte-level BPE tokenizers are published, all brought into the form of a tokenizer.json."""
+
+import json
+import pathlib
+from typing import Any
+
+from janus_jax.text import dictionary
+from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError
+
+# The layouts of a folder, the first that is there counts.
+_WHOLE = ("tokenizer.json",)
+_HUGGING_FACE = ("vocab.json", "merges.txt")
+_FAIRSEQ = ("dict.txt", "encoder.json", "vocab.bpe")
+
+
+def _alphabet() -> dict[str, int]:
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+# How vocabularies of GPT-2's kind write a byte: itself where Latin-1 prints it, else the next free character from U+0100.
+BYTES = _alphabet()
+
+
+def tokenizer_json(path: pathlib.Path) -> bytes:
+    """The content of a tokenizer.json: of the file itself, or made from the files of a folder.
+
+    A folder holds tokenizer.json, or vocab.json and merges.txt (Hugging Face), or dict.txt, encoder.json and vocab.bpe
+    (fairseq's BART: a line of dict.txt is GPT-2's id of a token and a count; our ids are those lines' order).
+
+    Raises:
+      TokenizerError: files are absent or broken; the message names them.
+    """
+    if not path.is_dir():
+        return _read(path)
+    layouts = (_WHOLE, _HUGGING_FACE, _FAIRSEQ)
+    for layout in layouts:
+        if all((path / name).is_file() for name in layout):
+            break
+    else:
+        wanted = "; or ".join(" and ".join(layout) for layout in layouts)
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise TokenizerError(f"config.text.model: the folder {str(path)!r} must hold {wanted}; it holds {there}")
+    if layout == _WHOLE:
+        return _read(path / "tokenizer.json")
+    vocab = _vocab(path / "vocab.json") if layout == _HUGGING_FACE else _fairseq_vocab(path)
+    merges = _merges(path / layout[-1], vocab)
+    return json.dumps(fields(vocab, merges)).encode()
+
+
+def fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
+    """A tokenizer.json's fields for a byte-level BPE vocabulary: token -> id, and merges by rank."""
+    added = [added_token(token, vocab[token]) for token in (*FIRST, MASK) if token in vocab]
+    bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": sorted(added, key=lambda token: token["id"]),
+        "normalizer": None,
+        "pre_tokenizer": bytewise,
+        "post_processor": None,
+        "decoder": bytewise,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    }
+
+
+def added_token(token: str, number: int) -> dict[str, Any]:
+    """A special token's entry in `added_tokens`; as in BART, `<mask>` takes the space before it along."""
+    marks = {"single_word": False, "lstrip": token == MASK, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": token, **marks}
+
+
+def _fairseq_vocab(folder: pathlib.Path) -> dict[str, int]:
+    """Token -> id from fairseq's dict.txt and GPT-2's encoder.json."""
+    names = {str(number): token for token, number in _vocab(folder / "encoder.json").items()}
+    path = folder / "dict.txt"
+    words = dictionary.words(_read(path), f"config.text.model {str(path)!r}")
+    vocab = {token: number for number, token in enumerate(FIRST)}
+    for word in words:
+        # Fillers ("madeupword0000") and special tokens are no numbers of GPT-2's: they stay as they are.
+        token = names.get(word, word)
+        if word.isdecimal() and word not in names:
+            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r}, which encoder.json does not number")
+        if token in vocab:
+            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r} twice")
+        vocab[token] = len(vocab)
+    if absent := sorted(set(names) - set(words), key=int):
+        raise TokenizerError(
+            f"config.text.model: {str(path)!r} lacks {len(absent)} of encoder.json's tokens, the first {absent[0]!r}; "
+            "take both files from one model"
+        )
+    vocab.setdefault(MASK, len(vocab))
+    return vocab
+
+
+def _vocab(path: pathlib.Path) -> dict[str, int]:
+    try:
+        vocab = json.loads(_read(path))
+    except ValueError as error:
+        raise TokenizerError(f"config.text.model: {str(path)!r} is not JSON ({error})") from error
+    if not isinstance(vocab, dict) or not all(isinstance(number, int) for number in vocab.values()):
+        raise TokenizerError(f"config.text.model: {str(path)!r} must be a JSON object of tokens and their ids")
+    return vocab
+
+
+def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """Pairs of tokens by rank; a line each, after a first line with the format's version."""
+    try:
+        lines = _read(path).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"config.text.model: {str(path)!r} is not UTF-8 text ({error})") from error
+    first = int(lines[0].startswith("#version"))
+    merges = []
+    for number, line in enumerate(lines[first:], first + 1):
+        pair = line.split()
+        if not pair:
+            continue
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
+            raise TokenizerError(
+                f"config.text.model: {str(path)!r} line {number}: {line!r} is no pair of the vocabulary's tokens"
+            )
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TokenizerError(
+            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name a tokenizer.json, or a folder with "
+            "vocab.json and merges.txt"
+        ) from error

@@ -1,0 +1,189 @@
+"""Byte-level BPE tokenizers (GPT-2, BART) through the `tokenizers` library: trained by us, or published ones."""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from janus_jax.config import TextConfig
+from janus_jax.text import bpe_files
+from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
+from janus_jax.types import Specials
+
+_LEAST = 256 + len(FIRST) + 1  # every byte and the special tokens
+_UNKNOWN = " \u2047 ".encode()  # as SentencePiece shows it
+
+
+class BpeTokenizer:
+    """A byte-level BPE tokenizer with the ids of its tokenizer.json; no text is unknown to it, decoding gives it back.
+
+    `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may stand anywhere. Text that spells a
+    special token is text. Truncation, padding and the post-processor that the file may hold are left out.
+
+    Args:
+      data: the content of a tokenizer.json file.
+
+    Raises:
+      TokenizerError: not the JSON of a byte-level BPE tokenizer, or special tokens are absent or stand elsewhere.
+    """
+
+    def __init__(self, data: bytes, origin: str = "tokenizer data"):
+        try:
+            fields = json.loads(data)
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_plain(fields)))
+        except Exception as error:  # the library raises bare Exception
+            raise TokenizerError(
+                f"{origin}: not a tokenizer.json of the tokenizers library ({type(error).__name__}: {error})"
+            ) from error
+        decoder = self._tokenizer.decoder
+        if not isinstance(self._tokenizer.model, tokenizers.models.BPE) or not isinstance(
+            decoder, tokenizers.decoders.ByteLevel
+        ):
+            raise TokenizerError(
+                f"{origin}: its model is {type(self._tokenizer.model).__name__} and its decoder {type(decoder).__name__}; "
+                "only byte-level BPE (model BPE, decoder ByteLevel) is read from a tokenizer.json"
+            )
+        tokens = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.specials = _specials(tokens, fields, origin)
+        self._tokenizer.encode_special_tokens = True  # as text, that is
+        self.vocab_size = max(tokens.values()) + 1
+        special = set(vars(self.specials).values())
+        self._bytes = [b""] * self.vocab_size  # what each token stands for in decoded text
+        self._names = ["<unused>"] * self.vocab_size
+        for token, number in tokens.items():
+            self._bytes[number] = b"" if number in special else _spelled(token)
+            self._names[number] = _shown(self._bytes[number])
+        for name, number in vars(self.specials).items():
+            self._names[number] = f"<{name}>"
+        self._bytes[self.specials.unk] = _UNKNOWN
+
+    def encode(self, line: str) -> list[int]:
+        """Token ids of one line, without bos and eos."""
+        return self._tokenizer.encode(line, add_special_tokens=False).ids
+
+    def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of many lines, in their order."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text exactly; bos, pad, eos and mask are skipped wherever they stand, unk shows as U+2047.
+
+        Bytes that are not UTF-8 (a model may write any) show as U+FFFD.
+
+        Raises:
+          TokenizerError: an id outside the vocabulary.
+        """
+        numbers = checked_ids(ids, self.vocab_size).tolist()
+        return b"".join([self._bytes[i] for i in numbers]).decode("utf-8", errors="replace")
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Text of many token sequences, in their order."""
+        return [self.decode(row) for row in ids]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token's text, spaces shown as U+2581, parts of characters as `<0xC3>`; special tokens in angle brackets."""
+        return [self._names[int(i)] for i in ids]
+
+    def word_starts(self) -> np.ndarray:
+        """[vocab_size] bool: the tokens that begin with a space, and the special ones.
+
+        A line's first token has no space before it although it begins a word: the caller knows where lines begin.
+        """
+        starts = np.array([spelled.startswith(b" ") for spelled in self._bytes])
+        starts[list(vars(self.specials).values())] = True
+        return starts
+
+    def to_bytes(self) -> bytes:
+        """The tokenizer.json, without truncation, padding and post-processor."""
+        return self._tokenizer.to_str().encode()
+
+
+def read(path: str | pathlib.Path) -> BpeTokenizer:
+    """Reads a tokenizer.json, or a folder that holds one, or BART's files (Hugging Face's or fairseq's).
+
+    Raises:
+      TokenizerError: files are absent or broken; the message names them.
+    """
+    return BpeTokenizer(bpe_files.tokenizer_json(pathlib.Path(path)), f"config.text.model {str(path)!r}")
+
+
+def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
+    """Trains a byte-level BPE tokenizer: `<s> <pad> </s> <unk> <mask>`, the 256 bytes, then pairs by frequency.
+
+    The same lines give the same tokenizer on any machine. Pairs that occur once are no tokens.
+
+    Raises:
+      TokenizerError: no text, a vocabulary without room for the bytes, or one that the text cannot fill.
+    """
+    size = f"config.text.vocab_size: {config.vocab_size}"
+    if config.vocab_size < _LEAST:
+        raise TokenizerError(
+            f"{size} does not hold the 256 bytes and the special tokens; raise it to at least {_LEAST}"
+        )
+    count = min(len(lines), config.train_lines)
+    if not count:
+        raise TokenizerError("no text to train a tokenizer on; check the training split")
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bpe_files.fields({}, [])))
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        special_tokens=[*FIRST, tokenizers.AddedToken(MASK, lstrip=True)],
+        initial_alphabet=list(bpe_files.BYTES),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((lines[i * len(lines) // count] for i in range(count)), trainer)
+    if (found := tokenizer.get_vocab_size()) < config.vocab_size:
+        raise TokenizerError(f"{size} is too large for this text; lower it to at most {found}")
+    return BpeTokenizer(tokenizer.to_str().encode())
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json's fields without what would change the ids of plain text, special tokens marked as such."""
+    special = {*FIRST, MASK}
+    added = [t | {"special": True} if t["content"] in special else t for t in fields.get("added_tokens") or []]
+    vocab = fields["model"]["vocab"]
+    tokens = vocab if isinstance(vocab, dict) else {}
+    names = {t["content"] for t in added}
+    added += [bpe_files.added_token(name, tokens[name]) for name in special & set(tokens) - names]
+    # With an unknown token set, a byte that the vocabulary lacks becomes unk; without one it would vanish.
+    model = fields["model"] | {"dropout": None, "unk_token": "<unk>"}
+    changed = {"truncation": None, "padding": None, "post_processor": None, "model": model}
+    return fields | changed | {"added_tokens": sorted(added, key=lambda token: token["id"])}
+
+
+def _specials(tokens: dict[str, int], fields: dict[str, Any], origin: str) -> Specials:
+    """Where the special tokens stand; checks that no added token was moved in loading."""
+    if any(tokens.get(name) != number for number, name in enumerate(FIRST)):
+        needed = ", ".join(f"{name} = {number}" for number, name in enumerate(FIRST))
+        found = ", ".join(f"{name} = {tokens.get(name, 'absent')}" for name in FIRST)
+        raise TokenizerError(
+            f"{origin}: special tokens must be {needed}, but here {found}; give a tokenizer numbered so"
+        )
+    if MASK not in tokens:
+        raise TokenizerError(f"{origin}: it has no {MASK} token; add one to its added_tokens and to the vocabulary")
+    for token in fields.get("added_tokens") or []:
+        if tokens.get(token["content"]) != token["id"]:
+            raise TokenizerError(
+                f"{origin}: its added token {token['content']!r} should be {token['id']} but would be "
+                f"{tokens.get(token['content'])}; number the added tokens without gaps"
+            )
+    return Specials(mask=tokens[MASK])
+
+
+def _spelled(token: str) -> bytes:
+    """The bytes that a token of the vocabulary stands for; one that is not written byte by byte stands for itself."""
+    try:
+        return bytes(bpe_files.BYTES[character] for character in token)
+    except KeyError:
+        return token.encode()
+
+
+def _shown(spelled: bytes) -> str:
+    try:
+        return re.sub(" ", "\u2581", spelled.decode())
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in spelled)

@@ -1,0 +1,89 @@
+"""The dictionary of a fairseq translation model, for text that is tokenized and cut into subwords already."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from janus_jax.text import dictionary
+from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
+from janus_jax.types import Specials
+
+HEADER = b"#janus_jax fairseq dictionary\n"  # tells `to_bytes` from those of other tokenizers
+_UNKNOWN = "\u2047"
+_JOINT = "@@ "  # after a subword that is not its word's last, as subword-nmt writes it
+
+
+class DictionaryTokenizer:
+    """White space separates the tokens; ids 0 to 3 are `<s> <pad> </s> <unk>`, then the words in dict.txt's order.
+
+    A word outside the dictionary is unk. Such models have no mask token of their own: unless dict.txt has `<mask>`,
+    unk stands for it (`specials.mask` is 3). The text must be tokenized as the model's training data was; special
+    tokens that text spells are unk, but for a `<mask>` or other word that dict.txt itself lists.
+
+    Args:
+      data: the content of a dict.txt, or what `to_bytes` gave.
+
+    Raises:
+      TokenizerError: not lines of a word and a count.
+    """
+
+    def __init__(self, data: bytes, origin: str = "tokenizer data"):
+        self._data = data.removeprefix(HEADER)
+        self.words = [*FIRST, *dictionary.words(self._data, origin)]
+        first = len(FIRST)
+        # Of a repeated word the last line counts, as in fairseq.
+        self._ids = {word: number for number, word in enumerate(self.words[first:], first)}
+        self.specials = Specials(mask=self._ids.pop(MASK, Specials.unk))
+        self.vocab_size = len(self.words)
+
+    def encode(self, line: str) -> list[int]:
+        """Token ids of one line, without bos and eos."""
+        return [self._ids.get(word, self.specials.unk) for word in line.split()]
+
+    def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of many lines, in their order."""
+        return [self.encode(line) for line in lines]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Words joined by spaces, subwords put together; bos, pad, eos and mask are skipped, unk shows as U+2047.
+
+        Raises:
+          TokenizerError: an id outside the vocabulary.
+        """
+        skipped = set(vars(self.specials).values()) - {self.specials.unk}
+        numbers = [i for i in checked_ids(ids, self.vocab_size).tolist() if i not in skipped]
+        words = [_UNKNOWN if i == self.specials.unk else self.words[i] for i in numbers]
+        return (" ".join(words) + " ").replace(_JOINT, "").rstrip(" ")
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Text of many token sequences, in their order."""
+        return [self.decode(row) for row in ids]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each token as dict.txt writes it; special tokens in angle brackets."""
+        names = {number: f"<{name}>" for name, number in reversed(vars(self.specials).items())}  # unk rather than mask
+        return [names.get(int(i)) or self.words[int(i)] for i in ids]
+
+    def word_starts(self) -> np.ndarray:
+        """[vocab_size] bool, all True: whether a token continues a word shows only at the token before it ("@@")."""
+        return np.ones(self.vocab_size, bool)
+
+    def to_bytes(self) -> bytes:
+        """A line that names the format, then dict.txt as it was given."""
+        return HEADER + self._data
+
+
+def read(path: str | pathlib.Path) -> DictionaryTokenizer:
+    """Reads fairseq's dict.txt.
+
+    Raises:
+      TokenizerError: no such file, or not lines of a word and a count.
+    """
+    try:
+        data = pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise TokenizerError(
+            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name fairseq's dict.txt"
+        ) from error
+    return DictionaryTokenizer(data, f"config.text.model {str(path)!r}")

@@ -1,0 +1,185 @@
+"""Plain text to blocks, and to batches for denoising."""
+
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax import config as config_lib
+from janus_jax import data, text
+from janus_jax.data import __main__ as door
+from janus_jax.data import blocks, prepare_text
+
+WORDS = (
+    "the old house by river stood empty until one spring morning when two painters came to look at its windows".split()
+)
+
+
+def document(number):
+    """A few sentences, different ones for each number."""
+    rng = np.random.default_rng(number)
+    sentences = [" ".join(rng.choice(WORDS, rng.integers(3, 12))).capitalize() + "." for _ in range(rng.integers(1, 6))]
+    return " ".join(sentences)
+
+
+DOCUMENTS = [document(i) for i in range(400)]
+
+
+def settings(folder, **changes):
+    config = config_lib.default_config()
+    config.text.model_type, config.text.vocab_size = "byte_bpe", 330
+    config.data.update(
+        {
+            "source": "text", "train": str(folder / "*.txt.gz"), "valid": "", "test": "", "hold_out": 20, "buckets": 1,
+            "prepared": str(folder / "prepared"), "max_source_length": 48, "max_target_length": 48, "tokens_per_batch": 512,
+            **changes,
+        }
+    )  # fmt: skip
+    config.train.accumulation = 2
+    return config_lib.resolve(config)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two files of documents."""
+    folder = tmp_path_factory.mktemp("text")
+    for name, part in (("a", DOCUMENTS[:250]), ("b", [*DOCUMENTS[250:], "", "bad \x01 line"])):
+        with gzip.open(folder / f"{name}.txt.gz", "wt") as file:
+            file.write("".join(f"{line}\n" for line in part))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(folder):
+    config = settings(folder)
+    data.prepare(config, log=lambda _: None)
+    return data.Prepared.open(config.data.prepared, config)
+
+
+@pytest.mark.parametrize(
+    ("document", "sentences"),
+    [
+        ("One. Two (2.5)! and so on.", ["One.", " Two (2.5)! and so on."]),
+        ('He said "Stop." Then he left?  Yes', ['He said "Stop."', " Then he left?", "  Yes"]),
+        ("Version 2.5 is out", ["Version 2.5 is out"]),
+        ("今日は。明日は。", ["今日は。", "明日は。"]),
+        ("   ", []),
+    ],
+)
+def test_sentences(document, sentences):
+    assert blocks.sentences_of(document) == sentences
+    assert "".join(sentences) == document or not sentences
+
+
+def test_blocks_hold_whole_sentences_in_order(prepared):
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    made = list(blocks.pack(DOCUMENTS, tokenizer, 48))
+    assert max(len(block["target"]) for block in made) <= 48
+    rebuilt = []
+    for block in made:
+        assert block["target"][0] == 0
+        assert block["target"][-1] == 2
+        assert block["sentences"][0] == 1
+        rebuilt += [tokenizer.decode(ids) for ids in np.split(block["target"][:-1], block["sentences"])[1:]]
+    expected = [sentence for one in DOCUMENTS for sentence in blocks.sentences_of(one)]
+    assert "".join(rebuilt) == "".join(expected)
+    # Only what is longer than a block is cut.
+    assert len(rebuilt) - len(expected) <= sum(len(tokenizer.encode(sentence)) > 46 for sentence in expected) * 3
+    # A block is not closed while the next sentence would fit.
+    for block, following in itertools.pairwise(made):
+        first = np.split(following["target"][:-1], following["sentences"])[1]
+        assert len(block["target"]) + len(first) > 48
+
+
+def test_a_sentence_longer_than_a_block_is_cut(prepared):
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    long = " ".join(WORDS * 20)
+    made = list(blocks.pack([long], tokenizer, 48))
+    assert [len(block["target"]) for block in made[:-1]] == [48] * (len(made) - 1)
+    assert "".join(tokenizer.decode(block["target"]) for block in made) == long
+
+
+def test_held_out_documents_are_not_trained_on(prepared):
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    texts = {
+        name: "".join(tokenizer.decode(row["target"]) for row in prepared.split(name).examples())
+        for name in ("train", "valid")
+    }
+    assert texts["valid"] == "".join(DOCUMENTS[19::20])
+    assert texts["train"] == "".join(one for i, one in enumerate(DOCUMENTS) if (i + 1) % 20)
+    report = prepared.report["splits"]
+    assert (report["train"]["kept"], report["valid"]["kept"]) == (380, 20)
+    [(reason, entry)] = report["train"]["dropped"].items()
+    assert reason == "control character"
+    assert entry["examples"][0]["where"].endswith("b.txt.gz:152")
+
+
+def test_any_number_of_processes_writes_the_same(folder, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_text, "_TASK", 8000)
+    results = []
+    for processes in (1, 2):
+        config = settings(folder, prepared=str(tmp_path / str(processes)))
+        data.prepare(config, log=lambda _: None, processes=processes)
+        found = data.Prepared.open(config.data.prepared, config)
+        results.append([row["target"].tolist() for row in found.split("train").examples()])
+        shards = sorted(p.name for p in (tmp_path / str(processes) / "janus_text/1.0.0").glob("*train*"))
+        assert len(shards) > 2
+        assert shards[0].endswith(f"array_record-00000-of-{len(shards):05d}")
+    assert results[0] == results[1]
+    # A shard ends a block: documents stay in order.
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    assert "".join(map(tokenizer.decode, results[0])) == "".join(d for i, d in enumerate(DOCUMENTS) if (i + 1) % 20)
+
+
+def test_training_batches_are_noised_blocks(prepared, folder):
+    config = settings(folder)
+    batches = data.TrainBatches(prepared, config)
+    batch = batches.batch_at(0)
+    split = prepared.split("train")
+    tokenizer = text.load(prepared.tokenizer_bytes)
+    real = batch.example_id >= 0
+    assert batch.source.shape == batch.target.shape
+    np.testing.assert_array_equal((batch.target[real] != 1).sum(axis=-1), split.target_lengths[batch.example_id[real]])
+    assert (batch.masked_count[real] >= 1).all()
+    assert (batch.source == tokenizer.specials.mask).any()
+    assert not (batch.target == tokenizer.specials.mask).any()
+    # The same for every epoch but in another form, the same for any number of processes.
+    parts = [data.TrainBatches(prepared, config, i, 2).batch_at(0) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate([part.source for part in parts], axis=1), batch.source)
+    again = data.TrainBatches(prepared, config).batch_at(batches.steps_per_epoch)
+    assert not np.array_equal(again.source, batch.source)
+    evaluation = [list(data.eval_batches(prepared, config)) for _ in range(2)]
+    np.testing.assert_array_equal(evaluation[0][0].source, evaluation[1][0].source)
+
+
+def test_large_splits_are_read_from_disk_at_random(prepared, folder, monkeypatch):
+    config = settings(folder)
+    before = data.TrainBatches(prepared, config).batch_at(3)
+    monkeypatch.setattr(data.store, "_IN_MEMORY_TOKENS", 10)
+    fresh = data.Prepared.open(config.data.prepared, config)
+    after = data.TrainBatches(fresh, config).batch_at(3)
+    assert fresh.split("train")._flat is None
+    for name, array in vars(before).items():
+        np.testing.assert_array_equal(array, getattr(after, name))
+
+
+def test_a_sample_for_the_tokenizer_is_spread_evenly(folder):
+    source = data.sources.open_splits(settings(folder, hold_out=0).data)["train"]
+    chosen = prepare_text.sample_lines(source, 60)
+    assert chosen == DOCUMENTS[::8]
+
+
+def test_door(folder, tmp_path, capsys):
+    path = tmp_path / "experiment.py"
+    raw = json.loads(config_lib.to_json(settings(folder, prepared=str(tmp_path / "out"))))
+    path.write_text(
+        "from janus_jax.config import default_config\n"
+        "def get_config():\n"
+        f"  c = default_config(); c.data.update({raw['data']!r}); c.text.update({raw['text']!r}); return c\n"
+    )
+    assert door.main([f"--config={path}", "--processes=1"]) == 0
+    assert "kept 380 of 381 documents" in capsys.readouterr().out
+    assert door.main([f"--config={path}", "--config.data.train=absent/*.txt", "--config.data.prepared=x"]) == 2
+    assert "absent/*.txt" in capsys.readouterr().err

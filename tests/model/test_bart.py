@@ -1,0 +1,100 @@
+"""BART's architecture: published sizes; what its scale asks for (rematerialisation, fused attention) changes no figure."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from janus_jax.config import ConfigError, ObjectiveConfig, resolve
+from janus_jax.model import Janus
+from janus_jax.model.cost import parameter_count
+from janus_jax.model.presets import PRESETS
+from janus_jax.objective import denominators, loss
+from janus_jax.types import Specials
+
+BART = {"activation": "gelu", "layernorm_embedding": True, "scale_embedding": False, "ar_start": "eos"}
+
+
+@pytest.mark.parametrize(("name", "published"), [("bart_base", 139_420_416), ("bart_large", 406_291_456)])
+def test_presets_have_the_published_number_of_parameters(name, published):
+    config = PRESETS[name]
+    net = Janus(config, Specials(mask=50_264))
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    vocabulary_padding = shapes["embed_tokens"]["embedding"].shape[0] - config.vocab_size
+    ours_alone = (vocabulary_padding + config.length_classes) * config.d_model
+    assert parameter_count(shapes) - ours_alone == published
+
+
+def test_presets_are_settings_that_a_config_takes():
+    for name, preset in PRESETS.items():
+        model = dataclasses.asdict(preset)
+        assert resolve({"model": model, "data": {"max_source_length": 64, "max_target_length": 64}}).model == preset, (
+            name
+        )
+
+
+def value_and_gradient(net, params, batch, objective):
+    divisors = denominators(batch, net.config, objective, net.specials.pad)
+
+    def total(p):
+        key = jax.random.key(3) if net.config.dropout else None
+        return loss(net, objective, p, batch, divisors=divisors, step=jax.numpy.int32(0), rng=key)[0]
+
+    return jax.jit(jax.value_and_grad(total))
+
+
+def assert_same_training(one, other):
+    """Loss and gradients of two (net, params) at the same parameters."""
+    batch, objective = tiny.batch(rows=6), ObjectiveConfig()
+    (net, params), (second, _) = one, other
+    value, gradient = value_and_gradient(net, params, batch, objective)(params)
+    again, other_gradient = value_and_gradient(second, params, batch, objective)(params)
+    np.testing.assert_allclose(value, again, rtol=1e-5)
+    bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
+    assert tiny.largest_difference(gradient, other_gradient) <= 1e-4 * bound + 1e-6
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient_dropout_included(remat):
+    assert_same_training(tiny.model(**BART, dropout=0.2), tiny.model(**BART, dropout=0.2, remat=remat))
+
+
+def test_rematerialisation_computes_layers_anew():
+    def products(remat):
+        net, params = tiny.model(**BART, remat=remat)
+        text = value_and_gradient(net, params, tiny.batch(), ObjectiveConfig()).lower(params).as_text()
+        return len(re.findall(r"dot_general", text))
+
+    assert products("none") < products("dots") < products("full")
+
+
+@pytest.mark.parametrize("variant", [{}, {"ar_stream": "content"}, {"norm": "pre"}])
+def test_fused_attention_equals_ours(variant):
+    one, other = tiny.model(**BART | variant), tiny.model(**BART | variant, attention="fused")
+    assert_same_training(one, other)
+    (net, params), (fused, _) = one, other
+    batch = tiny.batch()
+    tokens = np.array(batch.target)
+    for made in (lambda n: n.ar_rows(params, n.encode(params, batch.source), tokens), lambda n: n.nar_rows(params, n.encode(params, batch.source), tokens)):  # fmt: skip
+        real = tokens != net.specials.pad
+        np.testing.assert_allclose(np.asarray(made(net))[real], np.asarray(made(fused))[real], atol=1e-5)
+
+
+def test_fused_attention_with_dropout_in_it_is_refused():
+    with pytest.raises(ConfigError, match=r"config\.model\.attention: .* set model\.attention_dropout"):
+        resolve({"model": {"attention": "fused", "attention_dropout": 0.1}})
+
+
+def test_unk_stands_for_masked_tokens_where_the_config_says_so():
+    net, params = tiny.model(mask_token="unk")
+    dedicated, _ = tiny.model()
+    assert (net.specials.mask, dedicated.specials.mask) == (3, 4)
+    batch = tiny.batch()
+    swapped = jax.tree.map(np.array, params)
+    swapped["embed_tokens"]["embedding"][[3, 4]] = swapped["embed_tokens"]["embedding"][[4, 3]]
+    a = net.train_streams(params, net.encode(params, batch.source), batch)
+    b = dedicated.train_streams(swapped, dedicated.encode(swapped, batch.source), batch)
+    assert tiny.largest_difference(a, b) == 0.0

@@ -1,0 +1,107 @@
+"""Pretraining on plain text, and runs that start from another checkpoint."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from train import runs
+
+from janus_jax import checkpoint, data
+from janus_jax.config import ConfigError, resolve
+from janus_jax.model import Janus
+from janus_jax.text import load
+from janus_jax.train import train
+from janus_jax.train.initial import initial_params
+
+
+def pretraining(folder, **changes):
+    """A short denoising run on a file of sentences; `changes` as in `runs.config`."""
+    settings = {
+        "text__model_type": "byte_bpe", "text__vocab_size": 320, "data__source": "text", "data__train": str(folder / "text.txt"),
+        "data__valid": "", "data__test": "", "data__hold_out": 10, "data__max_source_length": 48, "data__max_target_length": 48,
+        "model__layernorm_embedding": True, "model__activation": "gelu", "model__ar_start": "eos",
+        "model__scale_embedding": False, "objective__label_smoothing": 0.0, "objective__normalize_by": "target",
+        "objective__weights": {"ar": 0.5, "kl_ar_nar": 0.0, "kl_nar_aux": 0.5, "kl_ar_aux": 0.5, "length": 0.0},
+        "train__eval_sentences": 4, "train__steps": 6, "optimizer__ema_decay": 0.0,
+    }  # fmt: skip
+    return runs.config(folder / "blocks", **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A folder with a prepared text and a pretraining run."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    rng = np.random.default_rng(0)
+    words = [f"{a}{b}" for a in "bdfgklm" for b in ("a", "o", "ei", "ut")]
+    lines = [". ".join(" ".join(rng.choice(words, 9)).capitalize() for _ in range(3)) + ".\n" for _ in range(300)]
+    (folder / "text.txt").write_text("".join(lines))
+    data.prepare(pretraining(folder), log=str)
+    train(pretraining(folder), folder / "run")
+    return folder
+
+
+def finetuning(folder, tmp_path, **changes):
+    """A run on the demo corpus that starts from the pretrained one."""
+    same = {name: value for name, value in vars(pretraining(folder).model).items() if name != "vocab_size"}
+    settings = {f"model__{name}": value for name, value in same.items()} | {"init_from": str(folder / "run")}
+    config = runs.config(tmp_path / "demo", **(settings | {"train__steps": 3, "data__max_source_length": 60} | changes))
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, model=changes.get("text__model", "")))
+
+
+def test_pretraining_learns_reports_every_term_and_resumes_bitwise(pretrained, tmp_path):
+    config = pretraining(pretrained)
+    whole = checkpoint.load(pretrained / "run")
+    train(pretraining(pretrained, train__steps=3), tmp_path / "run")
+    metrics = train(config, tmp_path / "run")
+    again = checkpoint.load(tmp_path / "run")
+    assert whole.step == again.step == 6
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert {"valid/loss", "valid/nll/ar", "valid/nll/nar", "valid/nll/aux", "valid/loss/kl_ar_aux"} <= set(metrics)
+    assert "valid/bleu_ar" not in metrics  # blocks of text have no references
+    assert "valid/loss/length" not in metrics
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_vocabulary(pretrained, tmp_path, capsys):
+    config = finetuning(pretrained, tmp_path, model__max_positions=80, model__length_classes=70)
+    data.prepare(config, log=str)
+    prepared = data.Prepared.open(config.data.prepared, config)
+    source = checkpoint.load(pretrained / "run")
+    assert prepared.tokenizer_bytes == source.tokenizer
+    tokenizer = load(source.tokenizer)
+    net = Janus(dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size), tokenizer.specials)
+    params, notes = initial_params(net, config, source.tokenizer)
+    positions = params["decoder"]["embed_positions"]["embedding"]
+    np.testing.assert_array_equal(positions[:66], source.params["decoder"]["embed_positions"]["embedding"])
+    assert np.abs(positions[66:]).max() > 0
+    np.testing.assert_array_equal(params["encoder"]["layers_0"]["fc1"]["kernel"], source.params["encoder"]["layers_0"]["fc1"]["kernel"])  # fmt: skip
+    assert "decoder/embed_positions/embedding: 66 rows of 66, 16 new" in notes
+    assert "decoder/embed_length/embedding: 64 rows of 64, 6 new" in notes
+    train(config, tmp_path / "run")
+    assert "starts from" in capsys.readouterr().err
+    # A run that has begun goes on from itself.
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run").step == 4
+    assert "starts from" not in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(pretrained, tmp_path):
+    config = finetuning(pretrained, tmp_path, model__ffn_dim=48)
+    data.prepare(config, log=str)
+    with pytest.raises(ConfigError, match=r"config\.model\.ffn_dim: 48, but .* has 32"):
+        train(config, tmp_path / "run")
+    config = finetuning(pretrained, tmp_path, model__activation="relu")
+    with pytest.raises(ConfigError, match=r"config\.model\.activation: 'relu', but .* has 'gelu'"):
+        train(config, tmp_path / "run")
+    other = runs.config(tmp_path / "other")
+    data.prepare(other, log=str)
+    config = resolve({**dataclasses.asdict(other), "init_from": ""})
+    tokens = data.Prepared.open(other.data.prepared, other).tokenizer_bytes
+    size = load(tokens).vocab_size
+    net = Janus(dataclasses.replace(config.model, vocab_size=size), load(tokens).specials)
+    with pytest.raises(ConfigError, match="has another tokenizer than"):
+        initial_params(net, dataclasses.replace(config, init_from=str(pretrained / "run")), tokens)
+    with pytest.raises(checkpoint.CheckpointError, match="no such directory"):
+        initial_params(net, dataclasses.replace(config, init_from=str(tmp_path / "absent")), tokens)
+    assert not (tmp_path / "run").exists()
