@@ -30,7 +30,7 @@ def _headline(init_from="", tokenizer=""):
     o = config.optimizer
     o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm = 1e-3, "cosine", 100, 1.0
     t = config.train
-    t.steps, t.log_every, t.eval_every, t.checkpoint_every, t.eval_sentences = 1500, 50, 300, 300, 0
+    t.steps, t.log_every, t.eval_every, t.checkpoint_every, t.eval_sentences = 700, 50, 175, 175, 0
     return config
 
 

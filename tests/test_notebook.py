@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom at a tiny size, and is kept without outputs."""
+"""The notebooks run from top to bottom at a tiny size, and are kept without outputs."""
 
 from pathlib import Path
 
@@ -33,24 +33,48 @@ def test_kept_without_outputs(path):
     assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
 
 
-def test_quickstart_runs(tmp_path, monkeypatch):
+def run(name, parameters, monkeypatch):
+    """The notebook's cells after a run with this parameter cell, and the text that they showed."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the compiler takes most of the time
-    notebook = nbformat.read(ROOT / "notebooks/quickstart.ipynb", as_version=4)
+    notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    cell.source = parameters(tmp_path)
+    cell.source = parameters
     # Outputs are kept on failure too, so that an error shows the cell's own message.
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
     shown = [
         output.get("text", "") or "".join(output.get("data", {}).get("text/html", ""))
-        for c in notebook.cells
-        if c.cell_type == "code"
+        for c in cells
         for output in c.outputs
     ]
-    text = "\n".join(shown)
+    return cells, "\n".join(shown)
+
+
+def test_quickstart_runs(tmp_path, monkeypatch):
+    cells, text = run("quickstart", parameters(tmp_path), monkeypatch)
     assert "| nar:passes=10 |" in text
     assert f"checkpoint  {tmp_path / 'run' / 'checkpoints' / '2'}" in text
     assert text.count("<p>pass ") == 3
     assert "line-through" in text  # after the first pass some slots are masked again
-    assert any(
-        "image/png" in output.get("data", {}) for c in notebook.cells if c.cell_type == "code" for output in c.outputs
-    )
+    assert any("image/png" in output.get("data", {}) for c in cells for output in c.outputs)
+
+
+def test_bart_to_nar_runs(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    settings = {
+        "data.source": "demo", "data.demo_sizes": (300, 8, 8), "data.buckets": 1, "data.max_source_length": 64,
+        "data.max_target_length": 64, "data.tokens_per_batch": 1024, "train.steps": 3, "train.eval_every": 3,
+        "train.checkpoint_every": 3, "train.eval_sentences": 0, "optimizer.warmup_steps": 1,
+    }  # fmt: skip
+    cell = [
+        'BART = ""', f"WORKDIR = {str(tmp_path)!r}", 'SENTENCES = ["3 Stunden", "Montag"]',
+        "SIZES = {'d_model': 16, 'ffn_dim': 32, 'heads': 2, 'layers': 1, 'vocab_size': 400}",
+        f"SETTINGS = {[f'--config.{name}={value}' for name, value in settings.items()]}",
+    ]  # fmt: skip
+    _, text = run("bart_to_nar", "\n".join(cell), monkeypatch)
+    assert "ar: PyTorch gives the same text" in text
+    assert "nar: PyTorch gives the same text" in text
+    assert "BartForConditionalGeneration" in text
+    assert "embed_length" in text  # what the import had to make

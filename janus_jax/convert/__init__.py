@@ -1,5 +1,20 @@
-"""Names and layouts of other programs' checkpoints; averages of our own."""
+"""Models of other programs, in and out; averages of our own."""
 
+from janus_jax.convert.errors import ConvertError
+from janus_jax.convert.exporting import FORMATS, export_model
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
+from janus_jax.convert.importing import SOURCES, Request, import_model
+from janus_jax.convert.report import Report
 
-__all__ = ["model_config_from_released", "params_from_released", "params_to_released"]
+__all__ = [
+    "FORMATS",
+    "SOURCES",
+    "ConvertError",
+    "Report",
+    "Request",
+    "export_model",
+    "import_model",
+    "model_config_from_released",
+    "params_from_released",
+    "params_to_released",
+]

@@ -6,16 +6,19 @@ Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
 
 from janus_jax.config import ModelConfig
-from janus_jax.model import padded_vocab
-from janus_jax.types import Params
+from janus_jax.model import Janus, padded_vocab
+from janus_jax.types import Params, Specials
 
 SHARED = "encoder.embed_tokens.weight"
-_COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
+LENGTHS = "decoder.embed_length.weight"
 _IGNORED = re.compile(r"\.version$")
 _TABLES = ("embed_tokens", "embed_positions", "embed_length")
 
@@ -31,10 +34,10 @@ def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> 
         "d_model": d_model,
         "ffn_dim": arrays["encoder.layers.0.fc1.weight"].shape[0],
         "heads": heads,
-        "encoder_layers": _count_layers(arrays, "encoder"),
-        "decoder_layers": _count_layers(arrays, "decoder"),
+        "encoder_layers": count_layers(arrays, "encoder"),
+        "decoder_layers": count_layers(arrays, "decoder"),
         "max_positions": arrays["decoder.embed_positions.weight"].shape[0] - 2,
-        "length_classes": arrays["decoder.embed_length.weight"].shape[0],
+        "length_classes": arrays[LENGTHS].shape[0],
         "dropout": 0.0,
         "dtype": "float32",
     }
@@ -46,8 +49,9 @@ def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> 
             layernorm_embedding=True,
             nar_layernorm_embedding=False,
             ar_start="eos",
+            mask_token="unk",
         )
-    return ModelConfig(**common, ar_slot_position="input")
+    return ModelConfig(**common, ar_slot_position="input", mask_token="unk")
 
 
 def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
@@ -60,7 +64,7 @@ def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) 
     for name, array in arrays.items():
         if _IGNORED.search(name):
             continue
-        if name in _COPIES:
+        if name in COPIES:
             if not np.array_equal(array, arrays[SHARED]):
                 raise ValueError(f"{name} differs from {SHARED}: this model has one shared embedding matrix")
             continue
@@ -78,15 +82,42 @@ def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndar
     """Released names and layouts of our parameters (or of their gradients); the embedding under `SHARED` only."""
     released = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        keys = [key.key for key in path]
+        name, kind = _theirs(path)
         value = np.asarray(leaf)
-        if keys == ["embed_tokens", "embedding"]:
-            released[SHARED] = value[: config.vocab_size]
-            continue
-        kind = keys.pop()
-        name = re.sub(r"\blayers_(\d+)", r"layers.\1", ".".join(keys))
-        released[f"{name}.{'bias' if kind == 'bias' else 'weight'}"] = value.T if kind == "kernel" else value
+        if name == SHARED:
+            value = value[: config.vocab_size]
+        released[name] = value.T if kind == "kernel" else value
     return released
+
+
+def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what `params_to_released` gives for a model; nothing is computed."""
+    # Whether NAR rows are normalised changes no parameter; `init`, which runs NAR rows, reaches all where they are.
+    config = replace(config, nar_layernorm_embedding=True)
+    shapes = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        jax.eval_shape(Janus(config, specials).init, jax.random.key(0))
+    ):
+        name, kind = _theirs(path)
+        shape = (config.vocab_size, leaf.shape[1]) if name == SHARED else leaf.shape
+        shapes[name] = shape[::-1] if kind == "kernel" else shape
+    return shapes
+
+
+def count_layers(arrays: Mapping[str, Any], side: str) -> int:
+    """Layers of a side, by the largest number in a name."""
+    numbers = [int(m[1]) for name in arrays if (m := re.match(rf"{side}\.layers\.(\d+)\.", name))]
+    return max(numbers, default=-1) + 1
+
+
+def _theirs(path: Any) -> tuple[str, str]:
+    """The released name of a leaf of our tree, and its kind here: kernel, bias, scale or embedding."""
+    keys = [key.key for key in path]
+    if keys == ["embed_tokens", "embedding"]:
+        return SHARED, "embedding"
+    kind = keys.pop()
+    name = re.sub(r"\blayers_(\d+)", r"layers.\1", ".".join(keys))
+    return f"{name}.{'bias' if kind == 'bias' else 'weight'}", kind
 
 
 def _ours(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
@@ -100,8 +131,3 @@ def _ours(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     if value.ndim == 1:
         return (*module, "scale"), value
     return (*module, "kernel"), value.T
-
-
-def _count_layers(arrays: Mapping[str, np.ndarray], side: str) -> int:
-    numbers = [int(m[1]) for name in arrays if (m := re.match(rf"{side}\.layers\.(\d+)\.", name))]
-    return max(numbers) + 1

@@ -68,7 +68,9 @@ class _Network(nn.Module):
     def everything(self, source: jax.Array) -> jax.Array:
         """Touches every parameter, for `init`."""
         encoded = self.encode(source)
-        return self.project(self.nar_rows(encoded, source)).sum() + encoded.length_logits.sum()
+        # AR rows too: NAR rows may leave the embedding layer norm out.
+        ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
+        return self.project(self.nar_rows(encoded, source)).sum() + ar.sum() + encoded.length_logits.sum()
 
 
 def padded_vocab(config: ModelConfig) -> int:

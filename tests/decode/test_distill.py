@@ -26,7 +26,10 @@ def original(tmp_path_factory):
 
 
 def ids(directory, split="train"):
-    return [(row["source"].tolist(), row["target"].tolist()) for row in data.Prepared.open(directory).split(split).examples()]
+    return [
+        (row["source"].tolist(), row["target"].tolist())
+        for row in data.Prepared.open(directory).split(split).examples()
+    ]
 
 
 def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, capsys):

@@ -98,3 +98,10 @@ def test_unk_stands_for_masked_tokens_where_the_config_says_so():
     a = net.train_streams(params, net.encode(params, batch.source), batch)
     b = dedicated.train_streams(swapped, dedicated.encode(swapped, batch.source), batch)
     assert tiny.largest_difference(a, b) == 0.0
+
+
+def test_init_makes_the_layer_norm_that_nar_rows_leave_out():
+    one, _ = tiny.model(**BART)
+    _, params = tiny.model(**BART, nar_layernorm_embedding=False)
+    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(one.init, jax.random.key(0)))
+    assert "layernorm_embedding" in params["decoder"]

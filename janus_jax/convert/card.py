@@ -1,0 +1,93 @@
+"""The README.md of an exported model: how to run it, and what it was trained on."""
+
+from janus_jax import config as config_lib
+from janus_jax.checkpoint import Loaded
+from janus_jax.decode import TRAINED_MODES
+
+_CARD = """\
+---
+library_name: transformers
+tags: [janus, encoder-decoder, non-autoregressive]
+---
+
+# {name}
+
+An encoder-decoder that generates a token at a time (autoregressively) or many at once (mask-predict), with one set of
+weights (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
+
+```python
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+model = AutoModelForSeq2SeqLM.from_pretrained("{name}", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+batch = tokenizer(["Some text."], return_tensors="pt", padding=True)
+{calls}```
+
+`trust_remote_code=True` runs the two Python files of this directory, which need nothing but transformers and PyTorch.
+
+| | |
+|---|---|
+| objective | {objective}: trained for {modes} |
+| training steps | {steps} |
+| config | {hash} (`config.json`, key `janus_jax`, holds it all) |
+| data | {data} |
+| size | {parameters:,} parameters; {vocab} tokens; sources of {source} tokens and targets of {target} at most |
+
+`python -m janus_jax.convert import --from=hf --model={name} --output=DIR` gives the janus_jax checkpoint back.
+"""
+_CALLS = {
+    "ar": """
+# Autoregressively, with the settings in generation_config.json{trained}:
+ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+""",
+    "nar": """
+# Non-autoregressively, in {passes} passes of the decoder for each of {length_beam} lengths{trained}:
+ids = model.generate_nar(batch["input_ids"], batch["attention_mask"], passes={passes}, length_beam={length_beam})
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+""",
+}
+
+
+def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> str:
+    """Markdown for an hf export.
+
+    Args:
+      name: of the directory.
+      loaded: the checkpoint.
+      vocab_size: tokens.
+      parameters: how many numbers the model has, the embedding counted once.
+    """
+    config = loaded.config
+    data, modes = config.data, TRAINED_MODES[config.objective.name]
+    calls = [
+        call.format(
+            passes=config.decode.passes,
+            length_beam=config.decode.length_beam,
+            trained="" if mode in modes else " (this model was not trained for it)",
+        )
+        for mode, call in _CALLS.items()
+    ]
+    return _CARD.format(
+        name=name,
+        version=loaded.about.get("janus_jax", ""),
+        calls="".join(calls),
+        objective=config.objective.name,
+        modes=", ".join(modes),
+        steps=loaded.step,
+        hash=config_lib.config_hash(config),
+        data=_data(loaded),
+        parameters=parameters,
+        vocab=vocab_size,
+        source=data.max_source_length,
+        target=data.max_target_length,
+    )
+
+
+def _data(loaded: Loaded) -> str:
+    if loaded.about.get("made_by") == "import":
+        return f"not recorded here; imported from {loaded.about.get('from')}"
+    data = loaded.config.data
+    what = data.tfds_name or (data.train if data.source in ("parallel", "tsv", "text") else "built-in corpus")
+    pair = "" if data.source == "text" else f", {data.source_lang} to {data.target_lang}"
+    return f"{data.source}: {what}{pair}"

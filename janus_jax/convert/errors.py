@@ -1,0 +1,21 @@
+"""The error of conversions, and libraries that only they need."""
+
+import importlib
+from typing import Any
+
+
+class ConvertError(ValueError):
+    """A model cannot be converted; the message names the file or tensor and the fix."""
+
+
+def library(name: str) -> Any:
+    """A module of a library that is no requirement of training or decoding.
+
+    Raises:
+      ConvertError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = name.split(".")[0]
+        raise ConvertError(f"this conversion needs {package} ({error}); install it: pip install {package}") from error

@@ -1,0 +1,227 @@
+"""fairseq's settings of a model <-> our architecture.
+
+A checkpoint holds them as `args` (a flat namespace) or as `cfg` (OmegaConf; its `model` is flat, or has groups `encoder` and
+`decoder`). Three families are told apart by their tensors: `decoder.embed_length` marks JANUS, an embedding layer norm marks
+BART; both mark the JANUS pretraining model, neither a plain Transformer, which is refused (its targets begin otherwise).
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from janus_jax.config import Config, ModelConfig
+from janus_jax.convert import pickles
+from janus_jax.convert.errors import ConvertError
+from janus_jax.convert.fairseq import LENGTHS, SHARED, count_layers
+from janus_jax.convert.report import Report
+
+Family = Literal["translation", "pretraining", "bart"]
+
+VERSION = 3.0  # of fairseq's encoder and decoder, a buffer of every checkpoint
+_ACTIVATIONS = {"relu": "relu", "gelu": "gelu"}
+_ACTIVATION_OF = {"translation": "relu", "pretraining": "gelu", "bart": "gelu"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """fairseq's settings; a side's may be prefixed ("encoder_layers") or grouped ("encoder": {"layers": ...})."""
+
+    values: Mapping[str, Any]
+
+    def get(self, *names: str) -> Any:
+        """The first of these settings that is there, or None."""
+        return next((self.values[name] for name in names if self.values.get(name) is not None), None)
+
+    def both(self, name: str) -> Any:
+        """A setting that encoder and decoder must share, or None.
+
+        Raises:
+          ConvertError: they differ.
+        """
+        found = [self._of(side, name) for side in ("encoder", "decoder")]
+        if None not in found and found[0] != found[1]:
+            raise ConvertError(
+                f"encoder_{name} is {found[0]!r} but decoder_{name} {found[1]!r}: both sides must be built alike"
+            )
+        return found[0] if found[0] is not None else found[1]
+
+    def _of(self, side: str, name: str) -> Any:
+        group = self.values.get(side)
+        grouped = group.get(name) if isinstance(group, Mapping) else None
+        return self.values.get(f"{side}_{name}", grouped)
+
+    def layers(self, side: str) -> int | None:
+        """Layers of a side, or None."""
+        return self._of(side, "layers")
+
+
+def settings_of(state: Mapping[str, Any]) -> Settings:
+    """The model's settings in a fairseq checkpoint; empty if it holds none."""
+    if state.get("args") is not None:
+        return Settings(pickles.plain(state["args"]) or {})
+    cfg = pickles.plain(state.get("cfg"))
+    model = cfg.get("model") if isinstance(cfg, Mapping) else None
+    return Settings(model if isinstance(model, Mapping) else {})
+
+
+def architecture(
+    arrays: Mapping[str, np.ndarray], settings: Settings, heads: int | None, report: Report
+) -> tuple[ModelConfig, Family]:
+    """The architecture of a fairseq model, from its tensors and its settings; the family it belongs to.
+
+    Args:
+      arrays: by released name.
+      settings: of the checkpoint; may be empty.
+      heads: given by the user; counts more than the settings.
+      report: gets what had to be assumed.
+
+    Raises:
+      ConvertError: the number of heads is not known, or the model is of a kind that has no counterpart here.
+    """
+    for name in (SHARED, "encoder.layers.0.fc1.weight", "decoder.embed_positions.weight"):
+        if name not in arrays:
+            raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
+    family = _family(arrays)
+    vocab_size, d_model = arrays[SHARED].shape
+    positions = arrays["decoder.embed_positions.weight"].shape[0] - 2
+    found = {
+        "vocab_size": vocab_size,
+        "d_model": d_model,
+        "ffn_dim": settings.both("ffn_embed_dim") or arrays["encoder.layers.0.fc1.weight"].shape[0],
+        "heads": _heads(settings, heads, d_model),
+        "encoder_layers": settings.layers("encoder") or count_layers(arrays, "encoder"),
+        "decoder_layers": settings.layers("decoder") or count_layers(arrays, "decoder"),
+        "max_positions": positions,
+        "length_classes": arrays[LENGTHS].shape[0] if LENGTHS in arrays else min(positions, 1024),
+        "norm": _norm(arrays, settings),
+        "activation": _activation(settings, family),
+        "scale_embedding": _scaled(settings, family),
+        "layernorm_embedding": family != "translation",
+        **_dropouts(settings, report),
+    }
+    if settings.both("learned_pos") is False and settings.values:
+        raise ConvertError(
+            "its positions are sinusoidal (encoder_learned_pos is false); only learned ones are supported"
+        )
+    if family == "translation":
+        return ModelConfig(**found, ar_slot_position="input", mask_token="unk"), family
+    if family == "pretraining":
+        return ModelConfig(**found, nar_layernorm_embedding=False, ar_start="eos", mask_token="unk"), family
+    return ModelConfig(**found, ar_start="eos", ar_stream="content"), family
+
+
+def namespace(config: Config, model: ModelConfig) -> argparse.Namespace:
+    """The `args` of a fairseq checkpoint of our model, with the names that the released code registers."""
+    bart = model.layernorm_embedding
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in {
+            "embed_path": None,
+            "embed_dim": model.d_model,
+            "ffn_embed_dim": model.ffn_dim,
+            "layers": getattr(model, f"{side}_layers"),
+            "attention_heads": model.heads,
+            "normalize_before": model.norm == "pre",
+            "learned_pos": True,
+            "layerdrop": 0.0,
+            "layers_to_keep": None,
+        }.items()
+    }
+    return argparse.Namespace(
+        arch="janus_bart_base" if bart else "janus_transformer",
+        task="janus_denoising" if bart else "janus_translation",
+        source_lang=config.data.source_lang,
+        target_lang=config.data.target_lang,
+        **sides,
+        decoder_output_dim=model.d_model,
+        decoder_input_dim=model.d_model,
+        max_source_positions=model.max_positions,
+        max_target_positions=model.max_positions,
+        activation_fn=model.activation,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+        activation_dropout=model.activation_dropout,
+        layernorm_embedding=model.layernorm_embedding,
+        no_scale_embedding=not model.scale_embedding,
+        share_all_embeddings=True,
+        share_decoder_input_output_embed=True,
+        no_token_positional_embeddings=False,
+        no_cross_attention=False,
+        cross_self_attention=False,
+        adaptive_input=False,
+        adaptive_softmax_cutoff=None,
+        adaptive_softmax_dropout=0,
+        tie_adaptive_weights=False,
+        quant_noise_pq=0.0,
+        quant_noise_pq_block_size=8,
+        quant_noise_scalar=0.0,
+        apply_bert_init=True,
+        relu_dropout=0.0,
+        pooler_activation_fn="tanh",
+        pooler_dropout=0.0,
+    )
+
+
+def _family(arrays: Mapping[str, np.ndarray]) -> Family:
+    normalised = "encoder.layernorm_embedding.weight" in arrays
+    if LENGTHS in arrays:
+        return "pretraining" if normalised else "translation"
+    if normalised:
+        return "bart"
+    raise ConvertError(
+        f"neither {LENGTHS} nor encoder.layernorm_embedding.weight: a plain fairseq Transformer, whose sources and targets have "
+        "no bos, or a truncated checkpoint; only JANUS and BART models are imported"
+    )
+
+
+def _heads(settings: Settings, heads: int | None, d_model: int) -> int:
+    found = heads or settings.both("attention_heads")
+    if not found:
+        raise ConvertError("the checkpoint does not record its number of attention heads; give it with --heads")
+    if found < 1 or d_model % found:
+        raise ConvertError(f"--heads: {found} heads do not divide the width {d_model}")
+    return found
+
+
+def _norm(arrays: Mapping[str, np.ndarray], settings: Settings) -> str:
+    pre = "encoder.layer_norm.weight" in arrays
+    recorded = settings.both("normalize_before")
+    if recorded is not None and bool(recorded) != pre:
+        state = "there" if pre else "missing"
+        raise ConvertError(
+            f"encoder_normalize_before is {bool(recorded)} but encoder.layer_norm.weight is {state}: truncated or foreign checkpoint"
+        )
+    return "pre" if pre else "post"
+
+
+def _activation(settings: Settings, family: Family) -> str:
+    recorded = settings.get("activation_fn") or _ACTIVATION_OF[family]
+    if recorded not in _ACTIVATIONS:
+        raise ConvertError(f"activation_fn {recorded!r} has no counterpart here; there are {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[recorded]
+
+
+def _scaled(settings: Settings, family: Family) -> bool:
+    unscaled = settings.get("no_scale_embedding")
+    return family == "translation" if unscaled is None else not unscaled
+
+
+def _dropouts(settings: Settings, report: Report) -> dict[str, float]:
+    if not settings.values:
+        report.notes.append(
+            "no settings in the checkpoint: activation and scale are its family's, dropout is set to 0.1"
+        )
+        return {"dropout": 0.1}
+    return {
+        "dropout": float(_or(settings.get("dropout"), 0.1)),
+        "attention_dropout": float(_or(settings.get("attention_dropout"), 0.0)),
+        "activation_dropout": float(_or(settings.get("activation_dropout", "relu_dropout"), 0.0)),
+    }
+
+
+def _or(value: Any, default: float) -> Any:
+    return default if value is None else value

@@ -1,0 +1,155 @@
+"""Makes foreign tensors fit a model of ours and a tokenizer, by stated rules; `importing` lists them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from janus_jax.config import ModelConfig
+from janus_jax.convert.errors import ConvertError
+from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED, released_shapes
+from janus_jax.convert.report import Report
+from janus_jax.text import Tokenizer
+from janus_jax.types import Specials
+
+_HARMLESS = {
+    r"(encoder|decoder)\.version": "number of a format",
+    r"(encoder|decoder)\.embed_positions\._float_tensor": "left over from sinusoidal positions",
+    r"classification_heads?\..*": "a classifier's head",
+}
+_COPY_NAMES = (*COPIES, "shared.weight", "lm_head.weight")
+_TABLES = tuple(f"{side}.embed_positions.weight" for side in ("encoder", "decoder"))
+_SPARE_ROWS = 128  # so many rows, or a tenth, a vocabulary may have beyond its tokenizer's
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of an import, and what its source calls for."""
+
+    ignore: str = ""  # pattern of tensor names to leave out
+    max_positions: int = 0  # 0: as many as there are
+    mask_is_last: bool = False  # fairseq's BART: the mask's row is the last, behind the fillers
+
+
+def fit(
+    arrays: Mapping[str, np.ndarray], model: ModelConfig, tokenizer: Tokenizer, wishes: Wishes, report: Report
+) -> tuple[dict[str, np.ndarray], ModelConfig]:
+    """Arrays with exactly the names and shapes of a model that fits the tokenizer, and that model.
+
+    Raises:
+      ConvertError: a tensor is missing, unknown or of a wrong shape, the output is not tied, or the tokenizer does not fit.
+    """
+    arrays = without_harmless(arrays, wishes.ignore, report)
+    drop_copies(arrays, report)
+    for name in (SHARED, *_TABLES):
+        if name not in arrays:
+            raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
+    model = _positions(arrays, model, wishes.max_positions, report)
+    model = _vocabulary(arrays, model, tokenizer, wishes.mask_is_last, report)
+    made = LENGTHS not in arrays
+    if made:
+        model = _length_head(arrays, model, report)
+    check_shapes(arrays, model, tokenizer.specials)
+    report.used += [name for name in arrays if not (made and name == LENGTHS)]
+    return arrays, model
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray], model: ModelConfig, specials: Specials) -> None:
+    """Raises ConvertError unless `arrays` has exactly the model's tensors in their shapes."""
+    expected = released_shapes(model, specials)
+    for name, shape in expected.items():
+        if name not in arrays:
+            raise ConvertError(f"{name} is missing (expected shape {shape}): truncated or foreign checkpoint")
+        if arrays[name].shape != shape:
+            raise ConvertError(
+                f"{name} has shape {arrays[name].shape}, expected {shape}: truncated or foreign checkpoint"
+            )
+    if unknown := [name for name in arrays if name not in expected]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise ConvertError(
+            f"{unknown[0]}{more}: no such tensor in this architecture; leave it out with --ignore=REGEX if it does not matter"
+        )
+
+
+def without_harmless(arrays: Mapping[str, np.ndarray], ignore: str, report: Report) -> dict[str, np.ndarray]:
+    """Without tensors that are known not to matter, or that the user leaves out."""
+    reasons = {f"^{pattern}$": why for pattern, why in _HARMLESS.items()}
+    if ignore:
+        try:
+            re.compile(ignore)
+        except re.error as error:
+            raise ConvertError(f"--ignore={ignore}: not a regular expression ({error})") from error
+        reasons[ignore] = f"matches --ignore={ignore}"
+    kept = {}
+    for name, value in arrays.items():
+        reason = next((why for pattern, why in reasons.items() if re.search(pattern, name)), None)
+        if reason is None:
+            kept[name] = value
+        else:
+            report.ignored.append((name, reason))
+    return kept
+
+
+def drop_copies(arrays: dict[str, np.ndarray], report: Report) -> None:
+    """Removes the embedding's copies from `arrays`; raises ConvertError if one differs from it."""
+    for name in _COPY_NAMES:
+        if name in arrays and SHARED in arrays:
+            if not np.array_equal(arrays.pop(name), arrays[SHARED]):
+                raise ConvertError(
+                    f"{name} differs from {SHARED}: untied embeddings and outputs are not supported, since this model has one "
+                    "matrix for all"
+                )
+            report.ignored.append((name, f"equal to {SHARED}"))
+
+
+def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, wanted: int, report: Report) -> ModelConfig:
+    """Both position tables cut to one length."""
+    have = min(len(arrays[name]) for name in _TABLES) - 2
+    if wanted > have:
+        raise ConvertError(
+            f"--max_positions={wanted}: the position tables hold {have} positions; ask for at most so many"
+        )
+    positions = wanted or have
+    for name in _TABLES:
+        if len(arrays[name]) > positions + 2:
+            report.ignored.append((f"{name} rows {positions + 2} to {len(arrays[name]) - 1}", "positions cut"))
+            arrays[name] = arrays[name][: positions + 2]
+    return replace(model, max_positions=positions)
+
+
+def _vocabulary(
+    arrays: dict[str, np.ndarray], model: ModelConfig, tokenizer: Tokenizer, mask_is_last: bool, report: Report
+) -> ModelConfig:
+    """The embedding with a row for each of the tokenizer's ids."""
+    table, size = arrays[SHARED], tokenizer.vocab_size
+    extra = len(table) - size
+    mask_ends = tokenizer.specials.mask == size - 1
+    if extra == -1 and mask_ends:
+        # As a token it is never the likeliest, nor does it take more than 1/V of the probability: its logit is the mean one.
+        arrays[SHARED] = np.concatenate([table, table.mean(0, keepdims=True)])
+        report.created.append((f"{SHARED} row {size - 1}", "for <mask>: the mean of all rows"))
+    elif extra < 0 or extra > max(_SPARE_ROWS, len(table) // 10):
+        raise ConvertError(
+            f"tokenizer does not fit: it has {size} tokens, {SHARED} {len(table)} rows; give the model's own with --tokenizer"
+        )
+    elif extra:
+        arrays[SHARED] = table[:size]
+        report.ignored.append((f"{SHARED} rows {size} to {len(table) - 1}", f"the tokenizer has {size} tokens"))
+        if mask_is_last and mask_ends:
+            arrays[SHARED] = np.concatenate([table[: size - 1], table[-1:]])
+            report.notes.append(
+                f"{SHARED}: row {len(table) - 1} is <mask>'s in fairseq's BART, and is row {size - 1} here, as the tokenizer has it"
+            )
+    return replace(model, vocab_size=size)
+
+
+def _length_head(arrays: dict[str, np.ndarray], model: ModelConfig, report: Report) -> ModelConfig:
+    classes = min(model.max_positions, 1024)
+    shape = (classes, model.d_model)
+    arrays[LENGTHS] = np.random.default_rng(_SEED).normal(0.0, 0.02, shape).astype(np.float32)
+    report.created.append(
+        (LENGTHS, f"{classes} classes, N(0, 0.02) from seed {_SEED}: train it before decoding mode nar")
+    )
+    return replace(model, length_classes=classes)

@@ -1,0 +1,157 @@
+"""Architecture of a JANUS encoder-decoder, and the generation settings that equal janus_jax's, for transformers."""
+
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig
+
+_CHOICES = {
+    "norm": ("post", "pre"),
+    "activation": ("relu", "gelu"),
+    "ar_stream": ("query", "content"),
+    "ar_slot_position": ("target", "input"),
+    "ar_start": ("bos", "eos"),
+}
+
+
+class JanusConfig(PretrainedConfig):
+    """One encoder-decoder that generates autoregressively and by mask-predict.
+
+    Fields are named as in janus_jax's ModelConfig; `janus_jax` holds the whole configuration that the model was trained
+    with, which nothing here reads.
+
+    Raises:
+      ValueError: a setting outside its choices, or heads that do not divide the width.
+    """
+
+    # Not "janus": transformers has another model of that name.
+    model_type = "janus_jax"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model",
+        "num_attention_heads": "heads",
+        "num_hidden_layers": "decoder_layers",
+        "max_position_embeddings": "max_positions",
+    }
+
+    def __init__(
+        self,
+        vocab_size: int = 8000,
+        d_model: int = 512,
+        ffn_dim: int = 1024,
+        heads: int = 4,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        max_positions: int = 1024,  # rows of each position table, without the two reserved ones
+        norm: str = "post",  # layer norm behind each half of a layer, or "pre": before it
+        activation: str = "relu",  # or "gelu": exact (erf)
+        scale_embedding: bool = True,  # multiply token embeddings by sqrt(d_model)
+        layernorm_embedding: bool = False,  # normalise token + position before dropout
+        nar_layernorm_embedding: bool = True,  # False: not on non-autoregressive rows
+        dropout: float = 0.3,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+        ar_stream: str = "query",  # a token is predicted from a mask token's row, or "content": from the row before it
+        ar_slot_position: str = "target",  # with ar_start "bos": a slot sits where its target does, or "input": one before
+        ar_start: str = "bos",  # the decoder's first token; "eos": BART's shift, bos comes second
+        length_classes: int = 256,
+        mask_token_id: int = 4,
+        bos_token_id: int = 0,
+        pad_token_id: int = 1,
+        eos_token_id: int = 2,
+        unk_token_id: int = 3,
+        decoder_start_token_id: int | None = None,  # by default what ar_start names
+        janus_jax: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        self.vocab_size = vocab_size
+        self.d_model = d_model
+        self.ffn_dim = ffn_dim
+        self.heads = heads
+        self.encoder_layers = encoder_layers
+        self.decoder_layers = decoder_layers
+        self.max_positions = max_positions
+        self.norm = norm
+        self.activation = activation
+        self.scale_embedding = scale_embedding
+        self.layernorm_embedding = layernorm_embedding
+        self.nar_layernorm_embedding = nar_layernorm_embedding
+        self.dropout = dropout
+        self.attention_dropout = attention_dropout
+        self.activation_dropout = activation_dropout
+        self.ar_stream = ar_stream
+        self.ar_slot_position = ar_slot_position
+        self.ar_start = ar_start
+        self.length_classes = length_classes
+        self.mask_token_id = mask_token_id
+        self.unk_token_id = unk_token_id
+        self.janus_jax = janus_jax or {}
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+        if d_model % heads:
+            raise ValueError(f"heads: {heads} do not divide d_model {d_model}; choose a divisor")
+        if decoder_start_token_id is None:
+            decoder_start_token_id = bos_token_id if ar_start == "bos" else eos_token_id
+        kwargs.setdefault("is_encoder_decoder", True)
+        kwargs.setdefault("tie_word_embeddings", True)
+        super().__init__(
+            bos_token_id=bos_token_id,
+            pad_token_id=pad_token_id,
+            eos_token_id=eos_token_id,
+            decoder_start_token_id=decoder_start_token_id,
+            **kwargs,
+        )
+
+    @property
+    def start_tokens(self) -> list[int]:
+        """What stands in the decoder before the first token that is searched for."""
+        return [self.bos_token_id] if self.ar_start == "bos" else [self.eos_token_id, self.bos_token_id]
+
+
+# janus_jax's name of a stopping rule -> that of transformers.
+EARLY_STOPPING = {"best": "never", "current": False, "released": True}
+
+
+def default_generation_config(
+    config: JanusConfig,
+    *,
+    beam: int = 5,
+    lenpen: float = 1.0,
+    stop: str = "best",
+    max_length_a: float = 1.5,
+    max_length_b: int = 20,
+    min_length: int = 1,
+    no_repeat_ngram: int = 0,
+    max_target_length: int | None = None,
+) -> GenerationConfig:
+    """Settings of `generate` that give what janus_jax's autoregressive mode gives under the settings of these names.
+
+    Args:
+      config: the architecture.
+      beam, lenpen, stop, min_length, no_repeat_ngram: as in janus_jax's DecodeConfig.
+      max_length_a, max_length_b: a sentence's output has at most a * source tokens + b tokens, then eos; kept in the result
+        under these names, which `JanusForConditionalGeneration.generate` reads.
+      max_target_length: tokens of the longest output, bos and eos counted; None: as many as there are positions.
+
+    Raises:
+      ValueError: an unknown stopping rule.
+    """
+    if stop not in EARLY_STOPPING:
+        raise ValueError(f"stop: {stop!r} is not one of {', '.join(map(repr, EARLY_STOPPING))}")
+    longest = min(max_target_length or config.max_positions, config.max_positions)
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=config.eos_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+        num_beams=beam,
+        length_penalty=lenpen,
+        early_stopping=EARLY_STOPPING[stop] if beam > 1 else None,
+        do_sample=False,
+        suppress_tokens=[config.pad_token_id, config.bos_token_id, config.mask_token_id],
+        min_new_tokens=max(min_length, 1),
+        no_repeat_ngram_size=no_repeat_ngram,
+        max_length=len(config.start_tokens) + longest - 1,
+        max_length_a=max_length_a,
+        max_length_b=max_length_b,
+    )

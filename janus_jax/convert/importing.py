@@ -1,0 +1,188 @@
+"""Other programs' models, and our own exports, as janus_jax checkpoints.
+
+What can be read: released JANUS checkpoints of fairseq (translation, pretraining), fairseq's BART, Hugging Face BART
+directories, and the hf, fairseq and safetensors exports of this package, which come back bit for bit.
+
+The rules of a foreign import; the report tells each that applied:
+- A tensor that this architecture does not have is an error, unless --ignore=REGEX is found in its name. Left out without
+  asking: `*.version`, `*.embed_positions._float_tensor`, `classification_heads.*`, a `final_logits_bias` of zeros.
+- Copies of the embedding (decoder, output projection, lm_head) must equal it.
+- A missing tensor or a wrong shape is an error. Only a missing length head is made: N(0, 0.02) from a fixed seed, with
+  min(positions, 1024) classes.
+- Embedding rows beyond the tokenizer's are dropped, at most 128 or a tenth of all. In fairseq's BART the mask is the last
+  row, behind fillers: it moves to where the tokenizer has its mask, if that is its last token. If only `<mask>`'s row is
+  missing, and it would be the last, it becomes the mean of all rows. Other sizes: the tokenizer does not fit.
+- Position tables are cut to --max_positions, or to the shorter one; never made longer.
+- float16, bfloat16 and float64 become float32.
+- Settings (heads, norm, activation, scale, dropout) are the file's; --heads overrides, and must be given where the file
+  has none. Pickles are read without running anything in them (`pickles`).
+- The written config: ar_start, slot positions and mask token as METHOD says of the released models; BART as stock BART
+  (ar_stream "content", masks by `<mask>`), with objective "ar", since nothing else of it is trained; data lengths are
+  min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode "ar".
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from janus_jax import checkpoint, text
+from janus_jax import config as config_lib
+from janus_jax.config import Config, ModelConfig
+from janus_jax.convert import fairseq_settings, files, fitting, huggingface, pickles
+from janus_jax.convert.errors import ConvertError
+from janus_jax.convert.fairseq import params_from_released
+from janus_jax.convert.report import Report
+from janus_jax.text import Tokenizer
+
+SOURCES = ("fairseq", "hf", "safetensors")
+# What the released pretraining was trained with (METHOD section 6).
+_PRETRAINING = {
+    "label_smoothing": 0.0,
+    "normalize_by": "target",
+    "weights": {
+        "ar": 0.5, "nar": 0.5, "aux": 0.5, "length": 0.0, "kl_ar_nar": 0.0, "kl_nar_aux": 0.5, "kl_ar_aux": 0.5,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Request:
+    """An import's arguments, as the door takes them."""
+
+    source: str  # of SOURCES
+    model: Path  # file or directory
+    output: Path
+    tokenizer: Path | None = None
+    heads: int | None = None
+    max_positions: int = 0
+    ignore: str = ""
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A model ready to be written."""
+
+    arrays: dict[str, np.ndarray]  # released names
+    model: ModelConfig  # with its vocabulary's size
+    config: Config
+    tokenizer: bytes
+    step: int
+
+
+def import_model(request: Request) -> Report:
+    """Writes the checkpoint that `request` asks for.
+
+    Raises:
+      ConvertError, TokenizerError, ConfigError: what is wrong with the model, the tokenizer or the request; nothing is
+        written then.
+    """
+    files.refuse_existing(request.output)
+    if request.source not in SOURCES:
+        raise ConvertError(f"--from={request.source}: choose from {', '.join(SOURCES)}")
+    if not request.model.exists():
+        raise ConvertError(f"{request.model}: no such file or directory")
+    report = Report()
+    made = (_from_fairseq if request.source == "fairseq" else _from_directory)(request, report)
+    about = {"step": made.step, "made_by": "import", "from": request.model.name, "source": request.source}
+    params = params_from_released(made.arrays, made.model)
+    checkpoint.write(request.output, params, made.config, made.tokenizer, about)
+    return report
+
+
+def _from_fairseq(request: Request, report: Report) -> _Imported:
+    path = request.model / "model.pt" if request.model.is_dir() else request.model
+    state = pickles.read(path)
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise ConvertError(f"{path}: holds no 'model'; a fairseq checkpoint does (--from=hf reads Hugging Face's)")
+    arrays = files.as_float32(files.tensors(state["model"], path), report)
+    if "janus_jax" in state:
+        ours = state["janus_jax"]
+        return _own(arrays, json.loads(ours["config"]), ours["step"], path.parent, request, report)
+    tokenizer = _tokenizer(request, path.parent)
+    settings = fairseq_settings.settings_of(state)
+    model, family = fairseq_settings.architecture(arrays, settings, request.heads, report)
+    wishes = fitting.Wishes(request.ignore, request.max_positions, mask_is_last=family != "translation")
+    arrays, model = fitting.fit(arrays, model, tokenizer, wishes, report)
+    history = pickles.plain(state.get("optimizer_history")) or [{}]
+    updates = history[-1].get("num_updates") if isinstance(history[-1], dict) else None
+    return _foreign(arrays, model, family, tokenizer, updates if isinstance(updates, int) else 0)
+
+
+def _from_directory(request: Request, report: Report) -> _Imported:
+    directory = request.model if request.model.is_dir() else request.model.parent
+    described = files.read_json(directory / "config.json")
+    arrays = files.as_float32(files.read_directory(directory), report)
+    if described.get("model_type") == "janus_jax":
+        if not isinstance(raw := described.get("janus_jax"), dict) or not raw:
+            raise ConvertError(f"{directory / 'config.json'}: holds no janus_jax settings; export the model again")
+        return _own(arrays, raw, described.get("janus_jax_step", 0), directory, request, report)
+    if isinstance(described.get("model"), dict):  # settings of ours and nothing else
+        about = files.read_json(directory / files.ABOUT)
+        return _own(arrays, described, about.get("janus_jax_step", 0), directory, request, report)
+    tokenizer = _tokenizer(request, directory)
+    where = str(directory / "config.json")
+    model = huggingface.architecture(described, request.heads, tokenizer.specials, where)
+    named = huggingface.released_names(arrays, report)
+    arrays, model = fitting.fit(named, model, tokenizer, fitting.Wishes(request.ignore, request.max_positions), report)
+    return _foreign(arrays, model, "bart", tokenizer, 0)
+
+
+def _own(
+    arrays: dict[str, np.ndarray], raw: dict[str, Any], step: int, directory: Path, request: Request, report: Report
+) -> _Imported:
+    """One of our exports: everything must be there and fit."""
+    if request.heads or request.max_positions:
+        raise ConvertError(
+            "--heads, --max_positions: this is an export of janus_jax, which holds its settings; leave them out"
+        )
+    config = config_lib.resolve(raw)
+    tokenizer = _tokenizer(request, directory)
+    model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+    kept = fitting.without_harmless(arrays, "", report)
+    fitting.drop_copies(kept, report)
+    fitting.check_shapes(kept, model, tokenizer.specials)
+    report.used += list(kept)
+    return _Imported(kept, model, config, tokenizer.to_bytes(), int(step))
+
+
+def _foreign(
+    arrays: dict[str, np.ndarray], model: ModelConfig, family: str, tokenizer: Tokenizer, step: int
+) -> _Imported:
+    objective = {"translation": {}, "pretraining": _PRETRAINING, "bart": {"name": "ar"}}[family]
+    longest = min(model.max_positions, 1024)
+    # The length head's last class stands for all longer targets: training it on them would teach it nothing.
+    target = min(longest, model.length_classes) if family == "translation" else longest
+    settings = {
+        "model": dataclasses.asdict(model),
+        "objective": objective,
+        "data": {"max_source_length": longest, "max_target_length": target},
+        "decode": {"mode": "ar"},
+    }
+    return _Imported(arrays, model, config_lib.resolve(settings), tokenizer.to_bytes(), step)
+
+
+def _tokenizer(request: Request, directory: Path) -> Tokenizer:
+    """The tokenizer that is asked for, else the one beside the weights."""
+    if request.tokenizer is not None:
+        if request.tokenizer.name == files.TOKENIZER:
+            return text.load(_bytes(request.tokenizer))
+        return text.read(request.tokenizer)
+    if (directory / files.TOKENIZER).is_file():
+        return text.load(_bytes(directory / files.TOKENIZER))
+    if request.source == "fairseq" and not (directory / "encoder.json").is_file():
+        raise ConvertError(
+            f"{directory}: holds no tokenizer; give --tokenizer: the dict.txt of a translation model, a folder with BART's "
+            "dict.txt, encoder.json and vocab.bpe, or a SentencePiece model"
+        )
+    return text.read(directory)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read ({error.strerror})") from error

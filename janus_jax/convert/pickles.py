@@ -1,0 +1,121 @@
+"""Reads PyTorch's pickled files (.pt, .bin) without running anything that they hold.
+
+`torch.load(weights_only=True)` refuses every name in a pickle that is not on its list of tensor types. fairseq also pickles
+settings: argparse.Namespace, OmegaConf containers, its own dataclasses and enums, NumPy scalars. For those names the
+reader supplies stand-ins that only keep what they are given, so that neither these libraries nor their code is needed.
+"""
+
+import _compat_pickle  # the renamings of Python 2's modules that protocol 2 writes; torch.load applies the same
+import argparse
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from janus_jax.convert.errors import ConvertError, library
+
+# Whatever these names are, the file gets a stand-in.
+_SETTINGS = re.compile(
+    r"(omegaconf|fairseq|fairseq_cli|hydra|numpy|typing|enum|pathlib)\..*"
+    r"|(builtins\.(list|dict|tuple|int|float|bool|str|type))|_?operator\.getitem"
+)
+_EMPTY_DICTS = ("collections.defaultdict",)
+_LEGACY_PICKLES = 5  # a file of before PyTorch 1.6 is so many pickles, then the tensors' data
+
+
+class StandIn:
+    """An object of a class that is not here: holds the constructor's arguments and the attributes."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
+        made = super().__new__(cls)
+        made.arguments = args
+        return made
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        for part in state if isinstance(state, tuple) else (state,):
+            if isinstance(part, dict):
+                self.__dict__.update(part)
+
+
+def read(path: Path) -> Any:
+    """The object in a file that `torch.save` wrote; unknown settings classes are `StandIn`s.
+
+    Raises:
+      ConvertError: no such file, not a PyTorch file, a truncated one, or a pickle that would run code.
+    """
+    torch = library("torch")
+    try:
+        safe = [(StandIn, name) for name in _names(path) if _SETTINGS.fullmatch(name)]
+        safe += [(argparse.Namespace, "argparse.Namespace"), *((_empty_dict, name) for name in _EMPTY_DICTS)]
+        with torch.serialization.safe_globals(safe):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except ConvertError:
+        raise
+    except FileNotFoundError as error:
+        raise ConvertError(f"{path}: no such file") from error
+    except OSError as error:
+        raise ConvertError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # torch, zipfile and pickle raise many classes on broken files
+        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ConvertError(
+                f"{path}: refused: its pickle calls {refused[1]}, which is neither a tensor nor a setting and could run any "
+                "code; take the file from its source again, or save only its weights where it was made"
+            ) from error
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConvertError(f"{path}: truncated, or not a file that torch.save wrote ({told[:200]})") from error
+
+
+def plain(value: Any) -> Any:
+    """Settings as nested dicts, lists and scalars: namespaces, OmegaConf containers and enums opened."""
+    if isinstance(value, argparse.Namespace):
+        return {name: plain(inner) for name, inner in vars(value).items()}
+    if isinstance(value, StandIn):
+        fields = vars(value)
+        for name in ("_content", "_val"):  # of OmegaConf's containers and leaves
+            if name in fields:
+                return plain(fields[name])
+        return plain(fields["arguments"][0]) if fields["arguments"] else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return value
+
+
+def _empty_dict(*args: Any) -> dict:
+    return {}
+
+
+def _names(path: Path) -> set[str]:
+    """Every global name in a file's pickles, as Python 3 spells it."""
+    found: set[str] = set()
+    for stream in _pickles(path):
+        for op, argument, _ in stream:
+            if op.name == "GLOBAL":
+                module, name = argument.split(" ", 1)
+                module, name = _compat_pickle.NAME_MAPPING.get(
+                    (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
+                )
+                found.add(f"{module}.{name}")
+    return found
+
+
+def _pickles(path: Path) -> Iterator[Any]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("data.pkl"):
+                    yield pickletools.genops(archive.read(name))
+        return
+    with open(path, "rb") as file:
+        if file.read(1) != pickle.PROTO:
+            raise ConvertError(f"{path}: truncated, or not a file that torch.save wrote (no pickle, no archive)")
+        file.seek(0)
+        for _ in range(_LEGACY_PICKLES):
+            yield pickletools.genops(file)

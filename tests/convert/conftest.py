@@ -1,0 +1,19 @@
+"""transformers as the tests of this room use it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def transformers(tmp_path_factory):
+    """The library, on one thread, with the cache of remote code in a directory of its own: one for all, since Python
+    keeps the package that it makes of it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        modules = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", modules)
+        patch.syspath_prepend(modules)
+        yield transformers
+    torch.set_num_threads(threads)
