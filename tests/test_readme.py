@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from janus_jax import text
+from janus_jax.config import TextConfig
+from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.data import demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +28,9 @@ TINY = """
 
 def blocks(language=""):
     """The code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    # Every block is read, so that the end of one is not taken for the beginning of the next.
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in found if name == language]
 
 
 def commands():
@@ -33,22 +38,44 @@ def commands():
     return [line for block in blocks() for line in block.splitlines() if line.startswith("python -m janus_jax.")]
 
 
+# What pretraining asks for beside it: short blocks, and a validation split of a small corpus.
+TINY_TEXT = "--config.data.max_source_length=64 --config.data.max_target_length=64 --config.data.hold_out=20".split()
+
+
+def write_bart(folder, lines):
+    """A random BART of the reduced size, as transformers writes it."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = text.train(lines, TextConfig(model_type="byte_bpe", vocab_size=300))
+    sizes = {"layers": 1, "ffn_dim": 32, "attention_heads": 2}
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    config = transformers.BartConfig(vocab_size=tokenizer.vocab_size, d_model=16, **both)
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder)
+    for name, content in tokenizer_files(tokenizer).items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
     """A directory with my/train.de and the other files that the README speaks of."""
     folder = tmp_path_factory.mktemp("desk")
-    (folder / "my").mkdir()
-    splits = demo.generate("de", "en", (200, 12, 8), 0)
-    pairs = splits if isinstance(splits, dict) else dict(zip(("train", "valid", "test"), splits, strict=True))
+    for name in ("my", "corpus"):
+        (folder / name).mkdir()
+    pairs = dict(zip(("train", "valid", "test"), demo.generate("de", "en", (200, 12, 8), 0), strict=True))
     for name, file in (("train", "train"), ("valid", "dev"), ("test", "test")):
+        (folder / "my" / f"{file}.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in pairs[name]))
         for side, lang in enumerate(("de", "en")):
             (folder / "my" / f"{file}.{lang}").write_text("".join(f"{pair[side]}\n" for pair in pairs[name]))
+    english = [pair[1] for pair in pairs["train"]]
+    (folder / "corpus/a.txt").write_text("".join(f"{'. '.join(english[i : i + 4])}.\n" for i in range(0, 200, 2)))
     (folder / "input.de").write_text("Montag\n\n3 Stunden\n")
     (folder / "gaps.tsv").write_text("Montag\t<mask>\n\t\n3 Stunden\t3 <mask><mask>\n")
     (folder / "configs").symlink_to(ROOT / "configs")
+    write_bart(folder / "bart-base", english)
     before = Path.cwd()
     os.chdir(folder)
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+        yield folder
     os.chdir(before)
 
 
@@ -65,7 +92,7 @@ def run(line, monkeypatch):
         else:
             arguments.append(word)
     if any(word.startswith("--config=") for word in arguments):
-        arguments += TINY
+        arguments += TINY + (TINY_TEXT if "bart_janus" in line else [])
     with open(files.get("<", os.devnull)) as source, open(files.get(">", os.devnull), "w") as sink:
         monkeypatch.setattr(sys, "stdin", source)
         monkeypatch.setattr(sys, "stdout", sink)
@@ -92,10 +119,14 @@ def test_the_commands_run_one_after_another(desk, monkeypatch):
     assert (desk / "runs/mine/average").is_dir()
 
 
-def test_the_python_example_runs(desk, capsys):
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+def test_the_python_examples_run(desk, capsys):
+    ours, transformers, ctranslate2 = blocks("python")
+    exec(compile(ours, "README.md", "exec"), {})
     assert re.search(r"-?\d+\.\d+$", capsys.readouterr().out.strip())
+    for module, example in (("transformers", transformers), ("ctranslate2", ctranslate2)):
+        pytest.importorskip(module)
+        exec(compile(example, "README.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
 
 
 def test_scripts_and_files_that_it_names_exist():
