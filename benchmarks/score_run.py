@@ -2,9 +2,11 @@
 
     python -m benchmarks.score_run --workdir=runs/multi30k_cpu --source=TEST.de --references=TEST.en \\
         --output=benchmarks/results/multi30k_cpu.json [--setting=ar:beam=5 ...] [--json]
+    python -m benchmarks.score_run --workdir=runs/bart_tiny --output=benchmarks/results/bart_tiny_entext.json
 
-The file holds the config with its hash, machine and versions, the last validation metrics of the run, and a row for each
-setting: sacreBLEU and chrF with signatures, length ratio, repeated tokens, sentences/s without compilation.
+The file holds the config with its hash, machine and versions, the curves of the run, and a row for each setting: sacreBLEU
+and chrF with signatures, ROUGE, length ratio, repeated tokens, sentences/s without compilation. Without a source nothing is
+decoded: pretraining has no references.
 """
 
 import argparse
@@ -33,35 +35,56 @@ SETTINGS = {"ar": AR, "cmlm": NAR, "janus": AR + NAR}
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the file holds."""
     loaded = checkpoint.load(args.workdir)
-    settings = args.setting or SETTINGS[loaded.config.objective.name]
-    sources, references = read_lines(args.source), read_lines(args.references)
-    generator = Generator.from_checkpoint(args.workdir)
-    rows = evaluate_settings(generator, sources, references, [parse_setting(setting) for setting in settings])
-    print(format_table(rows))
+    rows = score_settings(args, SETTINGS[loaded.config.objective.name]) if args.source else []
     records = read_metrics(Path(args.workdir) / "metrics.jsonl")
-    validation = [record for record in records if "valid/loss" in record]
+    validation = {record["step"]: _named(record, "valid/") for record in records if "valid/loss" in record}
+    training = {r["step"]: _named(r, "nll/") for r in records if "loss/total" in r and r["step"] % 100 == 0}
     return {
         "config_hash": config_lib.config_hash(loaded.config),
-        "config": json.loads(config_lib.to_json(loaded.config)),
+        "config": _portable(json.loads(config_lib.to_json(loaded.config))),
         "step": loaded.step,
         "machine": common.machine(),
-        "sentences": len(sources),
-        "validation": validation[-1] if validation else {},
-        "training": {r["step"]: r["nll/ar"] for r in records if "nll/ar" in r and r["step"] % 100 == 0},
-        "rows": [{name: value for name, value in row.items() if name != "hypotheses"} for row in rows],
+        "sentences": len(read_lines(args.source)) if args.source else 0,
+        "validation": validation[max(validation)] if validation else {},
+        "validation_curve": validation,
+        "training_curve": training,
+        "rows": rows,
     }
+
+
+def score_settings(args: argparse.Namespace, standard: Sequence[str]) -> list[dict[str, Any]]:
+    """The figures of each setting, without what was decoded."""
+    sources, references = read_lines(args.source), read_lines(args.references)
+    generator = Generator.from_checkpoint(args.workdir)
+    settings = [parse_setting(setting) for setting in args.setting or standard]
+    rows = evaluate_settings(generator, sources, references, settings)
+    print(format_table(rows))
+    return [{name: value for name, value in row.items() if name != "hypotheses"} for row in rows]
+
+
+def _portable(value: Any) -> Any:
+    """Settings with the last name of each absolute path alone: the others are of the machine."""
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {name: round(value, 5) for name, value in record.items() if name.startswith(prefix)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program with these arguments (default: the process's own) and returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--source", required=True)
-    parser.add_argument("--references", required=True)
+    parser.add_argument("--source")
+    parser.add_argument("--references")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--setting", action="append", help="as `python -m janus_jax.evaluate` takes it; repeatable")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line")
     args = parser.parse_args(argv)
+    if (args.source is None) != (args.references is None):
+        parser.error("give both --source and --references, or neither")
     parallel.start()
     figures = measure(args)
     partial = args.output.with_suffix(".partial")

@@ -33,6 +33,19 @@ def byte_bpe(size=280):
     return text.train(LINES, resolve({"text": {"model_type": "byte_bpe", "vocab_size": size}}).text)
 
 
+def padded_byte_bpe(size):
+    """A byte-level BPE tokenizer of a published size: fillers between its tokens and <mask>, the last."""
+    tokenizer = byte_bpe()
+    described = json.loads(tokenizer.to_bytes())
+    vocab = described["model"]["vocab"]
+    del vocab["<mask>"]
+    taken = set(vocab.values())
+    vocab |= {f"filler{i}": i for i in range(size - 1) if i not in taken} | {"<mask>": size - 1}
+    for token in described["added_tokens"]:
+        token["id"] = vocab[token["content"]]
+    return text.load(json.dumps(described).encode())
+
+
 def network(mask=4, **changes):
     """A tiny model without dropout; changes are ModelConfig's."""
     settings = {

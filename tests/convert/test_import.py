@@ -24,6 +24,7 @@ from janus_jax.convert.__main__ import main
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
+from janus_jax.model.presets import PRESETS
 
 torch = pytest.importorskip("torch")
 
@@ -444,6 +445,34 @@ def test_beam_search_finds_what_transformers_finds(stock, bpe, tmp_path):
     theirs = [[token for token in row[2:].tolist() if token not in (1, 2)] for row in found]
     assert [output.tokens for output in outputs] == theirs
     assert len({tuple(row) for row in theirs}) == len(lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bart_base", "bart_large"])
+def test_the_published_architectures_give_transformers_logits_and_beams(name, tmp_path):
+    """Random weights of the real sizes: 139 and 406 million parameters, some gigabytes of memory."""
+    transformers = pytest.importorskip("transformers")
+    preset = PRESETS[name]
+    sizes = {"layers": preset.encoder_layers, "ffn_dim": preset.ffn_dim, "attention_heads": preset.heads}
+    both = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in sizes.items()}
+    torch.manual_seed(0)
+    config = transformers.BartConfig(vocab_size=preset.vocab_size, d_model=preset.d_model, init_std=0.05, **both)
+    model = transformers.BartForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "stock")
+    bpe = foreign.padded_byte_bpe(preset.vocab_size)
+    (tmp_path / "stock/tokenizer.json").write_bytes(bpe.to_bytes())
+    import_model(Request("hf", tmp_path / "stock", tmp_path / "out"))
+    loaded = checkpoint.load(tmp_path / "out")
+    architecture = dataclasses.replace(preset, ar_stream="content", length_classes=1024)
+    assert loaded.config.model == dataclasses.replace(architecture, attention_dropout=0.0)
+    rng = np.random.default_rng(0)
+    source, target = (rng.integers(5, 50_000, (2, length)) for length in (20, 12))
+    target[:, :2] = [2, 0]
+    net = Janus(dataclasses.replace(loaded.config.model, dtype="float32"), bpe.specials)
+    ours = net.project(loaded.params, net.ar_rows(loaded.params, net.encode(loaded.params, source), target))
+    with torch.no_grad():
+        theirs = model(input_ids=torch.from_numpy(source), decoder_input_ids=torch.from_numpy(target)).logits.numpy()
+    np.testing.assert_allclose(ours[..., : preset.vocab_size], theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize(
