@@ -1,10 +1,12 @@
 """What every benchmark program shares: machine facts, medians, a matrix product's rate, the closing JSON line."""
 
+import contextlib
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,3 +48,17 @@ def finish(figures: dict[str, Any], as_json: bool) -> None:
     """Prints the figures as one JSON object, the last line, if asked for."""
     if as_json:
         print(json.dumps(figures))
+
+
+def forget_peak_memory() -> None:
+    """Starts the count of `peak_gigabytes` anew, where Linux can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_gigabytes() -> float:
+    """The most memory that this process held since it began, or since `forget_peak_memory`; NaN where Linux doesn't tell."""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
+    return float("nan")

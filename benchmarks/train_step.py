@@ -11,7 +11,6 @@ forward and backward (`model.cost`); what the compiler recomputes or adds is not
 
 import argparse
 import dataclasses
-import resource
 import statistics
 import sys
 import time
@@ -31,7 +30,7 @@ from janus_jax.data.denoising import most_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.model.presets import PRESETS
-from janus_jax.train.step import init_state, make_train_step
+from janus_jax.train.step import compiler_options, init_state, make_train_step
 from janus_jax.types import Batch, Specials
 
 SENTENCES, SOURCE, TARGET, VOCAB = 32, 28, 27, 10_000
@@ -87,7 +86,8 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
     batch = make_batch(config, args.sentences, *lengths)
     state = jax.jit(lambda: init_state(net, config))()
     start = time.perf_counter()
-    step = jax.jit(make_train_step(net, config), donate_argnums=0).lower(state, batch).compile()
+    step = jax.jit(make_train_step(net, config), donate_argnums=0).lower(state, batch)
+    step = step.compile(compiler_options=compiler_options(config))
     compiled_in = time.perf_counter() - start
 
     def run() -> jax.Array:
@@ -96,6 +96,7 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         return metrics["loss/total"]
 
     common.seconds(run, 2)
+    common.forget_peak_memory()
     times = common.seconds(run, args.runs)
     taken = statistics.median(times)
     flops = step_flops(config, args.sentences, *lengths, batch.masked.shape[-1])
@@ -112,7 +113,7 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         "gflop_per_second": flops / taken / 1e9,
         "compile_seconds": compiled_in,
         "temporary_gigabytes": step.memory_analysis().temp_size_in_bytes / 1e9,
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gigabytes": common.peak_gigabytes(),
     }
 
 
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{objective:6s} {row['seconds']:.3f} s  {row['target_tokens_per_second']:.0f} target tokens/s  "
             f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a matrix "
             f"product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
-            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory, process at most "
+            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory; the process holds at most "
             f"{row['peak_gigabytes']:.2f} GB)"
         )
     settings = dataclasses.asdict(make_config("janus", args).model)

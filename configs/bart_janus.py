@@ -1,9 +1,9 @@
 """BART-JANUS pretraining: a BART learns to generate non-autoregressively too, by denoising (the released recipe).
 
-    python -m janus_jax.data --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=bart-base
-    python -m janus_jax.train --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=bart-base --workdir=runs/bart_janus
+    python -m janus_jax.data --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=runs/bart_base
+    python -m janus_jax.train --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=runs/bart_base --workdir=runs/bart_janus
 
-`bart-base` is an imported BART (README, "Bring a BART"); its tokenizer cuts the text. Without `init_from` a byte-level BPE
+`runs/bart_base` is an imported BART (README, "Bring a BART"); its tokenizer cuts the text. Without `init_from` a byte-level BPE
 tokenizer is trained, and the model from scratch.
 
 Presets: base, large. The released recipe is 8 GPUs x 3 x 512 tokens x 16 micro-batches a step, at most a million steps, "16 GPU

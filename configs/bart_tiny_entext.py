@@ -5,6 +5,8 @@
 
 The corpus is plain text, a paragraph or document a line, in files that a pattern may name. `configs/headline.py` fine-tunes
 what comes out.
+
+Cost: 2600 steps, 55 minutes of one core, 3 GB. Validation NLL per token: AR 2.64, NAR 5.23, AUX 4.35.
 """
 
 from configs import bart_janus

@@ -6,6 +6,9 @@
 
 `runs/bart_tiny` is a run of `configs/bart_tiny_entext.py`; both fine-tunings take its tokenizer, and the second nothing else.
 The text is TSV, source TAB summary.
+
+Cost: 700 steps, 20 to 30 minutes of one core. ROUGE-L on 1,000 validation pairs, pretrained and from scratch: AR beam 5 16.6
+and 5.3, NAR 10 passes, length beam 3 14.5 and 8.7.
 """
 
 import dataclasses

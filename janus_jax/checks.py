@@ -62,6 +62,8 @@ def check(config: Config) -> None:
         raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
     if not 0 < d.mask_ratio <= 1:
         raise ConfigError(f"config.data.mask_ratio: {d.mask_ratio} must lie in (0, 1]")
+    if not 0 < d.noise_ratio < 1:
+        raise ConfigError(f"config.data.noise_ratio: {d.noise_ratio} must lie in (0, 1)")
     for key in ("noise_hidden", "rotate", "permute_sentences"):
         if not 0 <= getattr(d, key) <= 1:
             raise ConfigError(f"config.data.{key}: {getattr(d, key)} must lie in [0, 1]")
@@ -164,6 +166,4 @@ _NOT_NEGATIVE = frozenset(
     "vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
     "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
 )
-_SHARE = frozenset(
-    "mask_suffix noise_ratio dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()
-)
+_SHARE = frozenset("mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())

@@ -251,7 +251,9 @@ def check_losses(g: Golden) -> Iterator[Line]:
             else [(f"loss/{theirs}_ls", f"loss/{ours}"), (f"loss/{theirs}_nll", f"nll/{ours}")]
         )
         for name, metric in names:
-            yield Line(name, _relative(metrics[metric] * scale, g[name]), LOSS)
+            # nll/... is per token of its own kind, the released sums are sums.
+            count = divisors["rows/ar" if ours == "ar" else "rows/masked"] if g.pretraining else 1.0
+            yield Line(name, _relative(metrics[metric] * count, g[name]), LOSS)
     for theirs, ours in {"ar_content": "ar_nar", "content_query": "nar_aux", "ar_query": "ar_aux"}.items():
         suffix = ("_sum_UNUSED" if theirs == "ar_content" else "_sum") if g.pretraining else ""
         name = f"loss/kl_{theirs}{suffix}"

@@ -2,7 +2,7 @@
 
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
-from janus_jax.decode import TRAINED_MODES
+from janus_jax.decode import trained_modes
 
 _CARD = """\
 ---
@@ -59,7 +59,7 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
       parameters: how many numbers the model has, the embedding counted once.
     """
     config = loaded.config
-    data, modes = config.data, TRAINED_MODES[config.objective.name]
+    data, modes = config.data, trained_modes(config.objective)
     calls = [
         call.format(
             passes=config.decode.passes,

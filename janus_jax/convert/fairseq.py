@@ -6,7 +6,6 @@ Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -92,8 +91,6 @@ def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndar
 
 def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[int, ...]]:
     """Names and shapes of what `params_to_released` gives for a model; nothing is computed."""
-    # Whether NAR rows are normalised changes no parameter; `init`, which runs NAR rows, reaches all where they are.
-    config = replace(config, nar_layernorm_embedding=True)
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         jax.eval_shape(Janus(config, specials).init, jax.random.key(0))

@@ -135,13 +135,17 @@ def _own(
     arrays: dict[str, np.ndarray], raw: dict[str, Any], step: int, directory: Path, request: Request, report: Report
 ) -> _Imported:
     """One of our exports: everything must be there and fit."""
-    if request.heads or request.max_positions:
+    if request.heads or request.max_positions or request.ignore:
         raise ConvertError(
-            "--heads, --max_positions: this is an export of janus_jax, which holds its settings; leave them out"
+            "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave them out"
         )
     config = config_lib.resolve(raw)
     tokenizer = _tokenizer(request, directory)
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ConvertError(
+            f"--tokenizer: {tokenizer.vocab_size} tokens, but the model has {model.vocab_size}; give the one it was exported with"
+        )
     kept = fitting.without_harmless(arrays, "", report)
     fitting.drop_copies(kept, report)
     fitting.check_shapes(kept, model, tokenizer.specials)

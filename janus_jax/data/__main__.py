@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from janus_jax import door
+from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data.errors import DataError
 from janus_jax.data.prepare import prepare
@@ -15,7 +16,7 @@ from janus_jax.text import TokenizerError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the door with these arguments (default: the process's own); returns the exit status, see `door`."""
-    mistakes = (DataError, TokenizerError, OSError)
+    mistakes = (DataError, TokenizerError, CheckpointError, OSError)
     return door.run(argv, module="janus_jax.data", doc=__doc__, define=_define, body=_prepare, mistakes=mistakes)
 
 
@@ -28,7 +29,9 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _prepare(config: Config, values: flags.FlagValues) -> int:
-    processes = values.processes or len(os.sched_getaffinity(0))
+    # The cores that this process may use, where the system tells.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = values.processes or cores
     prepare(config, overwrite=values.overwrite, download=values.download, processes=processes)
     return 0
 

@@ -174,6 +174,8 @@ def _write_text(
     partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], log: Log, processes: int
 ) -> dict[str, Any]:
     """Fills `partial` with blocks of text; returns the rest of the report."""
+    longest = np.array([config.data.max_target_length])
+    bucket_table(longest, longest, config)  # before the text is read: batches that cannot be made show early
     lines = [] if _given_tokenizer(config) else prepare_text.sample_lines(given["train"], config.text.train_lines)
     tokenizer = _trained(lines, config, log)
     accounts = {split: clean.Account() for split in given}
@@ -223,7 +225,7 @@ def _given_tokenizer(config: Config) -> str:
 def _trained(lines: list[str], config: Config, log: Log) -> text.Tokenizer:
     """The given tokenizer, a file's or a checkpoint's, or one trained on these lines."""
     if given := _given_tokenizer(config):
-        if checkpoint.is_checkpoint(given):
+        if not config.text.model or checkpoint.is_checkpoint(given):
             return text.load(checkpoint.tokenizer(given))
         return text.read(given)
     log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")

@@ -1,7 +1,8 @@
 """Prepares plain text for denoising: clean documents, packed into blocks by several processes, a shard a task.
 
 Documents are read once, from first to last, and handed out in tasks of a fixed size, so that the result is the same with
-any number of processes, and memory holds a few tasks however large the corpus is.
+any number of processes, and memory holds a few tasks however large the corpus is (and, where a tokenizer is trained, its
+`text.train_lines` documents).
 
 Legend: N blocks of a split, L tokens of a block.
 """
@@ -74,10 +75,13 @@ def write_blocks(
                 )
                 for number, documents in enumerate(_tasks(source, accounts[split]))
             )
-            packed = list(run(tasks))
+            packed = [one for one in run(tasks) if len(one[1]["target"])]
             if not packed:
+                fix = "check the files"
+                if split == "valid" and not config.data.valid:
+                    fix = f"lower config.data.hold_out ({config.data.hold_out}), or set it to 0"
                 raise DataError(
-                    f"config.data.{split}: no document of the {split} split is left of {accounts[split].read}; check the files"
+                    f"config.data.{split}: no document of the {split} split is left of {accounts[split].read}; {fix}"
                 )
             files[split] = [(path, len(columns["target"])) for path, columns, _ in packed]
             unknown += sum(count for *_, count in packed)

@@ -12,6 +12,7 @@ import gzip
 import importlib.util
 import io
 import lzma
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -146,30 +147,32 @@ def _open_text(config: DataConfig, names: dict[str, str], download: bool) -> dic
 
         def part(held_out: bool) -> SplitSource:
             def pairs() -> Iterator[Pair]:
-                return (pair for pair in whole if (pair[0] % every == 0) == held_out)
+                documents = (pair for pair in whole if pair[1].strip())
+                return (pair for i, pair in enumerate(documents, 1) if (i % every == 0) == held_out)
 
             return SplitSource(pairs, whole.where, whole.inputs)
 
-        opened["train"], opened["valid"] = part(False), part(True)
+        # The short one first: what is wrong with it shows before the long one is read.
+        opened = {"valid": part(True), "train": part(False), **{s: o for s, o in opened.items() if s != "train"}}
     return opened
 
 
 def _documents(key: str, pattern: str) -> SplitSource:
     """Lines of the files that match, in the order of their names, numbered through."""
     paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern))] or [find_file(pattern, key)]
-    firsts = [0] * len(paths)  # number before each file's first line, as far as it was read
+    firsts: list[float] = [math.inf] * len(paths)  # number before each file's first line; not read yet: infinity
 
     def pairs() -> Iterator[Pair]:
         number = 0
         for i, path in enumerate(paths):
-            firsts[i:] = [number] * (len(paths) - i)
+            firsts[i] = number
             for line in read_lines(path):
                 number += 1
                 yield number, line
 
     def where(number: int) -> str:
         i = bisect.bisect_left(firsts, number) - 1
-        return f"{paths[i]}:{number - firsts[i]}"
+        return f"{paths[i]}:{number - int(firsts[i])}"
 
     return SplitSource(pairs, where, {str(path): path.stat().st_size for path in paths})
 

@@ -233,7 +233,7 @@ class Prepared:
         Raises:
           DataError: the dataset has no such split, or it is the training split, whose text is not kept.
         """
-        if not (self.directory / "text").is_dir():
+        if self.config.data.source == "text":
             raise DataError(f"{self.directory} keeps no text: it holds blocks of text for denoising")
         if split == "train":
             raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")

@@ -47,6 +47,8 @@ def distill(
             f"{data.directory} was made with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
         )
     decode = generator.settings(settings)
+    if data.config.data.source == "text":
+        raise DataError(f"{data.directory} holds blocks of text for denoising; only sentence pairs can be distilled")
     items = [jobs.Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")

@@ -16,7 +16,7 @@ import jax
 from janus_jax import checkpoint, config, parallel, text
 from janus_jax.config import DecodeConfig, ParallelConfig
 from janus_jax.decode import batches
-from janus_jax.decode.modes import MODES, TRAINED_MODES
+from janus_jax.decode.modes import MODES, trained_modes
 from janus_jax.decode.output import Output, Row, rows_of, without_repeats
 from janus_jax.decode.request import Found, Request, rows_per_sentence
 from janus_jax.decode.work import GAP, Work, bare, framed, with_fillings, with_gaps
@@ -84,8 +84,8 @@ class Generator:
         loaded = checkpoint.load(path)
         params = loaded.params if len(devices) > 1 else jax.device_put(loaded.params, devices[0])
         tokenizer = text.load(loaded.tokenizer)
-        trained, decode = TRAINED_MODES[loaded.config.objective.name], loaded.config.decode
-        if decode.mode not in trained:
+        trained, decode = trained_modes(loaded.config.objective), loaded.config.decode
+        if trained and decode.mode not in trained:
             decode = dataclasses.replace(decode, mode=trained[0])
         architecture = loaded.config.model
         if not architecture.vocab_size:

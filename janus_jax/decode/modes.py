@@ -16,9 +16,16 @@ MODES: dict[config.Mode, Callable[[Request], Found]] = {
     "infill": decode_infill,
 }
 
-# The modes whose rows an objective trains.
-TRAINED_MODES: dict[config.Objective, tuple[config.Mode, ...]] = {
-    "ar": ("ar",),
-    "cmlm": ("nar",),
-    "janus": ("ar", "nar", "speculative", "infill"),
+# What must have been trained for a mode: loss terms. Without a length head no output's length is known.
+_NEEDED: dict[config.Mode, frozenset[str]] = {
+    "ar": frozenset({"ar"}),
+    "nar": frozenset({"nar", "length"}),
+    "speculative": frozenset({"ar", "nar", "length"}),
+    "infill": frozenset({"nar", "aux"}),
 }
+
+
+def trained_modes(objective: config.ObjectiveConfig) -> tuple[config.Mode, ...]:
+    """The modes that an objective trains."""
+    terms = set(config.objective_terms(objective))
+    return tuple(mode for mode, needed in _NEEDED.items() if needed <= terms)

@@ -38,13 +38,16 @@ def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, 
     """What each kind of term is divided by, over a whole step's batch [..., B, T].
 
     `ar` real AR targets, `masked` masked tokens, `length` sentences; with normalize_by "target" all are the number of
-    target tokens (pretraining, METHOD section 6).
+    target tokens (pretraining, METHOD section 6). `rows/ar` and `rows/masked` are the first two in any case: what is told
+    per token is divided by them.
     """
     real = batch.target != pad
     tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
     counts = {"ar": tokens, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
+    rows = {f"rows/{name}": counts[name] for name in ("ar", "masked")}
     if objective.normalize_by == "target":
         counts = dict.fromkeys(counts, tokens)
+    counts |= rows
     return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in counts.items()}
 
 

@@ -79,12 +79,12 @@ class VocabularyLoss:
         metrics: Scalars = {}
         for name in logits:
             real = labels[name] != _NONE
-            divisor = divisors["ar" if name == "ar" else "masked"]
+            kind = "ar" if name == "ar" else "masked"
             nll, smoothing = nll_and_smoothing(logits[name], jnp.maximum(labels[name], 0), self.model.vocab_size)
             smoothed = label_smoothed(nll, smoothing, self.objective.label_smoothing)
-            metrics[f"nll/{name}"] = jnp.where(real, nll, 0.0).sum() / divisor
+            metrics[f"nll/{name}"] = jnp.where(real, nll, 0.0).sum() / divisors[f"rows/{kind}"]
             if name in self.terms:
-                values[name] = jnp.where(real, smoothed, 0.0).sum() / divisor
+                values[name] = jnp.where(real, smoothed, 0.0).sum() / divisors[kind]
         for term, sides in TERM_STREAMS.items():
             if term in self.terms and len(sides) == 2 and set(sides) <= set(logits):
                 fixed = getattr(self.objective.stop_gradient, term)

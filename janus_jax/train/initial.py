@@ -3,6 +3,7 @@
 Legend: V' padded vocabulary, P rows of a position table, C length classes, D model width.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -44,7 +45,9 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
             "text.model naming the same checkpoint), and --overwrite"
         )
     theirs, ours = loaded.config.model, net.config
-    wrong = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name) and getattr(theirs, name)]
+    if not theirs.vocab_size:  # it is the tokenizer's, which is the same
+        theirs = dataclasses.replace(theirs, vocab_size=ours.vocab_size)
+    wrong = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
     if wrong:
         name = wrong[0]
         raise ConfigError(

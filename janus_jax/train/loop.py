@@ -18,7 +18,7 @@ from janus_jax import parallel, text
 from janus_jax.checkpoint import Checkpoints, step_directories
 from janus_jax.config import Config, ConfigError, objective_terms
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
-from janus_jax.decode import TRAINED_MODES, Generator
+from janus_jax.decode import Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.train.initial import initial_params
@@ -219,7 +219,7 @@ class _Run:
         modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}}
         found = {}
         for name, settings in modes.items():
-            if name in TRAINED_MODES[self.config.objective.name]:
+            if name in trained_modes(self.config.objective):
                 outputs = generator.generate(sources, **settings)
                 found[f"valid/bleu_{name}"] = score([output.text for output in outputs], references)["bleu"]
         return found
@@ -280,14 +280,15 @@ def _changed(old: Config, new: Config) -> list[str]:
 
 
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
-    """valid/... metrics from the sums of the evaluation step: each term per row, and their total as the final weights
-    add it up."""
+    """valid/... metrics from the sums of the evaluation step: each term as the loss normalises it, nll per token, and the
+    total as the final weights add it up."""
     kind = {"ar": "ar", "length": "length"}
     metrics = {}
     for name, value in sums.items():
         group, _, term = name.removeprefix("sum/").rpartition("/")
         if name.startswith("sum/"):
-            metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{kind.get(term, 'masked')}"]
+            rows = "rows/" if group == "nll" else ""
+            metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{rows}{kind.get(term, 'masked')}"]
     total = 0.0
     for term, weight in objective_terms(config.objective).items():
         final = weight[-1][1] if isinstance(weight, tuple) else weight

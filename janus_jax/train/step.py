@@ -121,7 +121,19 @@ def jit_train_step(net: Janus, config: Config, mesh: Any, shardings: Any) -> Cal
         in_shardings=(shardings, parallel.batch_sharding(mesh, leading=1)),
         out_shardings=(shardings, None),
         donate_argnums=0,
+        compiler_options=compiler_options(config),
     )
+
+
+def compiler_options(config: Config) -> dict[str, str]:
+    """What the compiler of a training step must be told.
+
+    XLA's CPU compiler takes away early the barriers that keep what is rematerialised apart, and then merges it with the
+    first computation: nothing would be saved.
+    """
+    if config.model.remat == "none" or jax.default_backend() != "cpu":
+        return {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 def jit_eval_step(net: Janus, config: Config, mesh: Any) -> Callable[..., Any]:

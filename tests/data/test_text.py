@@ -1,5 +1,6 @@
 """Plain text to blocks, and to batches for denoising."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -9,8 +10,9 @@ import pytest
 
 from janus_jax import config as config_lib
 from janus_jax import data, text
+from janus_jax.checkpoint import CheckpointError
 from janus_jax.data import __main__ as door
-from janus_jax.data import blocks, prepare_text
+from janus_jax.data import blocks, clean, prepare_text
 
 WORDS = (
     "the old house by river stood empty until one spring morning when two painters came to look at its windows".split()
@@ -183,3 +185,42 @@ def test_door(folder, tmp_path, capsys):
     assert "kept 380 of 381 documents" in capsys.readouterr().out
     assert door.main([f"--config={path}", "--config.data.train=absent/*.txt", "--config.data.prepared=x"]) == 2
     assert "absent/*.txt" in capsys.readouterr().err
+
+
+def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_bytes(b"good text\n\n\xff bad\n\nmore text\n")
+    config = settings(tmp_path, train=str(tmp_path / "*.txt"), hold_out=2)
+    opened = data.sources.open_splits(config.data)
+    assert list(opened) == ["valid", "train"]
+    account = clean.Account()
+    documents = [text for part in opened.values() for _, text in clean.clean_documents(part, account)]
+    # Counted without blank lines: good, bad, more; good, bad, more; ... Every second is held out.
+    assert sorted(documents) == ["good text"] * 3 + ["more text"] * 3
+    assert account.read == 9
+    places = [example["where"] for example in account.dropped["not UTF-8"]["examples"]]
+    assert sorted(places) == [str(tmp_path / f"{name}.txt") + ":3" for name in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hold_out": 10_000}, r"config\.data\.valid: no document .* lower config\.data\.hold_out \(10000\)"),
+        ({"tokens_per_batch": 128}, "tokens_per_batch: 128 cannot hold 8 rows"),
+    ],
+)
+def test_what_cannot_be_made_shows_before_the_training_text_is_packed(folder, tmp_path, monkeypatch, changes, message):
+    packed = []
+    monkeypatch.setattr(prepare_text, "_pack", packed.append)
+    with pytest.raises(data.DataError, match=message):
+        data.prepare(settings(folder, prepared=str(tmp_path / "out"), **changes), log=lambda _: None)
+    assert not packed
+    assert not (tmp_path / "out").exists()
+
+
+def test_init_from_must_be_a_checkpoint(folder, tmp_path, capsys):
+    config = dataclasses.replace(settings(folder, prepared=str(tmp_path / "out")), init_from=str(folder))
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        data.prepare(config, log=lambda _: None)
+    with pytest.raises(config_lib.ConfigError, match=r"noise_ratio: 0\.0 must lie in"):
+        settings(folder, noise_ratio=0.0)

@@ -13,6 +13,7 @@ from janus_jax.model import Janus
 from janus_jax.text import load
 from janus_jax.train import train
 from janus_jax.train.initial import initial_params
+from janus_jax.train.log import read_metrics
 
 
 def pretraining(folder, **changes):
@@ -58,6 +59,11 @@ def test_pretraining_learns_reports_every_term_and_resumes_bitwise(pretrained, t
     assert whole.step == again.step == 6
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
+    # Each per token of its own kind, whatever the loss is divided by: near the uniform distribution's at first.
+    first = read_metrics(tmp_path / "run/metrics.jsonl")[0]
+    for name in ("ar", "nar", "aux"):
+        assert first[f"nll/{name}"] == pytest.approx(np.log(320), abs=0.3)
+        assert metrics[f"valid/nll/{name}"] > 4
     assert {"valid/loss", "valid/nll/ar", "valid/nll/nar", "valid/nll/aux", "valid/loss/kl_ar_aux"} <= set(metrics)
     assert "valid/bleu_ar" not in metrics  # blocks of text have no references
     assert "valid/loss/length" not in metrics
@@ -93,6 +99,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pretrained, tmp
         train(config, tmp_path / "run")
     config = finetuning(pretrained, tmp_path, model__activation="relu")
     with pytest.raises(ConfigError, match=r"config\.model\.activation: 'relu', but .* has 'gelu'"):
+        train(config, tmp_path / "run")
+    config = finetuning(pretrained, tmp_path, model__scale_embedding=True)
+    with pytest.raises(ConfigError, match=r"config\.model\.scale_embedding: True, but .* has False"):
         train(config, tmp_path / "run")
     other = runs.config(tmp_path / "other")
     data.prepare(other, log=str)
