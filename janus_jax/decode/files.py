@@ -52,12 +52,15 @@ def read_lines(path: str | os.PathLike[str] | None) -> list[str]:
 def write_lines(path: str | os.PathLike[str] | None, lines: Iterable[str]) -> None:
     """Writes one line each, whole file or nothing; to standard output where `path` is None or "-".
 
-    A line feed inside a line becomes a space.
-
     Raises:
       LinesError: the file cannot be written.
     """
-    write_bytes(path, "".join(line.replace("\n", " ") + "\n" for line in lines).encode("utf-8", errors="replace"))
+    write_bytes(path, "".join(f"{one_line(line)}\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def one_line(text: str) -> str:
+    """Text with spaces in place of line feeds and carriage returns, which tokenizers that know bytes can make."""
+    return text.replace("\n", " ").replace("\r", " ")
 
 
 def write_bytes(path: str | os.PathLike[str] | None, data: bytes) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus_jax.decode.files import LinesError, write_bytes
+from janus_jax.decode.files import LinesError, one_line, write_bytes
 from janus_jax.decode.output import Output
 
 log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
         cells = [str(number)] if nbest > 1 else []
         cells += [f"{one.score:.4f}"] if scores or nbest > 1 else []
         cells += [item.source] if form == "tsv" else []
-        lines.append("\t".join([*cells, one.text]).replace("\n", " "))
+        lines.append(one_line("\t".join([*cells, one.text])))
     return "\n".join(lines)
 
 

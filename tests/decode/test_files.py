@@ -22,9 +22,9 @@ def test_broken_bytes_are_replaced_and_reported(caplog):
 
 
 def test_what_is_written_is_read_back_line_for_line(tmp_path):
-    lines = ["a\nb", "", "\u2028", "ü"]
+    lines = ["a\nb\r", "", "\u2028", "ü"]
     write_lines(tmp_path / "out.txt", lines)
-    assert read_lines(tmp_path / "out.txt") == ["a b", "", "\u2028", "ü"]
+    assert read_lines(tmp_path / "out.txt") == ["a b ", "", "\u2028", "ü"]
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
 
 
