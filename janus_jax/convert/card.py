@@ -19,7 +19,7 @@ weights (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 model = AutoModelForSeq2SeqLM.from_pretrained("{name}", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 batch = tokenizer(["Some text."], return_tensors="pt", padding=True)
 {calls}```
 

@@ -203,7 +203,7 @@ def test_hf_directories_load_and_agree(name, made, tmp_path, transformers):
     of_ours = {key: value for key, value in expected.to_dict().items() if key in written}
     assert of_ours == written
     assert model.config.mask_token_id == (3 if name == "translation" else 4)
-    wrapped = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    wrapped = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert wrapped("one two")["input_ids"] == [0, *tokenizer.encode("one two"), 2]
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert config.config_hash(checkpoint.load(path).config) in card

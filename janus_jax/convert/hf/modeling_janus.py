@@ -311,7 +311,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     Example:
       model = AutoModelForSeq2SeqLM.from_pretrained(directory, trust_remote_code=True)
-      tokenizer = AutoTokenizer.from_pretrained(directory)
+      tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
       batch = tokenizer(["ein Satz"], return_tensors="pt")
       model.generate(**batch, num_beams=5)
       model.generate_nar(**batch, passes=4)
