@@ -3,6 +3,7 @@
 Legend: A micro-batches of a step, B rows, S source length, T target length, M masked tokens at most, N examples.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ from janus_jax.config import Config
 from janus_jax.data import buckets, corruption
 from janus_jax.data.denoising import noise
 from janus_jax.data.errors import DataError
-from janus_jax.data.store import Prepared, PreparedSplit
+from janus_jax.data.store import PAIRS, Prepared, PreparedSplit
 from janus_jax.types import Batch, Specials
 
 # Evaluation masks are those of an epoch that training never reaches.
@@ -162,23 +163,21 @@ class _Maker:
 
     def batch(self, bucket: buckets.Bucket, ids: np.ndarray, epoch: int) -> Batch:
         """The batch of the examples `ids` [B] (-1: an empty row), padded to the bucket's shape and masked."""
-        masked = np.zeros((len(ids), bucket.masked), np.int32)
-        counts = np.zeros(len(ids), np.int32)
         rows = np.flatnonzero(ids >= 0)
-        if self._denoise:
-            source = np.full((len(ids), bucket.source_length), Specials().pad, np.int32)
-            self._fill_noised(ids, rows, epoch, source, masked, counts)
-        else:
-            source = self._split.padded("source", ids, bucket.source_length)
-            if len(rows):
-                masked[rows], counts[rows] = self._masks(ids[rows], epoch, bucket.masked)
-        return Batch(
-            source=source,
-            target=self._split.padded("target", ids, bucket.target_length),
-            masked=masked,
-            masked_count=counts,
+        empty = Batch(
+            source=np.full((len(ids), bucket.source_length), Specials().pad, np.int32),
+            target=np.full((len(ids), bucket.target_length), Specials().pad, np.int32),
+            masked=np.zeros((len(ids), bucket.masked), np.int32),
+            masked_count=np.zeros(len(ids), np.int32),
             example_id=ids.astype(np.int32),
         )
+        if self._denoise:
+            self._fill_noised(empty, rows, epoch)
+            return empty
+        if len(rows):
+            empty.masked[rows], empty.masked_count[rows] = self._masks(ids[rows], epoch, bucket.masked)
+        sides = {side: self._split.padded(side, ids, getattr(bucket, f"{side}_length")) for side in PAIRS}
+        return dataclasses.replace(empty, **sides)
 
     def _masks(self, ids: np.ndarray, epoch: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Masked positions [B, M] and counts [B] of sentence pairs."""
@@ -187,13 +186,13 @@ class _Maker:
         uniforms = corruption.row_uniforms(self._data.seed, epoch, ids, lengths, sampler.numbers)
         return corruption.mask_positions(sampler.masks(uniforms, lengths), width)
 
-    def _fill_noised(
-        self, ids: np.ndarray, rows: np.ndarray, epoch: int, source: np.ndarray, masked: np.ndarray, counts: np.ndarray
-    ) -> None:
-        """Fills rows of source [B, S], masked [B, M] and counts [B] with noised blocks."""
-        generators = corruption.row_generators(self._data.seed, epoch, ids[rows])
-        for row, block, rng in zip(rows.tolist(), self._split.columns(ids[rows]), generators, strict=True):
+    def _fill_noised(self, batch: Batch, rows: np.ndarray, epoch: int) -> None:
+        """Fills the rows of an empty batch with noised blocks."""
+        ids = batch.example_id[rows]
+        generators = corruption.row_generators(self._data.seed, epoch, ids)
+        for row, block, rng in zip(rows.tolist(), self._split.columns(ids), generators, strict=True):
             made = noise(rng, block["target"], self._word_starts, block["sentences"], self._data, self._specials)
-            source[row, : len(made.source)] = made.source
-            masked[row, : len(made.masked)] = made.masked
-            counts[row] = len(made.masked)
+            batch.target[row, : len(block["target"])] = block["target"]
+            batch.source[row, : len(made.source)] = made.source
+            batch.masked[row, : len(made.masked)] = made.masked
+            batch.masked_count[row] = len(made.masked)
