@@ -87,6 +87,21 @@ def _anchor(objective):
     return config
 
 
+def _study():
+    config = _multi30k("study")
+    config.text.model = f"{FOLDER}/deen4000.model"
+    config.data.tokens_per_batch, config.data.buckets = 2304, 4
+    config.objective.projection_rows = 1024
+    m = config.model
+    m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers, m.dropout = 128, 512, 4, 3, 3, 0.2
+    o = config.optimizer
+    o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm = 2e-3, "cosine", 300, 1.0
+    t = config.train
+    t.steps, t.log_every, t.eval_every, t.eval_sentences, t.checkpoint_every = 1200, 50, 300, 0, 300
+    t.keep_best = 0
+    return config
+
+
 def get_config(arg="cpu"):
     """The preset named after the colon of --config=configs/multi30k_deen.py:cpu."""
     return preset(
@@ -94,6 +109,7 @@ def get_config(arg="cpu"):
         {
             "cpu": _cpu,
             "base": _base,
+            "study": _study,
             "anchor_janus": lambda: _anchor("janus"),
             "anchor_ar": lambda: _anchor("ar"),
             "anchor_cmlm": lambda: _anchor("cmlm"),

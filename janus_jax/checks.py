@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from janus_jax.settings import Config, DecodeConfig, LossWeights, ObjectiveConfig, Weight
+from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Weight
 
 
 class ConfigError(ValueError):
@@ -27,7 +27,13 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
     """The loss terms of an objective with their weights; a term whose weight is constantly zero is left out."""
-    names = {"ar": ("ar",), "cmlm": ("nar", "length"), "janus": tuple(f.name for f in dataclasses.fields(LossWeights))}
+    names = {
+        "ar": ("ar",),
+        "cmlm": ("nar", "length"),
+        "janus": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"),
+        "ctc": ("ctc",),
+        "janus_ctc": ("ar", "ctc", "kl_ar_ctc"),
+    }
     weights = {name: getattr(objective.weights, name) for name in names[objective.name]}
     return {name: weight for name, weight in weights.items() if weight != 0 and weight != 0.0}
 
@@ -120,9 +126,11 @@ def _check_lengths(config: Config) -> None:
 
 
 def _check_objective(config: Config) -> None:
-    for name, weight in vars(config.objective.weights).items():
+    objective = config.objective
+    weights = {f"weights.{name}": weight for name, weight in vars(objective.weights).items()}
+    for name, weight in (weights | {"glancing": objective.glancing}).items():
         points = weight if isinstance(weight, tuple) else ((0, weight),)
-        path = f"config.objective.weights.{name}"
+        path = f"config.objective.{name}"
         if not points:
             raise ConfigError(f"{path}: a schedule needs at least one (step, value) point")
         steps = [step for step, _ in points]
@@ -130,10 +138,39 @@ def _check_objective(config: Config) -> None:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
         if any(not math.isfinite(value) or value < 0 for _, value in points):
             raise ConfigError(f"{path}: weights must be finite and not negative")
-    if not set(objective_terms(config.objective)) - {"length"}:
+    if isinstance(objective.glancing, tuple):
+        most = max(value for _, value in objective.glancing)
+    else:
+        most = objective.glancing
+    if most > 1:
+        raise ConfigError(
+            f"config.objective.glancing: {most} is more than all of the wrong rows; keep it within [0, 1]"
+        )
+    terms = set(objective_terms(objective))
+    if terms & {"ctc", "kl_ar_ctc"}:
+        _check_ctc(config)
+    if not terms - {"length"}:
         raise ConfigError(
             f"config.objective.weights: no term of objective {config.objective.name!r} that reads decoder rows has a weight "
-            "above 0; give one to ar, nar or aux"
+            "above 0; give one to ar, nar, aux or ctc"
+        )
+
+
+def _check_ctc(config: Config) -> None:
+    ratio = config.model.ctc_ratio
+    if not ratio:
+        raise ConfigError(
+            f"config.model.ctc_ratio: 0, but objective {config.objective.name!r} needs CTC rows; set it, for example to 2.0"
+        )
+    rows = math.ceil(round(ratio * config.data.max_source_length, 6))
+    if rows > config.model.max_positions:
+        raise ConfigError(
+            f"config.model.max_positions: {config.model.max_positions} positions do not hold the {rows} CTC rows of a source of "
+            f"data.max_source_length {config.data.max_source_length} tokens (model.ctc_ratio {ratio}); raise it or lower one of these"
+        )
+    if config.data.source == "text":
+        raise ConfigError(
+            'config.objective.name: CTC needs sentence pairs, but data.source is "text"; use janus, ar or cmlm'
         )
 
 
@@ -150,7 +187,7 @@ def _check_decode(decode: DecodeConfig) -> None:
                 f"config.decode: {decode.mode} search equals greedy search; unset sample and no_repeat_ngram"
             )
     elif not (decode.mode == "ar" and decode.sample):
-        name = "beam" if decode.mode == "ar" else "length_beam"
+        name = "length_beam" if decode.mode == "nar" else "beam"
         if decode.nbest > getattr(decode, name):
             raise ConfigError(
                 f"config.decode.nbest: {decode.nbest} exceeds {name} {getattr(decode, name)}; raise {name}"
@@ -160,10 +197,12 @@ def _check_decode(decode: DecodeConfig) -> None:
 _POSITIVE = frozenset(
     "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
     "batch_multiple buckets workers mask_span noise_span learning_rate eps steps accumulation log_every eval_every "
-    "checkpoint_every keep_last nbest beam temperature passes length_beam draft_passes draft_lengths accept_top batch_tokens train_lines character_coverage".split()
+    "checkpoint_every keep_last nbest beam temperature passes length_beam ctc_tokens draft_passes draft_lengths accept_top batch_tokens train_lines character_coverage".split()
 )
 _NOT_NEGATIVE = frozenset(
-    "vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
+    "ctc_ratio vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
     "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
 )
-_SHARE = frozenset("mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split())
+_SHARE = frozenset(
+    "ctc_floor mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()
+)

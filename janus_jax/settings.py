@@ -11,10 +11,10 @@ Weight = float | tuple[tuple[int, float], ...]
 
 Source = Literal["parallel", "tsv", "tfds", "demo", "text"]
 MaskSampler = Literal["span", "uniform"]
-Objective = Literal["ar", "cmlm", "janus"]
+Objective = Literal["ar", "cmlm", "janus", "ctc", "janus_ctc"]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
-Mode = Literal["ar", "nar", "speculative", "infill"]
+Mode = Literal["ar", "nar", "ctc", "speculative", "infill"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -98,6 +98,8 @@ class ModelConfig:
         "mask"  # what stands for a masked target token; unk in the released checkpoints
     )
     length_classes: int = 256
+    ctc_ratio: float = 0.0  # rows of the CTC decoder a source token (2 is usual); 0: a model without blank and CTC rows
+    ctc_input: Literal["mask", "source"] = "mask"  # what CTC rows read: the mask token, or evenly copied source tokens
     vocab_multiple: int = 128  # the vocabulary is padded to a multiple, so that it splits over a mesh
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
     remat: Remat = "none"  # what the backward pass computes anew: nothing, every layer, all but its matrix products
@@ -115,6 +117,8 @@ class LossWeights:
     kl_ar_nar: Weight = 1.0
     kl_nar_aux: Weight = 1.0
     kl_ar_aux: Weight = 3.0
+    ctc: Weight = 1.0  # objectives ctc and janus_ctc
+    kl_ar_ctc: Weight = 1.0  # of each target token, at the CTC row that gives it most confidently
 
 
 @dataclass(frozen=True)
@@ -124,16 +128,21 @@ class StopGradients:
     kl_ar_nar: Literal["none", "ar", "nar"] = "none"
     kl_nar_aux: Literal["none", "nar", "aux"] = "none"
     kl_ar_aux: Literal["none", "ar", "aux"] = "none"
+    kl_ar_ctc: Literal["none", "ar", "ctc"] = "none"
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training loss. For `ar` only weights.ar counts; for `cmlm` weights.nar and weights.length."""
+    """The training loss. Of the weights `ar` reads ar; `cmlm` nar and length; `janus` these, aux and the divergences between
+    the three; `ctc` reads ctc; `janus_ctc` ar, ctc and kl_ar_ctc.
+    """
 
     name: Objective = "janus"
     label_smoothing: float = 0.1
     weights: LossWeights = field(default_factory=LossWeights)
     stop_gradient: StopGradients = field(default_factory=StopGradients)
+    glancing: Weight = 0.0  # share of the wrong CTC rows that are shown their token in training (GLAT); 0: none
+    ctc_floor: float = 0.01  # kl_ar_ctc leaves out rows that give less than this to all tokens together
     encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
     normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
     projection_rows: int = 0  # about so many rows' logits live at once in training; 0: those of the whole micro-batch
@@ -183,7 +192,7 @@ class DecodeConfig:
 
     mode: Mode = "ar"
     nbest: int = 1  # outputs a sentence: of the beam, of the length candidates, or samples
-    beam: int = 5  # 1: greedy
+    beam: int = 5  # ar, ctc; 1: greedy
     lenpen: float = 1.0
     # when beam search is content with its finished hypotheses: no live one can still (best) or would now (current)
     # beat them, or as soon as there are enough (released)
@@ -204,9 +213,13 @@ class DecodeConfig:
     mask_schedule: Literal["linear", "cosine"] = "linear"  # how many slots are masked again after a pass
     early_stop: bool = False  # nar: stop when a pass changes nothing
     merge_repeats: bool = False  # nar: a token right after itself is dropped
-    rerank: Literal["none", "ar"] = "none"  # nar: the model's AR half chooses among the length candidates
+    rerank: Literal["none", "ar"] = "none"  # nar, ctc: the model's AR half chooses among the candidates
+    ctc_tokens: int = 16  # ctc: so many of a row's likeliest tokens enter the beam search
     # speculative, infill: when drafts are made. auto: where they pay, by the clock of this machine
     draft: Literal["auto", "always", "never"] = "auto"
+    draft_from: Literal["auto", "nar", "ctc"] = (
+        "auto"  # speculative: the half that drafts; auto: ctc where there is one
+    )
     draft_passes: int = 1  # speculative, infill: passes of mask-predict for a draft
     draft_lengths: int = 1  # speculative: drafts of so many lengths are verified side by side
     accept_top: int = 1  # speculative, infill: a drafted token among the so many best is accepted; above 1 not lossless

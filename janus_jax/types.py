@@ -43,6 +43,7 @@ class Streams:
     ar: Array | None  # [B, T-1, D] slot t predicts target[t+1] (ar_start "eos": [B, T, D], slot t predicts target[t])
     nar: Array | None  # [B, M, D] mask rows
     aux: Array | None  # [B, M, D] AUX query rows
+    ctc: Array | None = None  # [B, R, D] CTC rows, R = ceil(ctc_ratio * S)
 
 
 @jax.tree_util.register_dataclass

@@ -16,6 +16,7 @@ import jax
 from janus_jax import checkpoint, config, parallel, text
 from janus_jax.config import DecodeConfig, ParallelConfig
 from janus_jax.decode import batches
+from janus_jax.decode.ctc import check_model
 from janus_jax.decode.modes import MODES, trained_modes
 from janus_jax.decode.output import Output, Row, rows_of, without_repeats
 from janus_jax.decode.request import Found, Request, rows_per_sentence
@@ -245,6 +246,8 @@ class Generator:
 
     def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
         """Raises what is wrong with a call."""
+        if decode.mode == "ctc":
+            check_model(self.net)
         for name, given, modes in (("prefixes", prefixes, ("ar",)), ("targets", targets, ("nar", "infill"))):
             if given is None:
                 continue

@@ -50,4 +50,6 @@ def rows_per_sentence(decode: DecodeConfig) -> int:
     """How many rows a search keeps for a sentence."""
     if decode.mode == "ar":
         return decode.nbest if decode.sample else decode.beam
+    if decode.mode == "ctc":
+        return decode.beam if decode.rerank == "ar" else 2  # mostly two rows a source token
     return {"nar": decode.length_beam, "speculative": decode.draft_lengths, "infill": 1}[decode.mode]

@@ -11,6 +11,7 @@ import jax
 
 from janus_jax.config import Config, ModelConfig, objective_terms
 from janus_jax.model.janus import padded_vocab
+from janus_jax.model.streams import ctc_slots
 
 TRAINING = 3  # forward once, backward twice
 
@@ -30,7 +31,7 @@ def step_flops(config: Config, sentences: int, source: int, target: int, masked:
     m = config.model
     d, f = m.d_model, m.ffn_dim
     terms = set(objective_terms(config.objective))
-    ar = bool(terms & {"ar", "kl_ar_nar", "kl_ar_aux"})
+    ar = bool(terms & {"ar", "kl_ar_nar", "kl_ar_aux", "kl_ar_ctc"})
     aux = bool(terms & {"aux", "kl_nar_aux", "kl_ar_aux"})
     nar = aux or bool(terms & {"nar", "kl_ar_nar"})
     slots = target if m.ar_start == "eos" else target - 1
@@ -38,16 +39,23 @@ def step_flops(config: Config, sentences: int, source: int, target: int, masked:
     query_ar = slots if ar and m.ar_stream == "query" else 0
     nar_rows, true_rows = (target if nar else 0), (masked if aux else 0)
     content, rows = content_ar + nar_rows + true_rows, content_ar + query_ar + nar_rows + 2 * true_rows
-    read = content_ar + (masked if nar else 0) + true_rows
+    ctc = ctc_slots(source, m) if terms & {"ctc", "kl_ar_ctc"} else 0
+    content, rows = content + ctc, rows + ctc
+    read = content_ar + (masked if nar else 0) + true_rows + ctc
     per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
     encoder = m.encoder_layers * source * (4 * d * d + 2 * d * f + 2 * source * d)
-    pairs = (content_ar + query_ar) * content_ar + nar_rows * nar_rows + 2 * true_rows * (nar_rows + true_rows)
+    pairs = (
+        (content_ar + query_ar) * content_ar + nar_rows * nar_rows + 2 * true_rows * (nar_rows + true_rows) + ctc * ctc
+    )
     layer = rows * per_row + content * 2 * d * d + 2 * d * (pairs + rows * source)
-    last_pairs = content_ar * content_ar + (masked * nar_rows if nar else 0) + true_rows * (nar_rows + true_rows)
+    last_pairs = (
+        content_ar * content_ar + (masked * nar_rows if nar else 0) + true_rows * (nar_rows + true_rows) + ctc * ctc
+    )
     last = read * per_row + content * 2 * d * d + 2 * d * (last_pairs + read * source)
     cross = m.decoder_layers * source * 2 * d * d
-    logits = read * d * padded_vocab(m)
-    passes = config.objective.encoder_passes if ar and nar else 1
+    # A token's CTC row is projected once more beside its AR row.
+    logits = (read + (content_ar if "kl_ar_ctc" in terms else 0)) * d * padded_vocab(m)
+    passes = config.objective.encoder_passes if ar and (nar or ctc) else 1
     return 2 * TRAINING * sentences * (passes * (encoder + cross) + (m.decoder_layers - 1) * layer + last + logits)
 
 

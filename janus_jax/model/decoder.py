@@ -1,7 +1,7 @@
 """The decoder: one set of layers for every kind of row.
 
 Legend: B sentences, N rows of a search (a multiple of B), R query rows, S source length or key rows, T target length,
-U AR slots, M masked tokens at most, L cache length, k new tokens, D model width, H heads, K head width.
+U AR slots, M masked tokens at most, R' CTC rows, L cache length, k new tokens, D model width, H heads, K head width.
 """
 
 from dataclasses import dataclass, replace
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from janus_jax.model import streams as st
 from janus_jax.model.decoder_layer import Cross, DecoderLayer, Source
@@ -67,7 +68,13 @@ class Decoder(Embedder):
         return mean @ self.embed_length.gathered().T
 
     def joint(
-        self, table: Table, encoded: Encoded, batch: Batch, streams: tuple[str, ...], encoded_nar: Encoded | None
+        self,
+        table: Table,
+        encoded: Encoded,
+        batch: Batch,
+        streams: tuple[str, ...],
+        encoded_nar: Encoded | None,
+        glanced: jax.Array | None,
     ) -> Streams:
         """The joint pass; see `Janus.train_streams`."""
         c, target = self.config, batch.target
@@ -75,8 +82,10 @@ class Decoder(Embedder):
         ar_query = c.ar_stream == "query"
         inputs = st.ar_inputs(target, c, self.specials)
         slots, masked = inputs.shape[1], batch.masked.shape[1]
-        x = self.joint_rows(table, inputs, batch, streams)
-        sights = st.joint_sights(batch, real, slots, streams, ar_query)
+        x = self.joint_rows(table, inputs, batch, streams, encoded.mask, glanced)
+        of_ctc = st.ctc_real(encoded.mask, c) if "ctc" in streams else None
+        sights = st.joint_sights(batch, real, slots, streams, ar_query, of_ctc)
+        ctc_rows = 0 if of_ctc is None else of_ctc.shape[1]
         content_start = slots if "ar" in streams and ar_query else 0
         content_stop = x.shape[1] - (masked if "aux" in streams else 0)
         ar_rows = (slots * (2 if ar_query else 1)) if "ar" in streams else 0
@@ -90,29 +99,34 @@ class Decoder(Embedder):
         for layer in self.layers[:-1]:
             x = layer.joint(x, x[:, content_start:content_stop], sights, crosses(ar_rows, x.shape[1]))
         # Last layer: query rows are only those that a loss can read.
-        parts = []
+        parts = {}
         if "ar" in streams:
-            parts.append(x[:, :slots])
+            parts["ar"] = x[:, :slots]
+        if "ctc" in streams:
+            parts["ctc"] = x[:, ar_rows : ar_rows + ctc_rows]
         if "nar" in streams:
-            nar = x[:, ar_rows : ar_rows + target.shape[1]]
-            parts.append(jnp.take_along_axis(nar, batch.masked[:, :, None], axis=1))
+            nar = x[:, ar_rows + ctc_rows :][:, : target.shape[1]]
+            parts["nar"] = jnp.take_along_axis(nar, batch.masked[:, :, None], axis=1)
         if "aux" in streams:
-            parts.append(x[:, -masked:])
-        queries = jnp.concatenate(parts, axis=1)
+            parts["aux"] = x[:, -masked:]
+        queries = jnp.concatenate(list(parts.values()), axis=1)
         sights = st.last_sights(sights, slots, masked, streams)
-        split = slots if "ar" in streams else 0
         memory = x[:, content_start:content_stop]
-        x = self.layers[-1].joint(queries, memory, sights, crosses(split, queries.shape[1]))
-        x = self._finish(x)
-        nar_at = split + (masked if "nar" in streams else 0)
-        return Streams(
-            ar=x[:, :split] if "ar" in streams else None,
-            nar=x[:, split:nar_at] if "nar" in streams else None,
-            aux=x[:, nar_at:] if "aux" in streams else None,
-        )
+        x = self.layers[-1].joint(queries, memory, sights, crosses(slots if "ar" in streams else 0, queries.shape[1]))
+        ends = np.cumsum([part.shape[1] for part in parts.values()])[:-1]
+        found = dict(zip(parts, jnp.split(self._finish(x), ends, axis=1), strict=True))
+        return Streams(**{name: found.get(name) for name in ("ar", "nar", "aux", "ctc")})
 
-    def joint_rows(self, table: Table, inputs: jax.Array, batch: Batch, streams: tuple[str, ...]) -> jax.Array:
-        """Embedded rows [AR query | AR content | NAR | true | AUX] of the streams asked for, [B, R, D]."""
+    def joint_rows(
+        self,
+        table: Table,
+        inputs: jax.Array,
+        batch: Batch,
+        streams: tuple[str, ...],
+        real_source: jax.Array,
+        glanced: jax.Array | None,
+    ) -> jax.Array:
+        """Embedded rows [AR query | AR content | CTC | NAR | true | AUX] of the streams asked for, [B, R, D]."""
         c, target = self.config, batch.target
         mask_vector = table(jnp.array(self.specials.mask))
         rows = []
@@ -122,6 +136,8 @@ class Decoder(Embedder):
             if c.ar_stream == "query":
                 rows.append(self.embed(jnp.broadcast_to(mask_vector, content.shape), positions))
             rows.append(self.embed(content, positions))
+        if "ctc" in streams:
+            rows.append(self._ctc_inputs(table, batch.source, real_source, glanced))
         if "nar" in streams:
             normalise = c.nar_layernorm_embedding
             vectors = table(st.nar_tokens(batch, self.specials))
@@ -146,10 +162,33 @@ class Decoder(Embedder):
         """Bidirectional rows of tokens [N, T]; see `Janus.nar_rows`."""
         return self._nar_pass(table, tokens, slots, source or self.project_source(encoded))[0]
 
+    def ctc_rows(
+        self, table: Table, tokens: jax.Array, encoded: Encoded, glanced: jax.Array | None, source: Source | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """CTC rows [B, R', D] of sources `tokens` [B, S], and which are real; see `Janus.ctc_rows`."""
+        real = st.ctc_real(encoded.mask, self.config)
+        x = self._ctc_inputs(table, tokens, encoded.mask, glanced)
+        return self._bidirectional(x, real, None, source or self.project_source(encoded))[0], real
+
+    def _ctc_inputs(self, table: Table, tokens: jax.Array, real: jax.Array, glanced: jax.Array | None) -> jax.Array:
+        """Embedded CTC rows [B, R', D]; a row whose `glanced` [B, R'] is a token and not -1 reads that."""
+        origins = st.ctc_origins(real, self.config)
+        if self.config.ctc_input == "source":
+            read = jnp.take_along_axis(tokens, origins, axis=1)
+        else:
+            read = jnp.full_like(origins, self.specials.mask)
+        if glanced is not None:
+            read = jnp.where(glanced >= 0, glanced, read)
+        return self.embed(table(read), jnp.arange(read.shape[1]))
+
     def _nar_pass(self, table: Table, tokens: jax.Array, slots: jax.Array | None, source: Source) -> tuple:
         """Rows of the wanted slots, and every layer's keys and values of all rows."""
         x = self.embed(table(tokens), jnp.arange(tokens.shape[1]), self.config.nar_layernorm_embedding)
-        mask = st.nar_mask(tokens != self.specials.pad)
+        return self._bidirectional(x, tokens != self.specials.pad, slots, source)
+
+    def _bidirectional(self, x: jax.Array, real: jax.Array, slots: jax.Array | None, source: Source) -> tuple:
+        """Rows x [N, R, D] that see all `real` [N, R] ones through the layers; of the last, those of `slots` [N, M]."""
+        mask = st.nar_mask(real)
         contents = []
         for i, layer in enumerate(self.layers):
             contents.append(layer.content(x))

@@ -1,7 +1,7 @@
 """The model as the other rooms see it: pure functions of (params, arrays).
 
 Legend: B sentences, N rows of a search (B times the rows per sentence), S source length, T target length, L cache
-length, M masked tokens at most, D model width, V vocabulary, V' padded vocabulary, C length classes.
+length, M masked tokens at most, R CTC rows, D model width, V vocabulary, V' padded vocabulary, C length classes.
 """
 
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ class _Network(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=c.vocab_size, split=True)
+        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=outputs(c), split=True)
         self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype, self.specials)
 
@@ -37,8 +37,20 @@ class _Network(nn.Module):
         states = self.encoder(self.embed_tokens(source), mask)
         return Encoded(states, mask, self.decoder.length_logits(states, mask))
 
-    def joint(self, encoded: Encoded, batch: Batch, streams: tuple[str, ...], encoded_nar: Encoded | None) -> Streams:
-        return self.decoder.joint(self.embed_tokens, encoded, batch, streams, encoded_nar)
+    def joint(
+        self,
+        encoded: Encoded,
+        batch: Batch,
+        streams: tuple[str, ...],
+        encoded_nar: Encoded | None,
+        glanced: jax.Array | None,
+    ) -> Streams:
+        return self.decoder.joint(self.embed_tokens, encoded, batch, streams, encoded_nar, glanced)
+
+    def ctc_rows(
+        self, tokens: jax.Array, encoded: Encoded, glanced: jax.Array | None, source: Source | None
+    ) -> tuple[jax.Array, jax.Array]:
+        return self.decoder.ctc_rows(self.embed_tokens, tokens, encoded, glanced, source)
 
     def project(self, rows: jax.Array) -> jax.Array:
         return project(rows, self.embed_tokens.embedding, self.config, self.dtype)
@@ -73,19 +85,26 @@ class _Network(nn.Module):
         return self.project(self.nar_rows(encoded, source)).sum() + ar.sum() + encoded.length_logits.sum()
 
 
+def outputs(config: ModelConfig) -> int:
+    """Rows of the token table: the vocabulary, and in a model with CTC rows the blank, behind its last token."""
+    return config.vocab_size + (config.ctc_ratio > 0)
+
+
 def padded_vocab(config: ModelConfig) -> int:
-    """V', the vocabulary rounded up to config.vocab_multiple."""
-    return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+    """V', the rows of the token table rounded up to config.vocab_multiple."""
+    return -(-outputs(config) // config.vocab_multiple) * config.vocab_multiple
 
 
-def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any) -> jax.Array:
-    """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns of vocabulary padding hold -1e9.
+def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:
+    """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns of vocabulary padding hold -1e9, and so does
+    the blank's, unless `blank`.
 
     -1e9 and not -inf: its probability is exactly 0, and 0 times it is 0 where 0 * -inf would be NaN.
     """
     logits = jnp.einsum("...d,vd->...v", rows.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32)
-    if logits.shape[-1] != config.vocab_size:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) < config.vocab_size, logits, NEGATIVE)
+    live = config.vocab_size + blank
+    if logits.shape[-1] != live:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < live, logits, NEGATIVE)
     return logits
 
 
@@ -119,6 +138,11 @@ class Janus:
         return jnp.dtype(name)
 
     @property
+    def blank(self) -> int:
+        """The id of CTC's blank in models that have one: behind the vocabulary."""
+        return self.config.vocab_size
+
+    @property
     def _network(self) -> _Network:
         return _Network(self.config, self.specials, self.dtype)
 
@@ -143,6 +167,7 @@ class Janus:
         *,
         streams: tuple[str, ...] = ("ar", "nar", "aux"),
         encoded_nar: Encoded | None = None,
+        glanced: jax.Array | None = None,
     ) -> Streams:
         """The joint pass: final hidden rows of the streams that are asked for, in one run through the layers.
 
@@ -151,24 +176,49 @@ class Janus:
           encoded: of batch.source.
           batch: one micro-batch.
           rng: dropout is on when given.
-          streams: of "ar", "nar", "aux"; "aux" needs "nar". The rows of the others are never computed.
-          encoded_nar: another encoding for the NAR and AUX rows (released code: independent dropout).
+          streams: of "ar", "nar", "aux", "ctc"; "aux" needs "nar". The rows of the others are never computed.
+          encoded_nar: another encoding for all but the AR rows (released code: independent dropout).
+          glanced: [B, R] what CTC rows read instead of their usual input, a token or the blank; -1: nothing.
 
         Raises:
-          ValueError: "aux" without "nar", or no stream.
+          ValueError: "aux" without "nar", "ctc" from a model without it, or no stream.
         """
+        if "ctc" in streams and not self.config.ctc_ratio:
+            raise ValueError("this model has no CTC rows; set model.ctc_ratio, for example to 2.0")
         if not streams or ("aux" in streams and "nar" not in streams):
             raise ValueError(f"streams {streams}: ask for at least one, and for nar with aux, whose rows see nar's")
-        return self._apply(params, rng, "joint", encoded, batch, streams, encoded_nar)
+        return self._apply(params, rng, "joint", encoded, batch, streams, encoded_nar, glanced)
 
-    def project(self, params: Params, rows: jax.Array) -> jax.Array:
-        """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9."""
-        return project(rows, params["embed_tokens"]["embedding"], self.config, self.dtype)
+    def project(self, params: Params, rows: jax.Array, blank: bool = False) -> jax.Array:
+        """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9, but for the blank's with `blank`."""
+        return project(rows, params["embed_tokens"]["embedding"], self.config, self.dtype, blank)
 
     def ar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
         """Teacher forcing: hidden rows [N, L, D] whose row t predicts the successor of tokens[:, :t+1]."""
         cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
         return self.ar_step(params, encoded, tokens, cache)[0]
+
+    def ctc_rows(
+        self,
+        params: Params,
+        source: jax.Array,
+        encoded: Encoded,
+        *,
+        glanced: jax.Array | None = None,
+        projected: Source | None = None,
+        rng: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """CTC rows [B, R, D] of sources, R = ceil(ctc_ratio * S), and which of them are real [B, R]: as many as the sentence's
+        own length asks for.
+
+        Args:
+          params: parameters.
+          source: [B, S] tokens; encoded: their encoding.
+          glanced: as in `train_streams`.
+          projected: `project_source(encoded)`, where it is at hand.
+          rng: dropout is on when given.
+        """
+        return self._apply(params, rng, "ctc_rows", source, encoded, glanced, projected)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
         """The encoder states as each decoder layer reads them; many passes may share them."""

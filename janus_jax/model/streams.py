@@ -2,12 +2,14 @@
 
 Rows of the joint pass stand in this order, so that every group of queries and of keys is one slice:
 
-    AR query | AR content | NAR visible+mask | NAR true | AUX query
-               `------------- content: keys -----------'
+    AR query | AR content | CTC | NAR visible+mask | NAR true | AUX query
+               `---------------- content: keys ---------------'
 
-Legend: B sentences, T target length, U AR slots (T-1, or T with an eos start), M masked tokens at most, r rank.
+Legend: B sentences, S source length, T target length, U AR slots (T-1, or T with an eos start), M masked tokens at most,
+R CTC rows, r rank.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import jax
@@ -136,14 +138,47 @@ class Sight:
     mask: jax.Array
 
 
-def joint_sights(batch: Batch, real: jax.Array, slots: int, streams: tuple[str, ...], ar_queries: bool) -> tuple:
+def ctc_slots(source_length: int, config: ModelConfig) -> int:
+    """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
+    # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
+    return math.ceil(round(config.ctc_ratio * source_length, 6))
+
+
+def ctc_counts(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """The number of each sentence's own CTC rows; source [..., S] True at real tokens -> [...] int32."""
+    table = jnp.array([ctc_slots(length, config) for length in range(source.shape[-1] + 1)], jnp.int32)
+    return table[source.sum(axis=-1)]
+
+
+def ctc_real(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """[..., R] True at a sentence's own CTC rows, which come first; source [..., S] True at real tokens."""
+    return jnp.arange(ctc_slots(source.shape[-1], config)) < ctc_counts(source, config)[..., None]
+
+
+def ctc_origins(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """The source token [B, R] that each CTC row copies where it reads the source: they are spread evenly."""
+    row = jnp.arange(ctc_slots(source.shape[1], config))
+    length, count = source.sum(axis=1, keepdims=True), ctc_counts(source, config)[:, None]
+    nth = jnp.minimum(row * length // jnp.maximum(count, 1), jnp.maximum(length - 1, 0))
+    return jnp.argmax(source, axis=1)[:, None] + nth  # padding may be on the left
+
+
+def joint_sights(
+    batch: Batch,
+    real: jax.Array,
+    slots: int,
+    streams: tuple[str, ...],
+    ar_queries: bool,
+    of_ctc: jax.Array | None = None,
+) -> tuple:
     """Self-attention of the joint pass, by group; rows absent from `streams` take no place.
 
     Args:
       batch: one micro-batch; real: [B, T] True at target tokens.
       slots: number U of AR slots.
-      streams: of "ar", "nar", "aux"; "aux" brings the true rows with it and needs "nar".
+      streams: of "ar", "ctc", "nar", "aux"; "aux" brings the true rows with it and needs "nar".
       ar_queries: whether AR query rows stand before the content rows.
+      of_ctc: [B, R] True at a sentence's own CTC rows.
     """
     sights = []
     row = key = 0
@@ -152,6 +187,10 @@ def joint_sights(batch: Batch, real: jax.Array, slots: int, streams: tuple[str, 
         mask = jnp.tile(causal_mask(slots), (1, groups, 1))
         sights.append(Sight(0, groups * slots, 0, slots, mask))
         row, key = groups * slots, slots
+    if "ctc" in streams:
+        rows = of_ctc.shape[1]
+        sights.append(Sight(row, row + rows, key, key + rows, nar_mask(of_ctc)))
+        row, key = row + rows, key + rows
     if "nar" in streams:
         length, masked = batch.target.shape[1], batch.masked.shape[1]
         sights.append(Sight(row, row + length, key, key + length, nar_mask(real)))
@@ -164,7 +203,7 @@ def joint_sights(batch: Batch, real: jax.Array, slots: int, streams: tuple[str, 
 def last_sights(sights: tuple, slots: int, masked: int, streams: tuple[str, ...]) -> tuple:
     """`joint_sights` of the last layer, whose query rows are only those that a loss can read.
 
-    There the query rows are [AR slot rows | mask rows | AUX rows], the key rows as before.
+    There the query rows are [AR slot rows | CTC rows | mask rows | AUX rows], the key rows as before.
     """
     kept, row = [], 0
     sights = list(sights)
@@ -172,6 +211,11 @@ def last_sights(sights: tuple, slots: int, masked: int, streams: tuple[str, ...]
         ar = sights.pop(0)
         kept.append(Sight(0, slots, ar.first, ar.last, ar.mask[:, :slots]))
         row = slots
+    if "ctc" in streams:
+        ctc = sights.pop(0)
+        rows = ctc.stop - ctc.start
+        kept.append(Sight(row, row + rows, ctc.first, ctc.last, ctc.mask))
+        row += rows
     if "nar" in streams:
         nar = sights.pop(0)
         kept.append(Sight(row, row + masked, nar.first, nar.last, nar.mask))

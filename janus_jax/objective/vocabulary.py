@@ -1,12 +1,11 @@
 """The loss terms that need vocabulary logits, computed some rows at a time.
 
-Rows come in two groups: pairs, a masked token's NAR and AUX rows with the AR row that predicts the same token; and
-singles, the other AR rows. A divergence compares rows of one pair, so that any cut through a group is allowed.
+Rows come in two groups: pairs, the rows that predict the same token, one of each stream (a masked token's NAR and AUX rows,
+or the CTC row of a token, with its AR row); and singles, the other AR rows. A divergence compares rows of one pair, so that any cut through a group is allowed.
 
 Legend: B sentences, U AR slots, M masked tokens at most, X rows of a group, c chunks, D model width, V' padded vocabulary.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from janus_jax import parallel
 from janus_jax.config import ModelConfig, ObjectiveConfig
 from janus_jax.model import constrain_logits, project
 from janus_jax.model.streams import ar_slot_of, ar_targets, masked_flags
+from janus_jax.objective.chunks import chunks_of, cut
 from janus_jax.objective.terms import label_smoothed, nll_and_smoothing, symmetric_kl
 from janus_jax.types import Batch, Streams
 
@@ -34,7 +33,11 @@ TERM_STREAMS: dict[str, tuple[str, ...]] = {
     "kl_ar_nar": ("ar", "nar"),
     "kl_nar_aux": ("nar", "aux"),
     "kl_ar_aux": ("ar", "aux"),
+    "ctc": ("ctc",),
+    "kl_ar_ctc": ("ar", "ctc"),
 }
+# What the terms of a stream, and the divergences from it, are divided by.
+STREAM_DIVISORS = {"ar": "ar", "nar": "masked", "aux": "masked", "ctc": "ctc"}
 _NONE = -1
 
 
@@ -53,18 +56,27 @@ class VocabularyLoss:
     pad: int
 
     def __call__(
-        self, hidden: Streams, table: jax.Array, batch: Batch, weights: Scalars, divisors: Scalars
+        self,
+        hidden: Streams,
+        table: jax.Array,
+        batch: Batch,
+        weights: Scalars,
+        divisors: Scalars,
+        of_ctc: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, Scalars]:
         """Weighted total, and metrics `loss/<term>` and `nll/<stream>`.
 
         Args:
           hidden: rows of the joint pass; table: [V', D].
           batch: one micro-batch; weights, divisors: scalars by name.
+          of_ctc: for each AR slot the CTC row that gives the same token, [B, U, D], and whether there is one, [B, U].
         """
         total, metrics = jnp.float32(0.0), {}
-        for rows, labels in self._groups(hidden, batch):
-            chunks = self._chunks(rows)
-            rows, labels = _cut(rows, chunks, 0), _cut(labels, chunks, _NONE)
+        for rows, labels in self._groups(hidden, batch, of_ctc):
+            every = sum(x.shape[0] * x.shape[1] for x in rows.values())
+            chunks = chunks_of(every, self.objective.projection_rows)
+            rows = {name: cut(x, chunks, 0) for name, x in rows.items()}
+            labels = {name: cut(x, chunks, _NONE) for name, x in labels.items()}
             value, found = _summed(self, rows, table, labels, weights, divisors)
             total += value
             metrics = {name: metrics.get(name, 0.0) + found.get(name, 0.0) for name in metrics | found}
@@ -77,9 +89,9 @@ class VocabularyLoss:
         logits = {name: constrain_logits(project(x, table, self.model, self.dtype)) for name, x in rows.items()}
         values: Scalars = {}
         metrics: Scalars = {}
-        for name in logits:
+        for name in logits.keys() - {"ctc"}:  # whose likelihood is a sentence's, not a row's
             real = labels[name] != _NONE
-            kind = "ar" if name == "ar" else "masked"
+            kind = STREAM_DIVISORS[name]
             nll, smoothing = nll_and_smoothing(logits[name], jnp.maximum(labels[name], 0), self.model.vocab_size)
             smoothed = label_smoothed(nll, smoothing, self.objective.label_smoothing)
             metrics[f"nll/{name}"] = jnp.where(real, nll, 0.0).sum() / divisors[f"rows/{kind}"]
@@ -89,13 +101,16 @@ class VocabularyLoss:
             if term in self.terms and len(sides) == 2 and set(sides) <= set(logits):
                 fixed = getattr(self.objective.stop_gradient, term)
                 p, q = (jax.lax.stop_gradient(logits[side]) if side == fixed else logits[side] for side in sides)
-                # A pair's AR row may belong to a token that is not masked: then the others have no token.
+                # A pair's AR row may belong to a token that the others don't predict.
                 real = labels[sides[1]] != _NONE
-                values[term] = jnp.where(real, symmetric_kl(p, q), 0.0).sum() / divisors["masked"]
+                divisor = divisors[STREAM_DIVISORS[sides[1]]]
+                values[term] = jnp.where(real, symmetric_kl(p, q), 0.0).sum() / divisor
         total = sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
         return total, metrics | {f"loss/{name}": value for name, value in values.items()}
 
-    def _groups(self, hidden: Streams, batch: Batch) -> list[tuple[Rows, Labels]]:
+    def _groups(
+        self, hidden: Streams, batch: Batch, of_ctc: tuple[jax.Array, jax.Array] | None
+    ) -> list[tuple[Rows, Labels]]:
         """Pairs, then singles; the streams that were not asked for are left out."""
         pairs: tuple[Rows, Labels] = {}, {}
         groups = [pairs]
@@ -106,9 +121,12 @@ class VocabularyLoss:
                 is_real = jnp.arange(masked) < batch.masked_count[:, None]
                 pairs[1][name] = jnp.where(is_real, jnp.take_along_axis(batch.target, batch.masked, axis=1), _NONE)
         if hidden.ar is None:
-            return groups
+            return groups if pairs[0] else []
         labels = ar_targets(batch.target, self.model)
         rows, labels = hidden.ar, jnp.where(labels == self.pad, _NONE, labels)
+        if of_ctc is not None:
+            partners, has_one = of_ctc
+            return [({"ar": rows, "ctc": partners}, {"ar": labels, "ctc": jnp.where(has_one, labels, _NONE)})]
         if not pairs[0]:
             return [({"ar": rows}, {"ar": labels})]
         # The slots of masked tokens first, in the order of their ranks.
@@ -123,12 +141,6 @@ class VocabularyLoss:
         if slots > masked:
             groups.append(({"ar": rows[:, masked:]}, {"ar": labels[:, masked:]}))
         return groups
-
-    def _chunks(self, rows: Rows) -> int:
-        """c, a power of two that leaves about `projection_rows` rows of logits at once."""
-        most = self.objective.projection_rows
-        every = sum(x.shape[0] * x.shape[1] for x in rows.values())
-        return 1 if not most or every <= most else 1 << math.ceil(math.log2(every / most))
 
 
 @jax.custom_vjp
@@ -146,22 +158,6 @@ def _permuted_backward(order: jax.Array, gradient: jax.Array) -> tuple[jax.Array
 
 
 _permuted.defvjp(_permuted_forward, _permuted_backward)
-
-
-def _cut(group: dict[str, jax.Array], chunks: int, fill: int) -> dict[str, jax.Array]:
-    """[B, X, ...] -> [c, B * X / c, ...], X padded where c does not divide the rows.
-
-    A chunk takes every c-th row, so that rows of a batch that is split over devices stay where they are.
-    """
-    sentences = next(iter(group.values())).shape[0]
-    unit = chunks // math.gcd(chunks, max(sentences // parallel.batch_ways(), 1))
-
-    def cut(x: jax.Array) -> jax.Array:
-        width = [(0, 0), (0, -x.shape[1] % unit)] + [(0, 0)] * (x.ndim - 2)
-        x = jnp.pad(x, width, constant_values=fill)
-        return jnp.moveaxis(x.reshape(-1, chunks, *x.shape[2:]), 1, 0)
-
-    return {name: cut(x) for name, x in group.items()}
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -76,25 +76,26 @@ class Window:
       steps, sums: what `stored` gave, to go on within an interval.
     """
 
-    def __init__(self, steps: int = 0, sums: dict[str, float] | None = None):
-        self._steps, self._sums = steps, dict(sums or {})
+    def __init__(self, steps: dict[str, int] | None = None, sums: dict[str, float] | None = None):
+        # Counted by name: a term without weight is not computed.
+        self._steps, self._sums = dict(steps or {}), dict(sums or {})
 
     def add(self, values: dict[str, float]) -> None:
         """One step's figures; the learning rate and the scheduled weights are left out."""
-        self._steps += 1
         for name, value in values.items():
-            if name.startswith(("loss/", "nll/", "grad_norm")):
+            if name.startswith(("loss/", "nll/", "ctc/", "grad_norm")):
+                self._steps[name] = self._steps.get(name, 0) + 1
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
         """Mean of each figure ({} if no step was added); starts anew."""
-        found = {name: value / self._steps for name, value in self._sums.items()}
-        self._steps, self._sums = 0, {}
+        found = {name: value / self._steps[name] for name, value in self._sums.items()}
+        self._steps, self._sums = {}, {}
         return found
 
     def stored(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the interval is whole after a resume."""
-        return {"steps": self._steps, "sums": dict(self._sums)}
+        return {"steps": dict(self._steps), "sums": dict(self._sums)}
 
 
 class Clock:

@@ -5,6 +5,7 @@ Legend: A micro-batches of a step, B sentences.
 
 import contextlib
 import dataclasses
+import functools
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
+from janus_jax.objective import active_terms
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import Clock, RunLog, Window, last_evaluation, plot_curves
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step, state_from_params
@@ -82,7 +84,10 @@ class _Run:
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-            self.step_fn = jit_train_step(self.net, self.config, self.mesh, shardings)
+            # One for every set of loss terms that has a weight at some step.
+            self.step_fn = functools.cache(
+                lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
+            )
             self.eval_fn = jit_eval_step(self.net, self.config, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
             self.state = self._first_state(shardings, initial)
@@ -119,7 +124,8 @@ class _Run:
         for step in range(start + 1, settings.steps + 1):
             with clock.waiting():
                 batch = next(batches)
-            self.state, metrics = self.step_fn(self.state, parallel.put_batch(self.mesh, batch, leading=1))
+            step_fn = self.step_fn(active_terms(self.config.objective, step - 1))
+            self.state, metrics = step_fn(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             # Metrics are read a step late, so that the device never waits for the host.
             self._read(pending, clock)
             pending = (step, metrics, batch.example_id)
@@ -216,7 +222,7 @@ class _Run:
             mesh=self.mesh,
         )
         sources, references = zip(*self.prepared.text("valid")[:count], strict=True)
-        modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}}
+        modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}, "ctc": {"mode": "ctc", "beam": 1}}
         found = {}
         for name, settings in modes.items():
             if name in trained_modes(self.config.objective):
@@ -282,12 +288,12 @@ def _changed(old: Config, new: Config) -> list[str]:
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
     """valid/... metrics from the sums of the evaluation step: each term as the loss normalises it, nll per token, and the
     total as the final weights add it up."""
-    kind = {"ar": "ar", "length": "length"}
+    kind = {"ar": "ar", "length": "length", "ctc": "ctc", "kl_ar_ctc": "ctc", "unfit": "length"}
     metrics = {}
     for name, value in sums.items():
         group, _, term = name.removeprefix("sum/").rpartition("/")
         if name.startswith("sum/"):
-            rows = "rows/" if group == "nll" else ""
+            rows = "rows/" if group in ("nll", "ctc") else ""
             metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{rows}{kind.get(term, 'masked')}"]
     total = 0.0
     for term, weight in objective_terms(config.objective).items():

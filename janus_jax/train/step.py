@@ -32,11 +32,14 @@ def state_from_params(config: Config, params: Params) -> TrainState:
     return TrainState(jnp.int32(0), params, make_optimizer(config.optimizer).init(params), ema)
 
 
-def make_train_step(net: Janus, config: Config) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(
+    net: Janus, config: Config, terms: tuple[str, ...] | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step(state, batch[A, B, ...]) -> (state, metrics)`, to be jitted with the state donated.
 
     Loss and gradients are those of the whole step's batch, whatever A. Where loss or gradient norm is not finite the
     parameters stay as they were and metrics["finite"] is 0; the step is counted all the same, since data follow it.
+    Only `terms` of the loss are computed (default: all of the objective).
     """
     objective = OBJECTIVES[config.objective.name]
     optimizer = make_optimizer(config.optimizer)
@@ -48,7 +51,9 @@ def make_train_step(net: Janus, config: Config) -> Callable[[TrainState, Batch],
 
         def micro(params: Params, part: Batch, index: jax.Array) -> Any:
             rng = jax.random.fold_in(key, index)
-            return objective(net, config.objective, params, part, divisors=divisors, step=state.step, rng=rng)
+            return objective(
+                net, config.objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms
+            )
 
         (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
         norm = optax.global_norm(gradients)
@@ -114,10 +119,12 @@ def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metr
     return eval_step
 
 
-def jit_train_step(net: Janus, config: Config, mesh: Any, shardings: Any) -> Callable[..., Any]:
+def jit_train_step(
+    net: Janus, config: Config, mesh: Any, shardings: Any, terms: tuple[str, ...] | None = None
+) -> Callable[..., Any]:
     """The training step compiled for a mesh: state donated, shardings fixed, batches split over data x fsdp."""
     return jax.jit(
-        make_train_step(net, config),
+        make_train_step(net, config, terms),
         in_shardings=(shardings, parallel.batch_sharding(mesh, leading=1)),
         out_shardings=(shardings, None),
         donate_argnums=0,

@@ -1,0 +1,172 @@
+"""Which objective, and which recipe, teaches what at equal updates: one small Multi30k model a cell of a table.
+
+    python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # trains and scores what is missing
+    python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
+    python benchmarks/study.py --table       # the tables of the README; --plot=FILE.svg draws them
+    python benchmarks/study.py --list        # the cells, what each changes, which are done
+
+Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. A finished cell is a file
+under benchmarks/results/study/ (settings, hash, seconds, validation losses, scores on test_2016_flickr) and isn't run again
+unless its settings change; a setting that is new since, at its default, is no change.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+import ml_collections
+
+from benchmarks import common
+from benchmarks.study_cells import CELLS, Cell
+from configs import multi30k_deen
+from janus_jax import config as config_lib
+from janus_jax import parallel
+from janus_jax.config import Config
+from janus_jax.data import prepare
+from janus_jax.decode import Generator
+from janus_jax.decode.files import read_lines
+from janus_jax.evaluate import parse_setting, score
+from janus_jax.train import train
+from janus_jax.train.log import read_metrics
+
+RESULTS = Path(__file__).resolve().parent / "results" / "study"
+DATA_FREE = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")
+
+
+def config_of(cell: Cell, seed: int, folder: str | None = None, prepared: str | None = None) -> Config:
+    """The settings of a cell.
+
+    Args:
+      cell: what it changes.
+      seed: of parameters, dropout, order and masks.
+      folder: of the text, where it is not that of the preset; prepared: of the prepared dataset.
+    """
+    config: ml_collections.ConfigDict = multi30k_deen.get_config("study")
+    if folder:
+        d = config.data
+        for split in ("train", "valid", "test"):
+            d[split] = str(Path(folder) / Path(d[split]).name)
+        config.text.model = str(Path(folder) / Path(config.text.model).name)
+    if prepared:
+        config.data.prepared = prepared
+    config.update_from_flattened_dict(cell.changes)
+    config.train.seed = config.data.seed = seed
+    return config_lib.resolve(config)
+
+
+def result_path(name: str, seed: int) -> Path:
+    """Where the figures of a cell are."""
+    return RESULTS / (f"{name}_seed{seed}.json" if seed else f"{name}.json")
+
+
+def is_done(path: Path, config: Config) -> bool:
+    """Whether the file holds a cell of these settings; those that it doesn't name must be at their defaults."""
+    if not path.exists():
+        return False
+    return json.loads(path.read_text(encoding="utf-8"))["settings"] == changed_settings(config)
+
+
+def changed_settings(config: Config) -> dict[str, Any]:
+    """The settings that differ from their defaults, places of files left out."""
+    plain = dict(config_lib.leaves(Config()))
+    changed = {name: value for name, value in config_lib.leaves(config) if value != plain[name]}
+    return json.loads(json.dumps({name: value for name, value in changed.items() if name not in DATA_FREE}))
+
+
+def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
+    """Trains a cell, or takes up its run where it was stopped, scores it and writes its file."""
+    begin = time.perf_counter()
+    train(config, workdir)
+    seconds = time.perf_counter() - begin
+    records = read_metrics(workdir / "metrics.jsonl")
+    if not any("valid/loss" in record and record["step"] == config.train.steps for record in records):
+        print(f"{name}: stopped; the same command goes on with it")
+        return
+    curve = {r["step"]: _named(r, "valid/") for r in records if "valid/loss" in r}
+    figures = {
+        "cell": name,
+        "why": CELLS[name].why,
+        "settings": changed_settings(config),
+        "config_hash": config_lib.config_hash(config),
+        "machine": common.machine(),
+        "train_seconds": round(seconds),
+        "seconds_per_step": _step_seconds(records),
+        "validation": curve,
+        "rows": scores(config, workdir),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def scores(config: Config, workdir: Path) -> list[dict[str, Any]]:
+    """Scores of the test split, a row for each way of decoding."""
+    d = config.data
+    sources, references = read_lines(f"{d.test}.{d.source_lang}"), read_lines(f"{d.test}.{d.target_lang}")
+    generator = Generator.from_checkpoint(workdir)
+    rows = []
+    for setting in decodings(config.objective.name):
+        outputs = generator.generate(sources, **parse_setting(setting))
+        rows.append({"setting": setting, **score([output.text for output in outputs], references)})
+        print(setting, {k: v for k, v in rows[-1].items() if isinstance(v, float)}, flush=True)
+    return rows
+
+
+def decodings(objective: str) -> tuple[str, ...]:
+    """The ways of decoding that an objective's models are scored under."""
+    ar = ("ar:beam=5", "ar:beam=1")
+    nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
+    ctc = ("ctc:beam=1", "ctc:beam=5")
+    return {
+        "ar": ar,
+        "cmlm": nar,
+        "janus": (*ar, *nar, "nar:passes=4,length_beam=3,rerank=ar"),
+        "ctc": ctc,
+        "janus_ctc": (*ar, *ctc, "ctc:beam=5,rerank=ar"),
+    }[objective]
+
+
+def _step_seconds(records: list[dict[str, Any]]) -> float:
+    """Median over the log's intervals, so that compilation and pauses don't count."""
+    return round(statistics.median(r["time/seconds_per_step"] for r in records if "time/seconds_per_step" in r), 4)
+
+
+def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): round(value, 5) for name, value in record.items() if name.startswith(prefix)}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program with these arguments (default: the process's own) and returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", action="append", choices=list(CELLS), help="repeatable; all by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
+    parser.add_argument("--data", help="folder with train, val and test_2016_flickr (.de, .en) and deen4000.model")
+    parser.add_argument("--prepared", help="folder of the prepared dataset, made if it is absent")
+    parser.add_argument("--list", action="store_true", help="only list the cells")
+    args = parser.parse_args(argv)
+    parallel.start()
+    for name in args.cell or CELLS:
+        cell = CELLS[name]
+        config = config_of(cell, args.seed, args.data, args.prepared)
+        path = result_path(name, args.seed)
+        done = is_done(path, config)
+        print(f"{name}: {'done' if done else 'to run'}; {cell.why}", flush=True)
+        if done or args.list:
+            continue
+        if not Path(config.data.prepared).exists():
+            prepare(config)
+        run_cell(name, config, args.workdir / path.stem, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""The CTC half of the loss: emissions of the target's tokens, their likelihood summed over alignments, the best alignment.
+
+A sentence's likelihood reads a row's probabilities of blank and of the target's own tokens alone, so that no array over
+the vocabulary outlives the normaliser of its rows.
+
+Legend: B sentences, T target length, N = T - 2 inner target tokens at most (no bos, no eos), R CTC rows, D model width,
+V' padded vocabulary, K = 2N + 1 states of an alignment (blank, token, blank, ..., token, blank).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from janus_jax.config import ModelConfig, ObjectiveConfig
+from janus_jax.model import constrain_logits, project
+from janus_jax.model.attention import NEGATIVE
+from janus_jax.model.streams import ctc_counts, ctc_real
+from janus_jax.objective.chunks import chunks_of, cut, joined
+
+BLANK = -1  # in alignments: a row of no token
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Labels:
+    """What the CTC rows of a batch are to give."""
+
+    tokens: jax.Array  # [B, N] int32, inner target tokens
+    real: jax.Array  # [B, N] bool
+    rows: jax.Array  # [B, R] bool, a sentence's own rows
+    fits: jax.Array  # [B] bool, there are tokens, and rows enough for them
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Emissions:
+    """Log-probabilities over vocabulary and blank that a likelihood reads."""
+
+    labels: jax.Array  # [B, R, N] of each target token at each row
+    blank: jax.Array  # [B, R]
+
+
+def labels_of(source: jax.Array, target: jax.Array, config: ModelConfig, pad: int) -> Labels:
+    """The inner tokens of targets [B, T], and whether the rows of sources [B, S] can give them.
+
+    Between equal neighbours a blank must stand: a target fits if its tokens and adjacent repeats are at most R.
+    """
+    real_source = source != pad
+    tokens = target[..., 1:-1]
+    real = target[..., 2:] != pad  # what a token stands behind: the last of them is eos
+    repeats = ((tokens[..., 1:] == tokens[..., :-1]) & real[..., 1:]).sum(axis=-1)
+    count = real.sum(axis=-1)
+    fits = (count > 0) & (count + repeats <= ctc_counts(real_source, config))
+    return Labels(tokens, real, ctc_real(real_source, config), fits)
+
+
+def emissions(
+    hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
+) -> Emissions:
+    """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
+    rows, vectors = hidden.astype(dtype), table.astype(dtype)
+    # Products with the target's own vectors, instead of columns picked from logits: the gradient of a pick is a scatter.
+    own = jnp.take(vectors, labels.tokens, axis=0)
+    scores = jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32)
+    blank = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
+
+    def normaliser(part: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
+
+    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], objective.projection_rows)
+    if chunks == 1:
+        total = normaliser(hidden.reshape(-1, hidden.shape[-1])).reshape(blank.shape)
+    else:
+        # Computed anew in the backward pass: no chunk's logits outlive it.
+        parts = jax.lax.map(jax.checkpoint(normaliser), cut(hidden, chunks, 0))
+        total = joined(parts, *blank.shape)
+    return Emissions(scores - total[:, :, None], blank - total)
+
+
+def negative_log_likelihood(found: Emissions, labels: Labels) -> jax.Array:
+    """-log p(target | source) [B], summed over all alignments; 0 where the target doesn't fit.
+
+    `optax.ctc_loss` on the few classes that a sentence's alignments can meet: blank, and its distinct tokens. Its softmax
+    over them alone divides each row by their sum, which every alignment meets once: that is taken back.
+    """
+    count = labels.tokens.shape[1]
+    first = jnp.argmax(labels.tokens[:, :, None] == labels.tokens[:, None, :], axis=-1)
+    distinct = (first == jnp.arange(count)) & labels.real
+    classes = jnp.where(distinct[:, None], found.labels, NEGATIVE)
+    classes = jnp.concatenate([found.blank[:, :, None], classes], axis=-1)
+    divided = jnp.where(labels.rows, jax.nn.logsumexp(classes, axis=-1), 0.0).sum(axis=1)
+    absent_rows, absent_labels = 1.0 - labels.rows, 1.0 - labels.real
+    value = optax.ctc_loss(classes, absent_rows, first + 1, absent_labels) - divided
+    return jnp.where(labels.fits, value, 0.0)
+
+
+def best_alignment(found: Emissions, labels: Labels) -> jax.Array:
+    """The likeliest alignment (Viterbi): the index of the target token that each row gives [B, R] int32, or BLANK.
+
+    Rows beyond a sentence's own are BLANK; where a target doesn't fit, the result means nothing.
+    """
+    batch, rows, count = found.labels.shape
+    pairs = jnp.stack([jnp.broadcast_to(found.blank[:, :, None], found.labels.shape), found.labels], axis=-1)
+    states = jnp.concatenate([pairs.reshape(batch, rows, 2 * count), found.blank[:, :, None]], axis=-1)
+    # A token may follow the one before without a blank between, unless they are equal.
+    differs = jnp.pad(labels.tokens[:, 1:] != labels.tokens[:, :-1], ((0, 0), (1, 0)))
+    may_skip = jnp.pad(jnp.stack([jnp.zeros_like(differs), differs], axis=-1).reshape(batch, -1), ((0, 0), (0, 1)))
+
+    def forward(best: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        emitted, is_real = row
+        one = jnp.pad(best, ((0, 0), (1, 0)), constant_values=NEGATIVE)[:, :-1]
+        two = jnp.pad(best, ((0, 0), (2, 0)), constant_values=NEGATIVE)[:, :-2]
+        ways = jnp.stack([best, one, jnp.where(may_skip, two, NEGATIVE)])
+        back = jnp.where(is_real[:, None], jnp.argmax(ways, axis=0), 0)
+        return jnp.where(is_real[:, None], ways.max(axis=0) + emitted, best), back
+
+    start = jnp.where(jnp.arange(2 * count + 1) < 2, states[:, 0], NEGATIVE)
+    along_rows = (jnp.moveaxis(states, 1, 0)[1:], labels.rows.T[1:])
+    best, backs = jax.lax.scan(forward, start, along_rows)
+    final = 2 * labels.real.sum(axis=1)  # the last blank; the last token is the state before
+    ends = jnp.take_along_axis(best, jnp.stack([final, jnp.maximum(final - 1, 0)], axis=1), axis=1)
+    state = final - (ends[:, 1] > ends[:, 0])
+
+    def backward(state: jax.Array, back: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return state - jnp.take_along_axis(back, state[:, None], axis=1)[:, 0], state
+
+    first, rest = jax.lax.scan(backward, state, backs, reverse=True)
+    path = jnp.concatenate([first[None], rest]).T
+    return jnp.where((path % 2 == 1) & labels.rows, path // 2, BLANK).astype(jnp.int32)
+
+
+def confident_rows(alignment: jax.Array, found: Emissions) -> jax.Array:
+    """The row [B, N] int32 that gives each target token with the highest probability, of those aligned to it [B, R]."""
+    aligned = alignment[:, :, None] == jnp.arange(found.labels.shape[2])
+    return jnp.argmax(jnp.where(aligned, found.labels, -jnp.inf), axis=1).astype(jnp.int32)
+
+
+def glance(
+    rows: jax.Array, table: jax.Array, labels: Labels, alignment: jax.Array, model: ModelConfig, *, ratio: jax.Array, dtype: Any, rng: jax.Array
+) -> jax.Array:  # fmt: skip
+    """What CTC rows are shown of the target, [B, R]: the token (or blank) that the best alignment puts there, or -1 for nothing.
+
+    Glancing (GLAT, Qian et al. 2021, arXiv 2008.07905): as many rows as `ratio` times those in which the best path differs
+    from the alignment, chosen at random.
+
+    Args:
+      rows: [B, R, D] CTC rows of a first pass.
+      table, labels, alignment, model, dtype: as above.
+      ratio: share of the differing rows.
+      rng: of the choice.
+    """
+    vocabulary = project(rows, table, model, dtype, blank=True)
+    given = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)
+    given = jnp.where(alignment == BLANK, model.vocab_size, given)
+    wrong = ((jnp.argmax(vocabulary, axis=-1) != given) & labels.rows).sum(axis=1)
+    shown = jnp.round(ratio * wrong).astype(jnp.int32)
+    order = jnp.where(labels.rows, jax.random.uniform(rng, labels.rows.shape), 2.0)
+    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+    return jnp.where((rank < shown[:, None]) & labels.rows & labels.fits[:, None], given, -1)

@@ -1,0 +1,262 @@
+"""CTC against enumeration of all alignments, against optax on the whole vocabulary and against PyTorch."""
+
+import dataclasses
+import itertools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from janus_jax.config import ObjectiveConfig
+from janus_jax.model.streams import ctc_origins, ctc_slots
+from janus_jax.objective import ctc, denominators, loss
+from tests import tiny
+
+PAD, BLANK = 1, tiny.VOCAB
+OBJECTIVE = ObjectiveConfig(name="janus_ctc", label_smoothing=0.0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model with 1.5 rows a source token, a batch, and its CTC rows; some targets repeat tokens, one doesn't fit."""
+    net, params = tiny.model(ctc_ratio=1.5, encoder_layers=1)
+    # A blank that takes much of some rows and little of others.
+    table = params["embed_tokens"]["embedding"]
+    table = table.at[BLANK].set(jax.random.normal(jax.random.key(5), table[BLANK].shape))
+    params = params | {"embed_tokens": {"embedding": table}}
+    batch = tiny.batch(rows=6, source=4, target=8, masked=3)
+    target = np.array(batch.target)
+    target[0, :5] = [0, 7, 7, 8, 2]
+    target[0, 5:] = PAD
+    target[1] = [0, 9, 9, 9, 9, 9, 9, 2]  # eleven rows at least
+    target[2, :4] = [0, 6, 6, 2]
+    target[2, 4:] = PAD
+    target[3, :5] = [0, 6, 11, 6, 2]
+    target[3, 5:] = PAD
+    batch = dataclasses.replace(batch, target=jnp.asarray(target))
+    encoded = net.encode(params, batch.source)
+    rows, real = net.ctc_rows(params, batch.source, encoded)
+    return net, params, batch, rows, real
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def loss_of(net, objective, params, batch):
+    """As a training step computes it, without dropout."""
+    divisors = denominators(batch, net.config, objective, PAD)
+    return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0))
+
+
+def log_probs(net, params, rows):
+    """Over vocabulary and blank, [B, R, V + 1]."""
+    return jax.nn.log_softmax(net.project(params, rows, blank=True)[..., : BLANK + 1])
+
+
+def inner(target):
+    """Target tokens without bos, eos, padding."""
+    return [int(token) for token in target if token not in (0, 1, 2)]
+
+
+def alignments(tokens, rows):
+    """Every way to give `tokens` in so many rows: the index of a token for each row, or ctc.BLANK."""
+    found = []
+    for path in itertools.product([ctc.BLANK, *range(len(tokens))], repeat=rows):
+        merged = [i for n, i in enumerate(path) if not n or i != path[n - 1]]
+        read = [i for i in merged if i != ctc.BLANK]
+        # Two equal tokens with nothing between are one.
+        glued = any(
+            a != b and ctc.BLANK not in (a, b) and tokens[a] == tokens[b] for a, b in itertools.pairwise(merged)
+        )
+        if read == list(range(len(tokens))) and not glued:
+            found.append(path)
+    return found
+
+
+def found_of(net, params, batch, rows):
+    labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
+    table = params["embed_tokens"]["embedding"]
+    return ctc.emissions(rows, table, labels, net.config, OBJECTIVE, net.dtype), labels
+
+
+def test_likelihood_and_best_alignment_are_those_of_all_alignments(small):
+    net, params, batch, rows, real = small
+    found, labels = found_of(net, params, batch, rows)
+    nll = ctc.negative_log_likelihood(found, labels)
+    best = np.array(ctc.best_alignment(found, labels))
+    logs = np.array(log_probs(net, params, rows))
+    assert not labels.fits[1]
+    assert labels.fits.sum() >= 4
+    for row in np.flatnonzero(labels.fits):
+        tokens, count = inner(batch.target[row]), int(real[row].sum())
+        ids = [*tokens, BLANK]
+        paths = alignments(tokens, count)
+        scores = [sum(logs[row, r, ids[i]] for r, i in enumerate(path)) for path in paths]
+        np.testing.assert_allclose(nll[row], -np.logaddexp.reduce(scores), rtol=1e-5)
+        assert tuple(best[row, :count]) == paths[int(np.argmax(scores))]
+        assert (best[row, count:] == ctc.BLANK).all()
+    assert nll[1] == 0.0
+
+
+def test_gradients_are_those_of_the_sum_over_alignments(small):
+    net, params, batch, rows, real = small
+
+    def ours(hidden):
+        found, labels = found_of(net, params, batch, hidden)
+        return ctc.negative_log_likelihood(found, labels).sum()
+
+    def enumerated(hidden):
+        logs, total = log_probs(net, params, hidden), 0.0
+        for row in range(len(batch.target)):
+            tokens, count = inner(batch.target[row]), int(real[row].sum())
+            if row == 1:
+                continue
+            paths = jnp.array([[[*tokens, BLANK][i] for i in path] for path in alignments(tokens, count)])
+            picked = logs[row, jnp.arange(count), paths]
+            total -= jax.nn.logsumexp(picked.sum(axis=1))
+        return total
+
+    expected = jax.grad(enumerated)(rows)
+    np.testing.assert_allclose(jax.grad(ours)(rows), expected, atol=1e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize("at_once", [0, 8])
+def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
+    net, params, batch, rows, real = small
+    objective = dataclasses.replace(OBJECTIVE, projection_rows=at_once)
+    labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
+
+    def ours(params, rows):
+        found = ctc.emissions(rows, params["embed_tokens"]["embedding"], labels, net.config, objective, net.dtype)
+        return ctc.negative_log_likelihood(found, labels)
+
+    def whole(params, rows):
+        logits = net.project(params, rows, blank=True)
+        values = optax.ctc_loss(logits, 1.0 - real, labels.tokens, 1.0 - labels.real, blank_id=BLANK)
+        return jnp.where(labels.fits, values, 0.0)
+
+    values = ours(params, rows)
+    np.testing.assert_allclose(values, whole(params, rows), rtol=1e-5)
+    for argument in (0, 1):
+        a, b = (jax.grad(lambda *x, f=f: f(*x).sum(), argnums=argument)(params, rows) for f in (ours, whole))
+        a, b = (x["embed_tokens"]["embedding"] if argument == 0 else x for x in (a, b))
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()) + 1e-6)
+    logits = torch.tensor(np.array(net.project(params, rows, blank=True)), requires_grad=True)
+    theirs = torch.nn.functional.ctc_loss(
+        torch.log_softmax(logits, -1).transpose(0, 1),
+        torch.tensor(np.array(labels.tokens)).long(),
+        torch.tensor(np.array(real.sum(1))).long(),
+        torch.tensor(np.array(labels.real.sum(1))).long(),
+        blank=BLANK,
+        reduction="none",
+        zero_infinity=True,
+    )
+    np.testing.assert_allclose(values, theirs.detach().numpy(), rtol=1e-5)
+    theirs.sum().backward()
+    expected = logits.grad.numpy() @ np.array(params["embed_tokens"]["embedding"])
+    np.testing.assert_allclose(
+        jax.grad(lambda x: ours(params, x).sum())(rows), expected, atol=1e-5 * np.abs(expected).max()
+    )
+
+
+def test_a_target_that_does_not_fit_weighs_nothing_and_poisons_nothing(small):
+    net, params, batch, *_ = small
+    divisors = denominators(batch, net.config, OBJECTIVE, PAD)
+    gradient_of = jax.jit(jax.value_and_grad(lambda p: loss_of(net, OBJECTIVE, p, batch), has_aux=True))
+    found, gradient = gradient_of(params)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((found, gradient)))
+    labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
+    unfit = [row for row in range(6) if not labels.fits[row]]
+    np.testing.assert_allclose(found[1]["ctc/unfit"], len(unfit) / 6)
+    assert divisors["ctc"] == sum(len(inner(batch.target[row])) for row in range(6) if row not in unfit)
+    # The CTC terms are those of a batch without it.
+    kept = jnp.array([row for row in range(6) if row not in unfit])
+    fewer = jax.tree.map(lambda x: x[kept], batch)
+    alone = loss_of(net, OBJECTIVE, params, fewer)[1]
+    for name in ("loss/ctc", "loss/kl_ar_ctc", "nll/ctc"):
+        np.testing.assert_allclose(found[1][name], alone[name], rtol=1e-5)
+
+
+def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
+    net, params, batch, rows, real = small
+    logs = np.array(log_probs(net, params, rows))
+    found, labels = found_of(net, params, batch, rows)
+    best = np.array(ctc.best_alignment(found, labels))
+    encoded = net.encode(params, batch.source)
+    ar = np.array(net.project(params, net.ar_rows(params, encoded, batch.target[:, :-1])))[..., :BLANK]
+    masses, divergences = [], []
+    for row in np.flatnonzero(labels.fits):
+        for n, token in enumerate(inner(batch.target[row])):
+            at = max((r for r in range(real.shape[1]) if best[row, r] == n), key=lambda r: logs[row, r, token])
+            p, q = (np.array(jax.nn.softmax(x)) for x in (ar[row, n], logs[row, at, :BLANK]))
+            divergences.append(0.5 * ((p - q) * (np.log(p) - np.log(q))).sum())
+            masses.append(1 - np.exp(logs[row, at, BLANK]))
+    low, high = np.sort(masses)[len(masses) // 2 - 1 :][:2]
+    floor = float(low + high) / 2  # half of the rows are below
+    assert low < floor < high
+    total = sum(kl for kl, mass in zip(divergences, masses, strict=True) if mass > floor)
+    divisors = denominators(batch, net.config, OBJECTIVE, PAD)
+    metrics = loss_of(net, dataclasses.replace(OBJECTIVE, ctc_floor=floor), params, batch)[1]
+    np.testing.assert_allclose(metrics["loss/kl_ar_ctc"], total / float(divisors["ctc"]), rtol=1e-4)
+
+
+def test_padding_changes_nothing(small):
+    net, params, batch, *_ = small
+    wider = tiny.padded(batch, source=3, target=2, rows=2)
+    values = [loss_of(net, OBJECTIVE, params, b) for b in (batch, wider)]
+    np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-5)
+
+
+def test_joint_rows_are_those_of_the_ctc_pass_alone():
+    for source in ("mask", "source"):
+        net, params = tiny.model(ctc_ratio=2.0, ctc_input=source)
+        batch = tiny.batch()
+        encoded = net.encode(params, batch.source)
+        alone, real = net.ctc_rows(params, batch.source, encoded)
+        joint, without = (
+            jax.jit(partial(net.train_streams, streams=streams))(params, encoded, batch)
+            for streams in (("ar", "nar", "aux", "ctc"), ("ar", "nar", "aux"))
+        )
+        np.testing.assert_allclose(joint.ctc[real], alone[real], atol=2e-5)
+        for name in ("ar", "nar", "aux"):
+            np.testing.assert_allclose(getattr(joint, name), getattr(without, name), atol=2e-5)
+
+
+def test_rows_of_a_source():
+    net, _ = tiny.model(ctc_ratio=1.1)
+    assert [ctc_slots(length, net.config) for length in (1, 9, 10, 11)] == [2, 10, 11, 13]
+    source = jnp.array([[False, True, True, True], [True, True, False, False]])
+    net, _ = tiny.model(ctc_ratio=2.0)
+    assert ctc_origins(source, net.config).tolist() == [[1, 1, 2, 2, 3, 3, 3, 3], [0, 0, 1, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_glancing_shows_a_share_of_the_wrong_rows_their_token(small, ratio):
+    net, params, batch, rows, real = small
+    found, labels = found_of(net, params, batch, rows)
+    alignment = ctc.best_alignment(found, labels)
+    table = params["embed_tokens"]["embedding"]
+    shown = np.array(
+        ctc.glance(rows, table, labels, alignment, net.config, ratio=ratio, dtype=net.dtype, rng=jax.random.key(0))
+    )
+    given = np.where(
+        alignment == ctc.BLANK, BLANK, np.take_along_axis(np.array(labels.tokens), np.maximum(alignment, 0), 1)
+    )
+    wrong = ((np.array(log_probs(net, params, rows)).argmax(-1) != given) & np.array(real)).sum(1)
+    fits = np.array(labels.fits)
+    assert ((shown >= 0).sum(1) == np.where(fits, np.round(ratio * wrong), 0)).all()
+    assert (shown[shown >= 0] == given[shown >= 0]).all()
+    assert not (shown[~np.array(real)] >= 0).any()
+
+
+def test_glanced_rows_read_their_token(small):
+    net, params, batch, rows, real = small
+    encoded = net.encode(params, batch.source)
+    glanced = jnp.full(real.shape, -1).at[0, 2].set(9)
+    other, _ = net.ctc_rows(params, batch.source, encoded, glanced=glanced)
+    assert not np.allclose(other[0], rows[0], atol=1e-3)
+    np.testing.assert_allclose(other[2:], rows[2:], atol=1e-6)
+    joint = net.train_streams(params, encoded, batch, streams=("ctc",), glanced=glanced)
+    np.testing.assert_allclose(joint.ctc[real], other[real], atol=2e-5)
