@@ -12,7 +12,7 @@ tags: [janus, encoder-decoder, non-autoregressive]
 
 # {name}
 
-An encoder-decoder that generates a token at a time (autoregressively) or many at once (mask-predict), with one set of
+An encoder-decoder that generates a token at a time (autoregressively) or many at once ({parallel}), with one set of
 weights (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
 
 ```python
@@ -46,6 +46,11 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ids = model.generate_nar(batch["input_ids"], batch["attention_mask"], passes={passes}, length_beam={length_beam})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
+    "ctc": """
+# By CTC, in one pass of the decoder, whose outputs are searched for the likeliest text{trained}:
+ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam})
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+""",
 }
 
 
@@ -64,13 +69,16 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
         call.format(
             passes=config.decode.passes,
             length_beam=config.decode.length_beam,
+            beam=config.decode.beam,
             trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()
+        if mode != "ctc" or config.model.ctc_ratio
     ]
     return _CARD.format(
         name=name,
         version=loaded.about.get("janus_jax", ""),
+        parallel="mask-predict, or CTC" if config.model.ctc_ratio else "mask-predict",
         calls="".join(calls),
         objective=config.objective.name,
         modes=", ".join(modes),

@@ -3,9 +3,10 @@
 - hf: a directory that transformers loads with trust_remote_code: weights, both Python files, tokenizer, generation settings.
 - bart: the autoregressive half as stock BART, for transformers, CTranslate2 and what else reads BART; needs ar_stream
   "content", norm "post" and layernorm_embedding. Where bos starts the decoder and slots sit at their targets, the decoder's
-  position table moves up by one row. The length head is left out. Where eos starts the decoder, bos must be given as the
+  position table moves up by one row. The length head and CTC's blank are left out. Where eos starts the decoder, bos must be given as the
   next token, as published BART's settings do (transformers: forced_bos_token_id; CTranslate2: target_prefix).
-- fairseq: model.pt with the released names, and dict.txt.
+- fairseq: model.pt with the released names, and dict.txt. The blank stands beside the model, where an import finds it and the
+  released code, which has no CTC rows, does not.
 - safetensors: the weights with the released names and the whole config, without pickle.
 
 Each directory also holds our tokenizer's bytes. hf, fairseq and safetensors come back bit for bit through
@@ -27,7 +28,7 @@ from janus_jax import config as config_lib
 from janus_jax.config import Config, ModelConfig
 from janus_jax.convert import card, fairseq_settings, files, huggingface
 from janus_jax.convert.errors import ConvertError, library
-from janus_jax.convert.fairseq import COPIES, SHARED, params_to_released
+from janus_jax.convert.fairseq import BLANK, COPIES, SHARED, params_to_released
 from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.convert.report import Report
 from janus_jax.model import Janus
@@ -160,6 +161,8 @@ def _fairseq(made: Exported, directory: Path, report: Report) -> None:
     config, model = made.config, made.model
     # Copies and not views: a view would bring all of its base along.
     weights = {name: torch.from_numpy(np.array(value, np.float32, order="C")) for name, value in arrays.items()}
+    # fairseq refuses a model with a tensor that it does not know.
+    beside = {"tensors": {BLANK: weights.pop(BLANK)}} if model.ctc_ratio else {}
     state = {
         "args": fairseq_settings.namespace(config, model),
         "cfg": None,
@@ -174,7 +177,7 @@ def _fairseq(made: Exported, directory: Path, report: Report) -> None:
         ],
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,
-        "janus_jax": {"config": config_lib.to_json(config), "step": made.loaded.step},
+        "janus_jax": {"config": config_lib.to_json(config), "step": made.loaded.step, **beside},
     }
     (directory / "dict.txt").write_bytes(_dictionary(made))
     torch.save(state, directory / "model.pt")
@@ -195,11 +198,14 @@ def _differences(model: ModelConfig) -> list[str]:
     }
     if model.layernorm_embedding:
         checks["nar_layernorm_embedding"] = (model.nar_layernorm_embedding, False)
-    return [
+    notes = [
         f"model.{name} is {ours!r}; the released code computes as with {theirs!r}, so its outputs differ"
         for name, (ours, theirs) in checks.items()
         if ours != theirs
     ]
+    if model.ctc_ratio:
+        notes.append(f"{BLANK}: stands under 'janus_jax', for an import; the released code has no CTC rows")
+    return notes
 
 
 def _dictionary(made: Exported) -> bytes:

@@ -1,7 +1,8 @@
 """Released (fairseq) parameter arrays <-> our parameter tree.
 
 Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1/kernel`. Weights are transposed
-([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or stripped.
+([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or stripped. CTC's
+blank, here the table's row behind the vocabulary, is a tensor of its own there: what knows of no CTC rows has none to spare.
 """
 
 import re
@@ -18,6 +19,7 @@ from janus_jax.types import Params, Specials
 SHARED = "encoder.embed_tokens.weight"
 COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
+BLANK = "decoder.embed_blank.weight"  # [1, D], of models with CTC rows; the released ones have none
 _IGNORED = re.compile(r"\.version$")
 _TABLES = ("embed_tokens", "embed_positions", "embed_length")
 
@@ -61,7 +63,7 @@ def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) 
     """
     params: Params = {}
     for name, array in arrays.items():
-        if _IGNORED.search(name):
+        if _IGNORED.search(name) or name == BLANK:
             continue
         if name in COPIES:
             if not np.array_equal(array, arrays[SHARED]):
@@ -69,6 +71,8 @@ def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) 
             continue
         path, value = _ours(name, np.asarray(array, np.float32))
         if path == ("embed_tokens", "embedding"):
+            if config.ctc_ratio:
+                value = np.concatenate([value, np.asarray(arrays[BLANK], np.float32)])
             value = np.pad(value, ((0, padded_vocab(config) - value.shape[0]), (0, 0)))
         node = params
         for key in path[:-1]:
@@ -84,6 +88,8 @@ def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndar
         name, kind = _theirs(path)
         value = np.asarray(leaf)
         if name == SHARED:
+            if config.ctc_ratio:
+                released[BLANK] = value[config.vocab_size :][:1]
             value = value[: config.vocab_size]
         released[name] = value.T if kind == "kernel" else value
     return released
@@ -98,6 +104,8 @@ def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[
         name, kind = _theirs(path)
         shape = (config.vocab_size, leaf.shape[1]) if name == SHARED else leaf.shape
         shapes[name] = shape[::-1] if kind == "kernel" else shape
+    if config.ctc_ratio:
+        shapes[BLANK] = (1, config.d_model)
     return shapes
 
 

@@ -101,6 +101,8 @@ def _from_fairseq(request: Request, report: Report) -> _Imported:
     arrays = files.as_float32(files.tensors(state["model"], path), report)
     if "janus_jax" in state:
         ours = state["janus_jax"]
+        if "tensors" in ours:  # those that the released code has no place for
+            arrays |= files.as_float32(files.tensors(ours["tensors"], path), report)
         return _own(arrays, json.loads(ours["config"]), ours["step"], path.parent, request, report)
     tokenizer = _tokenizer(request, path.parent)
     settings = fairseq_settings.settings_of(state)

@@ -1,4 +1,4 @@
-"""Speculative decoding of a batch: drafts of the NAR half that the AR half verifies, bound to the model and jitted.
+"""Speculative decoding of a batch: drafts of the NAR or the CTC half that the AR half verifies, bound to the model and jitted.
 
 Legend: B sentences of a batch, K drafts a sentence, N = B*K rows, L longest hypothesis, T target slots, k tokens fed at
 once.
@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.config import DecodeConfig
+from janus_jax.config import ConfigError, DecodeConfig
 from janus_jax.decode import batches
 from janus_jax.decode.ar import ar_callbacks, ar_limits, cached_tokens, constraints_of, decode_ar
 from janus_jax.decode.costs import Costs, Outlook, costs_from, draft_rounds, feed_rounds, seconds_a_round
+from janus_jax.decode.ctc import behind_emitted, drafts_of, hypothesis_limit, run_ctc
+from janus_jax.decode.ctc import check_model as check_ctc
 from janus_jax.decode.drafts import Acceptance
 from janus_jax.decode.nar import fill, rules_of, run_lengths
 from janus_jax.decode.request import Found, Request
@@ -26,17 +28,25 @@ from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
 def decode_speculative(request: Request) -> Found:
-    """Greedy search by drafts of the NAR half that the AR half verifies; where none will be made, greedy search itself."""
+    """Greedy search by drafts that the AR half verifies; where none will be made, greedy search itself."""
     net, params, decode = request.net, request.params, request.static
     limit, max_lengths = ar_limits(request)
     outlook = outlook_of(request)
     if request.decode.draft == "never" or (request.decode.draft == "auto" and outlook.pause >= limit):
         return _greedily(request, replace(outlook, pause=np.maximum(outlook.pause - np.int32(limit), 0)))
-    longest = min(request.max_target_length, net.config.length_classes - 1)
-    encoded, lengths = run_lengths(
-        params, request.source, net=net, count=decode.draft_lengths, limit=longest, decode=decode
-    )
-    slots = min(batches.bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
+    by_ctc = drafts_by_ctc(net, decode)
+    longest, whole = request.max_target_length, None
+    if by_ctc:
+        most = hypothesis_limit(net, request.source.shape[1], longest)
+        encoded, found = run_ctc(params, request.source, net=net, decode=replace(decode, beam=1), limit=most)
+        slots = min(batches.bucket(int(np.max(found.lengths)) + 3, at_least=8, halves=True), longest)
+        whole, lengths = drafts_of(found, slots, net.specials.bos, net.specials.eos)
+    else:
+        longest = min(longest, net.config.length_classes - 1)
+        encoded, lengths = run_lengths(
+            params, request.source, net=net, count=decode.draft_lengths, limit=longest, decode=decode
+        )
+        slots = min(batches.bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
     widths = check_widths(slots - 1)
     shape = {"net": net, "limit": limit, "slots": slots, "decode": decode}
 
@@ -45,9 +55,29 @@ def decode_speculative(request: Request) -> Found:
         widths,
         (net, lengths.shape, encoded.states.shape, slots, limit, decode),
         lambda rounds, count: _run_steps(params, encoded, rounds, count=count, **shape),
-        lambda rounds: _run_drafts(params, encoded, lengths, rounds, **shape),
+        lambda rounds: _run_drafts(params, encoded, lengths, whole, rounds, **shape),
     )
-    return Found(*_run_speculative(params, encoded, lengths, max_lengths, costs, outlook, **shape))
+    found, did, outlook = _run_speculative(params, encoded, lengths, whole, max_lengths, costs, outlook, **shape)
+    # The CTC half drafts once, before the search.
+    statistics = statistics_of(did, 0, before=1) if by_ctc else statistics_of(did, decode.draft_passes)
+    return Found(found, statistics, None, outlook)
+
+
+def drafts_by_ctc(net: Janus, decode: DecodeConfig) -> bool:
+    """Whether the CTC half makes the drafts.
+
+    Raises:
+      ConfigError: the model has none, or drafts of several lengths are wanted of it.
+    """
+    if decode.draft_from == "nar" or (decode.draft_from == "auto" and not net.config.ctc_ratio):
+        return False
+    check_ctc(net)
+    if decode.draft_lengths > 1:
+        raise ConfigError(
+            f"config.decode.draft_lengths: {decode.draft_lengths}, but the CTC half makes one draft; set it to 1, or "
+            "draft_from to nar"
+        )
+    return True
 
 
 def _greedily(request: Request, outlook: Outlook) -> Found:
@@ -138,6 +168,7 @@ def _run_drafts(
     params: Params,
     encoded: Encoded,
     lengths: Array,
+    whole: Array | None,
     rounds: Array,
     *,
     net: Janus,
@@ -145,17 +176,33 @@ def _run_drafts(
     limit: int,
     slots: int,
 ) -> Array:
-    """So many drafts of the NAR half, for the clock."""
+    """So many drafts, for the clock."""
     del limit
-    draft = drafter(net, params, encoded, net.project_source(params, encoded), decode, slots)
+    draft = drafter(net, params, encoded, net.project_source(params, encoded), decode, slots, whole)
     first = jnp.full((*lengths.shape, slots), net.specials.mask, jnp.int32)
     return draft_rounds(lambda tokens: draft(tokens, lengths), first, rounds)
 
 
 def drafter(
-    net: Janus, params: Params, encoded: Encoded, projected: Any, decode: DecodeConfig, slots: int
+    net: Janus,
+    params: Params,
+    encoded: Encoded,
+    projected: Any,
+    decode: DecodeConfig,
+    slots: int,
+    whole: Array | None = None,
 ) -> Callable[[Array, Array], Array]:
-    """Drafts of the NAR half: fills the masks of targets [B, K, T] of lengths [B, K]."""
+    """Fills the masks of targets [B, K, T] of lengths [B, K]: with what the NAR half makes of them, or with the fitting part of
+    drafts of whole targets, [B, 1, T], that are at hand."""
+    if whole is not None:
+        special = net.specials
+
+        def continued(tokens: Array, lengths: Array) -> Array:
+            del lengths
+            emitted = jnp.maximum(jnp.argmax(tokens == special.mask, axis=-1) - 1, 0)
+            return behind_emitted(whole, tokens, emitted, special.eos)
+
+        return continued
     # An eos that the draft puts early is for AR to judge.
     rules = replace(rules_of(decode), end_at_eos=False)
 
@@ -170,6 +217,7 @@ def _run_speculative(
     params: Params,
     encoded: Encoded,
     lengths: Array,
+    whole: Array | None,
     max_lengths: Array,
     costs: Costs,
     outlook: Outlook,
@@ -178,12 +226,12 @@ def _run_speculative(
     decode: DecodeConfig,
     limit: int,
     slots: int,
-) -> tuple[Hypotheses, dict[str, Array], None, Outlook]:
-    """As `Found` has them."""
+) -> tuple[Hypotheses, Statistics, Outlook]:
+    """As `speculative_search` gives them."""
     projected = net.project_source(params, encoded)
     step, empty_cache = ar_callbacks(net, params, encoded, projected, lengths.shape[1])
-    found, did, outlook = speculative_search(
-        drafter(net, params, encoded, projected, decode, slots),
+    return speculative_search(
+        drafter(net, params, encoded, projected, decode, slots, whole),
         step,
         net.rewind_cache,
         net.reorder_cache,
@@ -200,4 +248,3 @@ def _run_speculative(
         lenpen=decode.lenpen,
         cached=cached_tokens(net),
     )
-    return found, statistics_of(did, decode.draft_passes), None, outlook

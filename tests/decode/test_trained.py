@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig, resolve
+from janus_jax.config import ConfigError, DecodeConfig, resolve
 from janus_jax.data import corruption
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
@@ -15,24 +15,41 @@ VOCAB, LONGEST, STEPS, ROWS = 24, 9, 300, 96
 SPECIALS = Specials()
 
 
-def pairs(count, seed):
-    """Sources of 2 to 7 tokens, and their targets: the next token of each, and the first one once more at the end."""
+def pairs(count, seed, distinct=False):
+    """Sources of 2 to 7 tokens, and their targets: the next token of each, and the first one once more at the end.
+
+    With `distinct` no source has a token twice: CTC learns late to put a blank between equal neighbours.
+    """
     rng = np.random.default_rng(seed)
-    sources = [rng.integers(5, VOCAB, rng.integers(2, LONGEST - 2)).tolist() for _ in range(count)]
+
+    def source(length):
+        return (rng.permutation(np.arange(5, VOCAB))[:length] if distinct else rng.integers(5, VOCAB, length)).tolist()
+
+    sources = [source(rng.integers(2, LONGEST - 2)) for _ in range(count)]
     return sources, [[5 + (token - 4) % (VOCAB - 5) for token in [*source, source[0]]] for source in sources]
 
 
 @pytest.fixture(scope="module")
 def generator():
+    return trained({})
+
+
+@pytest.fixture(scope="module")
+def ctc_generator():
+    return trained({"name": "janus_ctc"}, ctc_ratio=2.0, ctc_input="source")
+
+
+def trained(objective, **model):
+    """A generator of a model that was trained on the task."""
     config = resolve(
         {
             "data": {"mask_suffix": 0.3, "max_source_length": LONGEST + 1, "max_target_length": LONGEST + 1},
             "model": {
                 "vocab_size": VOCAB, "d_model": 32, "ffn_dim": 64, "heads": 4, "encoder_layers": 1, "decoder_layers": 2,
-                "max_positions": 32, "length_classes": 16, "vocab_multiple": 8, "dropout": 0.0, "dtype": "float32",
+                "max_positions": 32, "length_classes": 16, "vocab_multiple": 8, "dropout": 0.0, "dtype": "float32", **model,
             },
             "optimizer": {"learning_rate": 6e-3, "warmup_steps": 40, "schedule": "cosine", "clip_norm": 1.0},
-            "objective": {"label_smoothing": 0.0},
+            "objective": {"label_smoothing": 0.0, **objective},
             "train": {"steps": STEPS},
         }
     )  # fmt: skip
@@ -46,7 +63,8 @@ def generator():
     finally:
         jax.config.update("jax_disable_most_optimizations", True)
     for number in range(STEPS):
-        state, metrics = step(state, batch_of(*pairs(ROWS, 1000 + number), sampler, number))
+        batch = batch_of(*pairs(ROWS, 1000 + number, distinct=net.config.ctc_ratio > 0), sampler, number)
+        state, metrics = step(state, batch)
     assert float(metrics["nll/ar"]) < 0.2
     decode = DecodeConfig(beam=3, passes=3, length_beam=2, max_length_a=1.0, max_length_b=5)
     return Generator(net, state.params, None, decode, max_source_length=LONGEST, max_target_length=LONGEST + 1)
@@ -90,6 +108,48 @@ def test_every_mode_finds_the_answer(generator, settings):
     outputs = generator.generate_ids(sources, **settings)
     assert right(outputs, targets) > 0.9
     assert not any(set(output.tokens) & {SPECIALS.bos, SPECIALS.pad, SPECIALS.mask} for output in outputs)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "ctc", "beam": 1},
+        {"mode": "ctc", "beam": 3},
+        {"mode": "ctc", "beam": 3, "rerank": "ar", "lenpen": 1.0},
+        {"mode": "ar", "beam": 1},
+        {"mode": "speculative", "draft": "always"},
+    ],
+    ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_ctc_and_ar_of_one_model_find_the_answer(ctc_generator, settings):
+    sources, targets = pairs(200, 0, distinct=True)
+    outputs = ctc_generator.generate_ids(sources, **settings)
+    assert right(outputs, targets) > 0.9
+
+
+def test_the_best_paths_of_ctc_save_ar_passes(ctc_generator):
+    sources, targets = pairs(100, 1, distinct=True)
+    greedy = ctc_generator.generate_ids(sources, mode="ar", beam=1)
+    outputs = ctc_generator.generate_ids(sources, mode="speculative", draft="always")
+    assert [output.tokens for output in outputs] == [output.tokens for output in greedy]
+    passes = np.mean([output.statistics["passes"] for output in outputs])
+    assert passes < 0.6 * np.mean([len(target) + 1 for target in targets])
+
+
+def test_a_wider_ctc_beam_finds_likelier_outputs(ctc_generator):
+    sources, _ = pairs(100, 3)
+    narrow, wide = (ctc_generator.generate_ids(sources, mode="ctc", beam=beam, nbest=2) for beam in (2, 6))
+    assert all(a.score <= b.score + 1e-5 for a, b in zip(narrow, wide, strict=True))
+    for output in wide:
+        assert output.others[0].tokens != output.tokens
+        assert output.score >= output.others[0].score
+
+
+def test_what_ctc_cannot_do_says_so(generator, ctc_generator):
+    with pytest.raises(ConfigError, match=r"no CTC rows.*janus_ctc"):
+        generator.generate_ids([[5, 6]], mode="ctc")
+    with pytest.raises(ConfigError, match=r"draft_lengths: 2.*set it to 1"):
+        ctc_generator.generate_ids([[5, 6]], mode="speculative", draft="always", draft_lengths=2)
 
 
 def test_good_drafts_take_few_passes(generator):

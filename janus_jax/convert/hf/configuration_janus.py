@@ -1,5 +1,6 @@
 """Architecture of a JANUS encoder-decoder, and the generation settings that equal janus_jax's, for transformers."""
 
+import math
 from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
@@ -10,17 +11,18 @@ _CHOICES = {
     "ar_stream": ("query", "content"),
     "ar_slot_position": ("target", "input"),
     "ar_start": ("bos", "eos"),
+    "ctc_input": ("mask", "source"),
 }
 
 
 class JanusConfig(PretrainedConfig):
-    """One encoder-decoder that generates autoregressively and by mask-predict.
+    """One encoder-decoder that generates autoregressively, by mask-predict and, with a `ctc_ratio`, by CTC.
 
     Fields are named as in janus_jax's ModelConfig; `janus_jax` holds the whole configuration that the model was trained
     with, which nothing here reads.
 
     Raises:
-      ValueError: a setting outside its choices, or heads that do not divide the width.
+      ValueError: a setting outside its choices, heads that do not divide the width, or a negative ctc_ratio.
     """
 
     # Not "janus": transformers has another model of that name.
@@ -54,6 +56,8 @@ class JanusConfig(PretrainedConfig):
         ar_slot_position: str = "target",  # with ar_start "bos": a slot sits where its target does, or "input": one before
         ar_start: str = "bos",  # the decoder's first token; "eos": BART's shift, bos comes second
         length_classes: int = 256,
+        ctc_ratio: float = 0.0,  # CTC rows of the decoder a source token; 0: a model without blank and CTC rows
+        ctc_input: str = "mask",  # what CTC rows read: the mask token, or "source": evenly copied source tokens
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -82,6 +86,8 @@ class JanusConfig(PretrainedConfig):
         self.ar_slot_position = ar_slot_position
         self.ar_start = ar_start
         self.length_classes = length_classes
+        self.ctc_ratio = ctc_ratio
+        self.ctc_input = ctc_input
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
         self.janus_jax = janus_jax or {}
@@ -90,6 +96,8 @@ class JanusConfig(PretrainedConfig):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
         if d_model % heads:
             raise ValueError(f"heads: {heads} do not divide d_model {d_model}; choose a divisor")
+        if ctc_ratio < 0:
+            raise ValueError(f"ctc_ratio: {ctc_ratio} rows a source token; choose 0 (no CTC rows) or more")
         if decoder_start_token_id is None:
             decoder_start_token_id = bos_token_id if ar_start == "bos" else eos_token_id
         kwargs.setdefault("is_encoder_decoder", True)
@@ -106,6 +114,16 @@ class JanusConfig(PretrainedConfig):
     def start_tokens(self) -> list[int]:
         """What stands in the decoder before the first token that is searched for."""
         return [self.bos_token_id] if self.ar_start == "bos" else [self.eos_token_id, self.bos_token_id]
+
+    @property
+    def blank_token_id(self) -> int | None:
+        """The column of CTC's blank, behind the vocabulary; None in a model without CTC rows. No tokenizer knows it."""
+        return self.vocab_size if self.ctc_ratio else None
+
+    def ctc_slots(self, source_length: int) -> int:
+        """CTC rows of a source of so many tokens, bos and eos counted."""
+        # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
+        return math.ceil(round(self.ctc_ratio * source_length, 6))
 
 
 # janus_jax's name of a stopping rule -> that of transformers.

@@ -1,14 +1,18 @@
-"""JANUS for transformers: one encoder-decoder that generates a token at a time (`generate`) or many at once (`generate_nar`).
+"""JANUS for transformers: one encoder-decoder that generates a token at a time (`generate`) or many at once (`generate_nar`
+and, in models with CTC rows, `generate_ctc`).
 
 Rows of the decoder: content rows stand for tokens and give keys and values; a query row is a mask token at a position,
 sees content rows and is seen by none. With `ar_stream` "query" the next token is predicted from a query row, with
-"content" from the content row of the token before it. Mask-predict reads content rows that all see each other.
+"content" from the content row of the token before it. Mask-predict reads content rows that all see each other. So do CTC
+rows, of which a sentence has `ctc_ratio` a source token; each emits a token or the blank, whose id is behind the vocabulary.
 
-Legend: B sentences, K length candidates a sentence, N rows of a search, R query rows, S source length or key rows, T target
-slots (bos and eos counted), L tokens in the cache, D model width, H heads, V vocabulary, C length classes.
+Legend: B sentences, K length candidates or hypotheses a sentence, N rows of a search, R query rows or CTC rows, S source
+length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D model width, H heads,
+V vocabulary, C length classes, k tokens that a CTC row offers.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -205,6 +209,8 @@ class JanusDecoder(JanusEmbedder):
         self.layers = nn.ModuleList(JanusDecoderLayer(config) for _ in range(config.decoder_layers))
         self.embed_length = nn.Embedding(config.length_classes, config.d_model)
         self.output_projection = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.ctc_ratio:
+            self.embed_blank = nn.Embedding(1, config.d_model)
 
     def sources(self, states: Tensor | None, cache: EncoderDecoderCache | None = None) -> list[KeysValues]:
         """Each layer's cross-attention keys and values of states [B, S, D], from the cache once they are there."""
@@ -262,6 +268,16 @@ class JanusDecoder(JanusEmbedder):
         bias = bias_of((tokens != self.config.pad_token_id)[:, None], x.dtype)
         return self.advance(x, 0, bias, sources, source_bias, None)
 
+    def ctc_rows(self, tokens: Tensor, real: Tensor, sources: list[KeysValues], source_bias: Tensor) -> Tensor:
+        """Hidden rows [B, R, D] of what CTC rows read [B, R]; all see those that are `real` [B, R]."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        x = self.embed(tokens, positions)
+        return self.advance(x, 0, bias_of(real[:, None], x.dtype), sources, source_bias, None)
+
+    def ctc_logits(self, rows: Tensor) -> Tensor:
+        """Logits [..., V + 1] of vocabulary and blank, which comes last, of CTC rows [..., D]."""
+        return torch.cat([self.output_projection(rows), rows @ self.embed_blank.weight.T], dim=-1)
+
     def advance(
         self,
         x: Tensor,
@@ -315,6 +331,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
       batch = tokenizer(["ein Satz"], return_tensors="pt")
       model.generate(**batch, num_beams=5)
       model.generate_nar(**batch, passes=4)
+      model.generate_ctc(**batch, num_beams=4)  # of a model with ctc_ratio above 0
     """
 
     config_class = JanusConfig
@@ -445,6 +462,27 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         sources, bias = self.decoder.sources(states), bias_of(real[:, None], states.dtype)
         return self.decoder.output_projection(self.decoder.nar_rows(decoder_input_ids, sources, bias))
 
+    def ctc_forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [B, R, V + 1] of the CTC rows, the last column the blank's, and how many rows [B] each sentence has.
+
+        With `F.ctc_loss` they train: `logits.log_softmax(-1).transpose(0, 1)` are its log-probabilities,
+        `config.blank_token_id` its blank, and its targets are without bos and eos.
+
+        Args:
+          input_ids, attention_mask, encoder_outputs: as in `forward`; with ctc_input "source" input_ids are needed.
+
+        Raises:
+          ValueError: a model without CTC rows, no source, or more rows than positions.
+        """
+        states, real = self._encoded(input_ids, attention_mask, encoder_outputs)
+        rows, of_sentence = self._ctc_rows(input_ids, states, real)
+        return self.decoder.ctc_logits(rows), of_sentence.sum(1)
+
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """transformers' `generate`, a token at a time: greedy search, beam search, sampling.
 
@@ -566,13 +604,123 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens = tokens[:, : int((tokens != c.pad_token_id).sum(1).max())]
         return (tokens, scores) if return_scores else tokens
 
-    def _longest(self, max_length: int | None) -> int:
+    @torch.no_grad()
+    def generate_ctc(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        num_beams: int = 1,
+        ctc_tokens: int = 16,
+        num_return_sequences: int = 1,
+        max_length: int | None = None,
+        return_scores: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One pass of CTC rows (Graves et al. 2006), by the rules of janus_jax's mode "ctc": its tokens exactly.
+
+        Each row emits a token or the blank. What remains when repeats are merged and blanks dropped is the output. bos,
+        pad, eos and mask are never emitted.
+
+        Args:
+          input_ids, attention_mask: as in `forward`.
+          num_beams: 1: the likeliest token of each row. More: a prefix beam search, which adds up the probability of all
+            ways to emit an output.
+          ctc_tokens: so many of a row's likeliest tokens enter the beam search.
+          num_return_sequences: outputs a sentence, best first.
+          max_length: most tokens, bos and eos counted; None: as many as `generate` gives.
+          return_scores: also return the log-probabilities [B * num_return_sequences]; with one beam that of the rows' choices.
+
+        Returns:
+          Token ids [B * num_return_sequences, T], bos ... eos, padded. Where a sentence has fewer outputs, the others are
+          empty and score -inf.
+
+        Raises:
+          ValueError: a model without CTC rows, an impossible setting, or more rows than positions.
+        """
+        c = self.config
+        if min(num_beams, ctc_tokens, num_return_sequences) < 1:
+            raise ValueError(
+                f"num_beams {num_beams}, ctc_tokens {ctc_tokens} and num_return_sequences {num_return_sequences} must be at least 1"
+            )
+        if num_return_sequences > num_beams:
+            raise ValueError(
+                f"num_return_sequences: {num_return_sequences} of {num_beams} beams; raise num_beams or lower it"
+            )
+        longest = self._most(max_length)
+        if longest < SHORTEST:
+            raise ValueError(f"max_length: {longest} tokens do not hold bos and eos; raise it")
+        states, real = self._encoded(input_ids, attention_mask, None)
+        rows, of_sentence = self._ctc_rows(input_ids, states, real)
+        is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
+        of_sentence = of_sentence & (real & ~is_frame).any(1, keepdim=True)  # empty source: no rows, no tokens
+        emitted = self._ctc_emissions(rows, of_sentence, 1 if num_beams == 1 else ctc_tokens)
+        if num_beams == 1:
+            tokens, lengths, scores = best_path(emitted, longest - SHORTEST)
+        else:
+            tokens, lengths, scores = prefix_beam_search(emitted, num_beams, longest - SHORTEST)
+        n = num_return_sequences
+        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), c)
+        return (tokens, scores[:, :n].flatten()) if return_scores else tokens
+
+    def _ctc_rows(self, input_ids: Tensor | None, states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """CTC rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are the sentence's own."""
+        c = self.config
+        if not c.ctc_ratio:
+            raise ValueError(
+                "this model has no CTC rows (ctc_ratio 0); call generate or generate_nar, or export one that was trained with "
+                "objective janus_ctc or ctc"
+            )
+        lengths = real.sum(1, keepdim=True)
+        counts = torch.tensor([[c.ctc_slots(length)] for length in lengths[:, 0].tolist()], device=real.device)
+        row = torch.arange(max(int(counts.max()), 1), device=real.device)
+        if len(row) > c.max_positions:
+            raise ValueError(
+                f"input_ids: {len(row)} CTC rows, but this model has {c.max_positions} positions; cut the input"
+            )
+        if c.ctc_input == "source":
+            if input_ids is None:
+                raise ValueError("input_ids: CTC rows of this model read the source tokens; give them")
+            nth = torch.minimum(row * lengths // counts.clamp(min=1), (lengths - 1).clamp(min=0))
+            first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may stand on the left
+            read = input_ids.gather(1, first_to_last.gather(1, nth))
+        else:
+            read = torch.full((len(real), len(row)), c.mask_token_id, device=real.device)
+        bias = bias_of(real[:, None], states.dtype)
+        return self.decoder.ctc_rows(read, row < counts, self.decoder.sources(states), bias), row < counts
+
+    def _ctc_emissions(self, rows: Tensor, real: Tensor, offered: int) -> "Emissions":
+        """What the `real` [B, R] ones of CTC rows [B, R, D] may emit, of their tokens the likeliest `offered`."""
+        c = self.config
+        logits = self.decoder.ctc_logits(rows[real]).float()
+        total = logits.logsumexp(-1)
+        banned = [c.bos_token_id, c.pad_token_id, c.eos_token_id, c.blank_token_id]
+        banned += [c.mask_token_id] if c.mask_token_id != c.unk_token_id else []
+        allowed = logits.clone()
+        allowed[:, banned] = -math.inf
+        best = allowed.topk(min(offered, logits.shape[-1] - len(banned)), dim=-1)
+
+        def placed(values: Tensor) -> Tensor:
+            whole = values.new_zeros((*real.shape, *values.shape[1:]))
+            whole[real] = values
+            return whole
+
+        return Emissions(
+            placed(best.indices),
+            placed(best.values - total[:, None]),
+            placed(logits[:, c.blank_token_id] - total),
+            real,
+        )
+
+    def _most(self, max_length: int | None) -> int:
         """Most tokens of an output, bos and eos counted."""
         c = self.config
         if max_length is None:
             most = self.generation_config.max_length
             max_length = c.max_positions if most is None else most - len(c.start_tokens) + 1
-        return min(max_length, c.max_positions, c.length_classes - 1)
+        return min(max_length, c.max_positions)
+
+    def _longest(self, max_length: int | None) -> int:
+        """Most tokens of an output that the length head chooses the length of."""
+        return min(self._most(max_length), self.config.length_classes - 1)
 
     def _length_logits(self, states: Tensor, real: Tensor) -> Tensor:
         weights = real[:, :, None].float()
@@ -707,3 +855,109 @@ def without_repeats(tokens: Tensor, pad: int) -> Tensor:
     kept = [[t for i, t in enumerate(row) if t != pad and (not i or t != row[i - 1])] for row in tokens.tolist()]
     longest = max(map(len, kept))
     return torch.tensor([row + [pad] * (longest - len(row)) for row in kept], device=tokens.device)
+
+
+@dataclass(frozen=True)
+class Emissions:
+    """What CTC rows may emit, with log-probabilities over vocabulary and blank together."""
+
+    tokens: Tensor  # [B, R, k], the likeliest tokens of each row, all different
+    log_probs: Tensor  # [B, R, k]
+    blank: Tensor  # [B, R]
+    real: Tensor  # [B, R], rows that belong to the sentence: the first so many
+
+
+def best_path(emitted: Emissions, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The output of the likeliest choices of all rows: a a - a b reads a a b. Of a token and a blank that tie, the blank counts.
+
+    Args:
+      emitted: of B sentences, tokens best first.
+      longest: L, most tokens of an output; what is longer is cut.
+
+    Returns:
+      Tokens [B, 1, L], how many of them count [B, 1], and the log-probability [B, 1] of the choices.
+    """
+    log_probs = emitted.log_probs[..., 0]
+    is_label = emitted.real & (log_probs > emitted.blank)
+    labels = emitted.tokens[..., 0].masked_fill(~is_label, -1)
+    is_new = is_label & (labels != F.pad(labels, (1, 0), value=-1)[:, :-1])
+    tokens = labels.gather(1, (~is_new).byte().argsort(dim=1, stable=True))[:, :longest]
+    chosen = torch.maximum(log_probs, emitted.blank).masked_fill(~emitted.real, 0.0)
+    return tokens[:, None], is_new.sum(1, keepdim=True).clamp(max=longest), chosen.sum(1, keepdim=True)
+
+
+def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The likeliest outputs, each with the probability of all its alignments (Graves 2006; Hannun et al. 2014).
+
+    A prefix is the output of the rows so far. After each row the K likeliest stay.
+
+    Args:
+      emitted: of B sentences. One without real rows has the empty output only, of probability 1.
+      beam: K.
+      longest: L, most tokens of an output.
+
+    Returns:
+      Tokens [B, K, L], how many of them count [B, K], log-probabilities [B, K]; best first. Where there are fewer outputs
+      than K, the others have no token and -inf.
+    """
+    of, none = emitted.tokens, -math.inf
+    sentences, rows, offered = of.shape
+    tokens = of.new_full((sentences, beam, longest), -1)
+    lengths, last = of.new_zeros(sentences, beam), of.new_full((sentences, beam), -1)
+    # Of each prefix the probability of the alignments that end in a blank, and of those that end in its last token. Before
+    # the first row there is the empty prefix only, which any token may follow, as after a blank.
+    blank = emitted.log_probs.new_full((sentences, beam), none)
+    label = blank.clone()
+    blank[:, 0] = 0.0
+    begins = torch.zeros(sentences, beam, beam, dtype=torch.bool, device=of.device)  # prefix i begins prefix j, or is it
+    begins[:, 0, 0] = True
+    for row in range(rows):
+        # Past the end, a blank that is certain moves nothing.
+        real, offers = emitted.real[:, row], of[:, row]
+        log_probs = emitted.log_probs[:, row].masked_fill(~real[:, None], none)
+        log_blank = emitted.blank[:, row].masked_fill(~real, 0.0)
+        total = torch.logaddexp(blank, label)
+        is_last = offers[:, None] == last[:, :, None]  # [B, K, k]
+
+        # A prefix grows by a token: by its last one again only after a blank, else the two would be merged.
+        grown = torch.where(is_last, blank[:, :, None], total[:, :, None]) + log_probs[:, None]
+        grown = grown.masked_fill((lengths >= longest)[:, :, None], none)
+        # What grows into another prefix of the beam counts there.
+        is_parent = begins & (lengths[:, :, None] + 1 == lengths[:, None])  # [B, K, K]: prefix i is j without its last token
+        is_twin = is_parent[..., None] & is_last[:, None]  # [B, K, K, k]: prefix i and token c are prefix j
+        joining = torch.where(is_twin, grown[:, :, None], none).amax(dim=(1, 3))
+        grown = grown.masked_fill(is_twin.any(2), none)
+
+        # A prefix stays as it is, by a blank or by its last token once more.
+        again = torch.where(is_last, log_probs[:, None], none).amax(2)
+        blank, label = total + log_blank[:, None], torch.logaddexp(label + again, joining)
+
+        every = torch.cat([torch.logaddexp(blank, label), grown.flatten(1)], dim=1)
+        scores, chosen = (x[:, :beam] for x in every.sort(dim=1, descending=True, stable=True))
+        grows = chosen >= beam
+        origin = torch.where(grows, (chosen - beam) // offered, chosen)
+        last = torch.where(grows, offers.gather(1, (chosen - beam) % offered), last.gather(1, origin))
+        lengths = lengths.gather(1, origin) + grows
+        tokens = tokens.gather(1, origin[..., None].expand_as(tokens))
+        at_end = torch.arange(longest, device=of.device) == lengths[..., None] - 1
+        tokens = torch.where(at_end, last[..., None], tokens)
+        blank = blank.gather(1, origin).masked_fill(grows, none)
+        label = torch.where(grows, scores, label.gather(1, origin))
+
+        # Prefix i can begin j only if i's origin began j's: else i would be j grown anew, and such growth is merged.
+        began = begins.gather(1, origin[:, :, None].expand_as(begins)).gather(2, origin[:, None].expand_as(begins))
+        place = (lengths - 1).clamp(min=0)[:, None].expand_as(begins)
+        agrees = (lengths == 0)[:, :, None] | (tokens.gather(2, place).transpose(1, 2) == last[:, :, None])
+        exists = scores > none
+        shorter = lengths[:, :, None] <= lengths[:, None]
+        begins = began & agrees & shorter & exists[:, :, None] & exists[:, None]
+    scores = torch.logaddexp(blank, label)
+    return tokens, lengths.masked_fill(scores == none, 0), scores
+
+
+def framed(tokens: Tensor, lengths: Tensor, config: JanusConfig) -> Tensor:
+    """Token ids [N, T], bos ... eos, padded, of the first lengths [N] of tokens [N, L]."""
+    slot = torch.arange(int(lengths.max()), device=tokens.device)
+    inner = torch.where(slot < lengths[:, None], tokens[:, : len(slot)], config.pad_token_id)
+    whole = F.pad(F.pad(inner, (1, 0), value=config.bos_token_id), (0, 1), value=config.pad_token_id)
+    return whole.scatter(1, lengths[:, None] + 1, config.eos_token_id)
