@@ -4,8 +4,8 @@
     python benchmarks/decode.py --peer=transformers
 
 The shape is that of the published figures of the released code: source 28, target 27 tokens, D 512, F 1024, H 4, 6+6 layers,
-V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given),
-so that modes do equal work. Random weights accept no draft: `speculative` shows batch after batch what is left of greedy search's
+V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given; CTC has
+two rows a source token whatever it says), so that modes do equal work. Random weights accept no draft: `speculative` shows batch after batch what is left of greedy search's
 speed when drafts fail (ever fewer are made), and `oracle`, whose drafts are made but then hold what AR will say, the best case. Compilation is not counted, nor is the timing of passes.
 
 With --peer an encoder-decoder of the same size runs in that system (benchmarks/peers.py), taking turns with ours.
@@ -44,7 +44,7 @@ SOURCE, TARGET, VOCAB = peers.SOURCE, peers.TARGET, peers.VOCAB
 SETTINGS = (
     "ar:beam=1 ar:beam=5 ar:sample=true nar:passes=1,length_beam=1 nar:passes=1,length_beam=3 nar:passes=4,length_beam=1 "
     "nar:passes=4,length_beam=3 nar:passes=10,length_beam=1 nar:passes=10,length_beam=3 nar:passes=4,length_beam=3,rerank=ar "
-    "speculative oracle"
+    "ctc:beam=1 ctc:beam=5 ctc:beam=5,rerank=ar speculative oracle"
 ).split()
 
 
@@ -150,18 +150,23 @@ def timed(call: Callable[[], Any]) -> Callable[[], float]:
     return lambda: common.seconds(call, 1)[0]
 
 
-def make_model(ar_stream: str, dtype: str) -> tuple[Janus, Params]:
+def make_model(ar_stream: str, dtype: str, ctc_ratio: float = 0.0) -> tuple[Janus, Params]:
     """The model of that shape, random weights."""
-    net = Janus(resolve({"model": {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype}}).model, Specials())
+    settings = {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype, "ctc_ratio": ctc_ratio}
+    net = Janus(resolve({"model": settings}).model, Specials())
     return net, jax.jit(net.init)(jax.random.key(0))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that the last line holds."""
     net, params = make_model(args.ar_stream, args.dtype)
+    with_ctc = make_model(args.ar_stream, args.dtype, ctc_ratio=2.0)
     rows = []
     for batch in map(int, args.batches.split(",")):
-        decoders = {setting: Decoder(net, params, setting, batch) for setting in args.modes or SETTINGS}
+        decoders = {
+            setting: Decoder(*(with_ctc if setting.startswith("ctc") else (net, params)), setting, batch)
+            for setting in args.modes or SETTINGS
+        }
         calls = {setting: timed(decoder) for setting, decoder in decoders.items()}
         calls["matmul"] = lambda: 1 / common.matmul_flops_per_second(net.dtype)
         times = run_in_turns(calls, args.runs)

@@ -29,7 +29,8 @@ from janus_jax.train.log import read_metrics
 # Those of the published comparison: "iteration n" of the released code is n + 1 passes.
 AR = ("ar:beam=5", "ar:beam=1")
 NAR = ("nar:passes=1,length_beam=1", *(f"nar:passes={n},length_beam=3" for n in (1, 2, 5, 10, 11)))
-SETTINGS = {"ar": AR, "cmlm": NAR, "janus": AR + NAR}
+CTC = ("ctc:beam=1", "ctc:beam=5")
+SETTINGS = {"ar": AR, "cmlm": NAR, "janus": AR + NAR, "ctc": CTC, "janus_ctc": (*AR, *CTC, "ctc:beam=5,rerank=ar")}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

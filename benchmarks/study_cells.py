@@ -42,6 +42,14 @@ CELLS = {
     "janus_teacher_content": Cell(
         "the joint loss with AR as teacher, one AR stream", _JANUS | _TEACHER | {"model.ar_stream": "content"}
     ),
+    "janus_late_teacher_content": Cell(
+        "AR alone for 400 steps, then the joint loss with AR as teacher; one AR stream",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content"},
+    ),
+    "janus_late_teacher_content_ar3": Cell(
+        "besides, AR's weight is 3",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 3.0},
+    ),
     "janus_pre": Cell("pre-LN layers", _JANUS | {"model.norm": "pre"}),
     "janus_pre_teacher_content": Cell(
         "pre-LN layers, AR as teacher, one AR stream",

@@ -1,6 +1,6 @@
 """Time of a training step, objective by objective, beside the rate of a matrix product measured in the same run.
 
-    python benchmarks/train_step.py [--json] [--objectives=ar,cmlm,janus] [--runs=7]
+    python benchmarks/train_step.py [--json] [--objectives=ar,cmlm,janus,ctc,janus_ctc] [--runs=7]
     python benchmarks/train_step.py --preset=bart_base [--sentences=8 --length=512] [--remat=dots] [--json]
 
 The shape is that of the published figures of the released code: 32 sentences, source 28, target 27 tokens, D 512, F 1024,
@@ -30,6 +30,7 @@ from janus_jax.data.denoising import most_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.model.presets import PRESETS
+from janus_jax.objective import OBJECTIVES
 from janus_jax.train.step import compiler_options, init_state, make_train_step
 from janus_jax.types import Batch, Specials
 
@@ -48,6 +49,8 @@ def make_config(objective: str, args: argparse.Namespace) -> Config:
     raw["model"] |= {name: value for name, value in changes.items() if value is not None}
     if args.dropout is not None:
         raw["model"] |= {"dropout": args.dropout, "attention_dropout": args.dropout if args.preset else 0.0}
+    if "ctc" in objective:
+        raw["model"]["ctc_ratio"] = 2.0
     raw["objective"] |= {"name": objective, "projection_rows": args.projection_rows}
     return resolve(raw | {"optimizer": {"name": "adam", "weight_decay": 0.0}})
 
@@ -120,7 +123,7 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--objectives", help="default: ar,cmlm,janus; with a preset janus")
+    parser.add_argument("--objectives", help="default: all; with a preset janus")
     parser.add_argument("--preset", choices=sorted(PRESETS), help="pretraining of this architecture instead")
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--sentences", type=int, help="default: 32; with a preset 2 blocks")
@@ -133,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--projection_rows", type=int, default=0)
     args = parser.parse_args(argv)
     args.sentences = args.sentences or (2 if args.preset else SENTENCES)
-    objectives = args.objectives or ("janus" if args.preset else "ar,cmlm,janus")
+    objectives = args.objectives or ("janus" if args.preset else ",".join(OBJECTIVES))
     parallel.start()
     rate = common.matmul_flops_per_second()
     rows = []
@@ -142,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         row["share_of_matmul"] = row["gflop_per_second"] * 1e9 / rate
         rows.append(row)
         print(
-            f"{objective:6s} {row['seconds']:.3f} s  {row['target_tokens_per_second']:.0f} target tokens/s  "
+            f"{objective:9s} {row['seconds']:.3f} s  {row['target_tokens_per_second']:.0f} target tokens/s  "
             f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a matrix "
             f"product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
             f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory; the process holds at most "

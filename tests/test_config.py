@@ -58,7 +58,7 @@ def test_unknown_keys_name_the_nearest():
         ({"data__demo_sizes": (1, 2)}, "config.data.demo_sizes: expected 3 values, got 2"),
         ({"data__demo_sizes": 1}, "config.data.demo_sizes: expected a list, got 1"),
         ({"data__buckets": "many"}, "config.data.buckets: 'many' is neither"),
-        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus'; did you mean 'janus'?"),
+        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc'; did you mean 'janus'?"),
         ({"objective__encoder_passes": True}, "config.objective.encoder_passes: True is not one of 1, 2"),
         # ranges
         ({"train__steps": 0}, "config.train.steps: 0 must be greater than 0"),
@@ -88,6 +88,13 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": ((0, -1.0),)}, "config.objective.weights.ar: weights must be finite and not negative"),
         ({"objective__weights__ar": "high"}, "config.objective.weights.ar: 'high' is neither"),
         ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar'"),
+        ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 is more than all"),
+        # CTC
+        ({"objective__name": "janus_ctc"}, "config.model.ctc_ratio: 0, but objective 'janus_ctc' needs CTC rows; set it"),
+        ({"objective__name": "ctc", "model__ctc_ratio": 5.0}, "config.model.max_positions: 1024 positions do not hold the 1280 CTC rows"),
+        ({"objective__name": "ctc", "model__ctc_ratio": 2.0, "data__source": "text"}, "config.objective.name: CTC needs sentence pairs"),
+        ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must not be negative"),
+        ({"decode__mode": "ctc", "decode__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds beam 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -99,6 +106,8 @@ def test_what_is_wrong_is_refused_with_key_and_fix(settings, message):
 def test_objectives_take_their_own_terms():
     assert objective_terms(resolve(changed(objective__name="ar")).objective) == {"ar": 1.0}
     assert objective_terms(resolve(changed(objective__name="cmlm")).objective) == {"nar": 0.5, "length": 0.1}
+    ctc = changed(objective__name="janus_ctc", model__ctc_ratio=2.0)
+    assert objective_terms(resolve(ctc).objective) == {"ar": 1.0, "ctc": 1.0, "kl_ar_ctc": 1.0}
     joint = objective_terms(resolve(changed(objective__weights__aux=0.0)).objective)
     assert list(joint) == ["ar", "nar", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"]
 

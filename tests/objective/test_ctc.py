@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
 import torch
 
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model.streams import ctc_origins, ctc_slots
 from janus_jax.objective import ctc, denominators, loss
-from tests import tiny
 
 PAD, BLANK = 1, tiny.VOCAB
 OBJECTIVE = ObjectiveConfig(name="janus_ctc", label_smoothing=0.0)
@@ -38,9 +38,19 @@ def small():
     target[3, :5] = [0, 6, 11, 6, 2]
     target[3, 5:] = PAD
     batch = dataclasses.replace(batch, target=jnp.asarray(target))
-    encoded = net.encode(params, batch.source)
-    rows, real = net.ctc_rows(params, batch.source, encoded)
+    rows, real = rows_of(net, params, batch)
     return net, params, batch, rows, real
+
+
+@partial(jax.jit, static_argnums=0)
+def rows_of(net, params, batch, glanced=None):
+    encoded = net.encode(params, batch.source)
+    return net.ctc_rows(params, batch.source, encoded, glanced=glanced)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def streams_of(net, params, batch, streams, glanced=None):
+    return net.train_streams(params, net.encode(params, batch.source), batch, streams=streams, glanced=glanced)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -75,6 +85,7 @@ def alignments(tokens, rows):
     return found
 
 
+@partial(jax.jit, static_argnums=0)
 def found_of(net, params, batch, rows):
     labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
     table = params["embed_tokens"]["embedding"]
@@ -184,8 +195,7 @@ def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
     logs = np.array(log_probs(net, params, rows))
     found, labels = found_of(net, params, batch, rows)
     best = np.array(ctc.best_alignment(found, labels))
-    encoded = net.encode(params, batch.source)
-    ar = np.array(net.project(params, net.ar_rows(params, encoded, batch.target[:, :-1])))[..., :BLANK]
+    ar = np.array(net.project(params, streams_of(net, params, batch, ("ar",)).ar))[..., :BLANK]
     masses, divergences = [], []
     for row in np.flatnonzero(labels.fits):
         for n, token in enumerate(inner(batch.target[row])):
@@ -213,12 +223,9 @@ def test_joint_rows_are_those_of_the_ctc_pass_alone():
     for source in ("mask", "source"):
         net, params = tiny.model(ctc_ratio=2.0, ctc_input=source)
         batch = tiny.batch()
-        encoded = net.encode(params, batch.source)
-        alone, real = net.ctc_rows(params, batch.source, encoded)
-        joint, without = (
-            jax.jit(partial(net.train_streams, streams=streams))(params, encoded, batch)
-            for streams in (("ar", "nar", "aux", "ctc"), ("ar", "nar", "aux"))
-        )
+        alone, real = rows_of(net, params, batch)
+        joint = streams_of(net, params, batch, ("ar", "nar", "aux", "ctc"))
+        without = streams_of(net, params, batch, ("ar", "nar", "aux"))
         np.testing.assert_allclose(joint.ctc[real], alone[real], atol=2e-5)
         for name in ("ar", "nar", "aux"):
             np.testing.assert_allclose(getattr(joint, name), getattr(without, name), atol=2e-5)
@@ -253,10 +260,9 @@ def test_glancing_shows_a_share_of_the_wrong_rows_their_token(small, ratio):
 
 def test_glanced_rows_read_their_token(small):
     net, params, batch, rows, real = small
-    encoded = net.encode(params, batch.source)
     glanced = jnp.full(real.shape, -1).at[0, 2].set(9)
-    other, _ = net.ctc_rows(params, batch.source, encoded, glanced=glanced)
+    other, _ = rows_of(net, params, batch, glanced)
     assert not np.allclose(other[0], rows[0], atol=1e-3)
     np.testing.assert_allclose(other[2:], rows[2:], atol=1e-6)
-    joint = net.train_streams(params, encoded, batch, streams=("ctc",), glanced=glanced)
+    joint = streams_of(net, params, batch, ("ctc",), glanced)
     np.testing.assert_allclose(joint.ctc[real], other[real], atol=2e-5)

@@ -10,7 +10,7 @@ import tiny
 
 from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients
 from janus_jax.model import project
-from janus_jax.objective import denominators, loss, streams_of, weight_at
+from janus_jax.objective import active_terms, denominators, loss, streams_of, weight_at
 from janus_jax.objective.terms import label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from janus_jax.objective.vocabulary import VocabularyLoss
 
@@ -61,13 +61,22 @@ def test_length_loss_caps_the_class():
     np.testing.assert_allclose(length_nll(logits, jnp.array([99, 1])), -np.log([0.7, 0.25]), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "streams"), [("ar", ("ar",)), ("cmlm", ("nar",)), ("janus", ("ar", "nar", "aux"))])
+@pytest.mark.parametrize(
+    ("name", "streams"),
+    [
+        ("ar", ("ar",)),
+        ("cmlm", ("nar",)),
+        ("janus", ("ar", "nar", "aux")),
+        ("ctc", ("ctc",)),
+        ("janus_ctc", ("ar", "ctc")),
+    ],
+)
 def test_an_objective_computes_only_the_streams_that_it_reads(name, streams):
     from janus_jax.config import objective_terms
 
     objective = ObjectiveConfig(name=name)
     assert streams_of(objective_terms(objective)) == streams
-    net, params = tiny.model()
+    net, params = tiny.model(ctc_ratio=1.5 if "ctc" in streams else 0.0)
     (_, metrics), _ = value_and_grad(net, params, tiny.batch(), objective)
     assert {m for m in metrics if m.startswith("nll/")} == {f"nll/{s}" for s in streams}
 
@@ -176,6 +185,17 @@ def test_weights_are_constant_or_piecewise_linear():
     points = ((10, 0.0), (20, 1.0))
     found = [float(weight_at(points, jnp.int32(step))) for step in (0, 10, 15, 20, 99)]
     np.testing.assert_allclose(found, [0.0, 0.0, 0.5, 1.0, 1.0])
+
+
+def test_terms_are_active_while_they_weigh_something():
+    late = ((3, 0.0), (5, 1.0))
+    weights = LossWeights(nar=late, aux=late, kl_ar_nar=0.0, kl_nar_aux=late, kl_ar_aux=late, length=0.0)
+    objective = ObjectiveConfig(weights=weights)
+    assert [active_terms(objective, step) for step in (0, 3)] == [("ar",)] * 2
+    assert active_terms(objective, 4) == active_terms(objective, 99) == ("ar", "nar", "aux", "kl_nar_aux", "kl_ar_aux")
+    # Where nothing that reads rows weighs anything all are computed: a step needs a loss.
+    nothing = ObjectiveConfig(name="ar", weights=LossWeights(ar=late))
+    assert active_terms(nothing, 0) == ("ar",)
 
 
 def test_a_scheduled_weight_acts_on_the_total():

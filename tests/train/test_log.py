@@ -18,6 +18,13 @@ def test_a_record_holds_the_means_of_its_interval():
     assert window.means()["loss/total"] == 7.0
 
 
+def test_a_figure_that_some_steps_lack_is_the_mean_of_the_others():
+    window = Window()
+    window.add(step(3.0))
+    window.add(step(1.0) | {"loss/aux": 4.0})
+    assert window.means() == {"loss/total": 2.0, "nll/ar": 4.0, "grad_norm": 1.0, "loss/aux": 4.0}
+
+
 def test_an_interval_without_steps_has_no_means():
     assert Window().means() == {}
 

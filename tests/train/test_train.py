@@ -90,6 +90,33 @@ def test_resume_is_bitwise_the_uninterrupted_run(prepared, whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
+def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitwise(prepared, tmp_path):
+    late = ((6, 0.0), (8, 1.0))  # AR alone up to the seventh step, whose weights are those of 6 steps done
+    config = runs.config(
+        prepared,
+        objective__name="janus_ctc",
+        objective__weights={"ctc": late, "kl_ar_ctc": late},
+        objective__glancing=((0, 0.5), (12, 0.1)),
+        model__ctc_ratio=1.5,
+        model__max_positions=96,
+        train__eval_sentences=3,
+    )
+    train(config, tmp_path / "whole")
+    found = {record["step"]: record for record in records(tmp_path / "whole") if "loss/total" in record}
+    assert "loss/ctc" not in found[6]
+    assert {"loss/ctc", "loss/kl_ar_ctc", "nll/ctc", "ctc/unfit"} <= found[8].keys()
+    last = records(tmp_path / "whole")[-1]
+    assert {"valid/nll/ctc", "valid/ctc/unfit", "valid/bleu_ar", "valid/bleu_ctc"} <= last.keys()
+    assert 0 <= last["valid/ctc/unfit"] < 0.5
+    np.testing.assert_allclose(
+        last["valid/loss"], sum(last[f"valid/loss/{name}"] for name in ("ar", "ctc", "kl_ar_ctc")), rtol=1e-6
+    )
+    first = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
+    for part in (first, config):
+        train(part, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def start(config, workdir, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(to_json(config))
