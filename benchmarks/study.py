@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 
 import ml_collections
 
-from benchmarks import common
+from benchmarks import common, study_report
 from benchmarks.study_cells import CELLS, Cell
 from configs import multi30k_deen
 from janus_jax import config as config_lib
@@ -92,6 +92,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
     curve = {r["step"]: _named(r, "valid/") for r in records if "valid/loss" in r}
     figures = {
         "cell": name,
+        "seed": config.train.seed,
         "why": CELLS[name].why,
         "settings": changed_settings(config),
         "config_hash": config_lib.config_hash(config),
@@ -101,6 +102,10 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "validation": curve,
         "rows": scores(config, workdir),
     }
+    _write(path, figures)
+
+
+def _write(path: Path, figures: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -152,8 +157,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="folder with train, val and test_2016_flickr (.de, .en) and deen4000.model")
     parser.add_argument("--prepared", help="folder of the prepared dataset, made if it is absent")
     parser.add_argument("--list", action="store_true", help="only list the cells")
+    parser.add_argument("--table", action="store_true", help="only print what is found")
+    parser.add_argument("--plot", type=Path, help="only draw what is found, an SVG")
+    parser.add_argument("--speed", action="store_true", help="only time the decoding of the trained --cell ...")
+    parser.add_argument("--sentences", type=int, default=100, help="of the test split are timed one by one")
+    parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
+    if args.table or args.plot:
+        cells = study_report.load(RESULTS)
+        if args.plot:
+            study_report.plot(cells, args.plot)
+        if args.table:
+            print(study_report.table(cells))
+            if (RESULTS / study_report.SPEED_FILE).exists():
+                print(study_report.speed_table(json.loads((RESULTS / study_report.SPEED_FILE).read_text())))
+        return 0
     parallel.start()
+    if args.speed:
+        config = config_of(CELLS["ar"], 0, args.data)
+        languages = (config.data.source_lang, config.data.target_lang)
+        workdirs = {name: args.workdir / result_path(name, args.seed).stem for name in args.cell or CELLS}
+        workdirs = {name: path for name, path in workdirs.items() if path.exists()}
+        test = tuple(f"{config.data.test}.{language}" for language in languages)
+        _write(RESULTS / study_report.SPEED_FILE, study_report.speed(workdirs, test, args.sentences, args.runs))
+        return 0
     for name in args.cell or CELLS:
         cell = CELLS[name]
         config = config_of(cell, args.seed, args.data, args.prepared)

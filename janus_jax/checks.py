@@ -38,6 +38,17 @@ def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
     return {name: weight for name, weight in weights.items() if weight != 0 and weight != 0.0}
 
 
+def scheduled(config: Config) -> ObjectiveConfig:
+    """The objective with `ar_first` written out as schedules of the other terms' weights."""
+    objective = config.objective
+    if not objective.ar_first:
+        return objective
+    begin = round(objective.ar_first * config.train.steps)
+    full = max(begin + 1, round(1.25 * objective.ar_first * config.train.steps))
+    late = {name: ((begin, 0.0), (full, weight)) for name, weight in objective_terms(objective).items() if name != "ar"}
+    return dataclasses.replace(objective, ar_first=0.0, weights=dataclasses.replace(objective.weights, **late))
+
+
 def check(config: Config) -> None:
     """Ranges, then settings that must agree.
 
@@ -149,10 +160,31 @@ def _check_objective(config: Config) -> None:
     terms = set(objective_terms(objective))
     if terms & {"ctc", "kl_ar_ctc"}:
         _check_ctc(config)
+    if objective.ar_first:
+        _check_ar_first(objective)
     if not terms - {"length"}:
         raise ConfigError(
             f"config.objective.weights: no term of objective {config.objective.name!r} that reads decoder rows has a weight "
             "above 0; give one to ar, nar, aux or ctc"
+        )
+
+
+def _check_ar_first(objective: ObjectiveConfig) -> None:
+    path = "config.objective.ar_first"
+    if not 0 <= objective.ar_first <= 0.8:
+        raise ConfigError(
+            f"{path}: {objective.ar_first} must lie in [0, 0.8], so that the other weights can rise after it"
+        )
+    terms = objective_terms(objective)
+    if "ar" not in terms:
+        raise ConfigError(
+            f"{path}: {objective.ar_first}, but objective {objective.name!r} does not train AR; set it to 0"
+        )
+    given = [name for name, weight in terms.items() if isinstance(weight, tuple) and name != "ar"]
+    if given:
+        raise ConfigError(
+            f"{path}: {objective.ar_first}, but weights.{given[0]} has a schedule of its own; make it a number, or set "
+            "ar_first to 0"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from janus_jax.checks import ConfigError, check, leaves, objective_terms
+from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled
 from janus_jax.settings import (
     Config,
     DataConfig,
@@ -67,6 +67,7 @@ __all__ = [
     "objective_terms",
     "preset",
     "resolve",
+    "scheduled",
     "to_json",
 ]
 

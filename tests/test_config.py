@@ -89,6 +89,9 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": "high"}, "config.objective.weights.ar: 'high' is neither"),
         ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar'"),
         ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 is more than all"),
+        ({"objective__ar_first": 0.9}, "config.objective.ar_first: 0.9 must lie in [0, 0.8]"),
+        ({"objective__ar_first": 0.3, "objective__name": "cmlm"}, "config.objective.ar_first: 0.3, but objective 'cmlm' does not train AR"),
+        ({"objective__ar_first": 0.3, "objective__weights__aux": ((0, 1.0),)}, "config.objective.ar_first: 0.3, but weights.aux has a schedule"),
         # CTC
         ({"objective__name": "janus_ctc"}, "config.model.ctc_ratio: 0, but objective 'janus_ctc' needs CTC rows; set it"),
         ({"objective__name": "ctc", "model__ctc_ratio": 5.0}, "config.model.max_positions: 1024 positions do not hold the 1280 CTC rows"),
@@ -110,6 +113,14 @@ def test_objectives_take_their_own_terms():
     assert objective_terms(resolve(ctc).objective) == {"ar": 1.0, "ctc": 1.0, "kl_ar_ctc": 1.0}
     joint = objective_terms(resolve(changed(objective__weights__aux=0.0)).objective)
     assert list(joint) == ["ar", "nar", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"]
+
+
+def test_ar_first_is_a_schedule_of_the_other_weights():
+    config = resolve(changed(objective__ar_first=1 / 3, objective__weights__ar=3.0, train__steps=1200))
+    weights = config_lib.scheduled(config).weights
+    assert weights.ar == 3.0
+    assert (weights.nar, weights.kl_ar_aux) == (((400, 0.0), (500, 0.5)), ((400, 0.0), (500, 3.0)))
+    assert config_lib.scheduled(config_lib.Config()) == config_lib.Config().objective
 
 
 def test_json_round_trip():

@@ -17,7 +17,7 @@ import numpy as np
 from janus_jax import config as config_lib
 from janus_jax import parallel, text
 from janus_jax.checkpoint import Checkpoints, step_directories
-from janus_jax.config import Config, ConfigError, objective_terms
+from janus_jax.config import Config, ConfigError, objective_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import Generator, trained_modes
 from janus_jax.evaluate import score
@@ -117,14 +117,14 @@ class _Run:
             plot_curves(self.workdir)
 
     def _steps(self) -> None:
-        settings, start = self.config.train, int(self.state.step)
+        settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, self.process, self.processes)
         pending: tuple[int, Any, np.ndarray] | None = None
         clock = Clock()
         for step in range(start + 1, settings.steps + 1):
             with clock.waiting():
                 batch = next(batches)
-            step_fn = self.step_fn(active_terms(self.config.objective, step - 1))
+            step_fn = self.step_fn(active_terms(objective, step - 1))
             self.state, metrics = step_fn(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             # Metrics are read a step late, so that the device never waits for the host.
             self._read(pending, clock)
@@ -275,8 +275,9 @@ _FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sente
 
 
 def _changed(old: Config, new: Config) -> list[str]:
-    # These schedules stretch over the whole run: another length is another learning rate at every step.
-    free = _FREE - ({"train.steps"} if new.optimizer.schedule in ("polynomial", "cosine") else set())
+    # These schedules stretch over the whole run: another length is another learning rate or weight at every step.
+    stretched = new.optimizer.schedule in ("polynomial", "cosine") or new.objective.ar_first
+    free = _FREE - ({"train.steps"} if stretched else set())
     pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
     return [
         f"{name}: {was!r}, now {now!r}"

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from janus_jax import parallel
-from janus_jax.config import Config, objective_terms
+from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
 from janus_jax.objective import OBJECTIVES, denominators, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
@@ -41,19 +41,17 @@ def make_train_step(
     parameters stay as they were and metrics["finite"] is 0; the step is counted all the same, since data follow it.
     Only `terms` of the loss are computed (default: all of the objective).
     """
-    objective = OBJECTIVES[config.objective.name]
+    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
     optimizer = make_optimizer(config.optimizer)
     rate = learning_rate(config.optimizer, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        divisors = denominators(batch, net.config, config.objective, net.specials.pad)
+        divisors = denominators(batch, net.config, objective, net.specials.pad)
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
         def micro(params: Params, part: Batch, index: jax.Array) -> Any:
             rng = jax.random.fold_in(key, index)
-            return objective(
-                net, config.objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms
-            )
+            return loss(net, objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms)
 
         (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
         norm = optax.global_norm(gradients)
@@ -65,7 +63,7 @@ def make_train_step(
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         scheduled = {
             f"weight/{name}": weight_at(weight, state.step)
-            for name, weight in objective_terms(config.objective).items()
+            for name, weight in objective_terms(objective).items()
             if isinstance(weight, tuple)
         }
         metrics |= scheduled | {
@@ -106,12 +104,12 @@ def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metr
 
     Sums are kept under `sum/<term>` and weights under `weight/<kind>`, so that batches add up.
     """
-    objective = OBJECTIVES[config.objective.name]
+    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
-        weights = denominators(batch, net.config, config.objective, net.specials.pad)
+        weights = denominators(batch, net.config, objective, net.specials.pad)
         ones = {name: jnp.float32(1.0) for name in weights}
-        _, metrics = objective(net, config.objective, params, batch, divisors=ones, step=jnp.int32(config.train.steps))
+        _, metrics = loss(net, objective, params, batch, divisors=ones, step=jnp.int32(config.train.steps))
         return {f"sum/{name}": value for name, value in metrics.items()} | {
             f"weight/{name}": value for name, value in weights.items()
         }

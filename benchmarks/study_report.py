@@ -1,0 +1,129 @@
+"""What benchmarks/study.py has found, as tables and a plot."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import common
+from benchmarks.study_cells import CELLS
+from janus_jax.decode import Generator
+from janus_jax.decode.files import read_lines
+from janus_jax.evaluate import parse_setting
+
+# Columns: title and setting.
+_COLUMNS = (
+    ("AR beam 5", "ar:beam=5"),
+    ("AR greedy", "ar:beam=1"),
+    ("NAR 1", "nar:passes=1,length_beam=3"),
+    ("NAR 4", "nar:passes=4,length_beam=3"),
+    ("NAR 10", "nar:passes=10,length_beam=3"),
+    ("NAR 4, reranked", "nar:passes=4,length_beam=3,rerank=ar"),
+    ("CTC", "ctc:beam=1"),
+    ("CTC beam 5", "ctc:beam=5"),
+    ("reranked", "ctc:beam=5,rerank=ar"),
+)
+_NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5")
+SPEED_FILE = "speed.json"
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """The finished cells, in the order of `CELLS`, seeds of a cell together."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json")) if p.name != SPEED_FILE]
+    order = list(CELLS)
+    return sorted((f for f in found if f["cell"] in order), key=lambda f: (order.index(f["cell"]), f["seed"]))
+
+
+def table(cells: Sequence[dict[str, Any]]) -> str:
+    """BLEU / chrF of every cell, a Markdown table."""
+    lines = [
+        "| cell | " + " | ".join(title for title, _ in _COLUMNS) + " | NLL AR, NAR | s/step |",
+        "|---|" + "--:|" * (len(_COLUMNS) + 2),
+    ]
+    for cell in cells:
+        scores = {row["setting"]: row for row in cell["rows"]}
+        shown = [f"{scores[s]['bleu']:.1f} / {scores[s]['chrf']:.1f}" if s in scores else "" for _, s in _COLUMNS]
+        last = cell["validation"][str(max(map(int, cell["validation"])))]
+        nll = ", ".join(f"{last[name]:.2f}" for name in ("nll/ar", "nll/nar", "nll/ctc") if name in last)
+        lines.append(f"| {label(cell)} | " + " | ".join(shown) + f" | {nll} | {cell['seconds_per_step']:.2f} |")
+    return "\n".join(lines)
+
+
+def label(cell: dict[str, Any]) -> str:
+    """A cell's name, and its seed if it is not the first."""
+    return f"`{cell['cell']}`" + (f", seed {cell['seed']}" if cell["seed"] else "")
+
+
+def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
+    """BLEU of each cell's two halves against each other, an SVG; baselines of one half stand on the axes."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    for cell in cells:
+        scores = {row["setting"]: row["bleu"] for row in cell["rows"]}
+        ar = scores.get("ar:beam=5", 0.0)
+        nar = max((scores[s] for s in _NAR if s in scores), default=0.0)
+        colour = "tab:orange" if "ctc" in cell["cell"] else "tab:blue"
+        axes.plot(ar, nar, "o" if ar and nar else "^", color=colour)
+        axes.annotate(label(cell).strip("`"), (ar, nar), textcoords="offset points", xytext=(5, 4), fontsize=7)
+    axes.set_xlabel("AR, beam 5 (BLEU, test_2016_flickr)")
+    axes.set_ylabel("NAR, 10 passes, or CTC, beam 5 (BLEU)")
+    axes.grid(alpha=0.3)
+    # Without date and with fixed ids, so that the same figures give the same file.
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "study"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs: int) -> dict[str, Any]:
+    """Sentences/s of every way of decoding each model, alone and in batches of 32, in turns in one run.
+
+    Args:
+      workdirs: of the cells' runs.
+      test: source and reference file.
+      sentences: so many of the test split, at batch 1; at batch 32 three times as many.
+      runs: timed runs, of which the median counts.
+    """
+    sources = read_lines(test[0])
+    calls = {}
+    for name, workdir in workdirs.items():
+        generator = Generator.from_checkpoint(workdir)
+        for _, setting in _COLUMNS:
+            mode = setting.split(":")[0]
+            if mode not in generator.trained or ("rerank" in setting and "ar" not in generator.trained):
+                continue
+            for batch, count in ((1, sentences), (32, 3 * sentences // 32 * 32)):
+                calls[name, setting, batch] = (generator, sources[:count], batch)
+    times: dict[tuple, list[float]] = {key: [] for key in calls}
+    for turn in range(runs + 1):
+        for key, (generator, lines, batch) in calls.items():
+            settings = parse_setting(key[1])
+            (seconds,) = common.seconds(
+                lambda g=generator, x=lines, b=batch, s=settings: [
+                    g.generate(x[i : i + b], **s, batch_tokens=10**6)[0].tokens for i in range(0, len(x), b)
+                ],
+                1,
+            )
+            if turn:  # the first compiles
+                times[key].append(len(lines) / seconds)
+    rows = [
+        {"cell": name, "setting": setting, "batch": batch, "sentences_per_second": round(median(found), 1)}
+        for (name, setting, batch), found in times.items()
+    ]
+    return {
+        "machine": common.machine(),
+        "matmul_gflops_per_second": common.matmul_flops_per_second() / 1e9,
+        "rows": rows,
+    }
+
+
+def speed_table(figures: dict[str, Any]) -> str:
+    """The figures of `speed` as a Markdown table."""
+    lines = ["| model | decoding | sentences/s at batch 1 | 32 |", "|---|---|--:|--:|"]
+    found = {(r["cell"], r["setting"], r["batch"]): r["sentences_per_second"] for r in figures["rows"]}
+    for name, setting in dict.fromkeys((cell, setting) for cell, setting, _ in found):
+        lines.append(f"| `{name}` | {setting} | {found[name, setting, 1]} | {found[name, setting, 32]} |")
+    return "\n".join(lines)
