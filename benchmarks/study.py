@@ -2,19 +2,18 @@
 
     python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # trains and scores what is missing
     python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
+    python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
     python benchmarks/study.py --table       # the tables of the README; --plot=FILE.svg draws them
     python benchmarks/study.py --list        # the cells, what each changes, which are done
 
 Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. A finished cell is a file
-under benchmarks/results/study/ (settings, hash, seconds, validation losses, scores on test_2016_flickr) and isn't run again
+under benchmarks/results/study/ (settings, hash, validation losses, scores on test_2016_flickr) and isn't run again
 unless its settings change; a setting that is new since, at its default, is no change.
 """
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,7 @@ def changed_settings(config: Config) -> dict[str, Any]:
 
 def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
     """Trains a cell, or takes up its run where it was stopped, scores it and writes its file."""
-    begin = time.perf_counter()
     train(config, workdir)
-    seconds = time.perf_counter() - begin
     records = read_metrics(workdir / "metrics.jsonl")
     if not any("valid/loss" in record and record["step"] == config.train.steps for record in records):
         print(f"{name}: stopped; the same command goes on with it")
@@ -97,12 +94,14 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "settings": changed_settings(config),
         "config_hash": config_lib.config_hash(config),
         "machine": common.machine(),
-        "train_seconds": round(seconds),
-        "seconds_per_step": _step_seconds(records),
         "validation": curve,
         "rows": scores(config, workdir),
     }
     _write(path, figures)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:
@@ -139,11 +138,6 @@ def decodings(objective: str) -> tuple[str, ...]:
     }[objective]
 
 
-def _step_seconds(records: list[dict[str, Any]]) -> float:
-    """Median over the log's intervals, so that compilation and pauses don't count."""
-    return round(statistics.median(r["time/seconds_per_step"] for r in records if "time/seconds_per_step" in r), 4)
-
-
 def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
     return {name.removeprefix(prefix): round(value, 5) for name, value in record.items() if name.startswith(prefix)}
 
@@ -160,6 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="only print what is found")
     parser.add_argument("--plot", type=Path, help="only draw what is found, an SVG")
     parser.add_argument("--speed", action="store_true", help="only time the decoding of the trained --cell ...")
+    parser.add_argument(
+        "--step_seconds",
+        type=int,
+        metavar="N",
+        help="only time the training steps of the cells, on the first N batches",
+    )
     parser.add_argument("--sentences", type=int, default=100, help="of the test split are timed one by one")
     parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
@@ -168,11 +168,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             study_report.plot(cells, args.plot)
         if args.table:
-            print(study_report.table(cells))
-            if (RESULTS / study_report.SPEED_FILE).exists():
-                print(study_report.speed_table(json.loads((RESULTS / study_report.SPEED_FILE).read_text())))
+            times, speeds = (_read(RESULTS / name) for name in (study_report.STEP_FILE, study_report.SPEED_FILE))
+            print(study_report.table(cells, times))
+            if speeds:
+                print(study_report.speed_table(speeds))
         return 0
     parallel.start()
+    if args.step_seconds:
+        configs = {name: config_of(CELLS[name], 0, args.data, args.prepared) for name in args.cell or CELLS}
+        _write(RESULTS / study_report.STEP_FILE, study_report.step_seconds(configs, args.step_seconds))
+        return 0
     if args.speed:
         config = config_of(CELLS["ar"], 0, args.data)
         languages = (config.data.source_lang, config.data.target_lang)

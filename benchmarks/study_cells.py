@@ -50,13 +50,26 @@ CELLS = {
         "besides, AR's weight is 3",
         _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 3.0},
     ),
-    "janus_pre": Cell("pre-LN layers", _JANUS | {"model.norm": "pre"}),
-    "janus_pre_teacher_content": Cell(
-        "pre-LN layers, AR as teacher, one AR stream",
-        _JANUS | _TEACHER | {"model.norm": "pre", "model.ar_stream": "content"},
-    ),
     "ctc": Cell("baseline: CTC alone", _CTC | {"objective.name": "ctc"}),
     "janus_ctc": Cell("AR and CTC with the divergence between them", _JOINT_CTC),
+    "janus_late_teacher_content_ar10": Cell(
+        "AR's weight is 10 instead",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 10.0},
+    ),
+    "janus_ctc_late_teacher_content_ar3": Cell(
+        "AR alone for 400 steps, then CTC with AR as teacher; one AR stream, AR's weight is 3",
+        _JOINT_CTC
+        | _late(400, ctc=1.0, kl_ar_ctc=1.0)
+        | {"objective.stop_gradient.kl_ar_ctc": "ar", "model.ar_stream": "content", "objective.weights.ar": 3.0},
+    ),
+    "janus_late_content_ar3": Cell(
+        "AR alone for 400 steps, then the joint loss, nobody fixed; one AR stream, AR's weight is 3",
+        _JANUS | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 3.0},
+    ),
+    "janus_late_teacher_ar3": Cell(
+        "AR alone for 400 steps, then the joint loss with AR as teacher; two AR streams, AR's weight is 3",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"objective.weights.ar": 3.0},
+    ),
     "janus_ctc_teacher": Cell(
         "besides, AR's side of the divergence is fixed", _JOINT_CTC | {"objective.stop_gradient.kl_ar_ctc": "ar"}
     ),

@@ -1,19 +1,31 @@
 """What benchmarks/study.py has found, as tables and a plot."""
 
+import dataclasses
+import functools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import jax
+
 from benchmarks import common
 from benchmarks.study_cells import CELLS
+from janus_jax import text
+from janus_jax.config import Config, scheduled
+from janus_jax.data import Prepared, TrainBatches
 from janus_jax.decode import Generator
 from janus_jax.decode.files import read_lines
 from janus_jax.evaluate import parse_setting
+from janus_jax.model import Janus
+from janus_jax.objective import active_terms
+from janus_jax.train.step import init_state, make_train_step
+from janus_jax.types import Specials
 
 # Columns: title and setting.
-_COLUMNS = (
+COLUMNS = (
     ("AR beam 5", "ar:beam=5"),
     ("AR greedy", "ar:beam=1"),
     ("NAR 1", "nar:passes=1,length_beam=3"),
@@ -25,28 +37,30 @@ _COLUMNS = (
     ("reranked", "ctc:beam=5,rerank=ar"),
 )
 _NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5")
-SPEED_FILE = "speed.json"
+SPEED_FILE, STEP_FILE = "speed.json", "step_seconds.json"
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """The finished cells, in the order of `CELLS`, seeds of a cell together."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json")) if p.name != SPEED_FILE]
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in (SPEED_FILE, STEP_FILE)]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     order = list(CELLS)
     return sorted((f for f in found if f["cell"] in order), key=lambda f: (order.index(f["cell"]), f["seed"]))
 
 
-def table(cells: Sequence[dict[str, Any]]) -> str:
-    """BLEU / chrF of every cell, a Markdown table."""
+def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) -> str:
+    """BLEU / chrF of every cell, a Markdown table; `times` of `step_seconds`."""
     lines = [
-        "| cell | " + " | ".join(title for title, _ in _COLUMNS) + " | NLL AR, NAR | s/step |",
-        "|---|" + "--:|" * (len(_COLUMNS) + 2),
+        "| cell | " + " | ".join(title for title, _ in COLUMNS) + " | validation NLL | training s |",
+        "|---|" + "--:|" * (len(COLUMNS) + 2),
     ]
     for cell in cells:
         scores = {row["setting"]: row for row in cell["rows"]}
-        shown = [f"{scores[s]['bleu']:.1f} / {scores[s]['chrf']:.1f}" if s in scores else "" for _, s in _COLUMNS]
+        shown = [f"{scores[s]['bleu']:.1f} / {scores[s]['chrf']:.1f}" if s in scores else "" for _, s in COLUMNS]
         last = cell["validation"][str(max(map(int, cell["validation"])))]
         nll = ", ".join(f"{last[name]:.2f}" for name in ("nll/ar", "nll/nar", "nll/ctc") if name in last)
-        lines.append(f"| {label(cell)} | " + " | ".join(shown) + f" | {nll} | {cell['seconds_per_step']:.2f} |")
+        seconds = training_seconds(times, cell["cell"]) if times else None
+        lines.append(f"| {label(cell)} | " + " | ".join(shown) + f" | {nll} | {f'{seconds:.0f}' if seconds else ''} |")
     return "\n".join(lines)
 
 
@@ -91,11 +105,11 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
     calls = {}
     for name, workdir in workdirs.items():
         generator = Generator.from_checkpoint(workdir)
-        for _, setting in _COLUMNS:
+        for _, setting in COLUMNS:
             mode = setting.split(":")[0]
             if mode not in generator.trained or ("rerank" in setting and "ar" not in generator.trained):
                 continue
-            for batch, count in ((1, sentences), (32, 3 * sentences // 32 * 32)):
+            for batch, count in ((1, sentences), (32, max(32, 3 * sentences // 32 * 32))):
                 calls[name, setting, batch] = (generator, sources[:count], batch)
     times: dict[tuple, list[float]] = {key: [] for key in calls}
     for turn in range(runs + 1):
@@ -118,6 +132,46 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
         "matmul_gflops_per_second": common.matmul_flops_per_second() / 1e9,
         "rows": rows,
     }
+
+
+def step_seconds(configs: dict[str, Config], steps: int) -> dict[str, Any]:
+    """Seconds of a training step of each cell, in turns in one run: for every set of loss terms that it trains with, how many of
+    its steps have that, and the mean over the batches of the first `steps` steps (the median of three turns).
+
+    Args:
+      configs: of the cells; steps: whose batches are timed.
+    """
+    kinds: dict[tuple, dict[str, Any]] = {}
+    for name, config in configs.items():
+        prepared = Prepared.open(config.data.prepared, config)
+        model = dataclasses.replace(config.model, vocab_size=text.load(prepared.tokenizer_bytes).vocab_size)
+        config = dataclasses.replace(config, model=model)
+        net, made = Janus(model, Specials()), TrainBatches(prepared, config)
+        batches = [jax.device_put(made.batch_at(step)) for step in range(steps)]
+        objective = scheduled(config)
+        phases = Counter(active_terms(objective, step) for step in range(config.train.steps))
+        for terms, count in phases.items():
+            state = jax.jit(functools.partial(init_state, net, config))()
+            step = jax.jit(make_train_step(net, config, terms))
+            for batch in batches:
+                jax.block_until_ready(step(state, batch))  # compiles
+            kinds[name, terms] = {"steps": count, "run": (step, state, batches), "seconds": []}
+    for _ in range(3):
+        for kind in kinds.values():
+            step, state, batches = kind["run"]
+            taken = common.seconds(lambda s=step, x=state, b=batches: [s(x, one)[1] for one in b], 1)[0]
+            kind["seconds"].append(taken / len(batches))
+    found: dict[str, Any] = {}
+    for (name, terms), kind in kinds.items():
+        phase = {"terms": list(terms), "steps": kind["steps"], "seconds": round(median(kind["seconds"]), 4)}
+        found.setdefault(name, []).append(phase)
+    return {"machine": common.machine(), "cells": found}
+
+
+def training_seconds(figures: dict[str, Any], name: str) -> float | None:
+    """Seconds that all steps of a cell take by the figures of `step_seconds`; None where it isn't among them."""
+    phases = figures["cells"].get(name)
+    return phases and sum(phase["steps"] * phase["seconds"] for phase in phases)
 
 
 def speed_table(figures: dict[str, Any]) -> str:

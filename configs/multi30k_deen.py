@@ -9,7 +9,9 @@ The text is parallel files, a sentence a line: `data.train`, `data.valid` and `d
 
 Presets:
   cpu           joint training on two CPU cores: 36 minutes, 1500 steps of 2770 target tokens, at most 9.8 GB of memory
-  base          the released IWSLT14 architecture, for one accelerator
+  ctc           so large too: AR first, then AR and CTC with AR as the teacher (configs/recipes.py)
+  base          the released IWSLT14 architecture, AR first, for one accelerator
+  study         the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, 1200 steps; as it is, the released loss
   anchor_janus, anchor_ar, anchor_cmlm
                 1800 updates of the joint, the AR-only and the CMLM-only loss under the released code's rules (AR slots at
                 the input's position, two encoder passes, weight decay on everything, no clipping), for comparison with
@@ -20,6 +22,7 @@ Scores of the anchors (sacreBLEU 13a cased, test_2016_flickr, two seeds; the rel
 core joint, 14 AR-only. Scores of cpu: AR beam 5 25.2, NAR 10 passes, length beam 3 21.7. Scores of base: not measured yet.
 """
 
+from configs import recipes
 from janus_jax.config import default_config, preset
 
 FOLDER = "../shared/data/multi30k"
@@ -53,7 +56,7 @@ def _cpu():
     o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm = 1e-3, "cosine", 300, 1.0
     t = config.train
     t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1500, 50, 500, 500
-    return _teaching(config)
+    return config
 
 
 def _base():
@@ -64,7 +67,7 @@ def _base():
     o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm, o.ema_decay = 5e-4, "cosine", 1000, 1.0, 0.999
     t = config.train
     t.steps, t.eval_every, t.checkpoint_every, t.eval_sentences = 10_000, 1000, 1000, 500
-    return _teaching(config)
+    return recipes.ar_first(config)
 
 
 def _anchor(objective):
@@ -107,7 +110,8 @@ def get_config(arg="cpu"):
     return preset(
         arg,
         {
-            "cpu": _cpu,
+            "cpu": lambda: _teaching(_cpu()),
+            "ctc": lambda: recipes.ar_first(recipes.ctc(_cpu())),
             "base": _base,
             "study": _study,
             "anchor_janus": lambda: _anchor("janus"),

@@ -1,0 +1,109 @@
+"""The study's cells, its bookkeeping and its report; one cell is run in small."""
+
+import dataclasses
+import json
+
+import pytest
+from train import runs
+
+from benchmarks import study, study_report
+from benchmarks.study_cells import CELLS
+from janus_jax import config as config_lib
+from janus_jax.data import demo, prepare
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_changes_what_it_says_and_can_be_scored(name):
+    config = study.config_of(CELLS[name], seed=3)
+    assert (config.train.seed, config.data.seed) == (3, 3)
+    settings = dict(config_lib.leaves(config))
+    assert {key: settings[key] for key in CELLS[name].changes} == CELLS[name].changes
+    assert study.decodings(config.objective.name)
+
+
+def test_cells_differ():
+    settings = [json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True) for cell in CELLS.values()]
+    assert len(set(settings)) == len(settings)
+
+
+def test_finished_cells_are_those_of_the_programme():
+    """A file under results that no cell has, or whose settings changed since, would stand in the tables all the same."""
+    for path in study.RESULTS.glob("*.json"):
+        if path.name in (study_report.SPEED_FILE, study_report.STEP_FILE):
+            continue
+        found = json.loads(path.read_text())
+        assert path == study.result_path(found["cell"], found["seed"])
+        assert study.is_done(path, study.config_of(CELLS[found["cell"]], found["seed"])), path.name
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a tiny joint model, scored, and its file."""
+    folder = tmp_path_factory.mktemp("study")
+    for split, pairs in zip(("train", "val", "test"), demo.generate("de", "en", (300, 12, 6), 0), strict=True):
+        for side, language in enumerate(("de", "en")):
+            (folder / f"{split}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs))
+    splits = {"data__train": "train", "data__valid": "val", "data__test": "test"}
+    config = runs.config(
+        folder / "prepared", data__source="parallel", train__steps=4, train__eval_every=4,
+        **{name: str(folder / file) for name, file in splits.items()},
+    )  # fmt: skip
+    prepare(config, log=lambda *_: None)
+    study.run_cell("janus", config, folder / "run", folder / "results" / "janus.json")
+    return folder, config
+
+
+def test_a_cell_leaves_its_figures(run):
+    folder, config = run
+    path = folder / "results" / "janus.json"
+    figures = json.loads(path.read_text())
+    assert [row["setting"] for row in figures["rows"]] == list(study.decodings("janus"))
+    assert {"bleu", "chrf"} <= figures["rows"][0].keys()
+    assert {"nll/ar", "nll/nar"} <= figures["validation"]["4"].keys()
+    assert study.is_done(path, config)
+    other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
+    assert not study.is_done(path, other)
+    # Where the text lies is no setting of the cell.
+    elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, train="other/train"))
+    assert study.is_done(path, elsewhere)
+
+
+def test_a_cell_that_is_stopped_writes_nothing(run, tmp_path, monkeypatch, capsys):
+    _, config = run
+    monkeypatch.setattr(study, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())
+    study.run_cell("janus", config, tmp_path / "run", tmp_path / "janus.json")
+    assert "stopped" in capsys.readouterr().out
+    assert not (tmp_path / "janus.json").exists()
+
+
+def test_steps_are_timed_phase_by_phase(run):
+    _, config = run
+    late = dataclasses.replace(config, objective=dataclasses.replace(config.objective, ar_first=0.5))
+    found = study_report.step_seconds({"janus": late}, steps=1)["cells"]["janus"]
+    assert [(phase["terms"][0], len(phase["terms"]), phase["steps"]) for phase in found] == [("ar", 1, 3), ("ar", 7, 1)]
+    assert all(phase["seconds"] > 0 for phase in found)
+
+
+def test_tables_and_plot(run, tmp_path, monkeypatch):
+    folder, _ = run
+    cells = study_report.load(folder / "results")
+    phases = [{"terms": ["ar"], "steps": 20, "seconds": 0.5}, {"terms": ["ar", "nar"], "steps": 40, "seconds": 2.0}]
+    table = study_report.table(cells, {"cells": {"janus": phases}}).splitlines()
+    assert len(table) == 3
+    assert table[2].split("|")[-2].strip() == "90"
+    assert table[2].startswith("| `janus` |")
+    assert len({line.count("|") for line in table}) == 1
+    bleu = {row["setting"]: row["bleu"] for row in cells[0]["rows"]}
+    assert table[2].split("|")[2].strip().startswith(f"{bleu['ar:beam=5']:.1f} /")
+    study_report.plot(cells, tmp_path / "a.svg")
+    study_report.plot(cells, tmp_path / "b.svg")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "janus" in (tmp_path / "a.svg").read_text()
+    monkeypatch.setattr(study_report, "COLUMNS", (("AR", "ar:beam=1"), ("NAR", "nar:passes=1"), ("CTC", "ctc:beam=1")))
+    figures = study_report.speed(
+        {"janus": folder / "run"}, (f"{folder}/test.de", f"{folder}/test.en"), sentences=6, runs=1
+    )
+    found = [(row["setting"], row["batch"]) for row in figures["rows"]]
+    assert found == [("ar:beam=1", 1), ("ar:beam=1", 32), ("nar:passes=1", 1), ("nar:passes=1", 32)]
+    assert all(row["sentences_per_second"] > 0 for row in figures["rows"])
+    assert study_report.speed_table(figures).count("\n") == 3
