@@ -1,6 +1,7 @@
 """Parameters that a run starts from: those of another checkpoint, where the config names one (`init_from`).
 
-Legend: V' padded vocabulary, P rows of a position table, C length classes, D model width.
+Legend: V' padded vocabulary (with CTC's blank, where there is one), P rows of a position table, C length classes, D model
+width.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.config import Config, ConfigError
-from janus_jax.model import Janus
+from janus_jax.model import Janus, outputs
 from janus_jax.types import Params
 
 # Settings that decide what the parameters mean: they must be those that the parameters were trained with.
@@ -26,7 +27,8 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     """The parameters of `config.init_from` in the shapes of this run's model.
 
     Args:
-      net: the run's model; tables of positions and lengths may be longer or shorter than the checkpoint's.
+      net: the run's model; tables of positions and lengths may be longer or shorter than the checkpoint's, and only one of
+        both may have CTC rows: a blank that the checkpoint lacks starts fresh, one that the run lacks is left out.
       config: the run's.
       tokenizer: of the run's data; ids must mean what they meant.
 
@@ -65,6 +67,11 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
             notes.append(f"{name}: new")
             return mine
         node = np.asarray(node)
+        if keys[0] == "embed_tokens" and outputs(theirs) != outputs(ours):
+            # Whatever the shapes: the row of one's blank may be padding, all zero, in the other.
+            became = "new: train it before decoding mode ctc" if ours.ctc_ratio else "left out: no CTC rows here"
+            notes.append(f"{name}: row {ours.vocab_size}, CTC's blank, is {became}")
+            return np.concatenate([node[: ours.vocab_size], mine[ours.vocab_size :]])
         if node.shape == mine.shape:
             return node
         if keys[-2] not in _TABLES or node.shape[1:] != mine.shape[1:]:

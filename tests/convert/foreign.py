@@ -94,10 +94,10 @@ def save_pt(path, arrays, args=None, legacy=False, **others):
     return path
 
 
-def write_checkpoint(path, tokenizer, *, step=12, config=None, **model):
-    """A janus_jax checkpoint of a random tiny model for `tokenizer`; its network and parameters."""
+def write_checkpoint(path, tokenizer, *, step=12, config=None, change=lambda arrays: arrays, **model):
+    """A janus_jax checkpoint of a random tiny model for `tokenizer`, with `change` of its arrays; its network and parameters."""
     net = network(tokenizer.specials.mask, vocab_size=tokenizer.vocab_size, **model)
-    params = params_from_released(arrays_of(net), net.config)
+    params = params_from_released(change(arrays_of(net)), net.config)
     settings = {name: getattr(net.config, name) for name in net.config.__dataclass_fields__}
     groups = {
         "model": settings | {"vocab_size": 0},

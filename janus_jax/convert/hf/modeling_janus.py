@@ -666,8 +666,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         c = self.config
         if not c.ctc_ratio:
             raise ValueError(
-                "this model has no CTC rows (ctc_ratio 0); call generate or generate_nar, or export one that was trained with "
-                "objective janus_ctc or ctc"
+                "this model has no CTC rows (ctc_ratio 0); call generate or generate_nar, or train one with objective "
+                "janus_ctc or ctc"
             )
         lengths = real.sum(1, keepdim=True)
         counts = torch.tensor([[c.ctc_slots(length)] for length in lengths[:, 0].tolist()], device=real.device)
@@ -902,14 +902,15 @@ def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Ten
     """
     of, none = emitted.tokens, -math.inf
     sentences, rows, offered = of.shape
-    tokens = of.new_full((sentences, beam, longest), -1)
+    tokens = of.new_full((sentences, beam, max(longest, 1)), -1)
     lengths, last = of.new_zeros(sentences, beam), of.new_full((sentences, beam), -1)
     # Of each prefix the probability of the alignments that end in a blank, and of those that end in its last token. Before
     # the first row there is the empty prefix only, which any token may follow, as after a blank.
     blank = emitted.log_probs.new_full((sentences, beam), none)
     label = blank.clone()
     blank[:, 0] = 0.0
-    begins = torch.zeros(sentences, beam, beam, dtype=torch.bool, device=of.device)  # prefix i begins prefix j, or is it
+    # [B, K, K]: prefix i is the beginning of prefix j, or is j.
+    begins = torch.zeros(sentences, beam, beam, dtype=torch.bool, device=of.device)
     begins[:, 0, 0] = True
     for row in range(rows):
         # Past the end, a blank that is certain moves nothing.
@@ -923,7 +924,7 @@ def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Ten
         grown = torch.where(is_last, blank[:, :, None], total[:, :, None]) + log_probs[:, None]
         grown = grown.masked_fill((lengths >= longest)[:, :, None], none)
         # What grows into another prefix of the beam counts there.
-        is_parent = begins & (lengths[:, :, None] + 1 == lengths[:, None])  # [B, K, K]: prefix i is j without its last token
+        is_parent = begins & (lengths[:, :, None] + 1 == lengths[:, None])  # prefix i is j without its last token
         is_twin = is_parent[..., None] & is_last[:, None]  # [B, K, K, k]: prefix i and token c are prefix j
         joining = torch.where(is_twin, grown[:, :, None], none).amax(dim=(1, 3))
         grown = grown.masked_fill(is_twin.any(2), none)
@@ -939,7 +940,7 @@ def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Ten
         last = torch.where(grows, offers.gather(1, (chosen - beam) % offered), last.gather(1, origin))
         lengths = lengths.gather(1, origin) + grows
         tokens = tokens.gather(1, origin[..., None].expand_as(tokens))
-        at_end = torch.arange(longest, device=of.device) == lengths[..., None] - 1
+        at_end = torch.arange(tokens.shape[2], device=of.device) == lengths[..., None] - 1
         tokens = torch.where(at_end, last[..., None], tokens)
         blank = blank.gather(1, origin).masked_fill(grows, none)
         label = torch.where(grows, scores, label.gather(1, origin))

@@ -1,0 +1,320 @@
+"""Models with CTC rows in other programs' forms: the blank goes out and comes back, and PyTorch finds the same outputs."""
+
+import itertools
+import json
+import sys
+
+import foreign
+import jax
+import numpy as np
+import pytest
+
+from janus_jax import checkpoint
+from janus_jax.convert import ConvertError, Request, export_model, import_model
+from janus_jax.convert.fairseq import BLANK, LENGTHS, SHARED, params_from_released, params_to_released
+from janus_jax.decode import Generator
+
+torch = pytest.importorskip("torch")
+numpy = pytest.importorskip("safetensors.numpy")
+
+# Of 280 tokens: a table whose padding has room for the blank, one without padding but for it, one with plenty.
+ARCHITECTURES = {
+    "post-norm": {"ctc_ratio": 2.0, "vocab_multiple": 16},
+    "bart, source rows": foreign.BART | {"ctc_ratio": 1.5, "ctc_input": "source", "vocab_multiple": 8},
+    "pre-norm, mask is unk": {"ctc_ratio": 1.1, "norm": "pre", "mask_token": "unk", "vocab_multiple": 128},
+}
+BOS, PAD, EOS = 0, 1, 2
+LONGEST = 16  # tokens of a source
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return foreign.byte_bpe()
+
+
+def write(path, bpe, **model):
+    objective = {"name": "janus_ctc" if model.get("ctc_ratio") else "ar"}
+    return foreign.write_checkpoint(
+        path, bpe, config={"objective": objective}, change=lively, max_positions=64, **model
+    )
+
+
+def lively(arrays):
+    """Rows that depend little on each other, tokens that none of them always prefers, and a blank that some do."""
+    for name, array in arrays.items():
+        if name.startswith("decoder.layers.") and name.endswith((".self_attn.out_proj.weight", ".fc2.weight")):
+            arrays[name] = 0.1 * array
+        if name in (SHARED, BLANK):
+            arrays[name] = (3 if name == BLANK else 1) * array / np.linalg.norm(array, axis=1, keepdims=True)
+    return arrays
+
+
+def load(directory):
+    transformers = pytest.importorskip("transformers")
+    return transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, trust_remote_code=True).eval()
+
+
+@pytest.fixture(scope="module")
+def made(bpe, tmp_path_factory, transformers):
+    """By architecture: (checkpoint, export, network, parameters, PyTorch model)."""
+    found = {}
+
+    def make(name):
+        if name not in found:
+            folder = tmp_path_factory.mktemp("ctc")
+            net, params = write(folder / "run", bpe, **ARCHITECTURES[name])
+            export_model(folder / "run", "hf", folder / "hf")
+            found[name] = (folder / "run", folder / "hf", net, params, load(folder / "hf"))
+        return found[name]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def each(request, made):
+    return made(request.param)
+
+
+def sources(count, vocab, seed=0):
+    """Sentences of 1 to 16 random tokens."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(5, vocab, rng.integers(1, LONGEST + 1)).tolist() for _ in range(count)]
+
+
+def padded(lines, side="right"):
+    width = max(map(len, lines)) + 2
+    rows = [[BOS, *line, EOS] for line in lines]
+    fill = [[PAD] * (width - len(row)) for row in rows]
+    return np.array([f + r if side == "left" else r + f for f, r in zip(fill, rows, strict=True)])
+
+
+def bare(ids):
+    """Tokens between bos and eos; nothing else may stand there, and only padding behind."""
+    found = []
+    for row in ids.tolist():
+        end = row.index(EOS)
+        assert row[0] == BOS
+        assert set(row[end + 1 :]) <= {PAD}
+        found.append(row[1:end])
+    return found
+
+
+def test_logits_of_ctc_rows(each):
+    _, _, net, params, model = each
+    lines, vocab = sources(12, net.config.vocab_size, 1), net.config.vocab_size
+
+    @jax.jit
+    def ours(params, source):
+        rows, real = net.ctc_rows(params, source, net.encode(params, source))
+        return net.project(params, rows, blank=True), real
+
+    logits, real = map(np.asarray, ours(params, padded(lines)))
+    assert logits[..., vocab][real].std() > 0.2
+    for side in ("right", "left"):
+        with torch.no_grad():
+            theirs, counts = model.ctc_forward(torch.from_numpy(padded(lines, side)))
+        assert theirs.shape == (*real.shape, vocab + 1)
+        assert counts.tolist() == real.sum(1).tolist()
+        assert np.abs(theirs.numpy() - logits[..., : vocab + 1])[real].max() < 1e-4
+    assert model.config.blank_token_id == vocab
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_ctc_finds_the_same_tokens(beam, each):
+    path, _, net, _, model = each
+    lines = sources(60, net.config.vocab_size, 2)
+    outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="ctc", beam=beam)
+    for side in ("right", "left"):
+        ids, scores = model.generate_ctc(torch.from_numpy(padded(lines, side)), num_beams=beam, return_scores=True)
+        assert bare(ids) == [output.tokens for output in outputs]
+        assert scores.tolist() == pytest.approx([output.score for output in outputs], rel=1e-5, abs=1e-4)
+    rows = [model.config.ctc_slots(len(line) + 2) for line in lines]
+    assert sum(rows) - sum(len(output.tokens) for output in outputs) > 60, "nothing merged, nothing blank"
+    assert len({tuple(output.tokens) for output in outputs}) > 30, "what any rows give"
+
+
+def test_more_outputs_fewer_tokens_and_a_limit(made):
+    _, _, net, params, model = made("post-norm")
+    lines = sources(40, net.config.vocab_size, 3)
+    limited = Generator(net, params, None, max_target_length=8)
+    outputs = limited.generate_ids(lines, mode="ctc", beam=5, nbest=3, ctc_tokens=3)
+    ids, scores = model.generate_ctc(
+        torch.from_numpy(padded(lines)),
+        num_beams=5, ctc_tokens=3, num_return_sequences=3, max_length=8, return_scores=True,
+    )  # fmt: skip
+    flat = [one for output in outputs for one in (output, *output.others)]
+    assert bare(ids) == [one.tokens for one in flat]
+    assert scores.tolist() == pytest.approx([one.score for one in flat], rel=1e-5, abs=1e-4)
+    assert max(len(one.tokens) for one in flat) == 6
+    cut = limited.generate_ids(lines, mode="ctc", beam=1)
+    assert bare(model.generate_ctc(torch.from_numpy(padded(lines)), max_length=8)) == [one.tokens for one in cut]
+    for beams in (1, 3):
+        assert not any(bare(model.generate_ctc(torch.from_numpy(padded(lines)), num_beams=beams, max_length=2)))
+
+
+def test_a_search_that_loses_nothing_adds_up_all_alignments(made, transformers):
+    search = sys.modules[type(made("post-norm")[-1]).__module__]
+    table = torch.log_softmax(2 * torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0)), -1)
+    tokens = torch.tensor([7, 9]).expand(3, 4, 2)
+    real = torch.arange(4) < torch.tensor([[4], [3], [0]])
+    found, lengths, scores = search.prefix_beam_search(
+        search.Emissions(tokens, table[..., :2], table[..., 2], real), beam=40, longest=3
+    )
+    for b, count in enumerate(real.sum(1).tolist()):
+        sums = {}
+        for path in itertools.product(range(3), repeat=count):
+            merged = tuple((7, 9)[i] for i, _ in itertools.groupby(path) if i < 2)
+            total = sum(float(table[b, row, i]) for row, i in enumerate(path))
+            sums[merged] = np.logaddexp(sums.get(merged, -np.inf), total)
+        wanted = sorted(((p, output) for output, p in sums.items() if len(output) <= 3), reverse=True)
+        exists = scores[b] > -np.inf
+        assert [tuple(row[:n]) for row, n in zip(found[b].tolist(), lengths[b].tolist(), strict=True)] == [
+            output for _, output in wanted
+        ] + [()] * int((~exists).sum())
+        assert scores[b][exists].tolist() == pytest.approx([p for p, _ in wanted], abs=1e-5)
+
+
+def test_an_empty_source_gives_nothing(made):
+    _, _, _, _, model = made("bart, source rows")
+    source = torch.tensor([[0, 2, 1, 1], [0, 7, 8, 2], [1, 1, 1, 1]])
+    for beams in (1, 3):
+        found = bare(model.generate_ctc(source, num_beams=beams))
+        assert found[0] == found[2] == []
+        assert found[1]
+    assert bare(model.generate_ctc(source[:1])) == [[]]
+
+
+@pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_goes_out_comes_back_bit_for_bit(name, form, made, tmp_path):
+    path, _, net, params, _ = made(name)
+    report = export_model(path, form, tmp_path / "out")
+    assert BLANK in report.used
+    assert any(BLANK in note for note in report.notes) == (form == "fairseq")
+    import_model(Request(form, tmp_path / "out", tmp_path / "back"))
+    before, after = checkpoint.load(path), checkpoint.load(tmp_path / "back")
+    assert after.config == before.config
+    assert (after.config.objective.name, after.config.model.ctc_ratio) == ("janus_ctc", net.config.ctc_ratio)
+    assert jax.tree.structure(after.params) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(after.params), jax.tree.leaves(params), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert np.any(after.params["embed_tokens"]["embedding"][net.blank])
+
+
+def test_a_model_saved_by_transformers_comes_back(made, bpe, tmp_path):
+    _, _, _, params, model = made("post-norm")
+    model.save_pretrained(tmp_path / "again")
+    (tmp_path / "again" / "janus_tokenizer.bin").write_bytes(bpe.to_bytes())
+    import_model(Request("hf", tmp_path / "again", tmp_path / "back"))
+    table = checkpoint.load(tmp_path / "back").params["embed_tokens"]["embedding"]
+    np.testing.assert_array_equal(table, params["embed_tokens"]["embedding"])
+
+
+def test_the_other_halves_know_nothing_of_ctc_rows(made, bpe, tmp_path):
+    _, exported, net, _, model = made("bart, source rows")
+    without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
+    write(tmp_path / "run", bpe, **without)
+    export_model(tmp_path / "run", "hf", tmp_path / "hf")
+    arrays, plain = (numpy.load_file(folder / "model.safetensors") for folder in (exported, tmp_path / "hf"))
+    assert arrays.pop(BLANK).shape == (1, net.config.d_model)
+    assert {name: array.tobytes() for name, array in arrays.items()} == {
+        name: array.tobytes() for name, array in plain.items()
+    }
+    assert arrays[SHARED].shape[0] == net.config.vocab_size
+    ours, theirs = (foreign.read_json(folder / "config.json") for folder in (exported, tmp_path / "hf"))
+    assert {name for name in ours if ours[name] != theirs[name]} == {"ctc_ratio", "ctc_input", "janus_jax"}
+    assert list(ours) == list(theirs)
+    assert "generate_ctc" in (exported / "README.md").read_text()
+    assert "CTC" not in (tmp_path / "hf" / "README.md").read_text()
+
+    other = load(tmp_path / "hf")
+    lines = sources(8, net.config.vocab_size, 4)
+    source = torch.from_numpy(padded(lines))
+    fed = torch.tensor([[2, 0, *range(9, 15)]] * len(lines))
+    with torch.no_grad():
+        both = [one(input_ids=source, decoder_input_ids=fed).logits for one in (model, other)]
+    assert both[0].shape[-1] == net.config.vocab_size
+    assert torch.equal(*both)
+    assert torch.equal(model.generate(source, num_beams=2), other.generate(source, num_beams=2))
+    assert torch.equal(model.generate_nar(source, passes=2), other.generate_nar(source, passes=2))
+
+
+def test_the_card_shows_how(made):
+    _, exported, _, _, _ = made("post-norm")
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert "janus_ctc: trained for ar, ctc, speculative" in card
+    code = card.split("```python\n")[1].split("```")[0]
+    assert code.count("not trained for it") == 1  # mask-predict
+    exec(compile(code.replace('"hf"', repr(str(exported))), "README.md", "exec"), {})
+
+
+def test_stock_bart_leaves_the_blank_behind(made, bpe, tmp_path):
+    path = made("bart, source rows")[0]
+    report = export_model(path, "bart", tmp_path / "ctc")
+    assert (BLANK, "BART has no CTC rows, and so no blank") in report.ignored
+    assert BLANK not in report.used
+    without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
+    write(tmp_path / "run", bpe, **without)
+    report = export_model(tmp_path / "run", "bart", tmp_path / "plain")
+    assert [name for name, _ in report.ignored] == [LENGTHS]
+    for name in ("model.safetensors", "config.json", "generation_config.json"):
+        assert (tmp_path / "ctc" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    import_model(Request("hf", tmp_path / "ctc", tmp_path / "back"))
+    assert checkpoint.load(tmp_path / "back").config.model.ctc_ratio == 0
+
+
+def test_fairseq_files_hold_the_released_tensors_only(made, tmp_path):
+    path, _, net, _, _ = made("post-norm")
+    export_model(path, "fairseq", tmp_path / "out")
+    state = torch.load(tmp_path / "out" / "model.pt", weights_only=False)
+    assert BLANK not in state["model"]
+    assert list(state["janus_jax"]["tensors"]) == [BLANK]
+    assert len(state["model"][SHARED]) == net.config.vocab_size
+    # What lost it on the way is refused.
+    del state["janus_jax"]["tensors"]
+    torch.save(state, tmp_path / "out" / "model.pt")
+    with pytest.raises(ConvertError, match=rf"{BLANK} is missing \(expected shape \(1, 16\)\)"):
+        import_model(Request("fairseq", tmp_path / "out", tmp_path / "back"))
+
+
+def test_a_blank_without_ctc_rows_is_refused(made, tmp_path):
+    path = made("post-norm")[0]
+    export_model(path, "safetensors", tmp_path / "out")
+    config = foreign.read_json(tmp_path / "out" / "config.json")
+    config["model"]["ctc_ratio"], config["objective"]["name"] = 0.0, "ar"
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConvertError, match=f"{BLANK}: no such tensor"):
+        import_model(Request("safetensors", tmp_path / "out", tmp_path / "back"))
+
+
+def test_released_names_there_and_back(made):
+    _, _, net, params, _ = made("bart, source rows")
+    released = params_to_released(params, net.config)
+    np.testing.assert_array_equal(released[BLANK][0], params["embed_tokens"]["embedding"][net.blank])
+    back = params_from_released(released, net.config)
+    assert back["embed_tokens"]["embedding"].shape == (288, 16)
+    assert "embed_blank" not in back["decoder"]
+    np.testing.assert_array_equal(back["embed_tokens"]["embedding"], params["embed_tokens"]["embedding"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, s: m.generate_ctc(s, num_beams=0), "at least 1"),
+        (lambda m, s: m.generate_ctc(s, ctc_tokens=0), "at least 1"),
+        (lambda m, s: m.generate_ctc(s, num_beams=2, num_return_sequences=3), "3 of 2 beams"),
+        (lambda m, s: m.generate_ctc(s, max_length=1), "do not hold bos and eos"),
+        (lambda m, s: m.generate_ctc(s.repeat(1, 9)), "68 CTC rows, but this model has 64 positions; cut the input"),
+        (lambda m, s: m.ctc_forward(encoder_outputs=m.encoder(s)), "read the source tokens; give them"),
+        (lambda m, s: type(m.config)(ctc_ratio=-1.0), "or more"),
+        (lambda m, s: type(m.config)(ctc_input="target"), "is not one of"),
+        (lambda m, s: type(m)(type(m.config)(**TINY)).generate_ctc(s), "no CTC rows"),
+        (lambda m, s: type(m)(type(m.config)(**TINY)).ctc_forward(s), "no CTC rows"),
+    ],
+)
+def test_mistakes_are_explained(made, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(made("bart, source rows")[-1], torch.tensor([[0, 7, 8, 9, 2]]))
+
+
+TINY = {"vocab_size": 12, "d_model": 8, "ffn_dim": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}
