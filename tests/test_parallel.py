@@ -13,7 +13,7 @@ import tiny
 from jax.sharding import PartitionSpec
 
 from janus_jax import parallel
-from janus_jax.config import Config, ConfigError, OptimizerConfig, ParallelConfig, TrainConfig
+from janus_jax.config import Config, ConfigError, ObjectiveConfig, OptimizerConfig, ParallelConfig, TrainConfig
 from janus_jax.model import Janus
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 
@@ -63,7 +63,18 @@ def single(net, config):
 
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=lambda sizes: "x".join(map(str, sizes)))
 def test_eight_devices_train_as_one_does(net, config, single, sizes):
-    losses, state, sharded, evaluation, program = trained(net, config, sizes)
+    assert_same_training(trained(net, config, sizes), single, sizes)
+
+
+def test_eight_devices_train_ctc_as_one_does(config):
+    net = tiny.model(dropout=0.1, encoder_layers=1, ctc_ratio=1.5)[0]
+    config = dataclasses.replace(config, model=net.config, objective=ObjectiveConfig(name="janus_ctc"))
+    sizes = (2, 2, 2)
+    assert_same_training(trained(net, config, sizes), trained(net, config, SINGLE), sizes)
+
+
+def assert_same_training(found, single, sizes):
+    losses, state, sharded, evaluation, program = found
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert np.ptp(losses) > 1e-3
     for key, value in single[3].items():

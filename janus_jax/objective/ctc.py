@@ -19,6 +19,7 @@ from janus_jax.model import constrain_logits, project
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.streams import ctc_counts, ctc_real
 from janus_jax.objective.chunks import chunks_of, cut, joined
+from janus_jax.parallel import BATCH, constrain
 
 BLANK = -1  # in alignments: a row of no token
 
@@ -61,11 +62,13 @@ def emissions(
     hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
 ) -> Emissions:
     """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
-    rows, vectors = hidden.astype(dtype), table.astype(dtype)
+    # The few rows that are looked up come whole to each device, and stay with their sentences.
+    rows, vectors = constrain(hidden.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
     # Products with the target's own vectors, instead of columns picked from logits: the gradient of a pick is a scatter.
-    own = jnp.take(vectors, labels.tokens, axis=0)
-    scores = jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32)
+    own = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
+    scores = constrain(jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32), BATCH)
     blank = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
+    blank = constrain(blank, BATCH)
 
     def normaliser(part: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
