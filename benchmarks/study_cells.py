@@ -22,58 +22,52 @@ def _late(begin: int, **weights: float) -> dict[str, Any]:
 
 
 _OTHERS = {"nar": 0.5, "aux": 0.5, "length": 0.1, "kl_ar_nar": 1.0, "kl_nar_aux": 1.0, "kl_ar_aux": 3.0}
+_NO_KL = {"nar": 0.5, "aux": 0.5, "length": 0.1}
+_KL_OFF = {f"objective.weights.{name}": 0.0 for name in ("kl_ar_nar", "kl_nar_aux", "kl_ar_aux")}
+_CONTENT_AR10 = {"model.ar_stream": "content", "objective.weights.ar": 10.0}
 
 _CTC = {"model.ctc_ratio": 2.0}
 _JOINT_CTC = _CTC | {"objective.name": "janus_ctc"}
 
 CELLS = {
+    # The objectives, at equal updates.
     "ar": Cell("baseline: AR alone", {"objective.name": "ar"}),
+    "ar_content": Cell("AR alone, one stream of rows", {"objective.name": "ar", "model.ar_stream": "content"}),
     "cmlm": Cell("baseline: NAR alone", {"objective.name": "cmlm", "objective.weights.nar": 1.0}),
     "janus": Cell("the joint loss with the released weights", _JANUS),
-    "janus_teacher": Cell("AR's side of its divergences is fixed: it teaches and isn't taught", _JANUS | _TEACHER),
-    "janus_teacher_ar4": Cell("besides, AR's weight is 4", _JANUS | _TEACHER | {"objective.weights.ar": 4.0}),
-    "janus_late_teacher": Cell("besides, AR alone for the first 600 steps", _JANUS | _TEACHER | _late(600, **_OTHERS)),
-    "janus_late_teacher_ar4": Cell(
-        "besides, AR's weight is 4",
-        _JANUS | _TEACHER | _late(600, **_OTHERS) | {"objective.weights.ar": 4.0},
-    ),
-    "ar_lr1": Cell("AR alone, half the rate", {"objective.name": "ar", "optimizer.learning_rate": 1e-3}),
-    "ar_content": Cell("AR alone, one stream of rows", {"objective.name": "ar", "model.ar_stream": "content"}),
-    "janus_teacher_content": Cell(
-        "the joint loss with AR as teacher, one AR stream", _JANUS | _TEACHER | {"model.ar_stream": "content"}
-    ),
-    "janus_late_teacher_content": Cell(
-        "AR alone for 400 steps, then the joint loss with AR as teacher; one AR stream",
-        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content"},
+    "ctc": Cell("baseline: CTC alone", _CTC | {"objective.name": "ctc"}),
+    "janus_ctc": Cell("AR and CTC from the first step, with the divergence between them", _JOINT_CTC),
+    # The search for a recipe: AR first, AR as the teacher, one AR stream, AR's weight.
+    "janus_late_teacher_content_ar10": Cell(
+        "AR alone for 400 steps, then the joint loss; AR teaches and isn't taught; one AR stream; AR's weight is 10",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | _CONTENT_AR10,
     ),
     "janus_late_teacher_content_ar3": Cell(
-        "besides, AR's weight is 3",
-        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 3.0},
+        "the same, AR's weight is 3",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | _CONTENT_AR10 | {"objective.weights.ar": 3.0},
     ),
-    "ctc": Cell("baseline: CTC alone", _CTC | {"objective.name": "ctc"}),
-    "janus_ctc": Cell("AR and CTC with the divergence between them", _JOINT_CTC),
-    "janus_late_teacher_content_ar10": Cell(
-        "AR's weight is 10 instead",
-        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 10.0},
+    "janus_late_teacher_content": Cell(
+        "the same, AR's weight is 1",
+        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"model.ar_stream": "content"},
     ),
-    "janus_ctc_late_teacher_content_ar3": Cell(
-        "AR alone for 400 steps, then CTC with AR as teacher; one AR stream, AR's weight is 3",
-        _JOINT_CTC
-        | _late(400, ctc=1.0, kl_ar_ctc=1.0)
-        | {"objective.stop_gradient.kl_ar_ctc": "ar", "model.ar_stream": "content", "objective.weights.ar": 3.0},
+    "janus_teacher_content_ar10": Cell("weight 10, joint from the first step", _JANUS | _TEACHER | _CONTENT_AR10),
+    "janus_late_content_ar10": Cell(
+        "weight 10, AR is taught too (nothing is fixed)", _JANUS | _late(400, **_OTHERS) | _CONTENT_AR10
     ),
-    "janus_late_content_ar3": Cell(
-        "AR alone for 400 steps, then the joint loss, nobody fixed; one AR stream, AR's weight is 3",
-        _JANUS | _late(400, **_OTHERS) | {"model.ar_stream": "content", "objective.weights.ar": 3.0},
+    "janus_late_teacher_ar10": Cell(
+        "weight 10, two AR streams", _JANUS | _TEACHER | _late(400, **_OTHERS) | {"objective.weights.ar": 10.0}
     ),
-    "janus_late_teacher_ar3": Cell(
-        "AR alone for 400 steps, then the joint loss with AR as teacher; two AR streams, AR's weight is 3",
-        _JANUS | _TEACHER | _late(400, **_OTHERS) | {"objective.weights.ar": 3.0},
+    "janus_late_content_ar10_no_kl": Cell(
+        "weight 10, no divergences", _JANUS | _late(400, **_NO_KL) | _KL_OFF | _CONTENT_AR10
     ),
-    "janus_ctc_teacher": Cell(
-        "besides, AR's side of the divergence is fixed", _JOINT_CTC | {"objective.stop_gradient.kl_ar_ctc": "ar"}
+    "ctc_late_teacher_content_ar10": Cell(
+        "AR alone for 400 steps, then AR and CTC; AR teaches and isn't taught; one AR stream; AR's weight is 10",
+        _JOINT_CTC | _late(400, ctc=1.0, kl_ar_ctc=1.0) | _CONTENT_AR10 | {"objective.stop_gradient.kl_ar_ctc": "ar"},
     ),
-    "janus_ctc_no_kl": Cell(
-        "AR and CTC side by side, no divergence", _JOINT_CTC | {"objective.weights.kl_ar_ctc": 0.0}
+    "ctc_late_content_ar10_no_kl": Cell(
+        "the same without divergence",
+        _JOINT_CTC | _late(400, ctc=1.0) | _CONTENT_AR10 | {"objective.weights.kl_ar_ctc": 0.0},
     ),
+    # Choices made before.
+    "ar_lr1": Cell("AR alone, half the rate", {"objective.name": "ar", "optimizer.learning_rate": 1e-3}),
 }

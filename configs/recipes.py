@@ -12,7 +12,7 @@ def ar_first(config):
     joint ones. The AR half reads one stream of rows (model.ar_stream "content"), which learns faster than queries.
     """
     o = config.objective
-    o.ar_first, o.weights.ar = 1 / 3, 3.0
+    o.ar_first, o.weights.ar = 1 / 3, 10.0
     for divergence in ("kl_ar_nar", "kl_ar_aux", "kl_ar_ctc"):
         o.stop_gradient[divergence] = "ar"
     config.model.ar_stream = "content"

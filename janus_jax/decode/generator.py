@@ -247,7 +247,7 @@ class Generator:
     def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
         """Raises what is wrong with a call."""
         if decode.mode == "ctc":
-            check_model(self.net)
+            check_model(self.net, self.max_source_length)
         for name, given, modes in (("prefixes", prefixes, ("ar",)), ("targets", targets, ("nar", "infill"))):
             if given is None:
                 continue

@@ -34,7 +34,7 @@ def decode_speculative(request: Request) -> Found:
     outlook = outlook_of(request)
     if request.decode.draft == "never" or (request.decode.draft == "auto" and outlook.pause >= limit):
         return _greedily(request, replace(outlook, pause=np.maximum(outlook.pause - np.int32(limit), 0)))
-    by_ctc = drafts_by_ctc(net, decode)
+    by_ctc = drafts_by_ctc(net, decode, int((request.source != net.specials.pad).sum(axis=1).max()))
     longest, whole = request.max_target_length, None
     if by_ctc:
         most = hypothesis_limit(net, request.source.shape[1], longest)
@@ -63,15 +63,15 @@ def decode_speculative(request: Request) -> Found:
     return Found(found, statistics, None, outlook)
 
 
-def drafts_by_ctc(net: Janus, decode: DecodeConfig) -> bool:
-    """Whether the CTC half makes the drafts.
+def drafts_by_ctc(net: Janus, decode: DecodeConfig, longest: int) -> bool:
+    """Whether the CTC half makes the drafts; `longest`: tokens of the longest source.
 
     Raises:
       ConfigError: the model has none, or drafts of several lengths are wanted of it.
     """
     if decode.draft_from == "nar" or (decode.draft_from == "auto" and not net.config.ctc_ratio):
         return False
-    check_ctc(net)
+    check_ctc(net, longest)
     if decode.draft_lengths > 1:
         raise ConfigError(
             f"config.decode.draft_lengths: {decode.draft_lengths}, but the CTC half makes one draft; set it to 1, or "
