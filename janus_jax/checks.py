@@ -65,10 +65,17 @@ def check(config: Config) -> None:
             raise ConfigError(f"{path}: {value} must not be negative")
         if name in _SHARE and not 0 <= value < 1:
             raise ConfigError(f"{path}: {value} must lie in [0, 1)")
+    _check_data(config)
     _check_lengths(config)
-    m, d, o = config.model, config.data, config.optimizer
-    if m.d_model % m.heads:
-        raise ConfigError(f"config.model.heads: {m.heads} heads do not divide d_model {m.d_model}")
+    _check_model(config)
+    _check_optimizer(config)
+    _check_objective(config)
+    _check_decode(config.decode)
+    _check_parallel(config)
+
+
+def _check_data(config: Config) -> None:
+    d = config.data
     if d.tokens_per_batch < d.batch_multiple * 8:
         raise ConfigError(
             f"config.data.tokens_per_batch: {d.tokens_per_batch} cannot hold {d.batch_multiple} rows (batch_multiple)"
@@ -84,6 +91,27 @@ def check(config: Config) -> None:
     for key in ("noise_hidden", "rotate", "permute_sentences"):
         if not 0 <= getattr(d, key) <= 1:
             raise ConfigError(f"config.data.{key}: {getattr(d, key)} must lie in [0, 1]")
+    if d.source == "text" and d.max_source_length < d.max_target_length:
+        raise ConfigError(
+            f"config.data.max_source_length: {d.max_source_length}; noise may leave a source as long as its block, "
+            f"data.max_target_length {d.max_target_length}: set it to that"
+        )
+
+
+def _check_model(config: Config) -> None:
+    m = config.model
+    if m.d_model % m.heads:
+        raise ConfigError(f"config.model.heads: {m.heads} heads do not divide d_model {m.d_model}")
+    if m.ar_start == "eos" and m.ar_slot_position == "input":
+        raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
+    if m.attention == "fused" and m.attention_dropout:
+        raise ConfigError(
+            f"config.model.attention: fused attention has no dropout; set model.attention_dropout ({m.attention_dropout}) to 0"
+        )
+
+
+def _check_optimizer(config: Config) -> None:
+    o = config.optimizer
     if o.name == "adam" and o.weight_decay:
         raise ConfigError(
             "config.optimizer.weight_decay: adam has none; set it to 0, or name adamw (decoupled weight decay)"
@@ -94,27 +122,18 @@ def check(config: Config) -> None:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {o.warmup_steps} leaves no step to decay over; lower it below train.steps {config.train.steps}"
         )
-    if m.ar_start == "eos" and m.ar_slot_position == "input":
-        raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
-    if m.attention == "fused" and m.attention_dropout:
-        raise ConfigError(
-            f"config.model.attention: fused attention has no dropout; set model.attention_dropout ({m.attention_dropout}) to 0"
-        )
-    if d.source == "text" and d.max_source_length < d.max_target_length:
-        raise ConfigError(
-            f"config.data.max_source_length: {d.max_source_length}; noise may leave a source as long as its block, "
-            f"data.max_target_length {d.max_target_length}: set it to that"
-        )
-    _check_objective(config)
-    _check_decode(config.decode)
+
+
+def _check_parallel(config: Config) -> None:
     axes = dataclasses.asdict(config.parallel)
     if sum(size == -1 for size in axes.values()) > 1:
         raise ConfigError("config.parallel: at most one axis may be -1 (all remaining devices)")
     for axis, size in axes.items():
         if size == 0 or size < -1:
             raise ConfigError(f"config.parallel.{axis}: {size} must be a positive number of devices or -1")
-    if config.parallel.tensor > 0 and m.heads % config.parallel.tensor:
-        raise ConfigError(f"config.parallel.tensor: {config.parallel.tensor} does not divide model.heads {m.heads}")
+    tensor, heads = config.parallel.tensor, config.model.heads
+    if tensor > 0 and heads % tensor:
+        raise ConfigError(f"config.parallel.tensor: {tensor} does not divide model.heads {heads}")
 
 
 def _check_lengths(config: Config) -> None:
