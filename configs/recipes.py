@@ -1,7 +1,7 @@
 """How the halves of a model are trained together, for the experiments to share. Not an experiment itself.
 
-The released recipe, joint training with fixed weights from the first step, stays in the experiments' presets `released`; what
-makes these better is measured in `benchmarks/study.py`, and told in the README.
+The released recipe, joint training with fixed weights from the first step, stays in the experiments' presets `released`. What
+makes these better was measured on one small model and text (benchmarks/study.py; README); at other sizes it is a guess.
 """
 
 
@@ -9,7 +9,8 @@ def ar_first(config):
     """AR alone for the first third of the steps, then the joint loss, in which AR teaches and is not taught.
 
     What AR learns first, above all where in the source to look, the other rows find ready; steps of AR alone cost a fraction of
-    joint ones. The AR half reads one stream of rows (model.ar_stream "content"), which learns faster than queries.
+    joint ones. The AR half reads one stream of rows (model.ar_stream "content"), which learns faster than queries, and its weight
+    is so high that it learns as if it were alone: the optimizer's steps follow the ratio of the terms, not their size.
     """
     o = config.objective
     o.ar_first, o.weights.ar = 1 / 3, 10.0

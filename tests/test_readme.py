@@ -126,7 +126,8 @@ def test_the_python_examples_run(desk, capsys):
     for module, example in (("transformers", transformers), ("ctranslate2", ctranslate2)):
         pytest.importorskip(module)
         exec(compile(example, "README.md", "exec"), {})
-        assert capsys.readouterr().out.strip()
+        # What so small a model says after six steps may well be spaces.
+        assert len(capsys.readouterr().out.removesuffix("\n")) > 0
 
 
 def test_scripts_and_files_that_it_names_exist():
