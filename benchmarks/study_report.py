@@ -34,9 +34,11 @@ COLUMNS = (
     ("NAR 4, reranked", "nar:passes=4,length_beam=3,rerank=ar"),
     ("CTC", "ctc:beam=1"),
     ("CTC beam 5", "ctc:beam=5"),
-    ("reranked", "ctc:beam=5,rerank=ar"),
+    ("CTC, penalty", "ctc:beam=1,blank_penalty=1"),
+    ("beam 5, penalty", "ctc:beam=5,blank_penalty=1"),
+    ("reranked", "ctc:beam=5,blank_penalty=1,rerank=ar"),
 )
-_NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5")
+_NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5,blank_penalty=1")
 SPEED_FILE, STEP_FILE = "speed.json", "step_seconds.json"
 
 
@@ -49,18 +51,18 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) -> str:
-    """BLEU / chrF of every cell, a Markdown table; `times` of `step_seconds`."""
-    lines = [
-        "| cell | " + " | ".join(title for title, _ in COLUMNS) + " | validation NLL | training s |",
-        "|---|" + "--:|" * (len(COLUMNS) + 2),
-    ]
+    """BLEU / chrF of every cell, a Markdown table; with `times` of `step_seconds` also the seconds of all training steps."""
+    titles = [title for title, _ in COLUMNS] + ["validation NLL"] + ["training s"] * bool(times)
+    lines = ["| cell | " + " | ".join(titles) + " |", "|---|" + "--:|" * len(titles)]
     for cell in cells:
         scores = {row["setting"]: row for row in cell["rows"]}
         shown = [f"{scores[s]['bleu']:.1f} / {scores[s]['chrf']:.1f}" if s in scores else "" for _, s in COLUMNS]
         last = cell["validation"][str(max(map(int, cell["validation"])))]
-        nll = ", ".join(f"{last[name]:.2f}" for name in ("nll/ar", "nll/nar", "nll/ctc") if name in last)
-        seconds = training_seconds(times, cell["cell"]) if times else None
-        lines.append(f"| {label(cell)} | " + " | ".join(shown) + f" | {nll} | {f'{seconds:.0f}' if seconds else ''} |")
+        shown.append(", ".join(f"{last[name]:.2f}" for name in ("nll/ar", "nll/nar", "nll/ctc") if name in last))
+        if times:
+            seconds = training_seconds(times, cell["cell"])
+            shown.append("" if seconds is None else f"{seconds:.0f}")
+        lines.append(f"| {label(cell)} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
 
@@ -81,9 +83,10 @@ def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
         nar = max((scores[s] for s in _NAR if s in scores), default=0.0)
         colour = "tab:orange" if "ctc" in cell["cell"] else "tab:blue"
         axes.plot(ar, nar, "o" if ar and nar else "^", color=colour)
-        axes.annotate(label(cell).strip("`"), (ar, nar), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        both = {"ha": "right", "xytext": (-6, 3)} if ar and nar else {"ha": "left", "xytext": (2, 5), "rotation": 60}
+        axes.annotate(label(cell).strip("`"), (ar, nar), textcoords="offset points", fontsize=7, **both)
     axes.set_xlabel("AR, beam 5 (BLEU, test_2016_flickr)")
-    axes.set_ylabel("NAR, 10 passes, or CTC, beam 5 (BLEU)")
+    axes.set_ylabel("NAR, 10 passes, or CTC, beam 5, blank penalty (BLEU)")
     axes.grid(alpha=0.3)
     # Without date and with fixed ids, so that the same figures give the same file.
     import matplotlib as mpl

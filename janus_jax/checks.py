@@ -252,7 +252,7 @@ _POSITIVE = frozenset(
 )
 _NOT_NEGATIVE = frozenset(
     "ctc_ratio vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
-    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram top_k accept_gap".split()
+    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram blank_penalty top_k accept_gap".split()
 )
 _SHARE = frozenset(
     "ctc_floor mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()

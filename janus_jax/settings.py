@@ -216,6 +216,9 @@ class DecodeConfig:
     early_stop: bool = False  # nar: stop when a pass changes nothing
     merge_repeats: bool = False  # nar: a token right after itself is dropped
     rerank: Literal["none", "ar"] = "none"  # nar, ctc: the model's AR half chooses among the candidates
+    blank_penalty: float = (
+        0.0  # ctc: taken from the blank's log-probability in every row, against outputs that are too short
+    )
     ctc_tokens: int = 16  # ctc: so many of a row's likeliest tokens enter the beam search
     # speculative, infill: when drafts are made. auto: where they pay, by the clock of this machine
     draft: Literal["auto", "always", "never"] = "auto"

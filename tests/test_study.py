@@ -68,6 +68,17 @@ def test_a_cell_leaves_its_figures(run):
     assert study.is_done(path, elsewhere)
 
 
+def test_what_a_finished_cell_lacks_is_decoded(run, tmp_path):
+    folder, config = run
+    figures = json.loads((folder / "results" / "janus.json").read_text())
+    path = tmp_path / "janus.json"
+    gone = figures["rows"].pop(1)
+    path.write_text(json.dumps(figures))
+    study.add_scores(path, config, folder / "run")
+    rows = json.loads(path.read_text())["rows"]
+    assert rows == [*figures["rows"][:1], gone, *figures["rows"][1:]]
+
+
 def test_a_cell_that_is_stopped_writes_nothing(run, tmp_path, monkeypatch, capsys):
     _, config = run
     monkeypatch.setattr(study, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())

@@ -46,6 +46,7 @@ _HELP = {
     "early_stop": "nar: stop when a pass changes nothing",
     "merge_repeats": "nar: drop a token right after itself",
     "rerank": "nar, ctc: the AR half chooses among the candidates",
+    "blank_penalty": "ctc: taken from the blank's log-probability, against outputs that are too short",
     "ctc_tokens": "ctc: so many of a row's likeliest tokens enter the beam search",
     "draft": "speculative, infill: make drafts where they pay on this machine, always, or never",
     "draft_from": "speculative: the half that drafts; auto: CTC where the model has it",

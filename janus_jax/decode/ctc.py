@@ -6,6 +6,7 @@ hypothesis, T = L + 1 target slots, D model width.
 """
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,7 @@ def run_ctc(
     encoded = net.encode(params, source)
     rows, real = net.ctc_rows(params, source, encoded)
     emitted = emissions(net, params, rows, real, 1 if decode.beam == 1 else decode.ctc_tokens)
+    emitted = replace(emitted, blank=emitted.blank - decode.blank_penalty)
     if decode.beam == 1:
         return encoded, collapse(emitted, limit=limit, specials=net.specials)
     return encoded, prefix_beam_search(emitted, beam=decode.beam, limit=limit, specials=net.specials)

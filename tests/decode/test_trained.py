@@ -145,6 +145,19 @@ def test_a_wider_ctc_beam_finds_likelier_outputs(ctc_generator):
         assert output.score >= output.others[0].score
 
 
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_penalty_of_the_blank_makes_outputs_longer(ctc_generator, beam):
+    sources, _ = pairs(50, 4, distinct=True)
+    lengths = [
+        sum(
+            len(output.tokens) for output in ctc_generator.generate_ids(sources, mode="ctc", beam=beam, blank_penalty=x)
+        )
+        for x in (0.0, 50.0)
+    ]
+    # Rows are two a source token, its frame included.
+    assert lengths[0] < lengths[1] <= sum(2 * (len(source) + 2) for source in sources)
+
+
 def test_what_ctc_cannot_do_says_so(generator, ctc_generator):
     with pytest.raises(ConfigError, match=r"no CTC rows.*janus_ctc"):
         generator.generate_ids([[5, 6]], mode="ctc")
