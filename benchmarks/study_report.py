@@ -87,6 +87,7 @@ def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
         axes.annotate(label(cell).strip("`"), (ar, nar), textcoords="offset points", fontsize=7, **both)
     axes.set_xlabel("AR, beam 5 (BLEU, test_2016_flickr)")
     axes.set_ylabel("NAR, 10 passes, or CTC, beam 5, blank penalty (BLEU)")
+    axes.margins(0.1)
     axes.grid(alpha=0.3)
     # Without date and with fixed ids, so that the same figures give the same file.
     import matplotlib as mpl
