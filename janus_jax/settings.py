@@ -143,7 +143,7 @@ class ObjectiveConfig:
     stop_gradient: StopGradients = field(default_factory=StopGradients)
     # Share of the steps in which AR alone is trained; the other weights then rise within a quarter as many steps.
     ar_first: float = 0.0
-    glancing: Weight = 0.0  # share of the wrong CTC rows that are shown their token in training (GLAT); 0: none
+    glancing: Weight = 0.0  # CTC rows that are shown their token in training, for each wrong one (GLAT); 0: none
     ctc_floor: float = 0.01  # kl_ar_ctc leaves out rows that give less than this to all tokens together
     encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
     normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)

@@ -68,7 +68,9 @@ def test_eight_devices_train_as_one_does(net, config, single, sizes):
 
 def test_eight_devices_train_ctc_as_one_does(config):
     net = tiny.model(dropout=0.1, encoder_layers=1, ctc_ratio=1.5)[0]
-    config = dataclasses.replace(config, model=net.config, objective=ObjectiveConfig(name="janus_ctc"))
+    config = dataclasses.replace(
+        config, model=net.config, objective=ObjectiveConfig(name="janus_ctc", projection_rows=32)
+    )
     sizes = (2, 2, 2)
     assert_same_training(trained(net, config, sizes), trained(net, config, SINGLE), sizes)
 

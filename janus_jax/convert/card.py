@@ -48,7 +48,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "ctc": """
 # By CTC, in one pass of the decoder, whose outputs are searched for the likeliest text{trained}:
-ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam})
+ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam}{penalty})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
 }
@@ -70,6 +70,7 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
             passes=config.decode.passes,
             length_beam=config.decode.length_beam,
             beam=config.decode.beam,
+            penalty=f", blank_penalty={config.decode.blank_penalty}" if config.decode.blank_penalty else "",
             trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()

@@ -23,8 +23,8 @@ from janus_jax.decode.output import Output
 
 _KEYWORD = {"prefix": "prefixes", "target": "targets"}
 _HELP = {
-    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; speculative: greedy search's output, drafted by "
-    "nar; infill: the gaps of a given target, left to right by the auxiliary rows, drafted by nar",
+    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; ctc: one pass, best path or prefix beam search; "
+    "speculative: greedy search's output, drafted by nar or ctc; infill: the gaps of a given target, left to right by the auxiliary rows, drafted by nar",
     "nbest": "outputs a sentence, a line each: number, score, text",
     "beam": "ar, ctc: hypotheses a sentence; 1 is greedy, or the best path",
     "lenpen": "ar: exponent of the length that sums of log-probabilities are divided by",

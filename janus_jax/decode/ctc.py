@@ -37,17 +37,17 @@ def decode_ctc(request: Request) -> Found:
     return Found(found, {"passes": np.ones(len(request.source), np.int32)})
 
 
-def check_model(net: Janus, longest: int) -> None:
+def check_model(net: Janus, longest: int, key: str = "mode") -> None:
     """Raises ConfigError where the model has no CTC rows, or no positions for those of a source of `longest` tokens."""
     if not net.config.ctc_ratio:
         raise ConfigError(
-            "config.decode.mode: this model has no CTC rows (model.ctc_ratio 0); decode with mode ar or nar, or train "
+            f"config.decode.{key}: this model has no CTC rows (model.ctc_ratio 0); decode with mode ar or nar, or train "
             "objective janus_ctc or ctc"
         )
     if (rows := ctc_slots(longest, net.config)) > net.config.max_positions:
         raise ConfigError(
             f"config.model.max_positions: {net.config.max_positions} positions do not hold the {rows} CTC rows of a source of "
-            f"{longest} tokens; lower max_source_length"
+            f"{longest} tokens; cut it, or lower max_source_length"
         )
 
 

@@ -218,6 +218,8 @@ class Generator:
     def _outputs(self, work: Work, decode: DecodeConfig, progress: Callable[[int], Any] | None) -> list[Output]:
         if decode.mode not in self.trained:
             log.warning("mode %s: this model was trained for %s alone", decode.mode, " and ".join(self.trained))
+        if decode.mode == "ctc":
+            check_model(self.net, max(map(len, work.sources), default=0))
         outputs = [Output("", 0.0, []) for _ in work.sources]
         empty = [
             not source or (work.starts is not None and not work.starts[i]) for i, source in enumerate(work.sources)
@@ -246,8 +248,6 @@ class Generator:
 
     def _check(self, decode: DecodeConfig, count: int, prefixes: Any, targets: Any) -> None:
         """Raises what is wrong with a call."""
-        if decode.mode == "ctc":
-            check_model(self.net, self.max_source_length)
         for name, given, modes in (("prefixes", prefixes, ("ar",)), ("targets", targets, ("nar", "infill"))):
             if given is None:
                 continue
@@ -269,6 +269,8 @@ class Generator:
 
     def _search(self, work: Work, indices: list[int], decode: DecodeConfig) -> Iterator[tuple[list[int], list[Row]]]:
         """Batches in whatever order: (indices, what was found). One batch runs while the one before is read."""
+        if decode.draft_from == "auto" and "ctc" not in self.trained:
+            decode = dataclasses.replace(decode, draft_from="nar")
         ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
         lengths = [work.length(i) for i in indices]
         plan = batches.plan_batches(lengths, decode.batch_tokens, rows_per_sentence(decode), ways)

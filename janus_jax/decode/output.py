@@ -14,7 +14,8 @@ class Output:
     """What became of one sentence."""
 
     text: str  # detokenised; empty where the generator has no tokenizer
-    # AR and rerank: sum of log-probabilities / tokens ** lenpen; NAR: mean of the filled tokens'; 0 for an empty line
+    # AR and rerank: sum of log-probabilities / tokens ** lenpen; NAR: mean of the filled tokens'; CTC: log p(output), less
+    # the blank penalties; 0 for an empty line
     score: float
     tokens: list[int]  # without bos and eos
     statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and more by mode

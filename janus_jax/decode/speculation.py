@@ -71,7 +71,7 @@ def drafts_by_ctc(net: Janus, decode: DecodeConfig, longest: int) -> bool:
     """
     if decode.draft_from == "nar" or (decode.draft_from == "auto" and not net.config.ctc_ratio):
         return False
-    check_ctc(net, longest)
+    check_ctc(net, longest, "draft_from")
     if decode.draft_lengths > 1:
         raise ConfigError(
             f"config.decode.draft_lengths: {decode.draft_lengths}, but the CTC half makes one draft; set it to 1, or "

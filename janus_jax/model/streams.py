@@ -1,4 +1,4 @@
-"""The five row groups of the decoder and what each may see (METHOD section 2), as pure functions.
+"""The six row groups of the decoder and what each may see (METHOD section 2), as pure functions.
 
 Rows of the joint pass stand in this order, so that every group of queries and of keys is one slice:
 

@@ -7,6 +7,7 @@ Legend: B sentences, T target length, N = T - 2 inner target tokens at most (no 
 V' padded vocabulary, K = 2N + 1 states of an alignment (blank, token, blank, ..., token, blank).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,8 @@ def labels_of(source: jax.Array, target: jax.Array, config: ModelConfig, pad: in
     Between equal neighbours a blank must stand: a target fits if its tokens and adjacent repeats are at most R.
     """
     real_source = source != pad
+    if target.shape[-1] < 3:  # bos and eos alone
+        target = jnp.pad(target, [(0, 0)] * (target.ndim - 1) + [(0, 1)], constant_values=pad)
     tokens = target[..., 1:-1]
     real = target[..., 2:] != pad  # what a token stands behind: the last of them is eos
     repeats = ((tokens[..., 1:] == tokens[..., :-1]) & real[..., 1:]).sum(axis=-1)
@@ -73,14 +76,17 @@ def emissions(
     def normaliser(part: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
 
-    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], objective.projection_rows)
-    if chunks == 1:
-        total = normaliser(hidden.reshape(-1, hidden.shape[-1])).reshape(blank.shape)
-    else:
-        # Computed anew in the backward pass: no chunk's logits outlive it.
-        parts = jax.lax.map(jax.checkpoint(normaliser), cut(hidden, chunks, 0))
-        total = joined(parts, *blank.shape)
+    total = _by_rows(normaliser, hidden, objective.projection_rows)
     return Emissions(scores - total[:, :, None], blank - total)
+
+
+def _by_rows(of: Callable[[jax.Array], jax.Array], hidden: jax.Array, at_once: int) -> jax.Array:
+    """`of` rows [X, D] -> [X] for all rows [B, R, D], about `at_once` at a time; [B, R]."""
+    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], at_once)
+    if chunks == 1:
+        return of(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
+    # Computed anew in the backward pass: no chunk's logits outlive it.
+    return joined(jax.lax.map(jax.checkpoint(of), cut(hidden, chunks, 0)), *hidden.shape[:2])
 
 
 def negative_log_likelihood(found: Emissions, labels: Labels) -> jax.Array:
@@ -96,7 +102,9 @@ def negative_log_likelihood(found: Emissions, labels: Labels) -> jax.Array:
     classes = jnp.concatenate([found.blank[:, :, None], classes], axis=-1)
     divided = jnp.where(labels.rows, jax.nn.logsumexp(classes, axis=-1), 0.0).sum(axis=1)
     absent_rows, absent_labels = 1.0 - labels.rows, 1.0 - labels.real
-    value = optax.ctc_loss(classes, absent_rows, first + 1, absent_labels) - divided
+    # It picks by products, which accelerators would round to fewer bits.
+    with jax.default_matmul_precision("highest"):
+        value = optax.ctc_loss(classes, absent_rows, first + 1, absent_labels) - divided
     return jnp.where(labels.fits, value, 0.0)
 
 
@@ -142,23 +150,28 @@ def confident_rows(alignment: jax.Array, found: Emissions) -> jax.Array:
 
 
 def glance(
-    rows: jax.Array, table: jax.Array, labels: Labels, alignment: jax.Array, model: ModelConfig, *, ratio: jax.Array, dtype: Any, rng: jax.Array
+    rows: jax.Array, table: jax.Array, labels: Labels, alignment: jax.Array, model: ModelConfig, objective: ObjectiveConfig, *,
+    ratio: jax.Array, dtype: Any, rng: jax.Array,
 ) -> jax.Array:  # fmt: skip
     """What CTC rows are shown of the target, [B, R]: the token (or blank) that the best alignment puts there, or -1 for nothing.
 
     Glancing (GLAT, Qian et al. 2021, arXiv 2008.07905): as many rows as `ratio` times those in which the best path differs
-    from the alignment, chosen at random.
+    from the alignment, chosen at random among all.
 
     Args:
       rows: [B, R, D] CTC rows of a first pass.
-      table, labels, alignment, model, dtype: as above.
-      ratio: share of the differing rows.
+      table, labels, alignment, model, objective, dtype: as above.
+      ratio: rows shown for each one that differs.
       rng: of the choice.
     """
-    vocabulary = project(rows, table, model, dtype, blank=True)
+
+    def best_of(part: jax.Array) -> jax.Array:
+        return jnp.argmax(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
+
+    best = _by_rows(best_of, rows, objective.projection_rows)
     given = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)
     given = jnp.where(alignment == BLANK, model.vocab_size, given)
-    wrong = ((jnp.argmax(vocabulary, axis=-1) != given) & labels.rows).sum(axis=1)
+    wrong = ((best != given) & labels.rows).sum(axis=1)
     shown = jnp.round(ratio * wrong).astype(jnp.int32)
     order = jnp.where(labels.rows, jax.random.uniform(rng, labels.rows.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)

@@ -162,4 +162,4 @@ def _glanced(
     table = params["embed_tokens"]["embedding"]
     found = ctc.emissions(rows, table, labels, net.config, objective, net.dtype)
     alignment = ctc.best_alignment(found, labels)
-    return ctc.glance(rows, table, labels, alignment, net.config, ratio=ratio, dtype=net.dtype, rng=choice)
+    return ctc.glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)

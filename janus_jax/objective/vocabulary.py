@@ -89,7 +89,8 @@ class VocabularyLoss:
         logits = {name: constrain_logits(project(x, table, self.model, self.dtype)) for name, x in rows.items()}
         values: Scalars = {}
         metrics: Scalars = {}
-        for name in logits.keys() - {"ctc"}:  # whose likelihood is a sentence's, not a row's
+        # In the order of the streams, so that every process compiles one program; CTC's likelihood is a sentence's, not a row's.
+        for name in [name for name in logits if name != "ctc"]:
             real = labels[name] != _NONE
             kind = STREAM_DIVISORS[name]
             nll, smoothing = nll_and_smoothing(logits[name], jnp.maximum(labels[name], 0), self.model.vocab_size)

@@ -76,9 +76,11 @@ class Window:
       steps, sums: what `stored` gave, to go on within an interval.
     """
 
-    def __init__(self, steps: dict[str, int] | None = None, sums: dict[str, float] | None = None):
+    def __init__(self, steps: dict[str, int] | int | None = None, sums: dict[str, float] | None = None):
         # Counted by name: a term without weight is not computed.
-        self._steps, self._sums = dict(steps or {}), dict(sums or {})
+        # (Older checkpoints hold one number for all.)
+        self._sums = dict(sums or {})
+        self._steps = dict.fromkeys(self._sums, steps) if isinstance(steps, int) else dict(steps or {})
 
     def add(self, values: dict[str, float]) -> None:
         """One step's figures; the learning rate and the scheduled weights are left out."""

@@ -61,12 +61,12 @@ def make_train_step(
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
         new = TrainState(state.step, params, opt_state, _moved(config.optimizer.ema_decay, state.ema, params))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        scheduled = {
+        moving = {
             f"weight/{name}": weight_at(weight, state.step)
             for name, weight in objective_terms(objective).items()
             if isinstance(weight, tuple)
         }
-        metrics |= scheduled | {
+        metrics |= moving | {
             "loss/total": total,
             "grad_norm": norm,
             "learning_rate": lr,

@@ -162,8 +162,10 @@ def test_what_ctc_cannot_do_says_so(generator, ctc_generator):
     with pytest.raises(ConfigError, match=r"no CTC rows.*janus_ctc"):
         generator.generate_ids([[5, 6]], mode="ctc")
     cramped = Generator(ctc_generator.net, ctc_generator.params, None, max_source_length=17)
-    with pytest.raises(ConfigError, match=r"32 positions do not hold the 34 CTC rows.*lower max_source_length"):
-        cramped.generate_ids([[5, 6]], mode="ctc")
+    with pytest.raises(
+        ConfigError, match=r"32 positions do not hold the 34 CTC rows of a source of 17.*lower max_source_length"
+    ):
+        cramped.generate_ids([[5, 6], [7] * 15], mode="ctc")
     with pytest.raises(ConfigError, match=r"draft_lengths: 2.*set it to 1"):
         ctc_generator.generate_ids([[5, 6]], mode="speculative", draft="always", draft_lengths=2)
 

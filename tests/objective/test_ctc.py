@@ -212,6 +212,25 @@ def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
     np.testing.assert_allclose(metrics["loss/kl_ar_ctc"], total / float(divisors["ctc"]), rtol=1e-4)
 
 
+def test_the_likelihood_is_float32_on_every_device(small):
+    """Accelerators round the factors of a product, by which optax picks; CPUs never do, so that the program has to tell."""
+    net, params, batch, rows, _ = small
+    found, labels = found_of(net, params, batch, rows)
+    program = str(jax.make_jaxpr(jax.grad(lambda x: ctc.negative_log_likelihood(x, labels).sum()))(found))
+    assert (
+        program.count("dot_general[")
+        == program.count("precision=(Precision.HIGHEST") + program.count("precision=HIGHEST")
+        > 0
+    )
+
+
+def test_targets_without_tokens_count_nothing(small):
+    net, params, batch, *_ = small
+    frames = dataclasses.replace(batch, target=batch.target[:, :2].at[:, 1].set(2), masked_count=batch.masked_count * 0)
+    value, metrics = loss_of(net, dataclasses.replace(OBJECTIVE, name="ctc"), params, frames)
+    assert (float(value), float(metrics["ctc/unfit"])) == (0.0, 0.0)
+
+
 def test_padding_changes_nothing(small):
     net, params, batch, *_ = small
     wider = tiny.padded(batch, source=3, target=2, rows=2)
@@ -240,13 +259,15 @@ def test_rows_of_a_source():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-def test_glancing_shows_a_share_of_the_wrong_rows_their_token(small, ratio):
+def test_glancing_shows_so_many_rows_for_each_wrong_one(small, ratio):
     net, params, batch, rows, real = small
     found, labels = found_of(net, params, batch, rows)
     alignment = ctc.best_alignment(found, labels)
     table = params["embed_tokens"]["embedding"]
     shown = np.array(
-        ctc.glance(rows, table, labels, alignment, net.config, ratio=ratio, dtype=net.dtype, rng=jax.random.key(0))
+        ctc.glance(
+            rows, table, labels, alignment, net.config, OBJECTIVE, ratio=ratio, dtype=net.dtype, rng=jax.random.key(0)
+        )
     )
     given = np.where(
         alignment == ctc.BLANK, BLANK, np.take_along_axis(np.array(labels.tokens), np.maximum(alignment, 0), 1)

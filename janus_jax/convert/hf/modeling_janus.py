@@ -614,6 +614,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_return_sequences: int = 1,
         max_length: int | None = None,
         return_scores: bool = False,
+        blank_penalty: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One pass of CTC rows (Graves et al. 2006), by the rules of janus_jax's mode "ctc": its tokens exactly.
 
@@ -628,6 +629,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           num_return_sequences: outputs a sentence, best first.
           max_length: most tokens, bos and eos counted; None: as many as `generate` gives.
           return_scores: also return the log-probabilities [B * num_return_sequences]; with one beam that of the rows' choices.
+          blank_penalty: taken from the blank's log-probability in every row, against outputs that are too short; scores hold it.
 
         Returns:
           Token ids [B * num_return_sequences, T], bos ... eos, padded. Where a sentence has fewer outputs, the others are
@@ -653,6 +655,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
         of_sentence = of_sentence & (real & ~is_frame).any(1, keepdim=True)  # empty source: no rows, no tokens
         emitted = self._ctc_emissions(rows, of_sentence, 1 if num_beams == 1 else ctc_tokens)
+        emitted.blank.sub_(blank_penalty)
         if num_beams == 1:
             tokens, lengths, scores = best_path(emitted, longest - SHORTEST)
         else:

@@ -119,13 +119,14 @@ def test_logits_of_ctc_rows(each):
     assert model.config.blank_token_id == vocab
 
 
-@pytest.mark.parametrize("beam", [1, 4])
-def test_ctc_finds_the_same_tokens(beam, each):
+@pytest.mark.parametrize(("beam", "penalty"), [(1, 0.0), (4, 0.0), (4, 0.7)])
+def test_ctc_finds_the_same_tokens(beam, penalty, each):
     path, _, net, _, model = each
     lines = sources(60, net.config.vocab_size, 2)
-    outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="ctc", beam=beam)
+    outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="ctc", beam=beam, blank_penalty=penalty)
     for side in ("right", "left"):
-        ids, scores = model.generate_ctc(torch.from_numpy(padded(lines, side)), num_beams=beam, return_scores=True)
+        source = torch.from_numpy(padded(lines, side))
+        ids, scores = model.generate_ctc(source, num_beams=beam, return_scores=True, blank_penalty=penalty)
         assert bare(ids) == [output.tokens for output in outputs]
         assert scores.tolist() == pytest.approx([output.score for output in outputs], rel=1e-5, abs=1e-4)
     rows = [model.config.ctc_slots(len(line) + 2) for line in lines]
