@@ -123,8 +123,8 @@ class Decoder(Embedder):
         inputs: jax.Array,
         batch: Batch,
         streams: tuple[str, ...],
-        real_source: jax.Array,
-        glanced: jax.Array | None,
+        real_source: jax.Array | None = None,
+        glanced: jax.Array | None = None,
     ) -> jax.Array:
         """Embedded rows [AR query | AR content | CTC | NAR | true | AUX] of the streams asked for, [B, R, D]."""
         c, target = self.config, batch.target

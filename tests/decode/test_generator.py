@@ -38,7 +38,7 @@ class Letters:
 def generator():
     config = ModelConfig(
         vocab_size=VOCAB, d_model=16, ffn_dim=32, heads=2, encoder_layers=1, decoder_layers=1, max_positions=64,
-        length_classes=32, vocab_multiple=16, dropout=0.0,
+        length_classes=32, vocab_multiple=16, dropout=0.0, ctc_ratio=1.5,
     )  # fmt: skip
     net = Janus(config, Specials())
     # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
