@@ -33,6 +33,10 @@ CELLS = {
     # The objectives, at equal updates.
     "ar": Cell("baseline: AR alone", {"objective.name": "ar"}),
     "ar_content": Cell("AR alone, one stream of rows", {"objective.name": "ar", "model.ar_stream": "content"}),
+    "ar_content_2350": Cell(
+        "AR alone, one stream, for as long as the recipe's 1200 steps take (step_seconds.json)",
+        {"objective.name": "ar", "model.ar_stream": "content", "train.steps": 2350},
+    ),
     "cmlm": Cell("baseline: NAR alone", {"objective.name": "cmlm", "objective.weights.nar": 1.0}),
     "janus": Cell("the joint loss with the released weights", _JANUS),
     "ctc": Cell("baseline: CTC alone", _CTC | {"objective.name": "ctc"}),

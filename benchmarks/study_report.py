@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import gc
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -139,37 +140,55 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
 
 
 def step_seconds(configs: dict[str, Config], steps: int) -> dict[str, Any]:
-    """Seconds of a training step of each cell, in turns in one run: for every set of loss terms that it trains with, how many of
-    its steps have that, and the mean over the batches of the first `steps` steps (the median of three turns).
+    """Seconds of a training step of each cell: for every set of loss terms that it trains with, how many of its steps have
+    that, and the mean over the batches of the first `steps` steps.
+
+    Every kind of step is timed in turns with the first one, whose median over the whole run turns the ratios into seconds.
+    (All kinds in one set of turns hold more compiled programs than Linux gives a process memory maps for.)
 
     Args:
       configs: of the cells; steps: whose batches are timed.
     """
-    kinds: dict[tuple, dict[str, Any]] = {}
-    for name, config in configs.items():
-        prepared = Prepared.open(config.data.prepared, config)
-        model = dataclasses.replace(config.model, vocab_size=text.load(prepared.tokenizer_bytes).vocab_size)
-        config = dataclasses.replace(config, model=model)
-        net, made = Janus(model, Specials()), TrainBatches(prepared, config)
-        batches = [jax.device_put(made.batch_at(step)) for step in range(steps)]
-        objective = scheduled(config)
-        phases = Counter(active_terms(objective, step) for step in range(config.train.steps))
-        for terms, count in phases.items():
-            state = jax.jit(functools.partial(init_state, net, config))()
-            step = jax.jit(make_train_step(net, config, terms))
-            for batch in batches:
-                jax.block_until_ready(step(state, batch))  # compiles
-            kinds[name, terms] = {"steps": count, "run": (step, state, batches), "seconds": []}
-    for _ in range(3):
-        for kind in kinds.values():
-            step, state, batches = kind["run"]
-            taken = common.seconds(lambda s=step, x=state, b=batches: [s(x, one)[1] for one in b], 1)[0]
-            kind["seconds"].append(taken / len(batches))
+    kinds = [
+        (name, config, terms, count) for name, config in configs.items() for terms, count in _phases(config).items()
+    ]
+    reference = _step_runner(*kinds[0][1:3], steps)
+    ratios, references = [], []
+    for _, config, terms, _ in kinds:
+        run = _step_runner(config, terms, steps)
+        turns = [(common.seconds(run, 1)[0] / steps, common.seconds(reference, 1)[0] / steps) for _ in range(3)]
+        ratios.append(median(own / beside for own, beside in turns))
+        references += [beside for _, beside in turns]
+        del run
+        gc.collect()
     found: dict[str, Any] = {}
-    for (name, terms), kind in kinds.items():
-        phase = {"terms": list(terms), "steps": kind["steps"], "seconds": round(median(kind["seconds"]), 4)}
+    for (name, _, terms, count), ratio in zip(kinds, ratios, strict=True):
+        phase = {"terms": list(terms), "steps": count, "seconds": round(ratio * median(references), 4)}
         found.setdefault(name, []).append(phase)
     return {"machine": common.machine(), "cells": found}
+
+
+def _phases(config: Config) -> Counter[tuple[str, ...]]:
+    """How many steps of the run compute which terms."""
+    objective = scheduled(config)
+    return Counter(active_terms(objective, step) for step in range(config.train.steps))
+
+
+def _step_runner(config: Config, terms: tuple[str, ...], steps: int) -> Callable[[], Any]:
+    """Does the training steps of the first `steps` batches, from a fresh state each; compiled already."""
+    prepared = Prepared.open(config.data.prepared, config)
+    model = dataclasses.replace(config.model, vocab_size=text.load(prepared.tokenizer_bytes).vocab_size)
+    config = dataclasses.replace(config, model=model)
+    net, made = Janus(model, Specials()), TrainBatches(prepared, config)
+    batches = [jax.device_put(made.batch_at(step)) for step in range(steps)]
+    state = jax.jit(functools.partial(init_state, net, config))()
+    step = jax.jit(make_train_step(net, config, terms))
+
+    def run() -> Any:
+        return [step(state, batch)[1] for batch in batches]
+
+    jax.block_until_ready(run())
+    return run
 
 
 def training_seconds(figures: dict[str, Any], name: str) -> float | None:

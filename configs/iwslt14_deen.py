@@ -15,8 +15,7 @@ Cost: 200,000 steps of 8192 tokens; not measured here. The released code's own f
 NAR 34.21 (11 passes, length beam 3). Ours: not measured yet.
 """
 
-from configs import recipes, released
-from janus_jax.config import preset
+from configs import released
 
 
 def _released():
@@ -31,11 +30,4 @@ def _released():
 
 def get_config(arg="base"):
     """The preset named after the colon of --config."""
-    return preset(
-        arg,
-        {
-            "base": lambda: recipes.ar_first(_released()),
-            "ctc": lambda: recipes.ar_first(recipes.ctc(_released())),
-            "released": lambda: released.with_its_rules(_released()),
-        },
-    )
+    return released.presets(arg, _released)

@@ -3,7 +3,8 @@
 Batch sizes are those of all its devices together, since ours are global: a mesh of any size trains the same.
 """
 
-from janus_jax.config import default_config
+from configs import recipes
+from janus_jax.config import default_config, preset
 
 
 def iwslt14():
@@ -45,3 +46,15 @@ def tfds(config, name, source_lang, target_lang):
     d.train, d.valid, d.test = "train", "validation", "test"
     d.prepared = f"prepared/{name.split('_')[0]}_{source_lang}{target_lang}"
     return config
+
+
+def presets(arg, make):
+    """The preset `arg` of an experiment whose released sizes and optimizer `make` gives."""
+    return preset(
+        arg,
+        {
+            "base": lambda: recipes.ar_first(make()),
+            "ctc": lambda: recipes.ar_first(recipes.ctc(make())),
+            "released": lambda: with_its_rules(make()),
+        },
+    )

@@ -16,8 +16,7 @@ Cost: 32,768 tokens a step, for several accelerators; not measured here. Vocabul
 for IWSLT14) are ours: the recipe names neither. Scores: not measured yet.
 """
 
-from configs import recipes, released
-from janus_jax.config import preset
+from configs import released
 
 
 def _released():
@@ -26,11 +25,4 @@ def _released():
 
 def get_config(arg="base"):
     """The preset named after the colon of --config."""
-    return preset(
-        arg,
-        {
-            "base": lambda: recipes.ar_first(_released()),
-            "ctc": lambda: recipes.ar_first(recipes.ctc(_released())),
-            "released": lambda: released.with_its_rules(_released()),
-        },
-    )
+    return released.presets(arg, _released)

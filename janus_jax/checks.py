@@ -213,7 +213,7 @@ def _check_ctc(config: Config) -> None:
         raise ConfigError(
             f"config.model.ctc_ratio: 0, but objective {config.objective.name!r} needs CTC rows; set it, for example to 2.0"
         )
-    rows = math.ceil(round(ratio * config.data.max_source_length, 6))
+    rows = config.model.ctc_slots(config.data.max_source_length)
     if rows > config.model.max_positions:
         raise ConfigError(
             f"config.model.max_positions: {config.model.max_positions} positions do not hold the {rows} CTC rows of a source of "

@@ -4,6 +4,7 @@ A loss weight is a number, or a schedule of the training step: a tuple of (step,
 constant outside.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -104,6 +105,11 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
     remat: Remat = "none"  # what the backward pass computes anew: nothing, every layer, all but its matrix products
     attention: Literal["plain", "fused"] = "plain"  # fused: jax.nn.dot_product_attention, cuDNN's kernel on GPUs
+
+    def ctc_slots(self, source_length: int) -> int:
+        """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
+        # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
+        return math.ceil(round(self.ctc_ratio * source_length, 6))
 
 
 @dataclass(frozen=True)

@@ -14,19 +14,19 @@ import shutil
 import tempfile
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from janus_jax import checkpoint, text
+from janus_jax import text
 from janus_jax.config import Config, to_json
 from janus_jax.data import clean, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, length_histogram, readable
+from janus_jax.data.tokenizer import Log, given_tokenizer, tokenizer_of_lines, tokenizer_of_pairs
 
 _CHUNK = 8192  # lines tokenized at once
-Log = Callable[[str], None]
 
 
 def prepare(
@@ -147,7 +147,7 @@ def _write_pairs(
         log(f"{split}: read {accounts[split].read} pairs, {counts[split]} of them clean")
         if not counts[split]:
             raise _empty(split, accounts[split])
-    tokenizer = _tokenizer(work / "train.tsv", counts["train"], config, log)
+    tokenizer = tokenizer_of_pairs(work / "train.tsv", counts["train"], config, log)
     lengths: dict[str, np.ndarray] = {}
     unknown = 0
     for split in given:
@@ -176,8 +176,8 @@ def _write_text(
     """Fills `partial` with blocks of text; returns the rest of the report."""
     longest = np.array([config.data.max_target_length])
     bucket_table(longest, longest, config)  # before the text is read: batches that cannot be made show early
-    lines = [] if _given_tokenizer(config) else prepare_text.sample_lines(given["train"], config.text.train_lines)
-    tokenizer = _trained(lines, config, log)
+    lines = [] if given_tokenizer(config) else prepare_text.sample_lines(given["train"], config.text.train_lines)
+    tokenizer = tokenizer_of_lines(lines, config, log)
     accounts = {split: clean.Account() for split in given}
     lengths, unknown = prepare_text.write_blocks(partial, config, given, accounts, tokenizer, processes)
     sizes = lengths["train_target"]
@@ -202,34 +202,6 @@ def _empty(split: str, account: clean.Account) -> DataError:
         f"config.data.{split}: no pair of the {split} split is left of {account.read} ({reasons}{'; see ' + first if first else ''}); "
         "check the files, their languages and data.max_source_length, max_target_length and max_length_ratio"
     )
-
-
-def _tokenizer(path: pathlib.Path, count: int, config: Config, log: Log) -> text.Tokenizer:
-    """The given tokenizer, or one trained on both sides of evenly spread training pairs."""
-    lines: list[str] = []
-    if not _given_tokenizer(config):
-        wanted = min(count, max(1, config.text.train_lines // 2))
-        chosen = {i * count // wanted for i in range(wanted)} if wanted < count else None
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for i, (_, *sides) in enumerate(clean.read_clean(file)):
-                if chosen is None or i in chosen:
-                    lines += sides
-    return _trained(lines, config, log)
-
-
-def _given_tokenizer(config: Config) -> str:
-    """Where a tokenizer is to be taken from; empty: one is to be trained."""
-    return config.text.model or config.init_from
-
-
-def _trained(lines: list[str], config: Config, log: Log) -> text.Tokenizer:
-    """The given tokenizer, a file's or a checkpoint's, or one trained on these lines."""
-    if given := _given_tokenizer(config):
-        if not config.text.model or checkpoint.is_checkpoint(given):
-            return text.load(checkpoint.tokenizer(given))
-        return text.read(given)
-    log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
-    return text.train(lines, config.text)
 
 
 def _encode(

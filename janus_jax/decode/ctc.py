@@ -20,7 +20,6 @@ from janus_jax.decode.prefix_beam import Emissions, collapse, prefix_beam_search
 from janus_jax.decode.request import Found, Request
 from janus_jax.decode.vocab import argmax, by_chunks, forbid
 from janus_jax.model import Janus
-from janus_jax.model.streams import ctc_slots
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
@@ -44,7 +43,7 @@ def check_model(net: Janus, longest: int, key: str = "mode") -> None:
             f"config.decode.{key}: this model has no CTC rows (model.ctc_ratio 0); decode with mode ar or nar, or train "
             "objective janus_ctc or ctc"
         )
-    if (rows := ctc_slots(longest, net.config)) > net.config.max_positions:
+    if (rows := net.config.ctc_slots(longest)) > net.config.max_positions:
         raise ConfigError(
             f"config.model.max_positions: {net.config.max_positions} positions do not hold the {rows} CTC rows of a source of "
             f"{longest} tokens; cut it, or lower max_source_length"
@@ -53,7 +52,7 @@ def check_model(net: Janus, longest: int, key: str = "mode") -> None:
 
 def hypothesis_limit(net: Janus, source_length: int, max_target_length: int) -> int:
     """L: a token a row at most, and eos."""
-    return min(ctc_slots(source_length, net.config) + 1, max_target_length - 1)
+    return min(net.config.ctc_slots(source_length) + 1, max_target_length - 1)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))

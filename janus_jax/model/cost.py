@@ -11,7 +11,6 @@ import jax
 
 from janus_jax.config import Config, ModelConfig, objective_terms
 from janus_jax.model.janus import padded_vocab
-from janus_jax.model.streams import ctc_slots
 
 TRAINING = 3  # forward once, backward twice
 
@@ -39,7 +38,7 @@ def step_flops(config: Config, sentences: int, source: int, target: int, masked:
     query_ar = slots if ar and m.ar_stream == "query" else 0
     nar_rows, true_rows = (target if nar else 0), (masked if aux else 0)
     content, rows = content_ar + nar_rows + true_rows, content_ar + query_ar + nar_rows + 2 * true_rows
-    ctc = ctc_slots(source, m) if terms & {"ctc", "kl_ar_ctc"} else 0
+    ctc = m.ctc_slots(source) if terms & {"ctc", "kl_ar_ctc"} else 0
     content, rows = content + ctc, rows + ctc
     read = content_ar + (masked if nar else 0) + true_rows + ctc
     per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward

@@ -37,52 +37,29 @@ class _Network(nn.Module):
         states = self.encoder(self.embed_tokens(source), mask)
         return Encoded(states, mask, self.decoder.length_logits(states, mask))
 
-    def joint(
-        self,
-        encoded: Encoded,
-        batch: Batch,
-        streams: tuple[str, ...],
-        encoded_nar: Encoded | None,
-        glanced: jax.Array | None,
-    ) -> Streams:
-        return self.decoder.joint(self.embed_tokens, encoded, batch, streams, encoded_nar, glanced)
-
-    def ctc_rows(
-        self, tokens: jax.Array, encoded: Encoded, glanced: jax.Array | None, source: Source | None
-    ) -> tuple[jax.Array, jax.Array]:
-        return self.decoder.ctc_rows(self.embed_tokens, tokens, encoded, glanced, source)
-
     def project(self, rows: jax.Array) -> jax.Array:
         return project(rows, self.embed_tokens.embedding, self.config, self.dtype)
+
+    def decode(self, method: str, *args: Any) -> Any:
+        """A pass of the decoder, which needs the token table too."""
+        return getattr(self.decoder, method)(self.embed_tokens, *args)
 
     def project_source(self, encoded: Encoded) -> Source:
         return self.decoder.project_source(encoded)
 
-    def nar_rows(
-        self, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None = None, source: Source | None = None
-    ) -> jax.Array:
-        return self.decoder.nar_rows(self.embed_tokens, encoded, tokens, slots, source)
-
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         return self.decoder.init_cache(encoded, rows_per_sentence, max_length, source)
-
-    def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        return self.decoder.ar_step(self.embed_tokens, tokens, cache)
-
-    def init_gaps(
-        self, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None
-    ) -> tuple[jax.Array, GapCache]:
-        return self.decoder.init_gaps(self.embed_tokens, encoded, tokens, most, source)
-
-    def aux_step(self, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
-        return self.decoder.aux_step(self.embed_tokens, tokens, cache)
 
     def everything(self, source: jax.Array) -> jax.Array:
         """Touches every parameter, for `init`."""
         encoded = self.encode(source)
         # AR rows too: NAR rows may leave the embedding layer norm out.
-        ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
-        return self.project(self.nar_rows(encoded, source)).sum() + ar.sum() + encoded.length_logits.sum()
+        ar, _ = self.decode("ar_step", source, self.init_cache(encoded, 1, source.shape[1], None))
+        return (
+            self.project(self.decode("nar_rows", encoded, source, None, None)).sum()
+            + ar.sum()
+            + encoded.length_logits.sum()
+        )
 
 
 def outputs(config: ModelConfig) -> int:
@@ -187,7 +164,7 @@ class Janus:
             raise ValueError("this model has no CTC rows; set model.ctc_ratio, for example to 2.0")
         if not streams or ("aux" in streams and "nar" not in streams):
             raise ValueError(f"streams {streams}: ask for at least one, and for nar with aux, whose rows see nar's")
-        return self._apply(params, rng, "joint", encoded, batch, streams, encoded_nar, glanced)
+        return self._apply(params, rng, "decode", "joint", encoded, batch, streams, encoded_nar, glanced)
 
     def project(self, params: Params, rows: jax.Array, blank: bool = False) -> jax.Array:
         """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9, but for the blank's with `blank`."""
@@ -218,7 +195,7 @@ class Janus:
           projected: `project_source(encoded)`, where it is at hand.
           rng: dropout is on when given.
         """
-        return self._apply(params, rng, "ctc_rows", source, encoded, glanced, projected)
+        return self._apply(params, rng, "decode", "ctc_rows", source, encoded, glanced, projected)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
         """The encoder states as each decoder layer reads them; many passes may share them."""
@@ -240,7 +217,7 @@ class Janus:
           slots: [N, M] which rows are wanted, [N, M, D] then; by default all.
           source: `project_source(encoded)`, where several passes share it.
         """
-        return self._apply(params, None, "nar_rows", encoded, tokens, slots, source)
+        return self._apply(params, None, "decode", "nar_rows", encoded, tokens, slots, source)
 
     def init_cache(
         self,
@@ -263,7 +240,7 @@ class Janus:
         `encoded` is already in the cache, projected; it is an argument so that every decoder pass has one form.
         """
         del encoded
-        return self._apply(params, None, "ar_step", tokens, cache)
+        return self._apply(params, None, "decode", "ar_step", tokens, cache)
 
     def init_gaps(
         self, params: Params, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None = None
@@ -279,14 +256,14 @@ class Janus:
         Returns:
           [B, M, D] the NAR rows of the masks (what `nar_rows` gives there), and the cache for `aux_step`.
         """
-        return self._apply(params, None, "init_gaps", encoded, tokens, most, source)
+        return self._apply(params, None, "decode", "init_gaps", encoded, tokens, most, source)
 
     def aux_step(self, params: Params, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
         """AUX rows [B, k, D] that predict the gap tokens behind new ones [B, k], and the longer cache.
 
         The very first token fed is seen by no row and may be any (bos, say): the row beside it asks for the first gap.
         """
-        return self._apply(params, None, "aux_step", tokens, cache)
+        return self._apply(params, None, "decode", "aux_step", tokens, cache)
 
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
         """Row i of the result continues row rows[i]; rows [N] int32 must stay within their sentence."""

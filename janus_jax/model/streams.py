@@ -9,7 +9,6 @@ Legend: B sentences, S source length, T target length, U AR slots (T-1, or T wit
 R CTC rows, r rank.
 """
 
-import math
 from dataclasses import dataclass, field
 
 import jax
@@ -138,26 +137,20 @@ class Sight:
     mask: jax.Array
 
 
-def ctc_slots(source_length: int, config: ModelConfig) -> int:
-    """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
-    # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
-    return math.ceil(round(config.ctc_ratio * source_length, 6))
-
-
 def ctc_counts(source: jax.Array, config: ModelConfig) -> jax.Array:
     """The number of each sentence's own CTC rows; source [..., S] True at real tokens -> [...] int32."""
-    table = jnp.array([ctc_slots(length, config) for length in range(source.shape[-1] + 1)], jnp.int32)
+    table = jnp.array([config.ctc_slots(length) for length in range(source.shape[-1] + 1)], jnp.int32)
     return table[source.sum(axis=-1)]
 
 
 def ctc_real(source: jax.Array, config: ModelConfig) -> jax.Array:
     """[..., R] True at a sentence's own CTC rows, which come first; source [..., S] True at real tokens."""
-    return jnp.arange(ctc_slots(source.shape[-1], config)) < ctc_counts(source, config)[..., None]
+    return jnp.arange(config.ctc_slots(source.shape[-1])) < ctc_counts(source, config)[..., None]
 
 
 def ctc_origins(source: jax.Array, config: ModelConfig) -> jax.Array:
     """The source token [B, R] that each CTC row copies where it reads the source: they are spread evenly."""
-    row = jnp.arange(ctc_slots(source.shape[1], config))
+    row = jnp.arange(config.ctc_slots(source.shape[1]))
     length, count = source.sum(axis=1, keepdims=True), ctc_counts(source, config)[:, None]
     nth = jnp.minimum(row * length // jnp.maximum(count, 1), jnp.maximum(length - 1, 0))
     return jnp.argmax(source, axis=1)[:, None] + nth  # padding may be on the left

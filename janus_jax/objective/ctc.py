@@ -39,7 +39,7 @@ class Labels:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Emissions:
-    """Log-probabilities over vocabulary and blank that a likelihood reads."""
+    """What a sentence's alignments read of its rows: log-probabilities over vocabulary and blank."""
 
     labels: jax.Array  # [B, R, N] of each target token at each row
     blank: jax.Array  # [B, R]
@@ -65,19 +65,24 @@ def emissions(
     hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
 ) -> Emissions:
     """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
-    # The few rows that are looked up come whole to each device, and stay with their sentences.
-    rows, vectors = constrain(hidden.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
-    # Products with the target's own vectors, instead of columns picked from logits: the gradient of a pick is a scatter.
-    own = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
-    scores = constrain(jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32), BATCH)
-    blank = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
-    blank = constrain(blank, BATCH)
 
     def normaliser(part: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
 
+    raw = scores(hidden, table, labels, model, dtype)
     total = _by_rows(normaliser, hidden, objective.projection_rows)
-    return Emissions(scores - total[:, :, None], blank - total)
+    return Emissions(raw.labels - total[:, :, None], raw.blank - total)
+
+
+def scores(hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, dtype: Any) -> Emissions:
+    """Emissions before they are normalised: each row's differ by a constant, which changes no choice between alignments."""
+    # The few rows that are looked up come whole to each device, and stay with their sentences.
+    rows, vectors = constrain(hidden.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
+    # Products with the target's own vectors, instead of columns picked from logits: the gradient of a pick is a scatter.
+    own = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
+    of_labels = jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32)
+    of_blank = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
+    return Emissions(constrain(of_labels, BATCH), constrain(of_blank, BATCH))
 
 
 def _by_rows(of: Callable[[jax.Array], jax.Array], hidden: jax.Array, at_once: int) -> jax.Array:

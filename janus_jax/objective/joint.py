@@ -18,7 +18,7 @@ from janus_jax.model import Janus
 from janus_jax.objective import ctc
 from janus_jax.objective.terms import length_nll
 from janus_jax.objective.vocabulary import TERM_STREAMS, Scalars, VocabularyLoss
-from janus_jax.types import Batch, Encoded, Params
+from janus_jax.types import Batch, Encoded, Params, Streams
 
 
 def streams_of(terms: Any) -> tuple[str, ...]:
@@ -117,22 +117,29 @@ def loss(
     vocabulary = VocabularyLoss(net.config, objective, net.dtype, terms, net.specials.pad)
     of_ctc, own, told = None, {}, {}
     if hidden.ctc is not None:
-        labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
-        found = ctc.emissions(hidden.ctc, table, labels, net.config, objective, net.dtype)
-        nll = ctc.negative_log_likelihood(found, labels).sum()
-        told = {"nll/ctc": nll / divisors["rows/ctc"]}
-        told["ctc/unfit"] = (labels.real.any(axis=1) & ~labels.fits).sum() / divisors["rows/length"]
-        if "ctc" in terms:
-            own["ctc"] = nll / divisors["ctc"]
-        if "kl_ar_ctc" in terms:
-            slots = hidden.ar.shape[1]
-            of_ctc = _partners(net, objective, hidden.ctc, jax.lax.stop_gradient(found), labels, slots)
+        own, told, of_ctc = _ctc_terms(net, objective, terms, hidden, table, batch, divisors)
     total, metrics = vocabulary(hidden, table, batch, weights, divisors, of_ctc)
     if "length" in terms:
         real = batch.target != net.specials.pad
         own["length"] = (length_nll(other.length_logits, real.sum(1)) * real[:, 0]).sum() / divisors["length"]
     total += sum((weights[name] * value for name, value in own.items()), jnp.float32(0.0))
     return total, metrics | told | {f"loss/{name}": value for name, value in own.items()}
+
+
+def _ctc_terms(
+    net: Janus, objective: ObjectiveConfig, terms: tuple[str, ...], hidden: Streams, table: jax.Array, batch: Batch, divisors: Scalars
+) -> tuple[Scalars, Scalars, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
+    """The terms that are sums over sentences, metrics, and where AR is to be matched the `_partners` of its rows."""
+    labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
+    found = ctc.emissions(hidden.ctc, table, labels, net.config, objective, net.dtype)
+    nll = ctc.negative_log_likelihood(found, labels).sum()
+    unfit = (labels.real.any(axis=1) & ~labels.fits).sum()
+    told = {"nll/ctc": nll / divisors["rows/ctc"], "ctc/unfit": unfit / divisors["rows/length"]}
+    own = {"ctc": nll / divisors["ctc"]} if "ctc" in terms else {}
+    if "kl_ar_ctc" not in terms:
+        return own, told, None
+    slots = hidden.ar.shape[1]
+    return own, told, _partners(net, objective, hidden.ctc, jax.lax.stop_gradient(found), labels, slots)
 
 
 def _partners(
@@ -160,6 +167,5 @@ def _glanced(
     rows, _ = net.ctc_rows(params, batch.source, encoded, rng=dropout)
     labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
     table = params["embed_tokens"]["embedding"]
-    found = ctc.emissions(rows, table, labels, net.config, objective, net.dtype)
-    alignment = ctc.best_alignment(found, labels)
+    alignment = ctc.best_alignment(ctc.scores(rows, table, labels, net.config, net.dtype), labels)
     return ctc.glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)

@@ -14,15 +14,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax import config as config_lib
 from janus_jax import parallel, text
-from janus_jax.checkpoint import Checkpoints, step_directories
+from janus_jax.checkpoint import Checkpoints
 from janus_jax.config import Config, ConfigError, objective_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.decode import Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.objective import active_terms
+from janus_jax.train.changes import begun, keep_config
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import Clock, RunLog, Window, last_evaluation, plot_curves
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step, state_from_params
@@ -78,9 +78,9 @@ class _Run:
         parallel.check_rows(self.mesh, config.data.batch_multiple)
         TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
         initial, notes = None, []
-        if self.config.init_from and not _begun(workdir):
+        if self.config.init_from and not begun(workdir):
             initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
-        changed = self._write_config(allow_changes)
+        changed = keep_config(self.config, workdir, allow_changes, write=self.process == 0)
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -242,48 +242,8 @@ class _Run:
             return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial)
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)()
 
-    def _write_config(self, allow_changes: bool) -> list[str]:
-        """Keeps the config beside the run; what differs from the one that it began with, if that is allowed."""
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        path, changed = self.workdir / "config.json", []
-        if _begun(self.workdir) and path.exists():
-            changed = _changed(config_lib.from_json(path.read_text()), self.config)
-            if changed and not allow_changes:
-                raise ConfigError(
-                    f"{self.workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
-                    "another --workdir, or go on all the same with --allow_changes"
-                )
-        if self.process == 0:
-            partial = path.with_suffix(".partial")
-            partial.write_text(config_lib.to_json(self.config) + "\n")
-            partial.replace(path)
-        return changed
-
     def _ask_to_stop(self) -> None:
         self.stop = True
-
-
-def _begun(workdir: Path) -> bool:
-    """Whether the run has saved a checkpoint."""
-    return (workdir / "checkpoints").is_dir() and bool(step_directories(workdir))
-
-
-# Settings that may change between the parts of a run without changing what it computes up to the step where it stands.
-_FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sentences", "train.checkpoint_every"} | {
-    "train.keep_last", "train.keep_best", "train.best_metric", "train.best_mode", "train.max_bad_steps", "data.workers"
-} | {"data.prepared"}  # fmt: skip
-
-
-def _changed(old: Config, new: Config) -> list[str]:
-    # These schedules stretch over the whole run: another length is another learning rate or weight at every step.
-    stretched = new.optimizer.schedule in ("polynomial", "cosine") or new.objective.ar_first
-    free = _FREE - ({"train.steps"} if stretched else set())
-    pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
-    return [
-        f"{name}: {was!r}, now {now!r}"
-        for (name, was), (_, now) in pairs
-        if was != now and name not in free and not name.startswith(("decode.", "parallel."))
-    ]
 
 
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:

@@ -20,6 +20,7 @@ from janus_jax.data import report, store
 from tests.data.conftest import small_config, with_data
 
 SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
+tokenizer_module = importlib.import_module("janus_jax.data.tokenizer")
 prepare_module = importlib.import_module("janus_jax.data.prepare")  # the package exports a function of that name
 QUIET = {"log": lambda _: None}
 CLEAN = [(f"Satz {i} ist hier und bleibt", f"sentence {i} is here to stay") for i in range(80)]
@@ -163,7 +164,7 @@ def test_a_directory_of_something_else_is_never_replaced(tmp_path):
     assert (tmp_path / "prepared/thesis.tex").read_text() == "precious"
 
 
-@pytest.mark.parametrize("stage", ["_tokenizer", "_encode", "_replace"])
+@pytest.mark.parametrize("stage", ["tokenizer_of_pairs", "_encode", "_replace"])
 def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, stage):
     write(tmp_path, CLEAN)
 
@@ -242,8 +243,8 @@ def test_train_lines_are_spread_over_the_split(tmp_path, monkeypatch):
     raw["text"]["train_lines"] = 20
     path = tmp_path / "train.tsv"
     path.write_text("".join(f"{i}\t{s}\t{t}\n" for i, (s, t) in enumerate(CLEAN)))
-    monkeypatch.setattr(prepare_module.text, "train", lambda lines, _: seen.extend(lines))
-    prepare_module._tokenizer(path, len(CLEAN), config_lib.resolve(raw), lambda _: None)
+    monkeypatch.setattr(tokenizer_module.text, "train", lambda lines, _: seen.extend(lines))
+    tokenizer_module.tokenizer_of_pairs(path, len(CLEAN), config_lib.resolve(raw), lambda _: None)
     assert seen[::2] == [CLEAN[i][0] for i in range(0, 80, 8)]
 
 

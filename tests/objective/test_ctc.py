@@ -13,7 +13,7 @@ import tiny
 import torch
 
 from janus_jax.config import ObjectiveConfig
-from janus_jax.model.streams import ctc_origins, ctc_slots
+from janus_jax.model.streams import ctc_origins
 from janus_jax.objective import ctc, denominators, loss
 
 PAD, BLANK = 1, tiny.VOCAB
@@ -252,7 +252,7 @@ def test_joint_rows_are_those_of_the_ctc_pass_alone():
 
 def test_rows_of_a_source():
     net, _ = tiny.model(ctc_ratio=1.1)
-    assert [ctc_slots(length, net.config) for length in (1, 9, 10, 11)] == [2, 10, 11, 13]
+    assert [net.config.ctc_slots(length) for length in (1, 9, 10, 11)] == [2, 10, 11, 13]
     source = jnp.array([[False, True, True, True], [True, True, False, False]])
     net, _ = tiny.model(ctc_ratio=2.0)
     assert ctc_origins(source, net.config).tolist() == [[1, 1, 2, 2, 3, 3, 3, 3], [0, 0, 1, 1, 1, 1, 1, 1]]

@@ -592,13 +592,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         bias = bias_of(real[:, None], states.dtype).repeat_interleave(length_beam, 0)
         search = _MaskPredict(self, sources, bias, passes, mask_schedule, early_stop)
         tokens, scores = search.run(tried.flatten())
-        tokens, scores, empty = end_at_eos(tokens, scores, c)
-        logp = F.log_softmax(length_logits, dim=-1).gather(1, tried)
-        scores = scores.view(tried.shape) + logp / (tried - 2).clamp(min=1)
-        ranked = scores.masked_fill(empty.view(tried.shape), -math.inf)
-        best = first_of_best(ranked)
-        row = torch.arange(len(best), device=best.device)
-        tokens, scores = tokens.view(*tried.shape, -1)[row, best], scores[row, best]
+        tokens, scores = best_candidates(tokens, scores, tried, length_logits, c)
         if merge_repeats:
             tokens = without_repeats(tokens, c.pad_token_id)
         tokens = tokens[:, : int((tokens != c.pad_token_id).sum(1).max())]
@@ -853,6 +847,21 @@ def end_at_eos(tokens: Tensor, scores: Tensor, config: JanusConfig) -> tuple[Ten
     return tokens.masked_fill(slot > first, config.pad_token_id), mean, first[:, 0] + 1 <= SHORTEST
 
 
+def best_candidates(
+    tokens: Tensor, scores: Tensor, tried: Tensor, length_logits: Tensor, config: JanusConfig
+) -> tuple[Tensor, Tensor]:
+    """Of filled targets [B * K, T] of the lengths tried [B, K] each sentence's best [B, T], and its score [B].
+
+    A score is the mean log-probability of what was filled and is left, that of the length included, a token's worth each.
+    """
+    tokens, scores, empty = end_at_eos(tokens, scores, config)
+    logp = F.log_softmax(length_logits, dim=-1).gather(1, tried)
+    scores = scores.view(tried.shape) + logp / (tried - 2).clamp(min=1)
+    best = first_of_best(scores.masked_fill(empty.view(tried.shape), -math.inf))
+    row = torch.arange(len(best), device=best.device)
+    return tokens.view(*tried.shape, -1)[row, best], scores[row, best]
+
+
 def without_repeats(tokens: Tensor, pad: int) -> Tensor:
     """Targets [B, T] without the tokens that stand right after themselves, padded."""
     kept = [[t for i, t in enumerate(row) if t != pad and (not i or t != row[i - 1])] for row in tokens.tolist()]
@@ -948,15 +957,21 @@ def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Ten
         blank = blank.gather(1, origin).masked_fill(grows, none)
         label = torch.where(grows, scores, label.gather(1, origin))
 
-        # Prefix i can begin j only if i's origin began j's: else i would be j grown anew, and such growth is merged.
-        began = begins.gather(1, origin[:, :, None].expand_as(begins)).gather(2, origin[:, None].expand_as(begins))
-        place = (lengths - 1).clamp(min=0)[:, None].expand_as(begins)
-        agrees = (lengths == 0)[:, :, None] | (tokens.gather(2, place).transpose(1, 2) == last[:, :, None])
-        exists = scores > none
-        shorter = lengths[:, :, None] <= lengths[:, None]
-        begins = began & agrees & shorter & exists[:, :, None] & exists[:, None]
+        begins = _begins(begins, origin, tokens, lengths, last, scores > none)
     scores = torch.logaddexp(blank, label)
     return tokens, lengths.masked_fill(scores == none, 0), scores
+
+
+def _begins(before: Tensor, origin: Tensor, tokens: Tensor, lengths: Tensor, last: Tensor, exists: Tensor) -> Tensor:
+    """Which prefixes begin which [B, K, K], from the same of their origins [B, K] a row ago.
+
+    Prefix i can begin j only if i's origin began j's: else i would be j grown anew, and such growth is merged.
+    """
+    began = before.gather(1, origin[:, :, None].expand_as(before)).gather(2, origin[:, None].expand_as(before))
+    place = (lengths - 1).clamp(min=0)[:, None].expand_as(before)
+    agrees = (lengths == 0)[:, :, None] | (tokens.gather(2, place).transpose(1, 2) == last[:, :, None])
+    shorter = lengths[:, :, None] <= lengths[:, None]
+    return began & agrees & shorter & exists[:, :, None] & exists[:, None]
 
 
 def framed(tokens: Tensor, lengths: Tensor, config: JanusConfig) -> Tensor:

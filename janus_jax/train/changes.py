@@ -1,0 +1,60 @@
+"""The settings that a run began with, and what may differ when it goes on."""
+
+from pathlib import Path
+
+from janus_jax import config as config_lib
+from janus_jax.checkpoint import step_directories
+from janus_jax.config import Config, ConfigError
+
+# Settings that may change between the parts of a run without changing what it computes up to the step where it stands.
+_FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sentences", "train.checkpoint_every"} | {
+    "train.keep_last", "train.keep_best", "train.best_metric", "train.best_mode", "train.max_bad_steps", "data.workers"
+} | {"data.prepared"}  # fmt: skip
+
+
+def begun(workdir: Path) -> bool:
+    """Whether the run has saved a checkpoint."""
+    return (workdir / "checkpoints").is_dir() and bool(step_directories(workdir))
+
+
+def keep_config(config: Config, workdir: Path, allow_changes: bool, write: bool) -> list[str]:
+    """Keeps the config beside the run.
+
+    Args:
+      config: of this part of the run.
+      workdir: made if it is absent.
+      allow_changes: whether settings that change what is computed may differ.
+      write: False on the processes that write nothing.
+
+    Returns:
+      What differs from the config that the run began with.
+
+    Raises:
+      ConfigError: something differs, and may not.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    path, changed = workdir / "config.json", []
+    if begun(workdir) and path.exists():
+        changed = _changed(config_lib.from_json(path.read_text()), config)
+        if changed and not allow_changes:
+            raise ConfigError(
+                f"{workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
+                "another --workdir, or go on all the same with --allow_changes"
+            )
+    if write:
+        partial = path.with_suffix(".partial")
+        partial.write_text(config_lib.to_json(config) + "\n")
+        partial.replace(path)
+    return changed
+
+
+def _changed(old: Config, new: Config) -> list[str]:
+    # These schedules stretch over the whole run: another length is another learning rate or weight at every step.
+    stretched = new.optimizer.schedule in ("polynomial", "cosine") or new.objective.ar_first
+    free = _FREE - ({"train.steps"} if stretched else set())
+    pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
+    return [
+        f"{name}: {was!r}, now {now!r}"
+        for (name, was), (_, now) in pairs
+        if was != now and name not in free and not name.startswith(("decode.", "parallel."))
+    ]
