@@ -5,6 +5,7 @@ the first rule whose pattern matches the parameter's path.
 """
 
 import ctypes
+import math
 import mmap
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.config import ConfigError, ParallelConfig
+from janus_jax.processes import Processes, connect
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
@@ -33,15 +35,17 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def start(cache_dir: str | os.PathLike[str] | None = None) -> None:
-    """Prepares JAX for a door: several processes if their launcher is detected, and the compile cache on disk.
+def start(cache_dir: str | os.PathLike[str] | None = None, run: Processes | None = None) -> None:
+    """Prepares JAX for a door: the other processes of the run, if there are any, and the compile cache on disk.
 
     The cache directory is `cache_dir`, else $JANUS_JAX_CACHE, else ~/.cache/janus_jax; an empty $JANUS_JAX_CACHE
     turns it off. Safe to call twice.
+
+    Raises:
+      ConfigError: see `processes.connect`, which `run` goes to.
     """
     _keep_freed_memory()
-    if not jax.distributed.is_initialized() and any(name in os.environ for name in _LAUNCHERS):
-        jax.distributed.initialize()
+    connect(run)
     where = cache_dir if cache_dir is not None else os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
     if str(where):
         jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() / "xla"))
@@ -79,12 +83,6 @@ def _keep_freed_memory() -> None:
 
 
 _memory_is_kept = False
-_LAUNCHERS = (
-    "JAX_COORDINATOR_ADDRESS",
-    "SLURM_STEP_NUM_TASKS",
-    "OMPI_COMM_WORLD_SIZE",
-    "MEGASCALE_COORDINATOR_ADDRESS",
-)
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -150,6 +148,11 @@ def _fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> Partiti
         for i, axis in enumerate(tuple(spec)[: len(shape)])
     ]
     return PartitionSpec(*axes)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree of sharded arrays, or of ShapeDtypeStructs with shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:

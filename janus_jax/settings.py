@@ -192,6 +192,8 @@ class TrainConfig:
     best_metric: str = "valid/loss"
     best_mode: Literal["min", "max"] = "min"
     max_bad_steps: int = 0  # non-finite steps tolerated (skipped) before the run stops
+    spike: float = 8.0  # standard deviations above the mean of the steps before at which a loss is reported; 0: never
+    deterministic: bool = False  # GPU: only operations whose results don't vary from run to run; slower
 
 
 @dataclass(frozen=True)

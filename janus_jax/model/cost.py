@@ -4,7 +4,7 @@ Legend: B sentences, S source length, T target length, U AR slots, M masked toke
 width, V' padded vocabulary, rows = decoder rows of a sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import jax
@@ -20,16 +20,19 @@ def parameter_count(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def step_flops(config: Config, sentences: int, source: int, target: int, masked: int) -> float:
+def step_flops(
+    config: Config, sentences: int, source: int, target: int, masked: int, terms: Collection[str] | None = None
+) -> float:
     """Operations of a training step's matrix products, padding included, attention products too.
 
     Args:
       config: model (with its vocabulary size) and objective.
       sentences, source, target, masked: B, S, T, M of the batch.
+      terms: of the loss, which the step computes; None: all of the objective.
     """
     m = config.model
     d, f = m.d_model, m.ffn_dim
-    terms = set(objective_terms(config.objective))
+    terms = set(objective_terms(config.objective) if terms is None else terms)
     ar = bool(terms & {"ar", "kl_ar_nar", "kl_ar_aux", "kl_ar_ctc"})
     aux = bool(terms & {"aux", "kl_nar_aux", "kl_ar_aux"})
     nar = aux or bool(terms & {"nar", "kl_ar_nar"})

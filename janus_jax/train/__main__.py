@@ -1,19 +1,25 @@
 """Trains a model: `python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen`.
 
 Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. The same command continues a run that stopped.
-Exit status 3: loss or gradient was not finite (see train.max_bad_steps).
+SIGTERM, to any process of the run, saves and ends it. Exit status 3: loss or gradient was not finite (see train.max_bad_steps);
+4: another process of the run is gone.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 
+import jax
 from absl import flags
 
 from janus_jax import door, parallel
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data import DataError
-from janus_jax.train.loop import NonFiniteLossError, train
+from janus_jax.processes import Processes
+from janus_jax.train.dry_run import dry_run
+from janus_jax.train.loop import LostProcessError, NonFiniteLossError, train_or_stop
+from janus_jax.train.profile import profiled_steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,18 +30,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
+    flags.DEFINE_string("profile", "", "FIRST:LAST step to trace, into the run's directory.", flag_values=values)
+    flags.DEFINE_integer("status_when_stopped", 0, "Exit status after SIGTERM.", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of a run of several.", flag_values=values)
+    flags.DEFINE_integer("processes", 0, "How many processes the run has.", flag_values=values)
+    flags.DEFINE_integer("process", -1, "Which of them this one is, from 0.", flag_values=values)
     flags.DEFINE_bool("allow_changes", False, "Continue a run although its settings differ.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Only tell what training would take; write nothing.", flag_values=values)
 
 
 def _train(config: Config, values: flags.FlagValues) -> int:
-    parallel.start()
+    profile = profiled_steps(values.profile)
+    parallel.start(run=Processes(values.coordinator, values.processes, values.process))
+    if values.dry_run:
+        dry_run(config)
+        return 0
     try:
-        final = train(config, values.workdir, allow_changes=values.allow_changes)
+        final, stopped = train_or_stop(config, values.workdir, allow_changes=values.allow_changes, profile=profile)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
-    print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
-    return 0
+    except LostProcessError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(4)  # JAX would wait at exit for processes that never come
+    if jax.process_index() == 0:
+        print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
+    return values.status_when_stopped if stopped else 0
 
 
 if __name__ == "__main__":

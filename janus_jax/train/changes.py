@@ -1,5 +1,11 @@
-"""The settings that a run began with, and what may differ when it goes on."""
+"""The directory of a run: who may write it, the settings that it began with, and what may differ when it goes on."""
 
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from janus_jax import config as config_lib
@@ -8,7 +14,7 @@ from janus_jax.config import Config, ConfigError
 
 # Settings that may change between the parts of a run without changing what it computes up to the step where it stands.
 _FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sentences", "train.checkpoint_every"} | {
-    "train.keep_last", "train.keep_best", "train.best_metric", "train.best_mode", "train.max_bad_steps", "data.workers"
+    "train.keep_last", "train.keep_best", "train.best_metric", "train.best_mode", "train.max_bad_steps", "train.spike", "data.workers"
 } | {"data.prepared"}  # fmt: skip
 
 
@@ -17,12 +23,52 @@ def begun(workdir: Path) -> bool:
     return (workdir / "checkpoints").is_dir() and bool(step_directories(workdir))
 
 
+@contextlib.contextmanager
+def held(workdir: Path, write: bool = True) -> Iterator[None]:
+    """The directory of a run, made if it is absent, and held against other runs as long as this lasts.
+
+    The lock goes with the process, however that ends. Where the file system knows none, nothing is held.
+
+    Args:
+      workdir: of the run.
+      write: False on the processes that write nothing, which hold nothing.
+
+    Raises:
+      ConfigError: another process holds it, or nothing can be written there.
+    """
+    if not write:
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise ConfigError(
+            f"{workdir}: cannot be written ({error.strerror}); give write permission or name another --workdir"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"{workdir}: is in use by another run ({file.read().strip() or 'which just started'}); wait for it, stop it, or name "
+                "another --workdir"
+            ) from None
+        except OSError:  # no locks on this file system
+            pass
+        file.truncate(0)
+        file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+        file.flush()
+        yield
+
+
 def keep_config(config: Config, workdir: Path, allow_changes: bool, write: bool) -> list[str]:
     """Keeps the config beside the run.
 
     Args:
       config: of this part of the run.
-      workdir: made if it is absent.
+      workdir: there already.
       allow_changes: whether settings that change what is computed may differ.
       write: False on the processes that write nothing.
 
@@ -32,7 +78,6 @@ def keep_config(config: Config, workdir: Path, allow_changes: bool, write: bool)
     Raises:
       ConfigError: something differs, and may not.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     path, changed = workdir / "config.json", []
     if begun(workdir) and path.exists():
         changed = _changed(config_lib.from_json(path.read_text()), config)

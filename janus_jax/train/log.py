@@ -1,11 +1,8 @@
 """What a run shows: a bar or lines, metrics.jsonl, TensorBoard, a plot of the loss curves."""
 
-import contextlib
 import json
 import os
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +33,14 @@ class RunLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
-    def advance(self, steps: int = 1) -> None:
-        """Moves the bar."""
+    def advance(self, figures: dict[str, float]) -> None:
+        """Moves the bar by a step; it shows these figures of `Meter.figures`, if any, until it gets others."""
         if self._bar:
-            self._bar.update(steps)
+            if figures:
+                names = {"tokens/s": "tokens_per_second", "MFU": "flops_utilisation", "goodput": "goodput"}
+                shown = {short: figures.get(f"time/{name}", 0.0) for short, name in names.items()}
+                self._bar.set_postfix({short: f"{value:.3g}" for short, value in shown.items()}, refresh=False)
+            self._bar.update()
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
         """One record of scalars."""
@@ -73,10 +74,13 @@ class Window:
     says little.
 
     Args:
-      steps, sums: what `stored` gave, to go on within an interval.
+      steps, sums, skipped: what `stored` gave, to go on within an interval.
     """
 
-    def __init__(self, steps: dict[str, int] | int | None = None, sums: dict[str, float] | None = None):
+    def __init__(
+        self, steps: dict[str, int] | int | None = None, sums: dict[str, float] | None = None, skipped: int = 0
+    ):
+        self.skipped = skipped  # steps of the whole run that were not finite
         # Counted by name: a term without weight is not computed.
         # (Older checkpoints hold one number for all.)
         self._sums = dict(sums or {})
@@ -97,42 +101,7 @@ class Window:
 
     def stored(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that the interval is whole after a resume."""
-        return {"steps": dict(self._steps), "sums": dict(self._sums)}
-
-
-class Clock:
-    """Rates of steps, tokens and waiting for data since the last record."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start = time.perf_counter()
-        self._waited = self._tokens = 0.0
-        self._steps = 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """What runs inside counts as waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-
-    def count(self, tokens: float) -> None:
-        """A step of so many target tokens is done."""
-        self._tokens += tokens
-        self._steps += 1
-
-    def figures(self) -> dict[str, float]:
-        """Seconds a step, target tokens a second, share of the time spent waiting for data; starts anew."""
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        found = {
-            "time/seconds_per_step": seconds / max(self._steps, 1),
-            "time/tokens_per_second": self._tokens / seconds,
-            "time/data_wait": self._waited / seconds,
-        }
-        self._restart()
-        return found
+        return {"steps": dict(self._steps), "sums": dict(self._sums), "skipped": self.skipped}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -192,4 +161,4 @@ def _truncate(path: Path, step: int) -> None:
 
 
 def _shown(name: str) -> bool:
-    return name.startswith(("loss/total", "nll/", "valid/", "time/tokens", "learning_rate"))
+    return name.startswith(("loss/total", "nll/", "valid/", "time/tokens", "time/flops", "learning_rate", "skipped"))

@@ -6,7 +6,9 @@ Legend: A micro-batches of a step, B sentences.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from janus_jax import parallel, text
+from janus_jax import parallel, processes, text
 from janus_jax.checkpoint import Checkpoints
-from janus_jax.config import Config, ConfigError, objective_terms, scheduled
-from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
-from janus_jax.decode import Generator, trained_modes
-from janus_jax.evaluate import score
+from janus_jax.config import Config, ConfigError, scheduled
+from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
+from janus_jax.model.cost import step_flops
 from janus_jax.objective import active_terms
-from janus_jax.train.changes import begun, keep_config
+from janus_jax.train.changes import begun, held, keep_config
+from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
-from janus_jax.train.log import Clock, RunLog, Window, last_evaluation, plot_curves
-from janus_jax.train.step import init_state, jit_eval_step, jit_train_step, state_from_params
+from janus_jax.train.log import RunLog, Window, last_evaluation, plot_curves
+from janus_jax.train.meter import Meter, Spikes, peak_flops
+from janus_jax.train.profile import Profile
+from janus_jax.train.step import init_state, jit_train_step, state_from_params
 from janus_jax.types import TrainState
 
 
@@ -47,9 +51,27 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
 
     Raises:
       ConfigError: the config contradicts the prepared data, the devices, `init_from`, or the run in `workdir`.
+      CheckpointError: a checkpoint cannot be written, or none can be read.
       NonFiniteLossError: see train.max_bad_steps.
+      LostProcessError: another process of the run is gone.
     """
-    return _Run(config, Path(workdir), allow_changes).go()
+    return train_or_stop(config, workdir, allow_changes=allow_changes)[0]
+
+
+def train_or_stop(
+    config: Config, workdir: str | Path, *, allow_changes: bool = False, profile: tuple[int, int] | None = None
+) -> tuple[dict[str, float], bool]:
+    """`train`, which also says whether the run was asked to stop (SIGTERM) before its end.
+
+    Args:
+      config, workdir, allow_changes: see `train`.
+      profile: first and last of the steps that are traced, into workdir/profile.
+    """
+    with processes.together(), contextlib.ExitStack() as stack:
+        stack.enter_context(held(Path(workdir), write=jax.process_index() == 0))
+        lock = stack.pop_all()
+    with lock:
+        return _Run(config, Path(workdir), allow_changes, profile).go()
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -66,21 +88,40 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size))
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the run is gone, or its devices are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A step that was given to the device and whose figures weren't read yet."""
+
+    step: int
+    terms: tuple[str, ...]
+    metrics: Any
+    example_ids: np.ndarray
+    flops: float
+    stop: Any  # whether any process was asked to stop; see processes.anyone
+
+
 class _Run:
-    def __init__(self, config: Config, workdir: Path, allow_changes: bool):
-        self.prepared = Prepared.open(config.data.prepared, config)
-        self.config = resolve_with_data(config, self.prepared)
-        self.workdir = workdir
-        self.tokenizer = text.load(self.prepared.tokenizer_bytes)
-        self.net = Janus(self.config.model, self.tokenizer.specials)
-        self.mesh = parallel.make_mesh(config.parallel)
+    def __init__(self, config: Config, workdir: Path, allow_changes: bool, profile: tuple[int, int] | None):
         self.process, self.processes = jax.process_index(), jax.process_count()
-        parallel.check_rows(self.mesh, config.data.batch_multiple)
-        TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
-        initial, notes = None, []
-        if self.config.init_from and not begun(workdir):
-            initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
-        changed = keep_config(self.config, workdir, allow_changes, write=self.process == 0)
+        self.workdir = workdir
+        with processes.together():
+            self.prepared = Prepared.open(config.data.prepared, config)
+            self.config = resolve_with_data(config, self.prepared)
+            self.tokenizer = text.load(self.prepared.tokenizer_bytes)
+            self.net = Janus(self.config.model, self.tokenizer.specials)
+            self.mesh = parallel.make_mesh(config.parallel)
+            parallel.check_rows(self.mesh, config.data.batch_multiple)
+            TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
+            initial, notes = None, []
+            if self.config.init_from and not begun(workdir):
+                initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
+            changed = keep_config(self.config, workdir, allow_changes, write=self.process == 0)
+        self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
+        self.profile = Profile(workdir / "profile", profile)
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
@@ -88,29 +129,44 @@ class _Run:
             self.step_fn = functools.cache(
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
-            self.eval_fn = jit_eval_step(self.net, self.config, self.mesh)
+            self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
-            self.state = self._first_state(shardings, initial)
-        self.window = Window(**self.checkpoints.window)
-        self.bad_steps = 0
-        self.stop = False
+            self.state, window = self._first_state(shardings, initial)
+        self.window = Window(**window)
+        self.spikes = Spikes(config.train.spike)
+        self.anyone = processes.anyone(self.mesh)
+        self.stop = False  # asked of this process
+        self.stopping = False  # agreed on by all
         self.last_evaluation: dict[str, float] = {}
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
+        for note in self.checkpoints.notes:
+            self.log.message(note)
         if changed:
             self.log.message(f"continues with other settings: {'; '.join(changed)}")
         if initial is not None:
             self.log.message(f"starts from {self.config.init_from}{''.join(f'; {note}' for note in notes)}")
 
-    def go(self) -> dict[str, float]:
+    def go(self) -> tuple[dict[str, float], bool]:
+        """The last evaluation, and whether the run was stopped before its end."""
         try:
             with _on_sigterm(self._ask_to_stop), jax.set_mesh(self.mesh):
                 self._steps()
+                self.checkpoints.wait()
+        except jax.errors.JaxRuntimeError as error:
+            if self.processes == 1:
+                raise
+            raise LostProcessError(
+                f"the processes of this run lost each other ({str(error).splitlines()[0][:200]}). Newest checkpoint: step "
+                f"{self.checkpoints.latest}. Start all of them again: the same command continues from it"
+            ) from error
         finally:
-            # Whatever happened, what is being written gets complete.
-            self.checkpoints.close()
+            self.profile.close()
+            self.meter.close()
             self.log.close()
+            if not isinstance(sys.exception(), LostProcessError):
+                self.checkpoints.close()  # whatever happened, what is being written gets complete
         self._plot()
-        return self.last_evaluation or last_evaluation(self.workdir)
+        return self.last_evaluation or last_evaluation(self.workdir), self.stopping
 
     def _plot(self) -> None:
         if self.process == 0:
@@ -119,31 +175,40 @@ class _Run:
     def _steps(self) -> None:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, self.process, self.processes)
-        pending: tuple[int, Any, np.ndarray] | None = None
-        clock = Clock()
+        pending: _Pending | None = None
+        self.meter.restart()
         for step in range(start + 1, settings.steps + 1):
-            with clock.waiting():
+            with self.meter.waiting():
                 batch = next(batches)
-            step_fn = self.step_fn(active_terms(objective, step - 1))
-            self.state, metrics = step_fn(self.state, parallel.put_batch(self.mesh, batch, leading=1))
-            # Metrics are read a step late, so that the device never waits for the host.
-            self._read(pending, clock)
-            pending = (step, metrics, batch.example_id)
-            # Read once a step: a request that comes during the pause below is met after the next step.
-            stopping = self.stop
-            last = step == settings.steps or stopping
+            terms = active_terms(objective, step - 1)
+            self.profile.before(step)
+            self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
+            given = _Pending(step, terms, metrics, batch.example_id, self._flops(batch, terms), self.anyone(self.stop))
+            # Figures are read a step late, so that the device never waits for the host.
+            self._read(pending)
+            pending = given
+            last = step == settings.steps or self.stopping
             evaluates = step % settings.eval_every == 0 or step == settings.steps
-            if evaluates or last or step % settings.checkpoint_every == 0:
-                self._read(pending, clock)
+            pauses = evaluates or last or step % settings.checkpoint_every == 0
+            if pauses or self.profile.after(step):
+                self._read(pending)
                 pending = None
+            if self.profile.after(step):
+                self.profile.close()
+            if pauses:
                 self._pause(step, evaluates, last)
-                clock = Clock()
-            if stopping:
+            if last and step < settings.steps:
                 self.log.message(f"stopped on request after step {step}; the same command continues from here")
                 return
 
+    def _flops(self, batch: Any, terms: tuple[str, ...]) -> float:
+        micro, rows, source = batch.source.shape
+        sizes = (micro * rows * self.processes, source, batch.target.shape[-1], batch.masked.shape[-1])
+        return step_flops(self.config, *sizes, terms)
+
     def _pause(self, step: int, evaluates: bool, last: bool) -> None:
         """Evaluation and checkpoint, in this order, since the metrics go in with the checkpoint."""
+        self.meter.pause()
         metrics = self._evaluate(step) if evaluates else {}
         if last or step % self.config.train.checkpoint_every == 0:
             if self.config.train.keep_best and metrics and self.config.train.best_metric not in metrics:
@@ -153,33 +218,41 @@ class _Run:
             self.checkpoints.save(self.state, metrics or None, self.window.stored())
         if evaluates:
             self._plot()
+        self.meter.restart()
 
-    def _read(self, pending: tuple[int, Any, np.ndarray] | None, clock: Clock) -> None:
-        """Takes the metrics of a step that is done to the host: the fault check, and a record if one is due."""
+    def _read(self, pending: _Pending | None) -> None:
+        """Takes the figures of a step that is done to the host: fault checks, and a record if one is due."""
         if pending is None:
             return
-        step, metrics, example_ids = pending
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.log.advance()
-        clock.count(values.pop("target_tokens"))
+        step = pending.step
+        values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        self.stopping = self.stopping or bool(pending.stop)
+        self.meter.count(values.pop("target_tokens"), pending.flops)
         if values.pop("finite"):
             self.window.add(values)
+            if above := self.spikes.judge(values["loss/total"], pending.terms):
+                self.log.message(
+                    f"step {step}: loss {values['loss/total']:.4g} is {above:.1f} standard deviations above the steps before. "
+                    f"Training examples of the step: {_named(pending.example_ids)}."
+                )
         else:
-            self._bad_step(step, values, example_ids)
+            self._bad_step(pending, values)
+        figures = {}
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
             own = {name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))}
-            self.log.record(step, self.window.means() | own | clock.figures())
+            own |= {"skipped_steps": float(self.window.skipped)} if self.window.skipped else {}
+            figures = self.meter.figures()
+            self.log.record(step, self.window.means() | own | figures)
+        self.log.advance(figures)
 
-    def _bad_step(self, step: int, values: dict[str, float], example_ids: np.ndarray) -> None:
-        self.bad_steps += 1
-        ids = np.sort(example_ids[example_ids >= 0]).tolist()
-        text_ids = ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
+    def _bad_step(self, pending: _Pending, values: dict[str, float]) -> None:
+        self.window.skipped += 1
         message = (
-            f"step {step}: loss {values['loss/total']}, gradient norm {values['grad_norm']}: not finite, so the step "
-            f"changed nothing. Training examples of the step: {text_ids}."
+            f"step {pending.step}: loss {values['loss/total']}, gradient norm {values['grad_norm']}: not finite, so the step "
+            f"changed nothing. Training examples of the step: {_named(pending.example_ids)}."
         )
-        if self.bad_steps <= self.config.train.max_bad_steps:
-            self.log.message(f"{message} Skipped ({self.bad_steps} of {self.config.train.max_bad_steps} allowed).")
+        if self.window.skipped <= self.config.train.max_bad_steps:
+            self.log.message(f"{message} Skipped ({self.window.skipped} of {self.config.train.max_bad_steps} allowed).")
             return
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
@@ -192,75 +265,34 @@ class _Run:
         )
 
     def _evaluate(self, step: int) -> dict[str, float]:
-        """Loss over the validation split, and scores of a decoded sample of it; {} without the split."""
-        if "valid" not in self.prepared.splits:
-            return {}
         params = self.state.params if self.state.ema is None else self.state.ema
-        sums: dict[str, float] = {}
-        for batch in eval_batches(self.prepared, self.config, "valid", self.process, self.processes):
-            values = self.eval_fn(params, parallel.put_batch(self.mesh, batch))
-            for name, value in jax.device_get(values).items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        metrics = _means(sums, self.config)
-        metrics |= self._decode_sample(params)
-        self.last_evaluation = metrics
-        self.log.record(step, metrics)
+        metrics = self.evaluation.measure(params)
+        if metrics:
+            self.last_evaluation = metrics
+            self.log.record(step, metrics)
         return metrics
-
-    def _decode_sample(self, params: Any) -> dict[str, float]:
-        """BLEU of the first validation sentences, decoded by every half of the model that the objective trains."""
-        count = min(self.config.train.eval_sentences, len(self.prepared.split("valid")))
-        if not count or self.config.data.source == "text":  # blocks of text have no references
-            return {}
-        generator = Generator(
-            self.net,
-            params,
-            self.tokenizer,
-            self.config.decode,
-            max_source_length=self.config.data.max_source_length,
-            max_target_length=self.config.data.max_target_length,
-            mesh=self.mesh,
-        )
-        sources, references = zip(*self.prepared.text("valid")[:count], strict=True)
-        modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}, "ctc": {"mode": "ctc", "beam": 1}}
-        found = {}
-        for name, settings in modes.items():
-            if name in trained_modes(self.config.objective):
-                outputs = generator.generate(sources, **settings)
-                found[f"valid/bleu_{name}"] = score([output.text for output in outputs], references)["bleu"]
-        return found
 
     def _abstract_state(self) -> TrainState:
         shapes = jax.eval_shape(lambda: init_state(self.net, self.config))
         shardings = parallel.state_shardings(self.mesh, shapes)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
-    def _first_state(self, shardings: Any, initial: Any) -> TrainState:
-        if self.checkpoints.latest is not None:
-            return self.checkpoints.restore(self.abstract)
+    def _first_state(self, shardings: Any, initial: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The state to begin with, and the log's unfinished interval."""
+        if found := self.checkpoints.restore(self.abstract):
+            return found
         if initial is not None:
-            return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial)
-        return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)()
+            return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial), {}
+        return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)(), {}
 
     def _ask_to_stop(self) -> None:
         self.stop = True
 
 
-def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
-    """valid/... metrics from the sums of the evaluation step: each term as the loss normalises it, nll per token, and the
-    total as the final weights add it up."""
-    kind = {"ar": "ar", "length": "length", "ctc": "ctc", "kl_ar_ctc": "ctc", "unfit": "length"}
-    metrics = {}
-    for name, value in sums.items():
-        group, _, term = name.removeprefix("sum/").rpartition("/")
-        if name.startswith("sum/"):
-            rows = "rows/" if group in ("nll", "ctc") else ""
-            metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{rows}{kind.get(term, 'masked')}"]
-    total = 0.0
-    for term, weight in objective_terms(config.objective).items():
-        final = weight[-1][1] if isinstance(weight, tuple) else weight
-        total += final * metrics[f"valid/loss/{term}"]
-    return {"valid/loss": total, **metrics}
+def _named(example_ids: np.ndarray) -> str:
+    """The examples of a step, those of all processes, at most 20 of them by number."""
+    ids = sorted(itertools.chain(*processes.gathered(example_ids[example_ids >= 0].tolist())))
+    return ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
 
 
 @contextlib.contextmanager

@@ -136,9 +136,12 @@ def compiler_options(config: Config) -> dict[str, str]:
     XLA's CPU compiler takes away early the barriers that keep what is rematerialised apart, and then merges it with the
     first computation: nothing would be saved.
     """
-    if config.model.remat == "none" or jax.default_backend() != "cpu":
-        return {}
-    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    options = {}
+    if config.model.remat != "none" and jax.default_backend() == "cpu":
+        options["xla_disable_hlo_passes"] = "cse_barrier_expander"
+    if config.train.deterministic:
+        options["xla_gpu_deterministic_ops"] = "true"  # other devices are so anyway and take no notice
+    return options
 
 
 def jit_eval_step(net: Janus, config: Config, mesh: Any) -> Callable[..., Any]:

@@ -1,0 +1,51 @@
+"""Traces of a few steps, for TensorBoard's or XProf's trace viewer."""
+
+import re
+from pathlib import Path
+
+import jax
+
+from janus_jax.config import ConfigError
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """First and last step of `--profile=FIRST:LAST`; None for the empty text.
+
+    Raises:
+      ConfigError: it is written otherwise.
+    """
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"--profile={text}: give the first and the last step to trace, for example --profile=20:25")
+    return int(match[1]), int(match[2])
+
+
+class Profile:
+    """Traces the steps `first` to `last`, device and host, into a directory.
+
+    Args:
+      directory: gets plugins/profile/...; every process writes its own file there.
+      steps: first and last; None: nothing is traced.
+    """
+
+    def __init__(self, directory: Path, steps: tuple[int, int] | None):
+        self._directory, self._steps, self._on = directory, steps, False
+
+    def before(self, step: int) -> None:
+        """Call before the step is given to the device."""
+        # A run that goes on within the interval traces the rest of it.
+        if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+
+    def after(self, step: int) -> bool:
+        """Call after it was; whether `close` is due, once the step is done."""
+        return self._on and step >= self._steps[1]
+
+    def close(self) -> None:
+        """Writes what was traced."""
+        if self._on:
+            self._on = False
+            jax.profiler.stop_trace()

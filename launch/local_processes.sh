@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs one command as n processes of one machine, over loopback: what a pod does, without one.
+#
+#   ./launch/local_processes.sh 2 python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
+#
+# Each process gets its own cores, and its own GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and SIGINT
+# go to all of them; the run saves and ends. The exit status is that of the first process that failed, 0 if none did.
+set -euo pipefail
+if [[ ! "${1-}" =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
+  echo "error: usage: ${0##*/} PROCESSES COMMAND [ARGUMENT ...]" >&2
+  exit 2
+fi
+processes=$1
+shift
+
+free_port() {
+  local port
+  for port in $(shuf -i 20000-32000 -n 50); do
+    if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+      echo "$port"
+      return
+    fi
+  done
+  echo "error: found no free port" >&2
+  return 1
+}
+
+cores=$(nproc)
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
+export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
+children=()
+forward() { kill -s "$1" "${children[@]}" 2>/dev/null || true; }
+trap 'forward TERM' TERM
+trap 'forward INT' INT
+
+for ((i = 0; i < processes; i++)); do
+  (
+    # The child is the command itself, so that a signal reaches it and nothing in between.
+    export JAX_PROCESS_ID=$i
+    [ "$gpus" -lt "$processes" ] || export JAX_LOCAL_DEVICE_IDS=$i
+    pin=()
+    if [ "$processes" -gt 1 ] && command -v taskset >/dev/null; then
+      # The list of cores that this shell may use, shared out in turns.
+      mapfile -t mine < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
+        awk -F- '{for (c = $1; c <= ($2 == "" ? $1 : $2); c++) print c}' |
+        awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')
+      pin=(taskset -c "$(IFS=,; echo "${mine[*]}")")
+    fi
+    exec "${pin[@]}" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)
+  ) &
+  children+=($!)
+done
+
+status=0
+for child in "${children[@]}"; do
+  # A trapped signal ends `wait` early: ask again until the child itself is gone.
+  while :; do
+    code=0
+    wait "$child" || code=$?
+    kill -0 "$child" 2>/dev/null || break
+  done
+  [ "$status" -ne 0 ] || status=$code
+done
+exit "$status"

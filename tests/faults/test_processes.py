@@ -1,0 +1,221 @@
+"""Runs of several processes on this machine, by launch/local_processes.sh: equal to one process, and what happens when one of
+them is asked to stop, is lost, or gives up."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from train import runs
+
+from janus_jax import checkpoint
+from janus_jax.config import ParallelConfig, leaves
+from janus_jax.train import train
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "launch/local_processes.sh"
+SETTINGS = {
+    "data__batch_multiple": 8, "train__steps": 24, "train__eval_every": 24, "train__checkpoint_every": 8,
+    "train__eval_sentences": 8, "train__log_every": 4,
+}  # fmt: skip
+LONG = {"train__steps": 20_000, "train__eval_every": 20_000, "train__checkpoint_every": 20}
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the launcher is a bash script")
+
+
+@pytest.fixture(scope="module")
+def single(prepared, tmp_path_factory):
+    """The records of the run of one process, with eight devices."""
+    workdir = tmp_path_factory.mktemp("single")
+    train(runs.config(prepared, **SETTINGS), workdir)
+    return figures(workdir)
+
+
+def figures(workdir):
+    """The records of a run, but for those of the machine."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
+
+
+def assert_same(found, expected):
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in other.items():
+            # Divergences are differences of nearly equal numbers here.
+            np.testing.assert_allclose(one[name], value, rtol=2e-5, atol=1e-6, err_msg=f"step {other['step']} {name}")
+
+
+class Run:
+    """A run of several processes that has begun."""
+
+    def __init__(self, count, config, workdir, folder, devices=1):
+        settings = {name: value for name, value in leaves(config) if not name.startswith("parallel.")}
+        settings |= {f"parallel.{name}": getattr(config.parallel, name) for name in ("data", "fsdp", "tensor")}
+        file = folder / "experiment.py"
+        file.write_text(
+            "from janus_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+            f"    config.update_from_flattened_dict({settings!r})\n    return config\n"
+        )
+        self.output = folder / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    SCRIPT,
+                    str(count),
+                    sys.executable,
+                    "-m",
+                    "janus_jax.train",
+                    f"--config={file}",
+                    f"--workdir={workdir}",
+                ],
+                cwd=ROOT,
+                env=os.environ
+                | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Workers of a parallel test run are held to a core each, which several processes had better not share.
+                preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count())),
+            )
+
+    def text(self):
+        return self.output.read_text()
+
+    def pid(self, index):
+        """The process of the run with this number."""
+        for entry in Path("/proc").iterdir():
+            try:
+                environment = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
+                if (
+                    f"JAX_PROCESS_ID={index}".encode() in environment
+                    and b"janus_jax.train" in (entry / "cmdline").read_bytes()
+                    and f"PPid:\t{self.process.pid}\n" in (entry / "status").read_text()
+                ):
+                    return int(entry.name)
+            except OSError:  # it ended meanwhile
+                continue
+        raise AssertionError(f"no process {index}\n{self.text()}")
+
+    def wait_for(self, text, seconds=200):
+        end = time.monotonic() + seconds
+        while text not in self.text():
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < end, self.text()
+            time.sleep(0.05)
+
+    def status(self, seconds=200):
+        try:
+            return self.process.wait(timeout=seconds)
+        finally:
+            if self.process.poll() is None:
+                os.kill(self.process.pid, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("count", "devices", "sizes"),
+    [
+        pytest.param(2, 1, (1, 2, 1), id="two-fsdp"),
+        pytest.param(4, 1, (2, 2, 1), id="four", marks=pytest.mark.slow),
+        pytest.param(2, 2, (2, 1, 2), id="two-tensor", marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_train_as_one_does(prepared, single, tmp_path, count, devices, sizes):
+    config = runs.config(prepared, **SETTINGS, parallel=ParallelConfig(*sizes).__dict__)
+    run, workdir = Run(count, config, tmp_path / "run", tmp_path, devices), tmp_path / "run"
+    assert run.status() == 0, run.text()
+    assert_same(figures(workdir), single)
+    assert [path.name for path in checkpoint.step_directories(workdir)] == ["8", "16", "24"]
+    # All have written: Orbax keeps what came from each process apart.
+    written = {path.name for path in (workdir / "checkpoints/24/params").glob("ocdbt.process_*")}
+    assert len(written) == (count if sizes[1] > 1 or sizes[2] > 1 else 1), written
+
+
+def test_a_request_to_one_process_stops_all_and_another_count_goes_on(prepared, single, tmp_path):
+    config, workdir = runs.config(prepared, **(SETTINGS | LONG)), tmp_path / "run"
+    run = Run(2, config, workdir, tmp_path)
+    run.wait_for("step 8 ")
+    os.kill(run.pid(1), signal.SIGTERM)
+    assert run.status(seconds=60) == 0, run.text()
+    stopped = int(re.search(r"stopped on request after step (\d+)", run.text())[1])
+    assert [path.name for path in checkpoint.step_directories(workdir)][-1] == str(stopped)
+    # Four go on where two stood, some steps more.
+    more = runs.config(prepared, **(SETTINGS | LONG | {"train__steps": stopped + 8}))
+    assert Run(4, more, workdir, tmp_path).status() == 0
+    whole = tmp_path / "whole"
+    train(more, whole)
+    assert_same(figures(workdir), figures(whole))
+
+
+@pytest.mark.parametrize(
+    "lost", [pytest.param(0, id="coordinator", marks=pytest.mark.slow), pytest.param(1, id="other")]
+)
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(prepared, tmp_path, lost):
+    config, workdir = runs.config(prepared, **(SETTINGS | LONG)), tmp_path / "run"
+    run = Run(2, config, workdir, tmp_path)
+    run.wait_for("step 24 ")
+    pid = run.pid(1 - lost)
+    os.kill(run.pid(lost), signal.SIGKILL)
+    began = time.monotonic()
+    assert run.status(seconds=60) != 0
+    assert time.monotonic() - began < 60
+    assert not Path(f"/proc/{pid}").exists()
+    assert f"[{1 - lost}] error: the processes of this run lost each other" in run.text(), run.text()
+    saved = int(checkpoint.step_directories(workdir)[-1].name)
+    assert saved >= 20
+    more = runs.config(prepared, **(SETTINGS | LONG | {"train__steps": saved + 4}))
+    assert Run(2, more, workdir, tmp_path).status() == 0
+    assert int(checkpoint.find(workdir).name) == saved + 4
+
+
+def test_when_one_process_gives_up_nobody_waits_for_it(prepared, tmp_path):
+    from janus_jax.train.changes import held
+
+    with held(tmp_path / "run"):  # what only the first process meets
+        run = Run(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
+        assert run.status(seconds=60) == 2
+    assert re.search(r"\[0\] error: .* is in use by another run \(.*\"process\": \d+", run.text())
+    assert "[1] error: another process of this run gave up; its own message says why" in run.text()
+
+
+def test_only_a_part_of_where_the_processes_meet_is_refused(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "janus_jax.train",
+        "--config=configs/demo_deen.py",
+        f"--workdir={tmp_path}",
+        "--processes=2",
+    ]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "give all three" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_launchers_are_told_apart():
+    from janus_jax import processes
+
+    three = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    assert processes._from_environment(three) == processes.Processes("10.0.0.1:1234", 4, 3)
+    assert processes._from_environment({}) is None
+    for alone in (
+        {},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"TPU_WORKER_HOSTNAMES": "localhost"},
+    ):
+        assert not processes._launched(alone)
+    for several in (
+        {"SLURM_STEP_NUM_TASKS": "8"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"},
+        {"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1"}, {"JANUS_JAX_DISTRIBUTED": "1"},
+    ):  # fmt: skip
+        assert processes._launched(several)
+    assert jax.process_count() == 1
