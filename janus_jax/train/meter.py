@@ -46,11 +46,12 @@ def peak_flops(device: jax.Device) -> float:
     for name, rate in PEAKS:
         if name.lower() in device.device_kind.lower():
             return rate
-    return _measured(device) / (jax.local_device_count() if device.platform == "cpu" else 1)
+    return _measured(device.device_kind) / (jax.local_device_count() if device.platform == "cpu" else 1)
 
 
-@functools.lru_cache(maxsize=1)
-def _measured(device: jax.Device) -> float:
+@functools.cache
+def _measured(kind: str) -> float:
+    device = next(device for device in jax.local_devices() if device.device_kind == kind)
     matrix = jax.device_put(jnp.ones((_MATRIX, _MATRIX), jnp.float32), device)
     product = jax.jit(jnp.matmul)
     product(matrix, matrix).block_until_ready()

@@ -130,17 +130,17 @@ def jit_train_step(
     )
 
 
-def compiler_options(config: Config) -> dict[str, str]:
+def compiler_options(config: Config) -> dict[str, str | bool]:
     """What the compiler of a training step must be told.
 
     XLA's CPU compiler takes away early the barriers that keep what is rematerialised apart, and then merges it with the
     first computation: nothing would be saved.
     """
-    options = {}
+    options: dict[str, str | bool] = {}
     if config.model.remat != "none" and jax.default_backend() == "cpu":
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     if config.train.deterministic:
-        options["xla_gpu_deterministic_ops"] = "true"  # other devices are so anyway and take no notice
+        options["xla_gpu_deterministic_ops"] = True  # other devices are so anyway and take no notice
     return options
 
 
