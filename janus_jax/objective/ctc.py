@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import optax
 
 from janus_jax.config import ModelConfig, ObjectiveConfig
-from janus_jax.model import constrain_logits, project
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.streams import ctc_counts, ctc_real
-from janus_jax.objective.chunks import chunks_of, cut, joined
+from janus_jax.objective.chunks import chunks_of, copies, cut, joined, logits_of
 from janus_jax.parallel import BATCH, constrain
 
 BLANK = -1  # in alignments: a row of no token
@@ -65,9 +64,10 @@ def emissions(
     hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
 ) -> Emissions:
     """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
+    tables = copies(table, hidden.shape[0])
 
     def normaliser(part: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
+        return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
     raw = scores(hidden, table, labels, model, dtype)
     total = _by_rows(normaliser, hidden, objective.projection_rows)
@@ -169,9 +169,10 @@ def glance(
       ratio: rows shown for each one that differs.
       rng: of the choice.
     """
+    tables = copies(table, rows.shape[0])
 
     def best_of(part: jax.Array) -> jax.Array:
-        return jnp.argmax(constrain_logits(project(part, table, model, dtype, blank=True)), axis=-1)
+        return jnp.argmax(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
     best = _by_rows(best_of, rows, objective.projection_rows)
     given = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)

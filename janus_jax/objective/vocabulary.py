@@ -3,7 +3,8 @@
 Rows come in two groups: pairs, the rows that predict the same token, one of each stream (a masked token's NAR and AUX rows,
 or the CTC row of a token, with its AR row); and singles, the other AR rows. A divergence compares rows of one pair, so that any cut through a group is allowed.
 
-Legend: B sentences, U AR slots, M masked tokens at most, X rows of a group, c chunks, D model width, V' padded vocabulary.
+Legend: B sentences, U AR slots, M masked tokens at most, X rows of a group, c chunks, D model width, V' padded
+vocabulary, W parts that a mesh divides batches into.
 """
 
 from dataclasses import dataclass
@@ -14,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import ModelConfig, ObjectiveConfig
-from janus_jax.model import constrain_logits, project
 from janus_jax.model.streams import ar_slot_of, ar_targets, masked_flags
-from janus_jax.objective.chunks import chunks_of, cut
+from janus_jax.objective.chunks import apart, chunks_of, copies, cut, logits_of
 from janus_jax.objective.terms import label_smoothed, nll_and_smoothing, symmetric_kl
 from janus_jax.types import Batch, Streams
 
@@ -72,12 +72,13 @@ class VocabularyLoss:
           of_ctc: for each AR slot the CTC row that gives the same token, [B, U, D], and whether there is one, [B, U].
         """
         total, metrics = jnp.float32(0.0), {}
+        tables = copies(table, batch.target.shape[0])
         for rows, labels in self._groups(hidden, batch, of_ctc):
             every = sum(x.shape[0] * x.shape[1] for x in rows.values())
             chunks = chunks_of(every, self.objective.projection_rows)
             rows = {name: cut(x, chunks, 0) for name, x in rows.items()}
             labels = {name: cut(x, chunks, _NONE) for name, x in labels.items()}
-            value, found = _summed(self, rows, table, labels, weights, divisors)
+            value, found = _summed(self, rows, tables, labels, weights, divisors)
             total += value
             metrics = {name: metrics.get(name, 0.0) + found.get(name, 0.0) for name in metrics | found}
         return total, metrics
@@ -85,8 +86,8 @@ class VocabularyLoss:
     def of_chunk(
         self, rows: Rows, labels: Labels, table: jax.Array, weights: Scalars, divisors: Scalars
     ) -> tuple[jax.Array, Scalars]:
-        """The same for one chunk [X / c, D], all of whose logits live at once."""
-        logits = {name: constrain_logits(project(x, table, self.model, self.dtype)) for name, x in rows.items()}
+        """The same for one chunk [X / c, D], all of whose logits live at once; table: [V', D], or its `copies` [W, V', D]."""
+        logits = {name: logits_of(x, table, self.model, self.dtype) for name, x in rows.items()}
         values: Scalars = {}
         metrics: Scalars = {}
         # In the order of the streams, so that every process compiles one program; CTC's likelihood is a sentence's, not a row's.
@@ -173,9 +174,14 @@ def _summed(
 def _summed_forward(
     of: VocabularyLoss, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
 ) -> Any:
-    gradient = jax.value_and_grad(
+    both = jax.value_and_grad(
         lambda x, vectors, y: of.of_chunk(x, y, vectors, weights, divisors), argnums=(0, 1), has_aux=True
     )
+
+    def gradient(*part: Any) -> Any:
+        value, (d_rows, d_table) = both(*part)
+        return value, (d_rows, apart(d_table))
+
     first = jax.tree.map(lambda x: x[0], (rows, labels))
     if next(iter(rows.values())).shape[0] == 1:
         value, (d_rows, d_table) = gradient(first[0], table, first[1])
@@ -186,7 +192,8 @@ def _summed_forward(
         return jax.tree.map(jnp.add, carry, (value, d_table)), d_rows
 
     shapes = jax.eval_shape(gradient, first[0], table, first[1])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
+    value, d_table = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
+    zeros = value, apart(d_table)
     (value, d_table), d_rows = jax.lax.scan(one, zeros, (rows, labels))
     return value, (d_rows, d_table)
 
