@@ -6,6 +6,7 @@ They are started by SLURM, Open MPI, Kubernetes, a TPU slice's own tools or by h
 import contextlib
 import json
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,20 @@ def _launched(environment: Any) -> bool:
         for name in ("JANUS_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
     )
     return tasks > 1 or any(hosts) or told
+
+
+@contextlib.contextmanager
+def on_sigterm(ask: Callable[[], None]) -> Iterator[None]:
+    """Inside, SIGTERM calls `ask`, between two instructions; outside the main thread nothing is installed."""
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: ask())
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def anyone(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:

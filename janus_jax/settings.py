@@ -153,7 +153,9 @@ class ObjectiveConfig:
     ctc_floor: float = 0.01  # kl_ar_ctc leaves out rows that give less than this to all tokens together
     encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
     normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
-    projection_rows: int = 0  # about so many rows' logits live at once on each device in training; 0: the whole micro-batch's
+    projection_rows: int = (
+        0  # about so many rows' logits live at once on each device in training; 0: the whole micro-batch's
+    )
 
 
 @dataclass(frozen=True)

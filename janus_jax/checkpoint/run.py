@@ -147,12 +147,16 @@ class Checkpoints:
         try:
             work()
         except Exception as error:  # of Orbax, its threads and the file system below
-            steps = [path.name for path in step_directories(self.directory)]
-            intact = f"complete are steps {', '.join(steps)}" if steps else "there is no complete one yet"
-            raise CheckpointError(
-                f"{self.directory}: a checkpoint could not be written ({type(error).__name__}: {first_line(error)}); {intact}. Make "
-                "room or give write permission; the same command continues from the newest"
-            ) from error
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: Exception) -> CheckpointError:
+        """The error to raise where the run's directory could not be written: what is intact, and what to do."""
+        steps = [path.name for path in step_directories(self.directory)]
+        intact = f"complete are steps {', '.join(steps)}" if steps else "there is no complete checkpoint yet"
+        return CheckpointError(
+            f"{self.directory}: could not be written ({type(error).__name__}: {first_line(error)}); {intact}. Make room or give "
+            "write permission; the same command continues from the newest"
+        )
 
 
 def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from janus_jax import text
 from janus_jax.config import Config, from_json
-from janus_jax.data import shards
+from janus_jax.data import damage, shards
 from janus_jax.data.errors import DataError
 from janus_jax.types import Specials
 
@@ -99,7 +100,10 @@ class PreparedSplit:
     def _records(self) -> Any:
         import tensorflow_datasets as tfds
 
-        return tfds.builder_from_directory(str(self.directory)).as_data_source(self.name)
+        def opened(directory: pathlib.Path) -> Any:
+            return tfds.builder_from_directory(str(directory)).as_data_source(self.name)
+
+        return damage.read_file(self.directory, opened)
 
     @functools.cached_property
     def _flat(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
@@ -116,7 +120,11 @@ class PreparedSplit:
         }
 
     def load(self) -> None:
-        """Reads the token ids into memory now, if they are few enough; worker threads then share them."""
+        """Reads the token ids into memory now, if they are few enough; worker threads then share them.
+
+        Raises:
+          DataError: a file is damaged.
+        """
         _ = self._flat
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
@@ -125,11 +133,15 @@ class PreparedSplit:
             yield from self._read(range(start, min(start + _READ_CHUNK, len(self))))
 
     def _read(self, ids: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        rows = self._records.__getitems__(list(ids))
+        records = self._records
+        try:
+            rows = records.__getitems__(list(ids))
+        except Exception as error:  # the readers have no error of their own
+            raise damage.unreadable(self.directory, self.name, records, ids) from error
         for example_id, row in zip(ids, rows, strict=True):
             if any(len(row[column]) != lengths[example_id] for column, lengths in self.lengths.items()):
-                raise DataError(
-                    f"{self.directory}: example {example_id} of {self.name} is not as long as lengths.npz says; prepare again"
+                raise damage.damaged(
+                    self.directory, f"example {example_id} of {self.name} is not as long as in lengths.npz"
                 )
         return rows
 
@@ -189,7 +201,8 @@ class Prepared:
           config: if given, its text and data settings must be those that the data was prepared with.
 
         Raises:
-          DataError: nothing prepared there, written by another version, or prepared with other settings.
+          DataError: nothing prepared there, written by another version, prepared with other settings, or damaged. (A
+            training example's damage shows when it is read, see `PreparedSplit.load`.)
         """
         directory = pathlib.Path(directory)
         report = read_report(directory)
@@ -202,18 +215,45 @@ class Prepared:
             ("janus_text", BLOCKS) if report["settings"]["data.source"] == "text" else ("janus_pairs", PAIRS)
         )
         dataset = shards.dataset_directory(directory, name)
-        with np.load(directory / "lengths.npz") as lengths:
-            splits = {
-                split: PreparedSplit(split, {column: lengths[f"{split}_{column}"] for column in columns}, dataset)
-                for split in report["splits"]
-            }
-        return cls(
+
+        def lengths(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
+            with np.load(path) as arrays:
+                return {
+                    split: {column: arrays[f"{split}_{column}"] for column in columns} for split in report["splits"]
+                }
+
+        found = damage.read_file(directory / "lengths.npz", lengths)
+        prepared = cls(
             directory=directory,
-            config=from_json((directory / "config.json").read_text(encoding="utf-8")),
+            config=damage.read_file(directory / "config.json", lambda path: from_json(path.read_text("utf-8"))),
             report=report,
-            tokenizer_bytes=(directory / "tokenizer.model").read_bytes(),
-            splits=splits,
+            tokenizer_bytes=damage.read_file(directory / "tokenizer.model", pathlib.Path.read_bytes),
+            splits={split: PreparedSplit(split, columns, dataset) for split, columns in found.items()},
         )
+        prepared._check()
+        return prepared
+
+    def _check(self) -> None:
+        """Raises DataError for damage that would otherwise stop a run only after it has computed for a while."""
+        path, size = self.directory / "tokenizer.model", self.report["tokenizer"]["vocab_size"]
+        tokenizer = damage.read_file(path, lambda _: text.load(self.tokenizer_bytes))
+        if tokenizer.vocab_size != size:
+            raise damage.damaged(path, f"{tokenizer.vocab_size} tokens, but {size} in report.json")
+        for split in self.splits.values():
+            damage.check_ends(split.directory, split.name, len(split))
+        if "valid" in self.splits:  # else first read after many steps
+            self.splits["valid"].load()
+            if self.config.data.source != "text":
+                self.text("valid")
+
+    @functools.cached_property
+    def contents(self) -> str:
+        """Twelve hex digits that change with the tokenizer and with the number, order and lengths of the examples."""
+        digest = hashlib.sha256(self.tokenizer_bytes)
+        for name, split in sorted(self.splits.items()):
+            for column, lengths in sorted(split.lengths.items()):
+                digest.update(f"{name} {column} {len(lengths)} ".encode() + lengths.astype("<i4").tobytes())
+        return digest.hexdigest()[:12]
 
     def split(self, name: str) -> PreparedSplit:
         """One split by name.
@@ -231,17 +271,18 @@ class Prepared:
         """The cleaned (source, target) sentences of "valid" or "test", in the order of their example ids.
 
         Raises:
-          DataError: the dataset has no such split, or it is the training split, whose text is not kept.
+          DataError: the dataset has no such split, or it is the training split, whose text is not kept, or a file is damaged.
         """
         if self.config.data.source == "text":
             raise DataError(f"{self.directory} keeps no text: it holds blocks of text for denoising")
         if split == "train":
             raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")
-        self.split(split)
-        langs = self.config.data.source_lang, self.config.data.target_lang
-        sides = [
-            (self.directory / "text" / f"{split}.{lang}").read_text(encoding="utf-8").split("\n")[:-1] for lang in langs
-        ]
+        count, sides = len(self.split(split)), []
+        for lang in (self.config.data.source_lang, self.config.data.target_lang):
+            path = self.directory / "text" / f"{split}.{lang}"
+            sides.append(damage.read_file(path, lambda file: file.read_text("utf-8").split("\n")[:-1]))
+            if len(sides[-1]) != count:
+                raise damage.damaged(path, f"{len(sides[-1])} lines, but {count} in lengths.npz")
         return list(zip(*sides, strict=True))
 
 

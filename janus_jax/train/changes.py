@@ -63,11 +63,12 @@ def held(workdir: Path, write: bool = True) -> Iterator[None]:
         yield
 
 
-def keep_config(config: Config, workdir: Path, allow_changes: bool, write: bool) -> list[str]:
-    """Keeps the config beside the run.
+def keep_config(config: Config, contents: str, workdir: Path, allow_changes: bool, write: bool) -> list[str]:
+    """Keeps the config beside the run, and what tells its data from others.
 
     Args:
       config: of this part of the run.
+      contents: of the prepared data, see `Prepared.contents`.
       workdir: there already.
       allow_changes: whether settings that change what is computed may differ.
       write: False on the processes that write nothing.
@@ -78,18 +79,22 @@ def keep_config(config: Config, workdir: Path, allow_changes: bool, write: bool)
     Raises:
       ConfigError: something differs, and may not.
     """
-    path, changed = workdir / "config.json", []
+    path, data, changed = workdir / "config.json", workdir / "data.json", []
     if begun(workdir) and path.exists():
         changed = _changed(config_lib.from_json(path.read_text()), config)
+        was = json.loads(data.read_text())["contents"] if data.exists() else contents  # older runs kept none
+        if was != contents:
+            changed.append(f"the examples in {config.data.prepared}: {was}, now {contents}")
         if changed and not allow_changes:
             raise ConfigError(
                 f"{workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
                 "another --workdir, or go on all the same with --allow_changes"
             )
     if write:
-        partial = path.with_suffix(".partial")
-        partial.write_text(config_lib.to_json(config) + "\n")
-        partial.replace(path)
+        for file, kept in ((path, config_lib.to_json(config)), (data, json.dumps({"contents": contents}))):
+            partial = file.with_suffix(".partial")
+            partial.write_text(kept + "\n")
+            partial.replace(file)
     return changed
 
 

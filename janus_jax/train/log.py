@@ -1,5 +1,6 @@
 """What a run shows: a bar or lines, metrics.jsonl, TensorBoard, a plot of the loss curves."""
 
+import contextlib
 import json
 import os
 import sys
@@ -60,11 +61,12 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Closes the files."""
+        """Closes the files. Records are on disk already; what cannot be written any more was told when it was tried."""
         if not self.active:
             return
-        self._file.close()
-        self._board.close()
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                file.close()
         if self._bar:
             self._bar.close()
 

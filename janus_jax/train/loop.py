@@ -7,9 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +65,8 @@ def train_or_stop(
       config, workdir, allow_changes: see `train`.
       profile: first and last of the steps that are traced, into workdir/profile.
     """
-    with processes.together(), contextlib.ExitStack() as stack:
-        stack.enter_context(held(Path(workdir), write=jax.process_index() == 0))
-        lock = stack.pop_all()
-    with lock:
-        return _Run(config, Path(workdir), allow_changes, profile).go()
+    with contextlib.ExitStack() as lock:
+        return _Run(config, Path(workdir), allow_changes, profile, lock).go()
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -105,7 +100,14 @@ class _Pending:
 
 
 class _Run:
-    def __init__(self, config: Config, workdir: Path, allow_changes: bool, profile: tuple[int, int] | None):
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        allow_changes: bool,
+        profile: tuple[int, int] | None,
+        lock: contextlib.ExitStack,
+    ):
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.workdir = workdir
         with processes.together():
@@ -116,10 +118,13 @@ class _Run:
             self.mesh = parallel.make_mesh(config.parallel)
             parallel.check_rows(self.mesh, config.data.batch_multiple)
             TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
+            self.prepared.split("train").load()  # and this, what is wrong with the files
             initial, notes = None, []
             if self.config.init_from and not begun(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
-            changed = keep_config(self.config, workdir, allow_changes, write=self.process == 0)
+            lock.enter_context(held(workdir, write=self.process == 0))
+            contents = self.prepared.contents
+            changed = keep_config(self.config, contents, workdir, allow_changes, write=self.process == 0)
         self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
         self.profile = Profile(workdir / "profile", profile)
         with jax.set_mesh(self.mesh):
@@ -149,9 +154,11 @@ class _Run:
     def go(self) -> tuple[dict[str, float], bool]:
         """The last evaluation, and whether the run was stopped before its end."""
         try:
-            with _on_sigterm(self._ask_to_stop), jax.set_mesh(self.mesh):
+            with processes.on_sigterm(self._ask_to_stop), jax.set_mesh(self.mesh):
                 self._steps()
                 self.checkpoints.wait()
+        except OSError as error:  # of the log, for example on a full disk
+            raise self.checkpoints.unwritable(error) from error
         except jax.errors.JaxRuntimeError as error:
             if self.processes == 1:
                 raise
@@ -293,17 +300,3 @@ def _named(example_ids: np.ndarray) -> str:
     """The examples of a step, those of all processes, at most 20 of them by number."""
     ids = sorted(itertools.chain(*processes.gathered(example_ids[example_ids >= 0].tolist())))
     return ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")
-
-
-@contextlib.contextmanager
-def _on_sigterm(ask: Any) -> Iterator[None]:
-    """SIGTERM asks the loop to save and stop after the step in hand; outside the main thread nothing is installed."""
-    try:
-        before = signal.signal(signal.SIGTERM, lambda *_: ask())
-    except ValueError:
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -157,7 +157,7 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_room_lets_it_go_on(prepare
     train(runs.config(prepared, train__steps=6), disk / "run")
     used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
     assert not mount(f"remount,size={used + 100_000}")
-    with pytest.raises(CheckpointError, match=r"could not be written \(.*complete are steps 3, 6. Make room"):
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
         train(runs.config(prepared), disk / "run")
     assert [path.name for path in checkpoint.step_directories(disk / "run")] == ["3", "6"]
     assert not mount("remount,size=64m")

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, faults, stops, checkpoints."""
+"""The training loop: exact resume, faults, stops, checkpoints. Killed runs are in tests/faults."""
 
 import dataclasses
 import json
@@ -135,33 +135,6 @@ def wait_for(condition, process, seconds=240):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.01)
-
-
-def test_kill_during_training_and_during_a_save_then_resume_is_bitwise(prepared, tmp_path):
-    config = runs.config(prepared, train__steps=40, train__eval_every=40)
-    whole, workdir = tmp_path / "whole", tmp_path / "run"
-    train(config, whole)
-    checkpoints = workdir / "checkpoints"
-
-    def saving(after):
-        """A save past step `after` has begun and is not complete."""
-        names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
-        return any(not name.isdigit() and int(name.split(".")[0] or 0) > after for name in names if name[0].isdigit())
-
-    process = start(config, workdir, tmp_path)
-    wait_for(lambda: checkpoints.is_dir() and checkpoint.step_directories(workdir), process)
-    process.kill()  # during training
-    process.wait()
-    reached = int(checkpoint.find(workdir).name)
-    process = start(config, workdir, tmp_path)
-    wait_for(lambda: saving(reached), process)
-    process.kill()  # during a save
-    process.wait()
-    assert int(checkpoint.find(workdir).name) < 40
-    process = start(config, workdir, tmp_path)
-    assert process.wait(timeout=240) == 0, process.stderr.read()
-    assert_same_run(workdir, whole)
-    assert not [p.name for p in checkpoints.iterdir() if not p.name.isdigit()], "an unfinished save was left behind"
 
 
 def test_sigterm_saves_and_stops_and_the_run_goes_on(prepared, tmp_path):

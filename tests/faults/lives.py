@@ -1,0 +1,210 @@
+"""Lives of a training run: each is a process of the real door, which ends by itself or is killed at a chosen moment.
+
+A kill is SIGKILL: nothing in the process can prepare for it. What the process was doing is told from what it left.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from janus_jax import checkpoint
+from janus_jax.config import Config, to_json
+from janus_jax.train.log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+MOMENTS = ("start-up", "compile", "steps", "save")
+_PATIENCE = 240  # seconds
+_EXPERIMENT = """
+import json
+from pathlib import Path
+
+from janus_jax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.update(json.loads(Path(__file__).with_suffix(".json").read_text()))
+    return config
+"""
+
+
+def experiment(config: Config, path: Path) -> Path:
+    """Writes `config` as an experiment file that a door reads."""
+    path.with_suffix(".json").write_text(to_json(config))
+    path.write_text(_EXPERIMENT)
+    return path
+
+
+@dataclasses.dataclass
+class Run:
+    """A run that lives several times.
+
+    Args:
+      config: of every life.
+      workdir: of the run; experiment file and what the processes say go beside it.
+      cache: directory of compiled programs; None: the user's.
+      devices: how many CPU devices a process has.
+    """
+
+    config: Config
+    workdir: Path
+    cache: Path | None = None
+    devices: int = 1
+    kills: list[str] = dataclasses.field(default_factory=list)  # what each killed process was doing
+
+    def __post_init__(self):
+        self.file = experiment(self.config, self.workdir.with_suffix(".py"))
+        self.said = self.workdir.with_suffix(".log")
+        self.checkpoints = self.workdir / "checkpoints"
+
+    @contextlib.contextmanager
+    def life(self) -> Iterator[subprocess.Popen]:
+        """A process that trains; it does not outlive the block."""
+        environment = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(self.devices),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the tests' time is the compiler's
+        }
+        if self.cache:
+            environment["JANUS_JAX_CACHE"] = str(self.cache)
+        command = [sys.executable, "-m", "janus_jax.train", f"--config={self.file}", f"--workdir={self.workdir}"]
+        with self.said.open("w") as said:
+            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=said, stderr=said)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def finish(self) -> None:
+        """Lets the run live to its end."""
+        with self.life() as process:
+            assert process.wait(timeout=_PATIENCE) == 0, self.said.read_text()
+
+    def kill(self, moment: str, rng: random.Random) -> bool:
+        """Lives, and is killed at a random time within a moment: one of MOMENTS, or "any".
+
+        Returns:
+          Whether the kill hit; False if the run had come to its end.
+        """
+        with self.life() as process:
+            self._log_before, self._unfinished_before = self._opened_log(), self._unfinished()
+            self._wait(process, moment, rng)
+            process.kill()
+            if process.wait() != -signal.SIGKILL:
+                assert process.returncode == 0, self.said.read_text()
+                return False
+        self.kills.append(self._doing())
+        return True
+
+    def _wait(self, process: subprocess.Popen, moment: str, rng: random.Random) -> None:
+        if moment == "start-up":
+            _sleep(process, rng.uniform(0, 2.5))
+        elif moment == "any":
+            _sleep(process, rng.uniform(0, 8))
+        elif moment == "compile":
+            self._until(process, lambda: self._opened_log() != self._log_before)
+            _sleep(process, rng.uniform(0, 0.8))
+        elif moment == "steps":
+            self._until(process, self._stepped)
+            _sleep(process, rng.uniform(0, 1.5))
+        else:
+            self._wait_for_save(process, rng)
+
+    def _wait_for_save(self, process: subprocess.Popen, rng: random.Random) -> None:
+        """Leaves the process stopped while a save of its own is half done."""
+        while process.poll() is None:
+            self._until(process, self._saving)
+            _sleep(process, rng.uniform(0, 0.06))
+            # Frozen, it can't end the save between the look and the kill.
+            process.send_signal(signal.SIGSTOP)
+            if process.poll() is not None or self._saving():
+                return
+            process.send_signal(signal.SIGCONT)
+
+    def _until(self, process: subprocess.Popen, condition) -> None:
+        end = time.monotonic() + _PATIENCE
+        while process.poll() is None and not condition():
+            assert time.monotonic() < end, f"nothing happened: {self.said.read_text()}"
+            time.sleep(0.001)
+
+    def _opened_log(self) -> int:
+        """Changes when a process opens metrics.jsonl, which it does after it has restored the state."""
+        return len(list((self.workdir / "tensorboard").glob("*")))
+
+    def _stepped(self) -> bool:
+        return "step " in self.said.read_text()
+
+    def _unfinished(self) -> set[str]:
+        """Steps being saved: Orbax's temporary directories."""
+        names = os.listdir(self.checkpoints) if self.checkpoints.is_dir() else []
+        return {name for name in names if name[0].isdigit() and not name.isdigit()}
+
+    def _saving(self) -> bool:
+        return bool(self._unfinished() - self._unfinished_before)
+
+    def _doing(self) -> str:
+        """What the dead process was doing."""
+        if self._saving():
+            return "save"
+        if self._stepped():
+            return "steps"
+        return "compile" if self._opened_log() != self._log_before else "start-up"
+
+
+def _sleep(process: subprocess.Popen, seconds: float) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=seconds)
+
+
+def copy_until(step: int, workdir: Path, to: Path) -> None:
+    """Copies a run as it stood when it had saved `step`."""
+    shutil.copytree(workdir, to)
+    for later in checkpoint.step_directories(to):
+        if int(later.name) > step:
+            shutil.rmtree(later)
+    kept = [record for record in read_metrics(workdir / "metrics.jsonl") if record["step"] <= step]
+    (to / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in kept))
+
+
+def stored(step_directory: Path) -> dict[str, np.ndarray]:
+    """Everything in a checkpoint: parameters, optimizer state, average, step, config, tokenizer."""
+    items = ocp.load_checkpointables(step_directory)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(items)}
+
+
+def records(workdir: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without what measures the machine."""
+    return [
+        {name: value for name, value in record.items() if not name.startswith("time/")}
+        for record in read_metrics(workdir / "metrics.jsonl")
+    ]
+
+
+def assert_same(workdir: Path, whole: Path) -> None:
+    """Two runs left the same: the same checkpoints, bitwise, the same figures, and nothing half done."""
+    ours, theirs = checkpoint.step_directories(workdir), checkpoint.step_directories(whole)
+    assert sorted(os.listdir(workdir / "checkpoints")) == sorted(path.name for path in theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        found, expected = stored(mine), stored(other)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value, err_msg=f"{mine.name}: {name}")
+            assert found[name].dtype == value.dtype
+    assert records(workdir) == records(whole)
+    assert not list(workdir.glob("*partial*"))
