@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.config import ConfigError, ParallelConfig
@@ -104,7 +105,22 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
             "devices at hand; set one axis to -1 or change their product"
         )
     # Auto axes: with Explicit ones, the default of jax.make_mesh, embedding look-ups are rejected.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(_arranged(shape, list(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: tuple[int, int, int], devices: list[jax.Device]) -> np.ndarray:
+    """The devices in the shape of the mesh, near ones along its last axes."""
+    if devices[0].platform != "tpu":
+        # By host: jax.make_mesh refuses hosts of GPUs, which it takes for slices of TPUs.
+        return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    if shape[0] % slices:
+        raise ConfigError(
+            f"config.parallel.data: {shape[0]} is not a multiple of the {slices} slices; only data goes over the network between slices"
+        )
+    return mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
 
 
 def param_specs(params: Any, rules: tuple[tuple[str, PartitionSpec], ...] = RULES) -> Any:
@@ -161,23 +177,51 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
 
 
 def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises ConfigError unless data x fsdp divides the rows of a batch, and the processes divide data x fsdp."""
+    """Raises ConfigError unless data x fsdp divides the rows of a batch, and the processes can share them out."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if ways % jax.process_count():
-        raise ConfigError(
-            f"config.parallel: data x fsdp = {ways} must be a multiple of the {jax.process_count()} processes, each of "
-            "which reads its own rows; lower parallel.tensor"
-        )
     if rows % ways:
         raise ConfigError(
             f"config.data.batch_multiple: {rows} rows do not divide over data x fsdp = {ways} devices; set it to a multiple of {ways}"
         )
+    batch_share(mesh)
+
+
+def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which share of a batch's rows a process reads, and how many shares there are.
+
+    Processes whose devices hold the same rows, since the tensor axis runs through them, read the same share.
+
+    Args:
+      mesh: of all processes; process: None: this one.
+
+    Raises:
+      ConfigError: devices of two processes hold partly the same rows.
+    """
+    parts: dict[int, set[int]] = {}
+    by_part = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    for part, devices in enumerate(by_part):
+        for device in devices:
+            parts.setdefault(device.process_index, set()).add(part)
+    shares = sorted({tuple(sorted(held)) for held in parts.values()})
+    if sum(map(len, shares)) != len(by_part) or len({len(share) for share in shares}) > 1:
+        raise ConfigError(
+            "config.parallel: on this arrangement of devices two processes share some of a batch's rows and not others; make "
+            "parallel.tensor a multiple or a divisor of the devices of a process"
+        )
+    process = jax.process_index() if process is None else process
+    return shares.index(tuple(sorted(parts[process]))), len(shares)
 
 
 def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
-    """This process's rows (numpy) as global arrays split over data x fsdp."""
+    """This process's share of the rows (numpy, see `batch_share`) as global arrays split over data x fsdp."""
     sharding = batch_sharding(mesh, leading)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    _, shares = batch_share(mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        shape = (*x.shape[:leading], x.shape[leading] * shares, *x.shape[leading + 1 :])
+        return jax.make_array_from_process_local_data(sharding, x, shape)
+
+    return jax.tree.map(put, batch)
 
 
 def batch_ways() -> int:

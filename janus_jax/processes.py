@@ -4,6 +4,7 @@ They are started by SLURM, Open MPI, Kubernetes, a TPU slice's own tools or by h
 """
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -181,5 +182,9 @@ def gathered(own: Sequence[Any]) -> list[list[Any]]:
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
     """Arrays that are split over the processes of `mesh`, whole on the first device of each process."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: x.addressable_data(0), jax.jit(lambda t: t, out_shardings=whole)(tree))
+    return jax.tree.map(lambda x: x.addressable_data(0), _whole(mesh)(tree))
+
+
+@functools.cache
+def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

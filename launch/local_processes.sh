@@ -3,8 +3,8 @@
 #
 #   ./launch/local_processes.sh 2 python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
 #
-# Each process gets its own cores, and its own GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and SIGINT
-# go to all of them; the run saves and ends. The exit status is that of the first process that failed, 0 if none did.
+# Each process gets its own cores, and its own GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and Ctrl-C
+# end all of them as SIGTERM does: the run saves. The exit status is that of the first process that failed, 0 if none did.
 set -euo pipefail
 if [[ ! "${1-}" =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
   echo "error: usage: ${0##*/} PROCESSES COMMAND [ARGUMENT ...]" >&2
@@ -30,13 +30,12 @@ gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
 export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
 children=()
-forward() { kill -s "$1" "${children[@]}" 2>/dev/null || true; }
-trap 'forward TERM' TERM
-trap 'forward INT' INT
+trap 'kill -s TERM "${children[@]}" 2>/dev/null || true' TERM INT
 
 for ((i = 0; i < processes; i++)); do
   (
-    # The child is the command itself, so that a signal reaches it and nothing in between.
+    # The child is the command itself, so that a signal reaches it and nothing in between; a terminal's Ctrl-C comes as SIGTERM, see above.
+    trap '' INT
     export JAX_PROCESS_ID=$i
     [ "$gpus" -lt "$processes" ] || export JAX_LOCAL_DEVICE_IDS=$i
     pin=()
@@ -60,6 +59,8 @@ for child in "${children[@]}"; do
     wait "$child" || code=$?
     kill -0 "$child" 2>/dev/null || break
   done
+  code=0
+  wait "$child" || code=$? # once more: a signal may have taken the place of its status
   [ "$status" -ne 0 ] || status=$code
 done
 exit "$status"

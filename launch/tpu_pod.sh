@@ -5,8 +5,9 @@
 #   ./launch/tpu_pod.sh --setup NAME ZONE                 # once: copies this checkout to every worker and installs it
 #   ./launch/tpu_pod.sh --dry_run NAME ZONE --config=...  # prints the command of the workers and runs nothing
 #
-# The work directory and the prepared data lie on a file system that all workers have mounted (Filestore, or a bucket by gcsfuse): here
-# /mnt/data. The same command continues a run that stopped.
+# The work directory and the prepared data lie on a file system that all workers have mounted, here /mnt/data: Filestore, or by gcsfuse a
+# bucket with hierarchical namespace (without, renames are not atomic, and a checkpoint is committed by one). The workers need Python 3.11
+# or 3.12. The run doesn't end with this connection: the same command shows its log again, or continues a run that stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mode=train
@@ -28,13 +29,17 @@ if [ "$mode" = setup ]; then
   trap 'rm -f "$archive"' EXIT
   git archive --prefix=janus_jax/ --output="$archive" HEAD
   gcloud compute tpus tpu-vm scp "$archive" "$name:/tmp/janus_jax.tar.gz" --zone="$zone" --worker=all
-  on_all_workers 'rm -rf ~/janus_jax && tar xzf /tmp/janus_jax.tar.gz -C ~ && cd ~/janus_jax && source launch/environment.sh &&
-    make_environment requirements.txt && pip install --quiet "jax[tpu]"'
+  # Over what is there: runs and data below the checkout stay.
+  on_all_workers 'tar xzf /tmp/janus_jax.tar.gz -C ~ && cd ~/janus_jax && source launch/environment.sh &&
+    make_environment requirements.txt && pip install --quiet -r requirements.txt "jax[tpu]"'
   exit
 fi
 
-# JANUS_JAX_DISTRIBUTED has JAX look for the other workers, which nothing in the environment of a TPU VM tells of.
-command="cd ~/janus_jax && JANUS_JAX_DISTRIBUTED=1 .venv/bin/python -m janus_jax.train$(printf ' %q' "$@")"
+# JANUS_JAX_DISTRIBUTED has JAX look for the other workers, which nothing in the environment of a TPU VM tells of. What runs already, or ended
+# while nobody listened, is shown by its log.
+train="JANUS_JAX_DISTRIBUTED=1 .venv/bin/python -m janus_jax.train$(printf ' %q' "$@")"
+command="cd ~/janus_jax && { pgrep -f '[p]ython -m janus_jax.train' >/dev/null ||
+  setsid nohup env $train >>train.log 2>&1 </dev/null & } ; sleep 2; tail -n 50 --pid=\$(pgrep -of '[p]ython -m janus_jax.train') -F train.log"
 if [ "$mode" = dry_run ]; then
   echo "$command"
 else

@@ -6,6 +6,7 @@ Batches are split over data x fsdp, parameters over fsdp and tensor.
 import contextlib
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -287,3 +288,49 @@ def test_a_batch_is_split_over_data_and_fsdp():
 def test_constrain_needs_no_mesh():
     x = np.ones((2, 3))
     assert parallel.constrain(x, parallel.BATCH) is x
+
+
+def devices_of(hosts, each, platform="gpu"):
+    """Stand-ins for the devices of several hosts, in an order that no mesh should depend on."""
+    made = [
+        types.SimpleNamespace(id=host * each + i, process_index=host, platform=platform, slice_index=host)
+        for host in range(hosts)
+        for i in range(each)
+    ]
+    return made[::-1]
+
+
+def stand_in(sizes, devices):
+    """What `batch_share` reads of a mesh."""
+    array = parallel._arranged(sizes, devices)
+    return types.SimpleNamespace(devices=array, shape=dict(zip(parallel.AXES, sizes, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "hosts", "each", "shares"),
+    [
+        ((8, 1, 1), 2, 4, [(0, 2), (1, 2)]),
+        ((2, 2, 2), 2, 4, [(0, 2), (1, 2)]),
+        ((1, 8, 1), 4, 2, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        # The tensor axis runs through two hosts, which read the same rows.
+        ((2, 1, 4), 4, 2, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ((1, 1, 8), 2, 4, [(0, 1), (0, 1)]),
+    ],
+)
+def test_hosts_of_gpus_make_a_mesh_and_share_the_rows_out(sizes, hosts, each, shares):
+    mesh = stand_in(sizes, devices_of(hosts, each))
+    assert [parallel.batch_share(mesh, process) for process in range(hosts)] == shares
+    last = [device.id for device in mesh.devices.reshape(-1, sizes[2])[0]]
+    assert last == list(range(sizes[2]))  # near ones along the tensor axis
+
+
+def test_hosts_that_share_rows_in_part_are_refused():
+    # Three devices a host, four devices a row.
+    with pytest.raises(ConfigError, match=r"make parallel\.tensor a multiple or a divisor of the devices of a process"):
+        parallel.batch_share(stand_in((3, 1, 4), devices_of(4, 3)), 0)
+
+
+def test_slices_of_tpus_take_a_part_of_the_data_axis_each():
+    devices = devices_of(2, 4, platform="tpu")
+    with pytest.raises(ConfigError, match=r"config\.parallel\.data: 1 is not a multiple of the 2 slices"):
+        parallel._arranged((1, 8, 1), devices)

@@ -6,7 +6,7 @@ read is what was saved.
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from janus_jax.config import Config, TrainConfig
 from janus_jax.types import TrainState
 
 _policies = ocp.training.preservation_policies
+# What these errors tell of is the machine's state, not the file's.
+_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/output error", "Stale file handle")
 _FITTING = "use the config that the run began with, or another --workdir"
 
 
@@ -50,46 +52,40 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        """Step of the newest complete checkpoint. (Orbax's own list has those that are still being written.)"""
+        steps = step_directories(self.directory) if self.directory.is_dir() else []
+        return int(steps[-1].name) if steps else None
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest intact checkpoint's state, in the shapes and shardings of `abstract`, and the `window` it was saved with.
 
-        What cannot be read, or is not what was saved, is renamed to damaged-STEP, so that it is neither found again nor lost;
-        `notes` says so.
+        Older ones are tried where the newest is damaged: cannot be read, or is not what was saved. Once one of them is found intact, the
+        damaged are renamed to damaged-STEP, so that they are neither found again nor lost; `notes` says so.
 
         Returns:
           None if there was no checkpoint.
 
         Raises:
-          CheckpointError: the stored state has another structure than the config's, or no checkpoint is intact.
+          CheckpointError: the stored state has another structure than the config's, the machine cannot hold it, or no
+            checkpoint is intact.
         """
-        found, damaged = None, []
-        for path in self._steps():
-            try:
-                found, problem = _read(path, abstract), ""
-            except CheckpointError:
-                raise
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                problem = f"{type(error).__name__}: {first_line(error)}"
-            # A file may be unreadable for one process alone.
-            if processes.agree(not problem):
+        found, damaged = None, {}
+        # The first process's list: others may see a directory of the network a little later.
+        for name in processes.gathered(self._steps())[0]:
+            found, problem = self._try(self.directory / name, abstract)
+            if not problem:
                 break
-            found = None
-            damaged.append(f"{path.name} ({problem or 'another process could not read it'})")
-            if jax.process_index() == 0:
-                path.rename(path.with_name(f"damaged-{path.name}"))
-            processes.agree(True)  # nobody goes on before it is renamed
-        if found is None and (damaged or (self.directory.is_dir() and list(self.directory.glob("damaged-*")))):
+            damaged[name] = problem
+        told = "; ".join(f"{name} ({problem})" for name, problem in damaged.items())
+        if found is None and (damaged or self._set_aside()):
             raise CheckpointError(
-                f"{self.directory}: no checkpoint can be read{': ' * bool(damaged)}{'; '.join(damaged)}. They are kept as damaged-STEP: "
-                "restore them from a copy under their own name, or use another --workdir to begin anew"
+                f"{self.directory}: no checkpoint can be read{': ' * bool(told)}{told}. Put back a copy of one under its step as "
+                "name, or use another --workdir to begin anew"
             )
         if damaged:
+            self._rename(damaged)
             self.notes.append(
-                f"checkpoint {'; '.join(damaged)} is damaged and kept as damaged-STEP; continues from step {int(found[0].step)}"
+                f"checkpoint {told} is damaged and kept as damaged-STEP; continues from step {int(found[0].step)}"
             )
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
@@ -99,11 +95,37 @@ class Checkpoints:
         )
         return found
 
-    def _steps(self) -> list[Path]:
-        """Step directories, whole or not, newest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted((p for p in self.directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name))
+    def _try(self, path: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """What `_read` gives, and "", on all processes; or None and how it is damaged, for one of them at least."""
+        found, outcome = None, ["", ""]  # what makes it useless here, and how it is damaged
+        try:
+            found = _read(path, abstract)
+        except CheckpointError as error:
+            outcome[0] = str(error)
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            told = f"{type(error).__name__}: {first_line(error)}"
+            here = isinstance(error, MemoryError | PermissionError) or any(word in told for word in _NOT_DAMAGE)
+            outcome[0 if here else 1] = f"{path}: cannot be read now ({told})" if here else told
+        outcomes = processes.gathered(outcome)
+        if refused := next((one for one, _ in outcomes if one), ""):
+            raise CheckpointError(refused)
+        problem = next((damage for _, damage in outcomes if damage), "")
+        return (None if problem else found), problem
+
+    def _steps(self) -> list[str]:
+        """Names of the step directories, whole or not, newest first."""
+        names = [path.name for path in self.directory.iterdir()] if self.directory.is_dir() else []
+        return sorted((name for name in names if name.isdigit()), key=int, reverse=True)
+
+    def _set_aside(self) -> list[Path]:
+        return list(self.directory.glob("damaged-*")) if self.directory.is_dir() else []
+
+    def _rename(self, names: Iterable[str]) -> None:
+        with processes.together():  # nobody goes on before it is done
+            for name in names if jax.process_index() == 0 else ():
+                free = (f"damaged-{name}{again}" for again in ("", *(f".{n}" for n in range(2, 1000))))
+                target = next(self.directory / one for one in free if not (self.directory / one).exists())
+                (self.directory / name).rename(target)
 
     def save(
         self, state: TrainState, metrics: dict[str, float] | None = None, window: dict[str, Any] | None = None
@@ -146,17 +168,20 @@ class Checkpoints:
     def _guarded(self, work: Callable[[], Any]) -> None:
         try:
             work()
+        except jax.errors.JaxRuntimeError:  # of the devices, or of a process that is gone
+            raise
         except Exception as error:  # of Orbax, its threads and the file system below
-            raise self.unwritable(error) from error
+            raise unwritable(self.directory, error) from error
 
-    def unwritable(self, error: Exception) -> CheckpointError:
-        """The error to raise where the run's directory could not be written: what is intact, and what to do."""
-        steps = [path.name for path in step_directories(self.directory)]
-        intact = f"complete are steps {', '.join(steps)}" if steps else "there is no complete checkpoint yet"
-        return CheckpointError(
-            f"{self.directory}: could not be written ({type(error).__name__}: {first_line(error)}); {intact}. Make room or give "
-            "write permission; the same command continues from the newest"
-        )
+
+def unwritable(directory: Path, error: Exception) -> CheckpointError:
+    """The error to raise where a run's directory of checkpoints, or what lies beside it, could not be written."""
+    steps = [path.name for path in step_directories(directory)] if directory.is_dir() else []
+    intact = f"complete are steps {', '.join(steps)}" if steps else "there is no complete checkpoint yet"
+    return CheckpointError(
+        f"{directory}: could not be written ({type(error).__name__}: {first_line(error)}); {intact}. Make room or give write "
+        "permission; the same command continues from the newest"
+    )
 
 
 def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:

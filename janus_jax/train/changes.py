@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from janus_jax import config as config_lib
-from janus_jax.checkpoint import step_directories
 from janus_jax.config import Config, ConfigError
 
 # Settings that may change between the parts of a run without changing what it computes up to the step where it stands.
@@ -19,8 +18,11 @@ _FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sente
 
 
 def begun(workdir: Path) -> bool:
-    """Whether the run has saved a checkpoint."""
-    return (workdir / "checkpoints").is_dir() and bool(step_directories(workdir))
+    """Whether the run has saved a checkpoint, be it whole or damaged."""
+    checkpoints = workdir / "checkpoints"
+    return checkpoints.is_dir() and any(
+        path.name.isdigit() or path.name.startswith("damaged-") for path in checkpoints.iterdir()
+    )
 
 
 @contextlib.contextmanager
@@ -63,39 +65,42 @@ def held(workdir: Path, write: bool = True) -> Iterator[None]:
         yield
 
 
-def keep_config(config: Config, contents: str, workdir: Path, allow_changes: bool, write: bool) -> list[str]:
-    """Keeps the config beside the run, and what tells its data from others.
+def changes_since(config: Config, contents: str, workdir: Path, allow_changes: bool) -> list[str]:
+    """What differs from the settings and the data that the run began with.
 
     Args:
       config: of this part of the run.
       contents: of the prepared data, see `Prepared.contents`.
-      workdir: there already.
+      workdir: of the run.
       allow_changes: whether settings that change what is computed may differ.
-      write: False on the processes that write nothing.
-
-    Returns:
-      What differs from the config that the run began with.
 
     Raises:
       ConfigError: something differs, and may not.
     """
-    path, data, changed = workdir / "config.json", workdir / "data.json", []
-    if begun(workdir) and path.exists():
-        changed = _changed(config_lib.from_json(path.read_text()), config)
-        was = json.loads(data.read_text())["contents"] if data.exists() else contents  # older runs kept none
-        if was != contents:
-            changed.append(f"the examples in {config.data.prepared}: {was}, now {contents}")
-        if changed and not allow_changes:
-            raise ConfigError(
-                f"{workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
-                "another --workdir, or go on all the same with --allow_changes"
-            )
-    if write:
-        for file, kept in ((path, config_lib.to_json(config)), (data, json.dumps({"contents": contents}))):
-            partial = file.with_suffix(".partial")
-            partial.write_text(kept + "\n")
-            partial.replace(file)
+    path, data, changed = workdir / _CONFIG, workdir / _DATA, []
+    if not begun(workdir) or not path.exists():
+        return []
+    changed = _changed(config_lib.from_json(path.read_text()), config)
+    was = json.loads(data.read_text())["contents"] if data.exists() else contents  # older runs kept none
+    if was != contents:
+        changed.append(f"the examples in {config.data.prepared}: {was}, now {contents}")
+    if changed and not allow_changes:
+        raise ConfigError(
+            f"{workdir}: this run was begun with other settings ({'; '.join(changed)}); change them back, use "
+            "another --workdir, or go on all the same with --allow_changes"
+        )
     return changed
+
+
+def keep(config: Config, contents: str, workdir: Path) -> None:
+    """Keeps settings and what tells the data from others beside the run, which has found its checkpoint by now."""
+    for name, kept in ((_CONFIG, config_lib.to_json(config)), (_DATA, json.dumps({"contents": contents}))):
+        partial = (workdir / name).with_suffix(".partial")
+        partial.write_text(kept + "\n")
+        partial.replace(workdir / name)
+
+
+_CONFIG, _DATA = "config.json", "data.json"
 
 
 def _changed(old: Config, new: Config) -> list[str]:

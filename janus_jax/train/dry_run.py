@@ -96,7 +96,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     config = resolve_with_data(config, prepared)
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_rows(mesh, config.data.batch_multiple)
-    buckets = TrainBatches(prepared, config, jax.process_index(), jax.process_count()).buckets
+    buckets = TrainBatches(prepared, config, *parallel.batch_share(mesh)).buckets
     largest = max(buckets, key=lambda bucket: _flops(config, bucket))
     net = Janus(config.model, text.load(prepared.tokenizer_bytes).specials)
     with jax.set_mesh(mesh):

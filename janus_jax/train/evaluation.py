@@ -24,13 +24,14 @@ class Evaluation:
         self._net, self._config, self._prepared, self._tokenizer, self._mesh = net, config, prepared, tokenizer, mesh
         self._step = jit_eval_step(net, config, mesh)
         self._process, self._processes = jax.process_index(), jax.process_count()
+        self._share = parallel.batch_share(mesh)
 
     def measure(self, params: Params) -> dict[str, float]:
         """The figures, alike on all processes; {} without a validation split."""
         if "valid" not in self._prepared.splits:
             return {}
         sums: dict[str, float] = {}
-        for batch in eval_batches(self._prepared, self._config, "valid", self._process, self._processes):
+        for batch in eval_batches(self._prepared, self._config, "valid", *self._share):
             values = self._step(params, parallel.put_batch(self._mesh, batch))
             for name, value in jax.device_get(values).items():
                 sums[name] = sums.get(name, 0.0) + float(value)

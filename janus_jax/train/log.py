@@ -55,10 +55,11 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """A line for the reader, above the bar where there is one."""
-        if self._bar:
-            self._bar.write(text, file=sys.stderr)
-        elif self.active:
-            print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # a reader that is gone must not end the run
+            if self._bar:
+                self._bar.write(text, file=sys.stderr)
+            elif self.active:
+                print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Closes the files. Records are on disk already; what cannot be written any more was told when it was tried."""

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from janus_jax import parallel, processes, text
-from janus_jax.checkpoint import Checkpoints
+from janus_jax.checkpoint import Checkpoints, unwritable
 from janus_jax.config import Config, ConfigError, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
 from janus_jax.objective import active_terms
-from janus_jax.train.changes import begun, held, keep_config
+from janus_jax.train.changes import begun, changes_since, held, keep
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import RunLog, Window, last_evaluation, plot_curves
@@ -65,8 +65,21 @@ def train_or_stop(
       config, workdir, allow_changes: see `train`.
       profile: first and last of the steps that are traced, into workdir/profile.
     """
-    with contextlib.ExitStack() as lock:
-        return _Run(config, Path(workdir), allow_changes, profile, lock).go()
+    request = _Request()
+    with contextlib.ExitStack() as lock, processes.on_sigterm(request.make):
+        try:
+            return _Run(config, Path(workdir), allow_changes, profile, lock, request).go()
+        except OSError as error:  # of the log, for example on a full disk
+            raise unwritable(Path(workdir) / "checkpoints", error) from error
+
+
+class _Request:
+    """To save and stop; SIGTERM makes it, at any moment."""
+
+    made = False
+
+    def make(self) -> None:
+        self.made = True
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -107,6 +120,7 @@ class _Run:
         allow_changes: bool,
         profile: tuple[int, int] | None,
         lock: contextlib.ExitStack,
+        request: _Request,
     ):
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.workdir = workdir
@@ -117,14 +131,14 @@ class _Run:
             self.net = Janus(self.config.model, self.tokenizer.specials)
             self.mesh = parallel.make_mesh(config.parallel)
             parallel.check_rows(self.mesh, config.data.batch_multiple)
-            TrainBatches(self.prepared, self.config, self.process, self.processes)  # raises what is wrong with the plan
+            self.share = parallel.batch_share(self.mesh)
+            TrainBatches(self.prepared, self.config, *self.share)  # raises what is wrong with the plan
             self.prepared.split("train").load()  # and this, what is wrong with the files
             initial, notes = None, []
             if self.config.init_from and not begun(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
             lock.enter_context(held(workdir, write=self.process == 0))
-            contents = self.prepared.contents
-            changed = keep_config(self.config, contents, workdir, allow_changes, write=self.process == 0)
+            changed = changes_since(self.config, self.prepared.contents, workdir, allow_changes)
         self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
         self.profile = Profile(workdir / "profile", profile)
         with jax.set_mesh(self.mesh):
@@ -137,11 +151,14 @@ class _Run:
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
             self.state, window = self._first_state(shardings, initial)
+        if self.process == 0:
+            keep(self.config, self.prepared.contents, workdir)
         self.window = Window(**window)
         self.spikes = Spikes(config.train.spike)
         self.anyone = processes.anyone(self.mesh)
-        self.stop = False  # asked of this process
+        self.request = request  # made to this process
         self.stopping = False  # agreed on by all
+        self.stopped = False  # and done, before the last step
         self.last_evaluation: dict[str, float] = {}
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
         for note in self.checkpoints.notes:
@@ -154,26 +171,25 @@ class _Run:
     def go(self) -> tuple[dict[str, float], bool]:
         """The last evaluation, and whether the run was stopped before its end."""
         try:
-            with processes.on_sigterm(self._ask_to_stop), jax.set_mesh(self.mesh):
+            with jax.set_mesh(self.mesh):
                 self._steps()
                 self.checkpoints.wait()
-        except OSError as error:  # of the log, for example on a full disk
-            raise self.checkpoints.unwritable(error) from error
         except jax.errors.JaxRuntimeError as error:
-            if self.processes == 1:
+            told = str(error)
+            if self.processes == 1 or any(own in told for own in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
                 raise
             raise LostProcessError(
-                f"the processes of this run lost each other ({str(error).splitlines()[0][:200]}). Newest checkpoint: step "
+                f"the processes of this run lost each other ({told.splitlines()[0][:200]}). Newest checkpoint: step "
                 f"{self.checkpoints.latest}. Start all of them again: the same command continues from it"
             ) from error
         finally:
+            if not isinstance(sys.exception(), LostProcessError):
+                self.checkpoints.close()  # whatever happened, what is being written gets complete
             self.profile.close()
             self.meter.close()
             self.log.close()
-            if not isinstance(sys.exception(), LostProcessError):
-                self.checkpoints.close()  # whatever happened, what is being written gets complete
         self._plot()
-        return self.last_evaluation or last_evaluation(self.workdir), self.stopping
+        return self.last_evaluation or last_evaluation(self.workdir), self.stopped
 
     def _plot(self) -> None:
         if self.process == 0:
@@ -181,7 +197,7 @@ class _Run:
 
     def _steps(self) -> None:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
-        batches = train_batches(self.prepared, self.config, start, settings.steps, self.process, self.processes)
+        batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
         pending: _Pending | None = None
         self.meter.restart()
         for step in range(start + 1, settings.steps + 1):
@@ -190,7 +206,9 @@ class _Run:
             terms = active_terms(objective, step - 1)
             self.profile.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
-            given = _Pending(step, terms, metrics, batch.example_id, self._flops(batch, terms), self.anyone(self.stop))
+            given = _Pending(
+                step, terms, metrics, batch.example_id, self._flops(batch, terms), self.anyone(self.request.made)
+            )
             # Figures are read a step late, so that the device never waits for the host.
             self._read(pending)
             pending = given
@@ -206,11 +224,12 @@ class _Run:
                 self._pause(step, evaluates, last)
             if last and step < settings.steps:
                 self.log.message(f"stopped on request after step {step}; the same command continues from here")
+                self.stopped = True
                 return
 
     def _flops(self, batch: Any, terms: tuple[str, ...]) -> float:
         micro, rows, source = batch.source.shape
-        sizes = (micro * rows * self.processes, source, batch.target.shape[-1], batch.masked.shape[-1])
+        sizes = (micro * rows * self.share[1], source, batch.target.shape[-1], batch.masked.shape[-1])
         return step_flops(self.config, *sizes, terms)
 
     def _pause(self, step: int, evaluates: bool, last: bool) -> None:
@@ -292,11 +311,8 @@ class _Run:
             return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial), {}
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)(), {}
 
-    def _ask_to_stop(self) -> None:
-        self.stop = True
-
 
 def _named(example_ids: np.ndarray) -> str:
     """The examples of a step, those of all processes, at most 20 of them by number."""
-    ids = sorted(itertools.chain(*processes.gathered(example_ids[example_ids >= 0].tolist())))
+    ids = sorted(set(itertools.chain(*processes.gathered(example_ids[example_ids >= 0].tolist()))))
     return ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")

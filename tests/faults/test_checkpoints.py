@@ -95,14 +95,38 @@ def test_numbers_that_are_not_those_that_were_saved_are_noticed(prepared, workdi
     assert "12 (ValueError: the numbers of params are not those that were saved)" in capsys.readouterr().err
 
 
+def test_the_same_step_may_be_damaged_twice(prepared, workdir, capsys):
+    for _ in range(2):
+        truncate(workdir / "checkpoints/12")
+        train(runs.config(prepared), workdir)
+    assert capsys.readouterr().err.count("kept as damaged-STEP; continues from step 9") == 2
+    assert {"damaged-12", "damaged-12.2", "12"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
+
+
 def test_without_an_intact_checkpoint_nothing_begins_anew(prepared, workdir):
     for step in checkpoint.step_directories(workdir):
         truncate(step)
-    for told in (r"no checkpoint can be read: 12 \(.*; 9 \(.*; 6 \(", "no checkpoint can be read. They are kept"):
-        with pytest.raises(CheckpointError, match=told):
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no checkpoint can be read: 12 \(.*; 9 \(.*; 6 \("):
             train(runs.config(prepared), workdir)
-    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-    assert names == ["damaged-12", "damaged-6", "damaged-9"]
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6", "9"]
+    with pytest.raises(ConfigError, match=r"begun with other settings \(model\.dropout"):
+        train(runs.config(prepared, model__dropout=0.2), workdir)
+    for step in ("12", "9", "6"):
+        (workdir / "checkpoints" / step).rename(workdir / f"checkpoints/damaged-{step}")
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Put back a copy"):
+        train(runs.config(prepared), workdir)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("RESOURCE_EXHAUSTED: out of memory"), PermissionError(13, "no")])
+def test_what_the_machine_cannot_do_is_not_held_against_the_checkpoint(prepared, workdir, monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(run.ocp, "load_checkpointables", fails)
+    with pytest.raises(CheckpointError, match=r"checkpoints/12: cannot be read now \("):
+        train(runs.config(prepared), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6", "9"]
 
 
 def test_decoding_names_the_checkpoints_beside_a_damaged_one(workdir):
@@ -159,6 +183,8 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_room_lets_it_go_on(prepare
     assert not mount(f"remount,size={used + 100_000}")
     with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
         train(runs.config(prepared), disk / "run")
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
+        train(runs.config(prepared), disk / "run")  # it is full still
     assert [path.name for path in checkpoint.step_directories(disk / "run")] == ["3", "6"]
     assert not mount("remount,size=64m")
     train(runs.config(prepared), disk / "run")

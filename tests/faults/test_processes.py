@@ -200,6 +200,71 @@ def test_only_a_part_of_where_the_processes_meet_is_refused(tmp_path):
     assert "Traceback" not in found.stderr
 
 
+def test_the_launchers_scripts_are_whole():
+    yaml = pytest.importorskip("yaml")
+    for name in ("local_processes.sh", "tpu_pod.sh", "slurm.sbatch"):
+        assert subprocess.run(["bash", "-n", ROOT / "launch" / name], check=False).returncode == 0, name
+        assert os.access(ROOT / "launch" / name, os.X_OK) == name.endswith(".sh")
+    jobset = yaml.safe_load((ROOT / "launch/jobset.yaml").read_text())
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert job["parallelism"] == job["completions"] == int(environment["JAX_NUM_PROCESSES"])
+    host, port = environment["JAX_COORDINATOR_ADDRESS"].split(":")
+    assert (
+        host
+        == f"{jobset['metadata']['name']}-{jobset['spec']['replicatedJobs'][0]['name']}-0-0.{jobset['metadata']['name']}"
+    )
+    assert int(port) == container["ports"][0]["containerPort"]
+    volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
+    # Its arguments are ones that the door knows.
+    known = subprocess.run(
+        [*container["command"], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert {arg.split("=")[0] for arg in container["args"]} == {"--config", "--workdir", "--status_when_stopped"}
+    assert all(f"--{flag}" in known for flag in ("config", "workdir", "status_when_stopped"))
+    shown = subprocess.run(
+        [ROOT / "launch/tpu_pod.sh", "--dry_run", "name", "zone", "--config=a b"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert r"JANUS_JAX_DISTRIBUTED=1 .venv/bin/python -m janus_jax.train --config=a\ b" in shown
+
+
+def test_the_first_failure_is_the_status_of_all_and_a_signal_reaches_all():
+    fails = [SCRIPT, "3", "bash", "-c", "exit $((JAX_PROCESS_ID * 7))"]
+    assert subprocess.run(fails, check=False).returncode == 7
+    waits = [SCRIPT, "2", "bash", "-c", "trap 'echo stopping; exit 0' TERM; echo ready; while :; do sleep 0.1; done"]
+    process = subprocess.Popen(waits, stdout=subprocess.PIPE, text=True)
+    assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert sorted(told.split("\n")) == ["", "[0] stopping", "[1] stopping"]
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others(prepared, tmp_path):
+    config = runs.config(prepared, **(SETTINGS | LONG))
+    run = Run(2, config, tmp_path / "run", tmp_path)
+    run.wait_for("step 24 ")
+    hanging, other = run.pid(1), run.pid(0)
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        while Path(f"/proc/{other}").exists():
+            assert time.monotonic() - began < 60, run.text()
+            time.sleep(0.2)
+    finally:
+        os.kill(hanging, signal.SIGKILL)
+    assert run.status() != 0
+    assert re.search(r"\[0\] .*(lost each other|heartbeat|distributed service detected fatal errors)", run.text()), (
+        run.text()
+    )
+
+
 def test_launchers_are_told_apart():
     from janus_jax import processes
 
