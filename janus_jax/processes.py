@@ -112,16 +112,27 @@ def _launched(environment: Any) -> bool:
     return tasks > 1 or any(hosts) or told
 
 
+class Request:
+    """To save and stop."""
+
+    made = False
+
+
 @contextlib.contextmanager
-def on_sigterm(ask: Callable[[], None]) -> Iterator[None]:
-    """Inside, SIGTERM calls `ask`, between two instructions; outside the main thread nothing is installed."""
+def stop_request() -> Iterator[Request]:
+    """A request that SIGTERM makes as long as this lasts; outside the main thread, where nothing is installed, nobody makes it."""
+    request = Request()
+
+    def make(*_: Any) -> None:
+        request.made = True
+
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: ask())
+        before = signal.signal(signal.SIGTERM, make)
     except ValueError:
-        yield
+        yield request
         return
     try:
-        yield
+        yield request
     finally:
         signal.signal(signal.SIGTERM, before)
 

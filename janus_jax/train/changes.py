@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,17 @@ def held(workdir: Path, write: bool = True) -> Iterator[None]:
         file.write(json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
         file.flush()
         yield
+
+
+def check_shared(workdir: Path, seconds: float = 30.0) -> None:
+    """Raises ConfigError unless the directory that the first process holds is found here too (of the network: soon)."""
+    end = time.monotonic() + seconds
+    while not (workdir / "lock").exists():
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"{workdir}: on {socket.gethostname()} isn't what the first process sees; name a directory that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def changes_since(config: Config, contents: str, workdir: Path, allow_changes: bool) -> list[str]:

@@ -21,7 +21,7 @@ from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
 from janus_jax.objective import active_terms
-from janus_jax.train.changes import begun, changes_since, held, keep
+from janus_jax.train.changes import begun, changes_since, check_shared, held, keep
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import RunLog, Window, last_evaluation, plot_curves
@@ -65,21 +65,11 @@ def train_or_stop(
       config, workdir, allow_changes: see `train`.
       profile: first and last of the steps that are traced, into workdir/profile.
     """
-    request = _Request()
-    with contextlib.ExitStack() as lock, processes.on_sigterm(request.make):
+    with contextlib.ExitStack() as lock, processes.stop_request() as request:
         try:
             return _Run(config, Path(workdir), allow_changes, profile, lock, request).go()
         except OSError as error:  # of the log, for example on a full disk
             raise unwritable(Path(workdir) / "checkpoints", error) from error
-
-
-class _Request:
-    """To save and stop; SIGTERM makes it, at any moment."""
-
-    made = False
-
-    def make(self) -> None:
-        self.made = True
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -120,7 +110,7 @@ class _Run:
         allow_changes: bool,
         profile: tuple[int, int] | None,
         lock: contextlib.ExitStack,
-        request: _Request,
+        request: processes.Request,
     ):
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.workdir = workdir
@@ -138,6 +128,8 @@ class _Run:
             if self.config.init_from and not begun(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
             lock.enter_context(held(workdir, write=self.process == 0))
+        with processes.together():
+            check_shared(workdir)
             changed = changes_since(self.config, self.prepared.contents, workdir, allow_changes)
         self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
         self.profile = Profile(workdir / "profile", profile)

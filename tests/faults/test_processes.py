@@ -17,8 +17,9 @@ import pytest
 from train import runs
 
 from janus_jax import checkpoint
-from janus_jax.config import ParallelConfig, leaves
+from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
+from janus_jax.train.changes import check_shared, held
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch/local_processes.sh"
@@ -176,13 +177,18 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(prepared, tmp_path, 
 
 
 def test_when_one_process_gives_up_nobody_waits_for_it(prepared, tmp_path):
-    from janus_jax.train.changes import held
-
     with held(tmp_path / "run"):  # what only the first process meets
         run = Run(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
         assert run.status(seconds=60) == 2
     assert re.search(r"\[0\] error: .* is in use by another run \(.*\"process\": \d+", run.text())
     assert "[1] error: another process of this run gave up; its own message says why" in run.text()
+
+
+def test_a_directory_that_only_the_first_process_sees_is_refused(tmp_path):
+    with held(tmp_path / "run"):
+        check_shared(tmp_path / "run")
+    with pytest.raises(ConfigError, match="isn't what the first process sees; name a directory that all hosts share"):
+        check_shared(tmp_path / "other", seconds=0)
 
 
 def test_only_a_part_of_where_the_processes_meet_is_refused(tmp_path):
