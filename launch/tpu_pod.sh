@@ -35,11 +35,15 @@ if [ "$mode" = setup ]; then
   exit
 fi
 
-# JANUS_JAX_DISTRIBUTED has JAX look for the other workers, which nothing in the environment of a TPU VM tells of. What runs already, or ended
-# while nobody listened, is shown by its log.
+# JANUS_JAX_DISTRIBUTED has JAX look for the other workers, which nothing in the environment of a TPU VM tells of.
 train="JANUS_JAX_DISTRIBUTED=1 .venv/bin/python -m janus_jax.train$(printf ' %q' "$@")"
-command="cd ~/janus_jax && { pgrep -f '[p]ython -m janus_jax.train' >/dev/null ||
-  setsid nohup env $train >>train.log 2>&1 </dev/null & } ; sleep 2; tail -n 50 --pid=\$(pgrep -of '[p]ython -m janus_jax.train') -F train.log"
+command="cd ~/janus_jax || exit
+if ! kill -0 \"\$(cat train.pid 2>/dev/null)\" 2>/dev/null; then
+  setsid nohup env $train >>train.log 2>&1 </dev/null &
+  echo \$! >train.pid
+fi
+tail -n 50 --pid=\"\$(cat train.pid)\" -F train.log
+true" # so that the shell stays, to take in the end of its child, which tail waits for
 if [ "$mode" = dry_run ]; then
   echo "$command"
 else

@@ -225,18 +225,29 @@ def test_the_launchers_scripts_are_whole():
     volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
     # Its arguments are ones that the door knows.
+    python, *door = container["command"]
+    assert python == "python"
     known = subprocess.run(
-        [*container["command"], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, *door, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert {arg.split("=")[0] for arg in container["args"]} == {"--config", "--workdir", "--status_when_stopped"}
     assert all(f"--{flag}" in known for flag in ("config", "workdir", "status_when_stopped"))
-    shown = subprocess.run(
-        [ROOT / "launch/tpu_pod.sh", "--dry_run", "name", "zone", "--config=a b"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert r"JANUS_JAX_DISTRIBUTED=1 .venv/bin/python -m janus_jax.train --config=a\ b" in shown
+
+
+def test_a_tpu_worker_starts_once_and_shows_its_log_again(tmp_path):
+    script, arguments = ROOT / "launch/tpu_pod.sh", ["--dry_run", "name", "zone", "--config=a b"]
+    command = subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
+    python = tmp_path / "janus_jax/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "began $JANUS_JAX_DISTRIBUTED $*"\nsleep 3\necho ended\n')
+    python.chmod(0o755)
+    both = []
+    for _ in range(2):
+        environment = os.environ | {"HOME": str(tmp_path)}
+        both.append(subprocess.Popen(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, text=True))
+        time.sleep(1)
+    shown = [process.communicate(timeout=30)[0] for process in both]
+    assert shown == ["began 1 -m janus_jax.train --config=a b\nended\n"] * 2
 
 
 def test_the_first_failure_is_the_status_of_all_and_a_signal_reaches_all():
