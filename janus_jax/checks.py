@@ -69,6 +69,7 @@ def check(config: Config) -> None:
     _check_lengths(config)
     _check_model(config)
     _check_optimizer(config)
+    _check_training(config)
     _check_objective(config)
     _check_decode(config.decode)
     _check_parallel(config)
@@ -121,6 +122,15 @@ def _check_optimizer(config: Config) -> None:
     if o.schedule in ("polynomial", "cosine") and o.warmup_steps >= config.train.steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {o.warmup_steps} leaves no step to decay over; lower it below train.steps {config.train.steps}"
+        )
+
+
+def _check_training(config: Config) -> None:
+    t = config.train
+    if t.keep_every % t.checkpoint_every:
+        raise ConfigError(
+            f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, of whose "
+            "checkpoints it keeps some"
         )
 
 
@@ -252,7 +262,7 @@ _POSITIVE = frozenset(
 )
 _NOT_NEGATIVE = frozenset(
     "ctc_ratio vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
-    "eval_sentences keep_best max_bad_steps lenpen max_length_a max_length_b min_length no_repeat_ngram blank_penalty top_k accept_gap".split()
+    "eval_sentences keep_best keep_every max_bad_steps spike lenpen max_length_a max_length_b min_length no_repeat_ngram blank_penalty top_k accept_gap".split()
 )
 _SHARE = frozenset(
     "ctc_floor mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()

@@ -191,6 +191,7 @@ class TrainConfig:
     checkpoint_every: int = 2000
     keep_last: int = 3
     keep_best: int = 1
+    keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
     best_metric: str = "valid/loss"
     best_mode: Literal["min", "max"] = "min"
     max_bad_steps: int = 0  # non-finite steps tolerated (skipped) before the run stops

@@ -78,6 +78,7 @@ def test_unknown_keys_name_the_nearest():
         ({"optimizer__name": "adam"}, "config.optimizer.weight_decay: adam has none"),
         ({"optimizer__schedule": "cosine", "train__steps": 10_000}, "config.optimizer.warmup_steps: 10000 leaves no step"),
         ({"optimizer__schedule": "polynomial", "optimizer__power": 0.0}, "config.optimizer.power: 0.0 must be greater"),
+        ({"train__keep_every": 3000}, "config.train.keep_every: 3000 is not a multiple of train.checkpoint_every 2000"),
         ({"model__ar_start": "eos", "model__ar_slot_position": "input"}, "config.model.ar_slot_position: "),
         ({"parallel__tensor": 3}, "config.parallel.tensor: 3 does not divide model.heads 4"),
         ({"parallel__fsdp": -1}, "config.parallel: at most one axis may be -1"),

@@ -225,9 +225,11 @@ def _check_structure(path: Path, stored: dict[str, Any], wanted: dict[str, Any])
 
 
 def _retention(train: TrainConfig) -> Any:
-    latest = _policies.LatestN(train.keep_last)
+    kept = [_policies.LatestN(train.keep_last)]
+    if train.keep_every:
+        kept.append(_policies.EveryNSteps(train.keep_every))
     if not train.keep_best:
-        return latest
+        return _policies.AnyPreservationPolicy(kept)
     worst = math.inf if train.best_mode == "min" else -math.inf
 
     def value(metrics: dict[str, float]) -> float:
@@ -241,7 +243,7 @@ def _retention(train: TrainConfig) -> Any:
         reverse=train.best_mode == "min",  # the last n in sorted order are kept
         keep_checkpoints_without_metrics=False,
     )
-    return _policies.AnyPreservationPolicy([latest, best])
+    return _policies.AnyPreservationPolicy([*kept, best])
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:

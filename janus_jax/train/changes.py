@@ -14,7 +14,7 @@ from janus_jax.config import Config, ConfigError
 
 # Settings that may change between the parts of a run without changing what it computes up to the step where it stands.
 _FREE = {"train.steps", "train.log_every", "train.eval_every", "train.eval_sentences", "train.checkpoint_every"} | {
-    "train.keep_last", "train.keep_best", "train.best_metric", "train.best_mode", "train.max_bad_steps", "train.spike", "data.workers"
+    "train.keep_last", "train.keep_best", "train.keep_every", "train.best_metric", "train.best_mode", "train.max_bad_steps", "train.spike", "data.workers"
 } | {"data.prepared"}  # fmt: skip
 
 

@@ -218,6 +218,12 @@ def test_an_unknown_best_metric_is_named(prepared, tmp_path):
         train(runs.config(prepared, train__best_metric="valid/bleu", train__steps=6), tmp_path)
 
 
+def test_the_newest_and_those_of_every_few_steps_are_kept(prepared, tmp_path):
+    kept = {"train__keep_last": 1, "train__keep_best": 0, "train__keep_every": 4, "train__checkpoint_every": 2}
+    train(runs.config(prepared, objective__name="ar", train__steps=10, **kept), tmp_path)
+    assert [path.name for path in checkpoint.step_directories(tmp_path)] == ["4", "8", "10"]
+
+
 def test_checkpoints_are_self_contained_and_average(whole, prepared, tmp_path):
     loaded = checkpoint.load(whole)
     assert loaded.step == 12
