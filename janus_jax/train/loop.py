@@ -272,6 +272,7 @@ class _Run:
         if self.window.skipped <= self.config.train.max_bad_steps:
             self.log.message(f"{message} Skipped ({self.window.skipped} of {self.config.train.max_bad_steps} allowed).")
             return
+        self.checkpoints.wait()  # what is being written counts once it is complete
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
             "model.dtype=float32 (with --allow_changes), or look at these examples; train.max_bad_steps tolerates some. "
