@@ -86,8 +86,7 @@ class Decoder:
         found = nar.run_nar(r.params, encoded, self.lengths, None, net=r.net, decode=static, limit=TARGET, trace=False)
         if self.decode.rerank == "ar":
             found = nar.run_rerank(r.params, encoded, found, net=r.net, decode=static)
-        passes = found.passes.max(axis=1) + (self.decode.rerank == "ar")
-        return Found(nar.hypotheses_of(found, ranking(found)), {"passes": passes})
+        return Found(nar.hypotheses_of(found, ranking(found)), {"passes": found.passes.max(axis=1)})
 
     def _oracle(self) -> Found:
         r = self.request

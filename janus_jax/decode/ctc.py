@@ -31,8 +31,8 @@ def decode_ctc(request: Request) -> Found:
     if decode.rerank == "ar":
         candidates = run_rerank(params, encoded, candidates_of(found, net.specials.bos), net=net, decode=decode)
         found = hypotheses_of(candidates, ranking(candidates, count=decode.nbest))
-    else:
-        found = jax.tree.map(lambda x: x[:, : decode.nbest], found)
+        return Found(found, {"passes": candidates.passes.max(axis=1)})
+    found = jax.tree.map(lambda x: x[:, : decode.nbest], found)
     return Found(found, {"passes": np.ones(len(request.source), np.int32)})
 
 

@@ -129,7 +129,7 @@ def fill(
 def run_rerank(
     params: Params, encoded: Encoded, candidates: Candidates, *, net: Janus, decode: DecodeConfig
 ) -> Candidates:
-    """The candidates with the scores that the AR half gives them, all in one parallel pass."""
+    """The candidates with the scores that the AR half gives them, all in one parallel pass more."""
     batch, drafts, slots = candidates.tokens.shape
     tokens = candidates.tokens.reshape(batch * drafts, slots)
     before = cached_tokens(net)
@@ -149,6 +149,7 @@ def run_rerank(
         candidates,
         scores=means.reshape(batch, drafts),
         token_scores=jnp.pad(scores, ((0, 0), (1, 0))).reshape(batch, drafts, slots),
+        passes=candidates.passes + 1,
     )
 
 

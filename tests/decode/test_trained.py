@@ -108,6 +108,9 @@ def test_every_mode_finds_the_answer(generator, settings):
     outputs = generator.generate_ids(sources, **settings)
     assert right(outputs, targets) > 0.9
     assert not any(set(output.tokens) & {SPECIALS.bos, SPECIALS.pad, SPECIALS.mask} for output in outputs)
+    if settings["mode"] == "nar" and "early_stop" not in settings:
+        passes = settings["passes"] + ("rerank" in settings)
+        assert {output.statistics["passes"] for output in outputs} == {passes}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,8 @@ def test_ctc_and_ar_of_one_model_find_the_answer(ctc_generator, settings):
     sources, targets = pairs(200, 0, distinct=True)
     outputs = ctc_generator.generate_ids(sources, **settings)
     assert right(outputs, targets) > 0.9
+    if settings["mode"] == "ctc":
+        assert {output.statistics["passes"] for output in outputs} == {1 + ("rerank" in settings)}
 
 
 def test_a_wider_ctc_beam_finds_likelier_outputs(ctc_generator):
