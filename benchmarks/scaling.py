@@ -19,7 +19,7 @@ write, the memory, and every collective operation with the devices that take par
 - XLA's CPU compiler makes sums of bfloat16 in float32, so that activations under `tensor` count double, and holds float32
   copies, so that memory is overestimated. Under fsdp it reduces gradients whole and then cuts them (all-reduce), where GPU
   and TPU compilers may scatter them (reduce-scatter), half of it. These are errors to the careful side. To the other side:
-  a ring is given all links of a chip, where an axis of a TPU's torus has one or two; the line's temporary memory is 6% low.
+  a ring is given all links of a chip, where an axis of a TPU's torus has one or two; the line's temporary memory is 7% low.
 - In a step of several micro-batches (train.accumulation) gradients are reduced after each of them, so that its efficiency is
   about the same; under fsdp weights are gathered once.
 """

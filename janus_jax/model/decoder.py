@@ -130,20 +130,27 @@ class Decoder(Embedder):
         c, target = self.config, batch.target
         mask_vector = table(jnp.array(self.specials.mask))
         rows = []
+        # One look-up for all: on a mesh, the gradient of each would travel for itself, as large as the table.
+        tokens = {"ar": inputs} if "ar" in streams else {}
+        if "nar" in streams:
+            tokens["nar"] = st.nar_tokens(batch, self.specials)
+        if "aux" in streams:
+            tokens["aux"] = jnp.take_along_axis(target, batch.masked, axis=1)
+        ends = np.cumsum([part.shape[1] for part in tokens.values()])[:-1]
+        found = jnp.split(table(jnp.concatenate(list(tokens.values()), axis=1)), ends, axis=1) if tokens else []
+        vectors = dict(zip(tokens, found, strict=True))
         if "ar" in streams:
             positions = st.ar_slot_positions(jnp.arange(inputs.shape[1]), c)
-            content = table(inputs)
             if c.ar_stream == "query":
-                rows.append(self.embed(jnp.broadcast_to(mask_vector, content.shape), positions))
-            rows.append(self.embed(content, positions))
+                rows.append(self.embed(jnp.broadcast_to(mask_vector, vectors["ar"].shape), positions))
+            rows.append(self.embed(vectors["ar"], positions))
         if "ctc" in streams:
             rows.append(self._ctc_inputs(table, batch.source, real_source, glanced))
         if "nar" in streams:
             normalise = c.nar_layernorm_embedding
-            vectors = table(st.nar_tokens(batch, self.specials))
-            rows.append(self.embed(vectors, jnp.arange(target.shape[1]), normalise))
+            rows.append(self.embed(vectors["nar"], jnp.arange(target.shape[1]), normalise))
             if "aux" in streams:
-                true = table(jnp.take_along_axis(target, batch.masked, axis=1))
+                true = vectors["aux"]
                 rows.append(self.embed(true, batch.masked, normalise))
                 rows.append(self.embed(jnp.broadcast_to(mask_vector, true.shape), batch.masked, normalise))
         return constrain(jnp.concatenate(rows, axis=1), BATCH)
