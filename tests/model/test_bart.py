@@ -1,6 +1,7 @@
 """BART's architecture: published sizes; what its scale asks for (rematerialisation, fused attention) changes no figure."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -77,10 +78,15 @@ def test_fused_attention_equals_ours(variant):
     assert_same_training(one, other)
     (net, params), (fused, _) = one, other
     batch = tiny.batch()
-    tokens = np.array(batch.target)
-    for made in (lambda n: n.ar_rows(params, n.encode(params, batch.source), tokens), lambda n: n.nar_rows(params, n.encode(params, batch.source), tokens)):  # fmt: skip
-        real = tokens != net.specials.pad
-        np.testing.assert_allclose(np.asarray(made(net))[real], np.asarray(made(fused))[real], atol=1e-5)
+    real = np.array(batch.target != net.specials.pad)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def rows(n):
+        encoded = n.encode(params, batch.source)
+        return n.ar_rows(params, encoded, batch.target), n.nar_rows(params, encoded, batch.target)
+
+    for ours, theirs in zip(rows(net), rows(fused), strict=True):
+        np.testing.assert_allclose(np.asarray(ours)[real], np.asarray(theirs)[real], atol=1e-5)
 
 
 def test_fused_attention_with_dropout_in_it_is_refused():
@@ -95,8 +101,8 @@ def test_unk_stands_for_masked_tokens_where_the_config_says_so():
     batch = tiny.batch()
     swapped = jax.tree.map(np.array, params)
     swapped["embed_tokens"]["embedding"][[3, 4]] = swapped["embed_tokens"]["embedding"][[4, 3]]
-    a = net.train_streams(params, net.encode(params, batch.source), batch)
-    b = dedicated.train_streams(swapped, dedicated.encode(swapped, batch.source), batch)
+    run = jax.jit(lambda n, p: n.train_streams(p, n.encode(p, batch.source), batch), static_argnums=0)
+    a, b = run(net, params), run(dedicated, swapped)
     assert tiny.largest_difference(a, b) == 0.0
 
 
