@@ -73,19 +73,29 @@ def label(cell: dict[str, Any]) -> str:
 
 
 def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
-    """BLEU of each cell's two halves against each other, an SVG; baselines of one half stand on the axes."""
+    """BLEU of each cell's two halves against each other, an SVG; baselines of one half stand on the axes.
+
+    Points are numbered and the numbers explained beside them, since names would hide each other; seeds share a number.
+    """
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(7, 5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
+    numbers: dict[str, int] = {}
     for cell in cells:
         scores = {row["setting"]: row["bleu"] for row in cell["rows"]}
         ar = scores.get("ar:beam=5", 0.0)
         nar = max((scores[s] for s in _NAR if s in scores), default=0.0)
         colour = "tab:orange" if "ctc" in cell["cell"] else "tab:blue"
-        axes.plot(ar, nar, "o" if ar and nar else "^", color=colour)
-        both = {"ha": "right", "xytext": (-6, 3)} if ar and nar else {"ha": "left", "xytext": (2, 5), "rotation": 60}
-        axes.annotate(label(cell).strip("`"), (ar, nar), textcoords="offset points", fontsize=7, **both)
+        marker = "o" if ar and nar else "^"
+        if (name := cell["cell"]) in numbers:
+            axes.plot(ar, nar, marker, color=colour)
+            continue
+        numbers[name] = len(numbers) + 1
+        axes.plot(ar, nar, marker, color=colour, label=f"{numbers[name]}  {name}")
+        beside = (3, -10 if numbers[name] % 2 else 4)  # neighbours in the list are often neighbours in the plot
+        axes.annotate(str(numbers[name]), (ar, nar), textcoords="offset points", xytext=beside, fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     axes.set_xlabel("AR, beam 5 (BLEU, test_2016_flickr)")
     axes.set_ylabel("NAR, 10 passes, or CTC, beam 5, blank penalty (BLEU)")
     axes.margins(0.1)
