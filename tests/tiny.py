@@ -14,9 +14,9 @@ VOCAB = 40
 
 
 def model(**changes):
-    """A model of width 16, one layer and two, without dropout, and its parameters with biases that are not zero."""
+    """A two-layer model of width 16 without dropout, and its parameters with biases that are not zero."""
     settings = {
-        "vocab_size": VOCAB, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 1, "decoder_layers": 2,
+        "vocab_size": VOCAB, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2,
         "max_positions": 40, "length_classes": 40, "dropout": 0.0, "vocab_multiple": 16, "dtype": "float32",
     }  # fmt: skip
     net = Janus(ModelConfig(**(settings | changes)), Specials())

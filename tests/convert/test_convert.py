@@ -12,7 +12,7 @@ from janus_jax.convert.__main__ import main
 
 
 def test_released_names_there_and_back():
-    net, params = tiny.model(encoder_layers=2)
+    net, params = tiny.model()
     released = params_to_released(params, net.config)
     assert released["decoder.layers.1.encoder_attn.q_proj.weight"].shape == (16, 16)
     assert released["encoder.layers.0.fc1.weight"].shape == (32, 16)  # [out, in]
@@ -23,7 +23,7 @@ def test_released_names_there_and_back():
 
 
 def test_a_copy_of_the_embedding_that_differs_is_refused():
-    net, params = tiny.model(encoder_layers=2)
+    net, params = tiny.model()
     released = params_to_released(params, net.config)
     released["decoder.output_projection.weight"] = released["encoder.embed_tokens.weight"] + 1
     with pytest.raises(ValueError, match="one shared embedding"):
@@ -31,7 +31,7 @@ def test_a_copy_of_the_embedding_that_differs_is_refused():
 
 
 def test_average_door(tmp_path, capsys):
-    _, params = tiny.model(encoder_layers=2)
+    _, params = tiny.model()
     config = resolve({"model": {"vocab_size": tiny.VOCAB}})
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

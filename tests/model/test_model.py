@@ -172,6 +172,20 @@ def test_rows_of_a_sentence_share_its_encoding_and_can_be_reordered():
     np.testing.assert_allclose(a, b[swap], atol=2e-6)
 
 
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_rematerialisation_changes_no_gradient(remat):
+    batch = tiny.batch()
+
+    def gradient(net, params):
+        return jax.jit(jax.grad(lambda p: sum((x**2).sum() for x in jax.tree.leaves(run(net, p, batch)))))(params)
+
+    net, params = tiny.model()
+    other, _ = tiny.model(remat=remat)
+    a, b = gradient(net, params), gradient(other, params)
+    bound = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))
+    assert tiny.largest_difference(a, b) < 1e-5 * bound
+
+
 def test_initialisation_is_the_released_one():
     net = Janus(ModelConfig(vocab_size=1000, d_model=64, heads=4, encoder_layers=1, decoder_layers=1), Specials())
     params = net.init(jax.random.key(0))

@@ -14,7 +14,7 @@ from janus_jax.train.step import make_train_step, state_from_params
 
 
 def setup(**optimizer):
-    net, params = tiny.model(decoder_layers=1)
+    net, params = tiny.model()
     config = resolve({"optimizer": {"warmup_steps": 1, **optimizer}})
     config = dataclasses.replace(config, model=net.config)
     return net, config, state_from_params(config, params)
@@ -64,7 +64,7 @@ def test_the_moving_average_moves():
 
 
 def test_dropout_follows_the_step():
-    net, params = tiny.model(dropout=0.3, decoder_layers=1)
+    net, params = tiny.model(dropout=0.3)
     config = dataclasses.replace(resolve({}), model=net.config)
     step = jax.jit(make_train_step(net, config))
     batch = stack(tiny.batch())
