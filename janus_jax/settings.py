@@ -6,7 +6,44 @@ constant outside.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have; None: no bound on that side."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        named = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
+        return " and ".join(f"{words} {bound:g}" for words, bound in named if bound is not None)
+
+
+def setting(default: Any, help: str, *, unit: str = "", **bounds: float) -> Any:
+    """A field of a settings dataclass, described where it is defined.
+
+    `--help`, the checks and docs/configuration.md are made from this description.
+
+    Args:
+      default: of the field.
+      help: what the setting does, one plain sentence or two.
+      unit: of a number, for example "tokens", "steps" or "rows per source token".
+      bounds: of `Range`: at_least, above, at_most, below.
+    """
+    return field(default=default, metadata={"help": help, "unit": unit, "range": Range(**bounds)})
+
 
 Weight = float | tuple[tuple[int, float], ...]
 

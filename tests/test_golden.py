@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_check import check, main
+
+from tests.golden_check import check, main
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="released arrays are not at hand")

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -23,6 +22,7 @@ from janus_jax.model import Janus, padded_vocab
 from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 from janus_jax.types import Specials
+from tests import tiny
 
 STEPS = 10
 ROWS = 8

@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax import checkpoint
 from janus_jax.config import resolve
 from janus_jax.convert import params_from_released, params_to_released
 from janus_jax.convert.__main__ import main
+from tests import tiny
 
 
 def test_released_names_there_and_back():

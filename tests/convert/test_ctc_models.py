@@ -4,7 +4,6 @@ import itertools
 import json
 import sys
 
-import foreign
 import jax
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from janus_jax import checkpoint
 from janus_jax.convert import ConvertError, Request, export_model, import_model
 from janus_jax.convert.fairseq import BLANK, LENGTHS, SHARED, params_from_released, params_to_released
 from janus_jax.decode import Generator
+from tests.convert import foreign
 
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("safetensors.numpy")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import foreign
 import jax
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
 from janus_jax.decode import Generator
 from janus_jax.text import load, train
+from tests.convert import foreign
 
 pytest.importorskip("safetensors")
 

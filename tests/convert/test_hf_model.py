@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import DecodeConfig, resolve
 from janus_jax.convert import params_from_released, params_to_released
@@ -19,6 +18,7 @@ from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Batch, Specials
+from tests import tiny
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

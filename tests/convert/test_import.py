@@ -7,7 +7,6 @@ import os
 import sys
 import types
 
-import foreign
 import jax
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
+from tests.convert import foreign
 
 torch = pytest.importorskip("torch")
 

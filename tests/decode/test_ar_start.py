@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES
 from janus_jax.decode.request import Request
+from tests import tiny
 
 
 @pytest.mark.parametrize("variant", [{}, {"ar_start": "eos"}, {"ar_start": "eos", "ar_stream": "content"}])

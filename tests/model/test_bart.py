@@ -7,7 +7,6 @@ import re
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import ConfigError, ObjectiveConfig, resolve
 from janus_jax.model import Janus
@@ -15,6 +14,7 @@ from janus_jax.model.cost import parameter_count
 from janus_jax.model.presets import PRESETS
 from janus_jax.objective import denominators, loss
 from janus_jax.types import Specials
+from tests import tiny
 
 BART = {"activation": "gelu", "layernorm_embedding": True, "scale_embedding": False, "ar_start": "eos"}
 

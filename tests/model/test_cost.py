@@ -5,11 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
 
 from janus_jax.config import Config, ObjectiveConfig
 from janus_jax.model.cost import TRAINING, step_flops
 from janus_jax.objective import denominators, loss
+from tests import tiny
 
 
 def product_operations(jaxpr):

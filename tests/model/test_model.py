@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import ConfigError, ModelConfig
 from janus_jax.model import Janus, padded_vocab
 from janus_jax.types import Specials
+from tests import tiny
 
 VARIANTS = [
     {},

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 import torch
 
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model.streams import ctc_origins
 from janus_jax.objective import ctc, denominators, loss
+from tests import tiny
 
 PAD, BLANK = 1, tiny.VOCAB
 OBJECTIVE = ObjectiveConfig(name="janus_ctc", label_smoothing=0.0)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients
 from janus_jax.model import project
 from janus_jax.objective import active_terms, denominators, loss, streams_of, weight_at
 from janus_jax.objective.terms import label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from janus_jax.objective.vocabulary import VocabularyLoss
+from tests import tiny
 
 ZERO = jnp.int32(0)
 

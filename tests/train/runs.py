@@ -1,4 +1,4 @@
-"""Makes a tiny prepared dataset and tiny experiments; `python tests/train/runs.py CONFIG.json WORKDIR` trains one."""
+"""Makes a tiny prepared dataset and tiny experiments; `python -m tests.train.runs CONFIG.json WORKDIR` trains one."""
 
 import sys
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 
 from janus_jax.config import ConfigError, resolve
 from janus_jax.data import prepare
@@ -18,6 +17,7 @@ from janus_jax.train.loop import train_or_stop
 from janus_jax.train.meter import Meter, Spikes, memory_gib, peak_flops
 from janus_jax.train.profile import profiled_steps
 from janus_jax.train.step import compiler_options
+from tests.train import runs
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from janus_jax.config import OptimizerConfig, resolve
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.step import make_train_step, state_from_params
+from tests import tiny
 
 
 def setup(**optimizer):
