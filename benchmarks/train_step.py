@@ -30,7 +30,7 @@ from janus_jax.data.denoising import most_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.model.presets import PRESETS
-from janus_jax.objective import OBJECTIVES
+from janus_jax.objective.terms import OBJECTIVES
 from janus_jax.train.step import compiler_options, init_state, make_train_step
 from janus_jax.types import Batch, Specials
 

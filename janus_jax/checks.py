@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from janus_jax.objective.terms import OBJECTIVES
 from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Weight
 
 
@@ -27,14 +28,7 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
     """The loss terms of an objective with their weights; a term whose weight is constantly zero is left out."""
-    names = {
-        "ar": ("ar",),
-        "cmlm": ("nar", "length"),
-        "janus": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"),
-        "ctc": ("ctc",),
-        "janus_ctc": ("ar", "ctc", "kl_ar_ctc"),
-    }
-    weights = {name: getattr(objective.weights, name) for name in names[objective.name]}
+    weights = {name: getattr(objective.weights, name) for name in OBJECTIVES[objective.name]}
     return {name: weight for name, weight in weights.items() if weight != 0 and weight != 0.0}
 
 

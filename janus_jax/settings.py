@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from janus_jax.objective.terms import OBJECTIVES
+
 
 @dataclass(frozen=True)
 class Range:
@@ -49,7 +51,7 @@ Weight = float | tuple[tuple[int, float], ...]
 
 Source = Literal["parallel", "tsv", "tfds", "demo", "text"]
 MaskSampler = Literal["span", "uniform"]
-Objective = Literal["ar", "cmlm", "janus", "ctc", "janus_ctc"]
+Objective = Literal[tuple(OBJECTIVES)]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
 Mode = Literal["ar", "nar", "ctc", "speculative", "infill"]

@@ -1,4 +1,4 @@
-"""The pytrees that rooms hand to each other.
+"""The pytrees that packages hand to each other.
 
 Legend: A micro-batches, B sentences, S source length, T target length (bos and eos counted), M masked tokens at most,
 D model width, V vocabulary (padded), C length classes, N hypotheses per sentence, L longest hypothesis.
@@ -33,17 +33,6 @@ class Encoded:
     states: Array  # [B, S, D]
     mask: Array  # [B, S] bool, True at real source tokens
     length_logits: Array  # [B, C] float32, class = target length with bos and eos
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Streams:
-    """Final hidden rows of the joint pass; None for a group that was not asked for."""
-
-    ar: Array | None  # [B, T-1, D] slot t predicts target[t+1] (ar_start "eos": [B, T, D], slot t predicts target[t])
-    nar: Array | None  # [B, M, D] mask rows
-    aux: Array | None  # [B, M, D] AUX query rows
-    ctc: Array | None = None  # [B, R, D] CTC rows, R = ceil(ctc_ratio * S)
 
 
 @jax.tree_util.register_dataclass

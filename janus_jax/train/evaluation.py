@@ -8,6 +8,7 @@ from janus_jax.data import Prepared, eval_batches
 from janus_jax.decode import Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
+from janus_jax.objective.terms import divisor_of
 from janus_jax.text import Tokenizer
 from janus_jax.train.step import jit_eval_step
 from janus_jax.types import Params
@@ -73,13 +74,11 @@ class Evaluation:
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
     """valid/... metrics from the sums of the evaluation step: each term as the loss normalises it, nll per token, and the
     total as the final weights add it up."""
-    kind = {"ar": "ar", "length": "length", "ctc": "ctc", "kl_ar_ctc": "ctc", "unfit": "length"}
     metrics = {}
     for name, value in sums.items():
-        group, _, term = name.removeprefix("sum/").rpartition("/")
         if name.startswith("sum/"):
-            rows = "rows/" if group in ("nll", "ctc") else ""
-            metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{rows}{kind.get(term, 'masked')}"]
+            metric = name.removeprefix("sum/")
+            metrics[f"valid/{metric}"] = value / sums[f"weight/{divisor_of(metric)}"]
     total = 0.0
     for term, weight in objective_terms(config.objective).items():
         final = weight[-1][1] if isinstance(weight, tuple) else weight

@@ -72,6 +72,10 @@ class RunLog:
             self._bar.close()
 
 
+# A step's metrics that are recorded as they are, not as means over a log interval.
+_NOT_AVERAGED = ("learning_rate", "weight/")
+
+
 class Window:
     """Means of a step's metrics since the last record: batches hold sentences of like lengths, so that one step's loss
     says little.
@@ -90,9 +94,9 @@ class Window:
         self._steps = dict.fromkeys(self._sums, steps) if isinstance(steps, int) else dict(steps or {})
 
     def add(self, values: dict[str, float]) -> None:
-        """One step's figures; the learning rate and the scheduled weights are left out."""
+        """One step's metrics, all but those that a mean says nothing about."""
         for name, value in values.items():
-            if name.startswith(("loss/", "nll/", "ctc/", "grad_norm")):
+            if not name.startswith(_NOT_AVERAGED):
                 self._steps[name] = self._steps.get(name, 0) + 1
                 self._sums[name] = self._sums.get(name, 0.0) + value
 

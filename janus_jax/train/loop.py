@@ -20,7 +20,7 @@ from janus_jax.config import Config, ConfigError, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
-from janus_jax.objective import active_terms
+from janus_jax.objective.joint import active_terms
 from janus_jax.train.changes import begun, changes_since, check_shared, held, keep
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params

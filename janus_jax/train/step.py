@@ -13,7 +13,7 @@ import optax
 from janus_jax import parallel
 from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
-from janus_jax.objective import OBJECTIVES, denominators, weight_at
+from janus_jax.objective.joint import denominators, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.types import Batch, Params, TrainState
 
@@ -41,7 +41,7 @@ def make_train_step(
     parameters stay as they were and metrics["finite"] is 0; the step is counted all the same, since data follow it.
     Only `terms` of the loss are computed (default: all of the objective).
     """
-    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
+    objective = scheduled(config)
     optimizer = make_optimizer(config.optimizer)
     rate = learning_rate(config.optimizer, config.train.steps)
 
@@ -104,7 +104,7 @@ def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metr
 
     Sums are kept under `sum/<term>` and weights under `weight/<kind>`, so that batches add up.
     """
-    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
+    objective = scheduled(config)
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
         weights = denominators(batch, net.config, objective, net.specials.pad)
