@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax.command_line import load_config
 from janus_jax.config import Config, ConfigError, OptimizerConfig, TextConfig, TrainConfig, Weight, objective_terms
 from janus_jax.data import Prepared, TrainBatches, prepare
-from janus_jax.door import load_config
 from janus_jax.model import Janus
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.step import init_state, make_train_step, state_from_params
