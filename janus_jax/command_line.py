@@ -77,7 +77,7 @@ def _parse(
     if values.help_settings:
         return f"Settings, with their defaults:\n{describe.help_text()}"
     if values.help:
-        return f"{doc.strip()}\n{_values(define, [module]).get_help()}"
+        return f"{doc.strip()}\n\n{_flag_help(values)}"
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}; write settings as --config.group.key=value")
     missing = [f"--{name}" for name in values if values[name].value is None]
@@ -162,3 +162,14 @@ def _message(error: Exception) -> str:
 
 def _config_file(argv: list[str]) -> str:
     return next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    """The flags, one a paragraph; without those that absl adds to each program."""
+    lines = []
+    for module, members in values.flags_by_module_dict().items():
+        for flag in members if module != "absl.flags" else ():
+            default = "required" if flag.default is None else f"default: {flag.default_as_str}"
+            short = f"-{flag.short_name}, " if flag.short_name else ""
+            lines.append(f"  {short}--{'[no]' if flag.boolean else ''}{flag.name}: {flag.help} ({default})")
+    return "\n".join(sorted(lines, key=lambda line: line.replace("[no]", "").split("--")[1]))

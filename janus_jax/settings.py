@@ -122,7 +122,7 @@ class DataConfig:
     test: str = setting("test", "Test split, in the same form. Empty: there is none.")
     hold_out: int = setting(
         0,
-        "Source text without a validation split: every n-th document is kept out of training and becomes one. 0: none is.",
+        "Plain text without a validation split: every n-th document is kept out of training and becomes one. 0: no document is.",
         unit="documents",
         at_least=0,
     )
@@ -145,7 +145,7 @@ class DataConfig:
     )
     max_target_length: int = setting(
         256,
-        "Most tokens of a target; bos and eos count. Longer pairs are dropped and reported. Source text: tokens of a block.",
+        "Most tokens of a target; bos and eos count. Longer pairs are dropped and reported. Plain text: tokens of a block.",
         unit="tokens",
         at_least=3,
     )
@@ -198,23 +198,23 @@ class DataConfig:
     )
     # Denoising of plain text, docs/method.md
     noise_ratio: float = setting(
-        0.3, "Source text: the noised spans sum to this share of the words of a block.", above=0, below=1
+        0.3, "Plain text: the noised spans sum to this share of the words of a block.", above=0, below=1
     )
-    noise_span: float = setting(3.0, "Source text: mean length of a noised span (Poisson).", unit="words", above=0)
+    noise_span: float = setting(3.0, "Plain text: mean length of a noised span (Poisson).", unit="words", above=0)
     noise_hidden: float = setting(
         0.5,
-        "Source text: share of the noised spans that the source does not show; the others stay in it.",
+        "Plain text: share of the noised spans that the source does not show; the others stay in it.",
         at_least=0,
         at_most=1,
     )
     rotate: float = setting(
         0.0,
-        "Source text: share of the sources that start at a random token instead (0.5 in the released recipe).",
+        "Plain text: share of the sources that start at a random token instead (0.5 in the released recipe).",
         at_least=0,
         at_most=1,
     )
     permute_sentences: float = setting(
-        0.0, "Source text: share of the sources whose sentences are shuffled.", at_least=0, at_most=1
+        0.0, "Plain text: share of the sources whose sentences are shuffled.", at_least=0, at_most=1
     )
 
 
@@ -318,7 +318,9 @@ class LossWeights:
     kl_ar_nar: Weight = setting(1.0, "Symmetric divergence between AR and NAR rows.", at_least=0)
     kl_nar_aux: Weight = setting(1.0, "Symmetric divergence between NAR and AUX rows.", at_least=0)
     kl_ar_aux: Weight = setting(3.0, "Symmetric divergence between AR and AUX rows.", at_least=0)
-    ctc: Weight = setting(1.0, "Likelihood of the target over all alignments with the CTC rows.", at_least=0)
+    ctc: Weight = setting(
+        1.0, "Negative log-likelihood of the target, summed over all alignments with the CTC rows.", at_least=0
+    )
     kl_ar_ctc: Weight = setting(
         1.0,
         "Symmetric divergence between the AR row of each target token and the CTC row that gives it most confidently.",
@@ -342,8 +344,8 @@ class ObjectiveConfig:
 
     name: Objective = setting(
         "janus",
-        "Objective, which names the terms of the loss. ar: ar. cmlm: nar and length. janus: these, aux and the divergences "
-        "between the three. ctc: ctc. janus_ctc: ar, ctc and kl_ar_ctc.",
+        "Objective, which names the terms of the loss. ar: ar. cmlm: nar and length. janus: ar, nar, aux, length, "
+        "kl_ar_nar, kl_nar_aux and kl_ar_aux. ctc: ctc. janus_ctc: ar, ctc and kl_ar_ctc.",
     )
     label_smoothing: float = setting(
         0.1,
@@ -361,8 +363,8 @@ class ObjectiveConfig:
     )
     glancing: Weight = setting(
         0.0,
-        "CTC rows that are shown their token in training, for each wrong one (glancing training, GLAT): a number or a schedule. "
-        "0: none.",
+        "CTC rows that are shown their token in training (glancing training, GLAT), for each wrong row. 0: none.",
+        unit="rows per wrong row",
         at_least=0,
         at_most=1,
     )
@@ -393,7 +395,11 @@ class OptimizerConfig:
 
     name: Optimizer = setting("adamw", "Optimizer. adamw is Adam with decoupled weight decay.")
     learning_rate: float = setting(5e-4, "Peak learning rate.", above=0)
-    schedule: Schedule = setting("inverse_sqrt", "Learning rate after the warm-up.")
+    schedule: Schedule = setting(
+        "inverse_sqrt",
+        "Learning rate after the warm-up. inverse_sqrt: falls with 1 / sqrt(step). polynomial and cosine: fall to "
+        "end_learning_rate at the last step. constant: stays at the peak.",
+    )
     warmup_steps: int = setting(
         10_000,
         "Steps in which the learning rate rises linearly from warmup_init to its peak.",
@@ -444,7 +450,7 @@ class TrainConfig:
     )
     keep_every: int = setting(
         0,
-        "Checkpoints of steps that are multiples of this number are kept for good; a multiple of checkpoint_every. 0: none is.",
+        "Checkpoints of steps that are multiples of this number are kept for good; a multiple of checkpoint_every. 0: none.",
         unit="steps",
         at_least=0,
     )
@@ -458,12 +464,13 @@ class TrainConfig:
     )
     spike: float = setting(
         8.0,
-        "A loss so far above the mean of the steps before it is reported. 0: none is.",
+        "A loss is reported if it lies so far above the mean of the steps before. 0: never.",
         unit="standard deviations",
         at_least=0,
     )
     deterministic: bool = setting(
-        False, "Only operations whose results do not vary from run to run; slower. For GPUs, others do not vary."
+        False,
+        "GPUs use only operations whose results do not vary from run to run, which is slower. Other devices always do.",
     )
 
 
