@@ -1,10 +1,10 @@
 """A small prepared dataset and a run on it that the fault tests share; those that damage them take copies."""
 
 import pytest
-from train import runs
 
 from janus_jax.data import prepare
 from janus_jax.train import train
+from tests.train import runs
 
 
 def small(prepared, **changes):

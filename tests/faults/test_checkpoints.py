@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from train import runs
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError, run
@@ -16,6 +15,7 @@ from janus_jax.checkpoint.sums import check_sums
 from janus_jax.config import ConfigError
 from janus_jax.train import train
 from janus_jax.train.changes import held
+from tests.train import runs
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import random
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax.config import ParallelConfig, default_config, resolve
 from janus_jax.data import Prepared, TrainBatches, prepare
@@ -15,6 +14,7 @@ from janus_jax.train import loop as loop_module
 from janus_jax.train import train
 from tests.faults import lives
 from tests.faults.conftest import small
+from tests.train import runs
 
 # Settings of an objective, beside its name.
 OBJECTIVES = {

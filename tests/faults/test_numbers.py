@@ -10,12 +10,12 @@ import re
 
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint
 from janus_jax.train import __main__ as door
 from janus_jax.train import train
 from tests.faults import lives
+from tests.train import runs
 
 # At step 2 only the gradient's norm overflows, at step 5 the loss itself.
 SPIKES = {2: 1e25, 5: 3e38}

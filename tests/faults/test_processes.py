@@ -14,12 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint
 from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
 from janus_jax.train.changes import check_shared, held
+from tests.train import runs
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch/local_processes.sh"

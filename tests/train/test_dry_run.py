@@ -4,7 +4,6 @@ import math
 
 import jax
 import pytest
-from train import runs
 
 from janus_jax import config as config_lib
 from janus_jax.config import ConfigError
@@ -13,6 +12,7 @@ from janus_jax.model.cost import step_flops
 from janus_jax.train import dry_run as module
 from janus_jax.train.__main__ import main
 from janus_jax.train.dry_run import dry_run
+from tests.train import runs
 
 
 @pytest.fixture(scope="module")

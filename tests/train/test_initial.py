@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint, data
 from janus_jax.config import ConfigError, resolve
@@ -15,6 +14,7 @@ from janus_jax.train import train
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import read_metrics
 from tests import tiny
+from tests.train import runs
 
 
 def pretraining(folder, **changes):

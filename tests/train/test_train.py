@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint, parallel
 from janus_jax.config import ConfigError, to_json
@@ -21,6 +20,7 @@ from janus_jax.data import prepare
 from janus_jax.train import NonFiniteLossError, train
 from janus_jax.train import loop as loop_module
 from janus_jax.train.log import read_metrics
+from tests.train import runs
 
 RUNNER = Path(__file__).with_name("runs.py")
 
