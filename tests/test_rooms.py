@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "janus_jax"
 # Top to bottom; train and convert stand last, side by side, and do not import each other.
 ROOMS = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
-FOUNDATION = {"config", "settings", "checks", "types", "parallel", "processes", "checkpoint", "door"}
+FOUNDATION = {"config", "settings", "checks", "types", "parallel", "processes", "host_memory", "checkpoint", "door"}
 DOORS = ("data", "decode", "evaluate", "train")
 # What an export carries along stands alone: it imports torch and transformers, and Hugging Face wants it in one file.
 EXPORTED = PACKAGE / "convert/hf"

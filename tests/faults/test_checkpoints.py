@@ -7,14 +7,14 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+from janus_jax.checkpoint.checksums import checksums
+from janus_jax.train.workdir import workdir_lock
 from orbax.checkpoint import v1 as ocp
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError, run
-from janus_jax.checkpoint.sums import check_sums
 from janus_jax.config import ConfigError
 from janus_jax.train import train
-from janus_jax.train.changes import held
 from tests.train import runs
 
 
@@ -73,7 +73,7 @@ def test_the_newest_intact_checkpoint_goes_on_and_the_damaged_one_is_kept(prepar
     train(runs.config(prepared), workdir)
     told = capsys.readouterr().err
     assert "checkpoint 12 (" in told
-    assert "is damaged and kept as damaged-STEP; continues from step 9" in told
+    assert "is damaged and kept as damaged-STEP; resumes from step 9" in told
     assert (workdir / "checkpoints/damaged-12").is_dir()
     expected = numbers(whole, 12)
     for name, array in numbers(workdir, 12).items():
@@ -92,14 +92,14 @@ def test_numbers_that_are_not_those_that_were_saved_are_noticed(prepared, workdi
 
     monkeypatch.setattr(run.ocp, "load_checkpointables", changed)
     train(runs.config(prepared), workdir)
-    assert "12 (ValueError: the numbers of params are not those that were saved)" in capsys.readouterr().err
+    assert "12 (ValueError: the numbers of params differ from those that were saved)" in capsys.readouterr().err
 
 
 def test_the_same_step_may_be_damaged_twice(prepared, workdir, capsys):
     for _ in range(2):
         truncate(workdir / "checkpoints/12")
         train(runs.config(prepared), workdir)
-    assert capsys.readouterr().err.count("kept as damaged-STEP; continues from step 9") == 2
+    assert capsys.readouterr().err.count("kept as damaged-STEP; resumes from step 9") == 2
     assert {"damaged-12", "damaged-12.2", "12"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
@@ -110,11 +110,11 @@ def test_without_an_intact_checkpoint_nothing_begins_anew(prepared, workdir):
         with pytest.raises(CheckpointError, match=r"no checkpoint can be read: 12 \(.*; 9 \(.*; 6 \("):
             train(runs.config(prepared), workdir)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6", "9"]
-    with pytest.raises(ConfigError, match=r"begun with other settings \(model\.dropout"):
+    with pytest.raises(ConfigError, match=r"started with other settings \(model\.dropout"):
         train(runs.config(prepared, model__dropout=0.2), workdir)
     for step in ("12", "9", "6"):
         (workdir / "checkpoints" / step).rename(workdir / f"checkpoints/damaged-{step}")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Put back a copy"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Restore a copy"):
         train(runs.config(prepared), workdir)
 
 
@@ -138,25 +138,25 @@ def test_decoding_names_the_checkpoints_beside_a_damaged_one(workdir):
 
 
 def test_two_runs_do_not_share_a_directory(prepared, tmp_path):
-    with held(tmp_path), pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"):
+    with workdir_lock(tmp_path), pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"):
         train(runs.config(prepared), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    with held(tmp_path):  # free again
+    with workdir_lock(tmp_path):  # free again
         pass
 
 
 def test_check_sums_change_with_any_word_and_not_with_the_split():
     tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(3, np.float16), "c": np.int32(7)}
-    base = check_sums({"x": tree})["x"]
+    base = checksums({"x": tree})["x"]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.device_put(tree["a"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
-    assert check_sums({"x": tree | {"a": split}})["x"] == base
+    assert checksums({"x": tree | {"a": split}})["x"] == base
     for name, array in tree.items():
         other = np.array(array)
         other[(0,) * other.ndim] += 1
-        assert check_sums({"x": tree | {name: other}})["x"] != base
+        assert checksums({"x": tree | {name: other}})["x"] != base
     swapped = tree | {"b": np.ones(3, np.float16) * 2}
-    assert check_sums({"x": swapped})["x"] != base
+    assert checksums({"x": swapped})["x"] != base
 
 
 @pytest.fixture
@@ -181,9 +181,9 @@ def test_a_full_disk_ends_the_run_with_what_to_do_and_room_lets_it_go_on(prepare
     train(runs.config(prepared, train__steps=6), disk / "run")
     used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
     assert not mount(f"remount,size={used + 100_000}")
-    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete checkpoints: 3, 6. Free space"):
         train(runs.config(prepared), disk / "run")
-    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete checkpoints: 3, 6. Free space"):
         train(runs.config(prepared), disk / "run")  # it is full still
     assert [path.name for path in checkpoint.step_directories(disk / "run")] == ["3", "6"]
     assert not mount("remount,size=64m")

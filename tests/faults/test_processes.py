@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from janus_jax.train.workdir import check_workdir_is_shared, workdir_lock
 
 from janus_jax import checkpoint
 from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
-from janus_jax.train.changes import check_shared, held
 from tests.train import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,7 +168,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(prepared, tmp_path, 
     assert run.status(seconds=60) != 0
     assert time.monotonic() - began < 60
     assert not Path(f"/proc/{pid}").exists()
-    assert f"[{1 - lost}] error: the processes of this run lost each other" in run.text(), run.text()
+    assert f"[{1 - lost}] error: another process of this run is lost" in run.text(), run.text()
     saved = int(checkpoint.step_directories(workdir)[-1].name)
     assert saved >= 20
     more = runs.config(prepared, **(SETTINGS | LONG | {"train__steps": saved + 4}))
@@ -177,18 +177,18 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(prepared, tmp_path, 
 
 
 def test_when_one_process_gives_up_nobody_waits_for_it(prepared, tmp_path):
-    with held(tmp_path / "run"):  # what only the first process meets
+    with workdir_lock(tmp_path / "run"):  # what only the first process meets
         run = Run(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
         assert run.status(seconds=60) == 2
     assert re.search(r"\[0\] error: .* is in use by another run \(.*\"process\": \d+", run.text())
-    assert "[1] error: another process of this run gave up; its own message says why" in run.text()
+    assert "[1] error: another process of this run failed; its message says why" in run.text()
 
 
 def test_a_directory_that_only_the_first_process_sees_is_refused(tmp_path):
-    with held(tmp_path / "run"):
-        check_shared(tmp_path / "run")
-    with pytest.raises(ConfigError, match="isn't what the first process sees; name a directory that all hosts share"):
-        check_shared(tmp_path / "other", seconds=0)
+    with workdir_lock(tmp_path / "run"):
+        check_workdir_is_shared(tmp_path / "run")
+    with pytest.raises(ConfigError, match="it isn't the directory of the first process; name a directory that all hosts share"):
+        check_workdir_is_shared(tmp_path / "other", seconds=0)
 
 
 def test_only_a_part_of_where_the_processes_meet_is_refused(tmp_path):
@@ -277,7 +277,7 @@ def test_a_process_that_hangs_ends_the_others(prepared, tmp_path):
     finally:
         os.kill(hanging, signal.SIGKILL)
     assert run.status() != 0
-    assert re.search(r"\[0\] .*(lost each other|heartbeat|distributed service detected fatal errors)", run.text()), (
+    assert re.search(r"\[0\] .*(is lost|heartbeat|distributed service detected fatal errors)", run.text()), (
         run.text()
     )
 
@@ -286,7 +286,7 @@ def test_launchers_are_told_apart():
     from janus_jax import processes
 
     three = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert processes._from_environment(three) == processes.Processes("10.0.0.1:1234", 4, 3)
+    assert processes._from_environment(three) == processes.Rendezvous("10.0.0.1:1234", 4, 3)
     assert processes._from_environment({}) is None
     for alone in (
         {},
@@ -294,10 +294,10 @@ def test_launchers_are_told_apart():
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
     ):
-        assert not processes._launched(alone)
+        assert not processes._has_launcher(alone)
     for several in (
         {"SLURM_STEP_NUM_TASKS": "8"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1"}, {"JANUS_JAX_DISTRIBUTED": "1"},
     ):  # fmt: skip
-        assert processes._launched(several)
+        assert processes._has_launcher(several)
     assert jax.process_count() == 1

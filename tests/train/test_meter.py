@@ -14,7 +14,7 @@ from janus_jax.train import loop as loop_module
 from janus_jax.train import meter as meter_module
 from janus_jax.train import train
 from janus_jax.train.loop import train_or_stop
-from janus_jax.train.meter import Meter, Spikes, memory_gib, peak_flops
+from janus_jax.train.meter import Meter, SpikeDetector, memory_gib, peak_flops
 from janus_jax.train.profile import profiled_steps
 from janus_jax.train.step import compiler_options
 from tests.train import runs
@@ -92,14 +92,14 @@ def test_a_cpu_is_measured_and_shared_by_its_devices():
 
 
 def test_spikes():
-    spikes, rng = Spikes(8.0), np.random.default_rng(0)
+    spikes, rng = SpikeDetector(8.0), np.random.default_rng(0)
     losses = 5 - np.arange(200) * 0.01 + rng.normal(0, 0.1, 200)
-    assert not any(spikes.judge(loss, ("ar",)) for loss in losses)
-    assert spikes.judge(losses[-1] + 20, ("ar",)) > 8
-    assert not spikes.judge(losses[-1], ("ar",))  # the spike isn't learned from
-    assert not spikes.judge(losses[-1] + 20, ("ar", "nar"))  # another loss
-    silent = Spikes(0.0)
-    assert not any(silent.judge(loss, ("ar",)) for loss in [*losses, 1e9])
+    assert not any(spikes.check(loss, ("ar",)) for loss in losses)
+    assert spikes.check(losses[-1] + 20, ("ar",)) > 8
+    assert not spikes.check(losses[-1], ("ar",))  # the spike isn't learned from
+    assert not spikes.check(losses[-1] + 20, ("ar", "nar"))  # another loss
+    silent = SpikeDetector(0.0)
+    assert not any(silent.check(loss, ("ar",)) for loss in [*losses, 1e9])
 
 
 def test_profiled_steps():
