@@ -58,7 +58,7 @@ def make_train_step(
             return loss(net, objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms)
 
         (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)

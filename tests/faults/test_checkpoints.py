@@ -7,14 +7,14 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from janus_jax.checkpoint.checksums import checksums
-from janus_jax.train.workdir import workdir_lock
 from orbax.checkpoint import v1 as ocp
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError, run
+from janus_jax.checkpoint.checksums import checksums
 from janus_jax.config import ConfigError
 from janus_jax.train import train
+from janus_jax.train.workdir import workdir_lock
 from tests.train import runs
 
 
@@ -138,7 +138,10 @@ def test_decoding_names_the_checkpoints_beside_a_damaged_one(workdir):
 
 
 def test_two_runs_do_not_share_a_directory(prepared, tmp_path):
-    with workdir_lock(tmp_path), pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"):
+    with (
+        workdir_lock(tmp_path),
+        pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"),
+    ):
         train(runs.config(prepared), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
     with workdir_lock(tmp_path):  # free again

@@ -14,11 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from janus_jax.train.workdir import check_workdir_is_shared, workdir_lock
 
 from janus_jax import checkpoint
 from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
+from janus_jax.train.workdir import check_workdir_is_shared, workdir_lock
 from tests.train import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,9 @@ def test_when_one_process_gives_up_nobody_waits_for_it(prepared, tmp_path):
 def test_a_directory_that_only_the_first_process_sees_is_refused(tmp_path):
     with workdir_lock(tmp_path / "run"):
         check_workdir_is_shared(tmp_path / "run")
-    with pytest.raises(ConfigError, match="it isn't the directory of the first process; name a directory that all hosts share"):
+    with pytest.raises(
+        ConfigError, match="it isn't the directory of the first process; name a directory that all hosts share"
+    ):
         check_workdir_is_shared(tmp_path / "other", seconds=0)
 
 
@@ -277,9 +279,7 @@ def test_a_process_that_hangs_ends_the_others(prepared, tmp_path):
     finally:
         os.kill(hanging, signal.SIGKILL)
     assert run.status() != 0
-    assert re.search(r"\[0\] .*(is lost|heartbeat|distributed service detected fatal errors)", run.text()), (
-        run.text()
-    )
+    assert re.search(r"\[0\] .*(is lost|heartbeat|distributed service detected fatal errors)", run.text()), run.text()
 
 
 def test_launchers_are_told_apart():
