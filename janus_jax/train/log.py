@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
@@ -28,6 +27,9 @@ class RunLog:
         self._bar = None
         if not active:
             return
+        # Imported here, on the one process that writes: it imports torch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         self.path = workdir / "metrics.jsonl"
         _truncate(self.path, start_step)
         self._file = self.path.open("a")

@@ -1,4 +1,4 @@
-"""A small prepared dataset and a run on it that the fault tests share; those that damage them take copies."""
+"""A small prepared dataset and a run on it, which the fault tests share; tests that damage them take copies."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def whole(prepared, tmp_path_factory):
-    """The run that nothing disturbs, on eight devices that share the rows out."""
+    """An uninterrupted run on eight devices that share the rows."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     train(small(prepared), workdir)
     return workdir

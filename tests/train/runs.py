@@ -1,6 +1,4 @@
-"""Makes a tiny prepared dataset and tiny experiments; `python -m tests.train.runs CONFIG.json WORKDIR` trains one."""
-
-import sys
+"""Tiny experiments on a tiny dataset."""
 
 from janus_jax.config import resolve
 
@@ -27,18 +25,3 @@ def config(prepared, **changes):
             node = node.setdefault(key, {})
         node[last] = value
     return resolve(settings)
-
-
-if __name__ == "__main__":
-    from pathlib import Path
-
-    import jax
-
-    from janus_jax import parallel
-    from janus_jax.config import from_json
-    from janus_jax.train import train
-
-    jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_disable_most_optimizations", True)
-    parallel.start()
-    train(from_json(Path(sys.argv[1]).read_text()), sys.argv[2])
