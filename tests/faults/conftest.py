@@ -13,6 +13,13 @@ def small(prepared, **changes):
     return runs.config(prepared, **{"objective__name": "ar"} | settings | changes)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _shared_steps():
+    with pytest.MonkeyPatch.context() as patch:
+        runs.share_compiled_steps(patch)
+        yield
+
+
 @pytest.fixture(scope="package")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("faults") / "demo"

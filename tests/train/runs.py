@@ -1,6 +1,7 @@
 """Tiny experiments on a tiny dataset."""
 
-from janus_jax.config import resolve
+from janus_jax.config import leaves, resolve
+from janus_jax.train import evaluation, loop
 
 
 def config(prepared, **changes):
@@ -25,3 +26,29 @@ def config(prepared, **changes):
             node = node.setdefault(key, {})
         node[last] = value
     return resolve(settings)
+
+
+def share_compiled_steps(patch):
+    """Lets runs of equal settings in one process share their step functions, which JAX then traces and compiles once.
+
+    Args:
+      patch: a MonkeyPatch.
+    """
+    for module, name in ((loop, "jit_train_step"), (evaluation, "jit_eval_step")):
+        patch.setattr(module, name, _shared(getattr(module, name)))
+
+
+def _shared(jit_step):
+    functions = {}
+
+    def shared(net, config, mesh, *rest):
+        settings = tuple(leaf for leaf in leaves(config) if leaf[0] != "data.prepared")
+        key = (
+            repr((net.config, net.specials, settings, rest[1:])),
+            mesh,
+        )  # rest: shardings, which follow from these, and terms
+        if key not in functions:
+            functions[key] = jit_step(net, config, mesh, *rest)
+        return functions[key]
+
+    return shared
