@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks everything: lint, format, tests. Arguments go to pytest: ./launch/test.sh tests/model -x
-# Makes its own environment in .venv (see environment.sh); compiled programs are kept in .cache, so that a second run is faster.
+# Builds an environment in .venv (see environment.sh). .cache keeps compiled programs, so that a second run is faster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh

@@ -22,7 +22,8 @@ PACKAGE = ROOT / "janus_jax"
 # Top to bottom; train and convert stand last, side by side, and do not import each other.
 PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
 FOUNDATION = {
-    "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "checkpoint"
+    "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
+    "checkpoint",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"

@@ -302,7 +302,7 @@ def devices_of(hosts, each, platform="gpu"):
 
 def stand_in(sizes, devices):
     """What `batch_share` reads of a mesh."""
-    array = parallel._arranged(sizes, devices)
+    array = parallel._arrange(sizes, devices)
     return types.SimpleNamespace(devices=array, shape=dict(zip(parallel.AXES, sizes, strict=True)))
 
 
@@ -333,4 +333,4 @@ def test_hosts_that_share_rows_in_part_are_refused():
 def test_slices_of_tpus_take_a_part_of_the_data_axis_each():
     devices = devices_of(2, 4, platform="tpu")
     with pytest.raises(ConfigError, match=r"config\.parallel\.data: 1 is not a multiple of the 2 slices"):
-        parallel._arranged((1, 8, 1), devices)
+        parallel._arrange((1, 8, 1), devices)

@@ -9,7 +9,7 @@ import pytest
 from janus_jax.config import DataConfig
 from janus_jax.data import denoising
 from janus_jax.data.corruption import row_generators, span_lengths
-from janus_jax.data.denoising import most_masked, noise
+from janus_jax.data.denoising import max_masked, noise
 from janus_jax.types import Specials
 
 SPECIALS = Specials(mask=999)
@@ -117,13 +117,13 @@ def test_spans_of_length_zero_insert_masks(monkeypatch):
 
 def test_bounds_hold_and_are_seldom_reached():
     for length in (3, 8, 32, 512):
-        most, reached = most_masked(length, 0.3), 0
+        most, reached = max_masked(length, 0.3), 0
         for tokens, _, noised in many(200, length):
             assert 1 <= len(noised.masked) <= most
             assert len(noised.source) <= len(tokens)
             reached += len(noised.masked) == most
         assert length < 512 or reached < 10
-    assert most_masked(512, 0.3) < 0.33 * 512
+    assert max_masked(512, 0.3) < 0.33 * 512
 
 
 def test_rotation_keeps_the_tokens_and_happens_as_often_as_asked():

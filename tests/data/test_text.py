@@ -193,12 +193,12 @@ def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp
     config = settings(tmp_path, train=str(tmp_path / "*.txt"), hold_out=2)
     opened = data.sources.open_splits(config.data)
     assert list(opened) == ["valid", "train"]
-    account = clean.Account()
-    documents = [text for part in opened.values() for _, text in clean.clean_documents(part, account)]
+    stats = clean.FilterStats()
+    documents = [text for part in opened.values() for _, text in clean.clean_documents(part, stats)]
     # Counted without blank lines: good, bad, more; good, bad, more; ... Every second is held out.
     assert sorted(documents) == ["good text"] * 3 + ["more text"] * 3
-    assert account.read == 9
-    places = [example["where"] for example in account.dropped["not UTF-8"]["examples"]]
+    assert stats.read == 9
+    places = [example["where"] for example in stats.dropped["not UTF-8"]["examples"]]
     assert sorted(places) == [str(tmp_path / f"{name}.txt") + ":3" for name in "abc"]
 
 
