@@ -15,7 +15,10 @@ VOCAB = 40
 
 
 # Settings that leave the parameters as they are: models that differ in nothing else share one initialisation.
-SAME_PARAMETERS = ("attention", "attention_dropout", "activation_dropout", "dropout", "dtype", "remat")
+SAME_PARAMETERS = (
+    "activation", "activation_dropout", "ar_slot_position", "ar_start", "ar_stream", "attention", "attention_dropout",
+    "ctc_input", "dropout", "dtype", "mask_token", "nar_layernorm_embedding", "remat", "scale_embedding",
+)  # fmt: skip
 
 
 def model(**changes):
