@@ -9,4 +9,5 @@ make_environment requirements.txt requirements-convert.txt requirements-dev.txt
 export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
 ruff check .
 ruff format --check .
-exec python -m pytest --numprocesses=auto --dist=loadfile "$@"
+# File by file, in the order of tests/conftest.py: longest first.
+exec python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"

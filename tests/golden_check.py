@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -82,7 +82,7 @@ class Golden:
 
     @cached_property
     def encoded(self):
-        return self.net.encode(self.params, self.batch.source)
+        return jax.jit(self.net.encode)(self.params, self.batch.source)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -123,14 +123,15 @@ def check_forward(g: Golden) -> Iterator[Line]:
         largest(g.encoded.states, g["out/encoder_out_TBC"].swapaxes(0, 1), source_real),
         ACTIVATION,
     )
-    hidden = g.net.train_rows(g.params, g.encoded, g.batch)
+    hidden = jax.jit(g.net.train_rows)(g.params, g.encoded, g.batch)
     logits = {name: g.net.project(g.params, hidden[name])[..., :vocab] for name in ("ar", "nar", "aux")}
     ar_real = g["in/ar_target"] != PAD
     masked_real = np.asarray(g["in/nar_query_w"] != PAD)
     yield Line("out/ar_logits", largest(logits["ar"], g["out/ar_logits"], ar_real), ACTIVATION)
     yield Line("out/query_logits", largest(logits["aux"], g["out/query_logits"], masked_real), ACTIVATION)
     masked_tokens = jnp.where(jnp.asarray(_mask_flags(g)), UNK, g.batch.target)
-    plain = g.net.nar_rows(g.params, g.encoded, masked_tokens)
+    nar_rows = jax.jit(g.net.nar_rows)
+    plain = nar_rows(g.params, g.encoded, masked_tokens)
     plain_logits = g.net.project(g.params, plain)[..., :vocab]
     content = {"out/content_logits": (logits["nar"], plain_logits), "out/content_state": (hidden["nar"], plain)}
     for name, (mask_rows, visible_rows) in content.items():
@@ -150,12 +151,12 @@ def check_forward(g: Golden) -> Iterator[Line]:
         yield Line("out/length_tgt", largest((g.batch.target != PAD).sum(1), g["out/length_tgt"]), EXACT)
     if "in/cmlm_tokens" in g:
         tokens = g["in/cmlm_tokens"]
-        rows = g.net.project(g.params, g.net.nar_rows(g.params, g.encoded, jnp.asarray(tokens)))[..., :vocab]
+        rows = g.net.project(g.params, nar_rows(g.params, g.encoded, jnp.asarray(tokens)))[..., :vocab]
         yield Line(
             "out/cmlm_logprobs", largest(jax.nn.log_softmax(rows), g["out/cmlm_logprobs"], tokens != PAD), ACTIVATION
         )
     if "out/ar_teacher_forced_logprobs" in g:
-        rows = g.net.ar_rows(g.params, g.encoded, jnp.asarray(g["in/ar_content_w"]))
+        rows = jax.jit(g.net.ar_rows)(g.params, g.encoded, jnp.asarray(g["in/ar_content_w"]))
         ours = jax.nn.log_softmax(g.net.project(g.params, rows)[..., :vocab])
         name = "out/ar_teacher_forced_logprobs"
         yield Line(name, largest(ours, g[name], ar_real), ACTIVATION)
@@ -190,7 +191,7 @@ def check_rows(g: Golden) -> Iterator[Line]:
     inner = [group["ar_content"]]
     for layers in range(1, g.config.decoder_layers + 1):
         net = Janus(replace(g.config, ar_stream="content", decoder_layers=layers), g.net.specials)
-        inner.append(net.ar_rows(g.params, g.encoded, ar))
+        inner.append(jax.jit(net.ar_rows)(g.params, g.encoded, ar))
     for i, states in enumerate(inner):
         name = f"out/ar_content_inner_{i}_TBC"
         yield Line(name, largest(states, g[name].swapaxes(0, 1), np.asarray(ar_real)), ACTIVATION)
@@ -258,7 +259,8 @@ def check_losses(g: Golden) -> Iterator[Line]:
         yield Line("loss/length", _relative(metrics["loss/length"], g["loss/length"]), LOSS)
         for name in ("ar", "cmlm"):
             weights = LossWeights(nar=1.0) if name == "cmlm" else LossWeights()
-            other = total(g.params, ObjectiveConfig(name=name, weights=weights))[0]
+            objective = ObjectiveConfig(name=name, weights=weights)
+            other = jax.jit(partial(total, objective=objective))(g.params)[0]
             yield Line(f"loss/{name}_only_total", _relative(other, g[f"loss/{name}_only_total"]), LOSS)
     ours = params_to_released(gradients, g.config)
     for name in sorted(n for n in g.arrays if n.startswith("grad/")):
