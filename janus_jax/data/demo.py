@@ -38,7 +38,7 @@ _RELATIVE = {"minutes": 45, "hours": 19, "days": 5, "weeks": 3, "months": 10, "y
 _DAYS_OF = {"months": 30, "years": 365}
 
 # Rules: the kinds of the parts, how the source orders them, how the target does, and how often. No two rules share a
-# source shape with the same kinds, so that the source tells which target order applies.
+# source shape with the same kinds, so that the source determines the target order.
 _RULES: tuple[tuple[str, str, str, int], ...] = (
     ("place quantity when", "{0}: {1} ({2})", "{2} – {1}, {0}", 5),
     ("when place quantity", "{0}, {1}: {2}", "{2} ({1}; {0})", 5),

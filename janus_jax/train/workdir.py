@@ -15,7 +15,7 @@ from janus_jax import config as config_lib
 from janus_jax.config import Config, ConfigError
 
 # Settings that may change at a resume, since the steps that are done don't depend on them.
-_FREE = {
+FREE_SETTINGS = {
     "data.prepared",
     "data.workers",
     "train.best_metric",
@@ -145,7 +145,7 @@ def save_settings(config: Config, contents: str, workdir: Path) -> None:
 def _differences(old: Config, new: Config) -> list[str]:
     # These schedules depend on the length of the run: another length is another learning rate or weight at every step.
     depends_on_steps = new.optimizer.schedule in ("polynomial", "cosine") or new.objective.ar_first
-    free = _FREE - ({"train.steps"} if depends_on_steps else set())
+    free = FREE_SETTINGS - ({"train.steps"} if depends_on_steps else set())
     pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
     return [
         f"{name}: {before!r}, now {now!r}"

@@ -20,7 +20,7 @@ from janus_jax.config import ConfigError
 from janus_jax.train import train
 from janus_jax.train.workdir import workdir_lock
 from tests.faults.conftest import small
-from tests.faults.lives import PYTHON_PATH
+from tests.faults.killed_runs import PYTHON_PATH
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from janus_jax.data import DataError, Prepared, prepare, retarget, store
 from janus_jax.train import __main__ as command
 from janus_jax.train import loop as loop_module
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
 from tests.faults.conftest import small
 
 RECORDS = "janus_pairs/1.0.0/janus_pairs-{}.array_record-00000-of-00001"
@@ -52,13 +52,13 @@ def run(whole, prepared, tmp_path):
     """A run at step 6 of 12: its settings, its work directory, a copy of the data."""
     workdir, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(prepared, data)
-    lives.copy_until(6, whole, workdir)
+    killed_runs.copy_until(6, whole, workdir)
     return small(data), workdir, data
 
 
 def start(config, workdir):
     """Exit status of the command."""
-    file = lives.experiment(config, workdir.with_suffix(".py"))
+    file = killed_runs.experiment(config, workdir.with_suffix(".py"))
     return command.main([f"--config={file}", f"--workdir={workdir}"])
 
 
@@ -100,11 +100,11 @@ def test_the_run_resumes_bitwise_once_the_data_are_prepared_again(run, whole):
     shutil.rmtree(data)
     prepare(config, log=lambda *_: None)
     assert start(config, workdir) == 0
-    ours, theirs = (lives.stored(checkpoint.find(where)) for where in (workdir, whole))
+    ours, theirs = (killed_runs.stored(checkpoint.find(where)) for where in (workdir, whole))
     for name in theirs:
         if "config" not in name:  # it names the data's directory
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert lives.records(workdir) == lives.records(whole)
+    assert killed_runs.records(workdir) == killed_runs.records(whole)
 
 
 def test_damage_to_examples_that_are_read_from_disk_stops_the_run_and_spares_its_checkpoints(run, monkeypatch, capsys):
@@ -124,7 +124,7 @@ def test_damage_to_examples_that_are_read_from_disk_stops_the_run_and_spares_its
     assert f"{data / TRAIN}: example " in message
     reached = checkpoint.find(workdir)
     assert 9 <= int(reached.name) < 60
-    assert all(np.isfinite(value).all() for name, value in lives.stored(reached).items() if "assets" not in name)
+    assert all(np.isfinite(value).all() for name, value in killed_runs.stored(reached).items() if "assets" not in name)
 
 
 def others(data, directory):

@@ -12,7 +12,7 @@ from janus_jax.config import ParallelConfig, default_config, resolve
 from janus_jax.data import Prepared, TrainBatches, prepare
 from janus_jax.train import loop as loop_module
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
 from tests.faults.conftest import small
 from tests.train import runs
 
@@ -36,16 +36,16 @@ def kills(config, directory, moments, rng, **where):
     Returns:
       What each killed process was doing.
     """
-    whole = lives.KilledRun(config, directory / "whole", **where)
+    whole = killed_runs.KilledRun(config, directory / "whole", **where)
     whole.finish()
     left, done = list(moments), []
     while left:
         # On a fast machine a run may end before it was killed often enough: then another run follows.
-        run = lives.KilledRun(config, directory / f"killed{len(done)}", **where)
+        run = killed_runs.KilledRun(config, directory / f"killed{len(done)}", **where)
         while left and run.kill(left[0], rng):
             left.pop(0)
         run.finish()
-        lives.assert_same(run.workdir, whole.workdir)
+        killed_runs.assert_same(run.workdir, whole.workdir)
         assert run.kills, "the run ends before it can be killed; give it more steps"
         done += run.kills
     assert len(done) == len(moments)
@@ -129,7 +129,7 @@ def test_killed_often(objective, number, request, tmp_path, cache, record_proper
 
 def assert_resumes_on_another_mesh(config, whole, workdir, monkeypatch):
     """A run on a mesh of {8, 1, 1} resumes at step 6 on a mesh of {2, 2, 2}: same examples, same losses."""
-    lives.copy_until(6, whole, workdir)
+    killed_runs.copy_until(6, whole, workdir)
     batches, seen = TrainBatches(Prepared.open(config.data.prepared), config), []
     original = loop_module.train_batches
 
@@ -141,7 +141,7 @@ def assert_resumes_on_another_mesh(config, whole, workdir, monkeypatch):
     monkeypatch.setattr(loop_module, "train_batches", watched)
     train(dataclasses.replace(config, parallel=ParallelConfig(2, 2, 2)), workdir)
     assert seen == [batches.batch_at(step).example_id.tolist() for step in range(6, 12)]
-    pairs = list(zip(lives.records(workdir), lives.records(whole), strict=True))
+    pairs = list(zip(killed_runs.records(workdir), killed_runs.records(whole), strict=True))
     assert [ours["step"] for ours, _ in pairs] == [*range(1, 13), 12]
     for ours, theirs in pairs:
         assert ours.keys() == theirs.keys()

@@ -14,7 +14,7 @@ import pytest
 from janus_jax import checkpoint
 from janus_jax.train import __main__ as command
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
 from tests.train import runs
 
 # At step 2 only the gradient's norm overflows, at step 5 the loss itself.
@@ -40,7 +40,7 @@ def tolerated(prepared, tmp_path_factory):
 
 
 def test_a_bad_step_changes_nothing_and_the_next_one_learns(tolerated):
-    at = {int(path.name): lives.stored(path) for path in checkpoint.step_directories(tolerated)}
+    at = {int(path.name): killed_runs.stored(path) for path in checkpoint.step_directories(tolerated)}
     assert sorted(at) == list(range(1, 8))
     learned = [name for name in at[1] if name.startswith(("['params']", "['opt_state']", "['ema']"))]
     assert any(name.startswith("['ema']") for name in learned)
@@ -62,7 +62,7 @@ def test_a_bad_step_does_not_enter_the_metrics(tolerated):
 def test_the_command_stops_at_one_bad_step_too_many_and_resumes_with_a_higher_limit(
     prepared, tolerated, tmp_path, capsys
 ):
-    file = lives.experiment(spiky(prepared, train__max_bad_steps=1), tmp_path / "run.py")
+    file = killed_runs.experiment(spiky(prepared, train__max_bad_steps=1), tmp_path / "run.py")
     arguments = [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
     assert command.main(arguments) == 3
     message = capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_the_command_stops_at_one_bad_step_too_many_and_resumes_with_a_higher_li
     assert "error: step 5: loss inf" in message
     assert "The newest checkpoint, step 4, is intact" in message
     assert command.main([*arguments, "--config.train.max_bad_steps=2"]) == 0
-    ours, theirs = (lives.stored(checkpoint.find(where)) for where in (tmp_path / "run", tolerated))
+    ours, theirs = (killed_runs.stored(checkpoint.find(where)) for where in (tmp_path / "run", tolerated))
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert lives.records(tmp_path / "run") == lives.records(tolerated)
+    assert killed_runs.records(tmp_path / "run") == killed_runs.records(tolerated)

@@ -20,7 +20,7 @@ from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
 from janus_jax.train.__main__ import main
 from janus_jax.train.workdir import check_workdir_is_shared, workdir_lock
-from tests.faults.lives import PYTHON_PATH, ROOT
+from tests.faults.killed_runs import PYTHON_PATH, ROOT
 from tests.train import runs
 
 SCRIPT = ROOT / "launch/local_processes.sh"

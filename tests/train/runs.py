@@ -2,6 +2,7 @@
 
 from janus_jax.config import leaves, resolve
 from janus_jax.train import evaluation, loop
+from janus_jax.train.workdir import FREE_SETTINGS
 
 
 def config(prepared, **changes):
@@ -42,7 +43,7 @@ def _shared(jit_step):
     functions = {}
 
     def shared(net, config, mesh, *rest):
-        settings = tuple(leaf for leaf in leaves(config) if leaf[0] != "data.prepared")
+        settings = tuple(leaf for leaf in leaves(config) if leaf[0] not in FREE_SETTINGS - {"train.steps"})
         key = (
             repr((net.config, net.specials, settings, rest[1:])),
             mesh,

@@ -1,4 +1,4 @@
-"""What a run tells about its machine: rates, utilisation, goodput, spikes, traces."""
+"""What a run reports about its machine: rates, utilisation, goodput, spikes, traces."""
 
 import json
 

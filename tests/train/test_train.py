@@ -16,7 +16,7 @@ from janus_jax.data import prepare
 from janus_jax.train import NonFiniteLossError, train
 from janus_jax.train import loop as loop_module
 from janus_jax.train.log import read_metrics
-from tests.faults.lives import copy_until
+from tests.faults.killed_runs import copy_until
 from tests.train import runs
 
 
