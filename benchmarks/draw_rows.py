@@ -1,6 +1,6 @@
 """Draws who sees whom in the decoder's joint pass, from the model's own masks: `python -m benchmarks.draw_rows`.
 
-Writes benchmarks/results/rows.svg, the picture in the README. Rows of it are queries, columns keys and values.
+Writes docs/images/rows.svg, the picture in docs/method.md. Rows of it are queries, columns keys and values.
 
 Legend: R query rows, K key rows, T target length (bos and eos counted), U = T - 1 AR slots, M masked tokens.
 """
@@ -21,7 +21,7 @@ from benchmarks.common import finish
 from janus_jax.model import streams
 from janus_jax.types import Batch
 
-PATH = Path(__file__).parent / "results" / "rows.svg"
+PATH = Path(__file__).parents[1] / "docs" / "images" / "rows.svg"
 SENTENCE = ("bos", "two", "dogs", "run", "on", "grass", "eos")
 MASKED = (2, 3, 5)
 MASK = "[mask]"
