@@ -139,10 +139,15 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
     module, arguments, files = parts(command)
     small = [word for part, words in SMALLER.items() if part in command for word in words]
     tiny = TINY if any(word.startswith("--config=") for word in arguments) else []
-    with open(files.get("<", os.devnull)) as source, open(files.get(">", os.devnull), "w") as sink:
-        monkeypatch.setattr(sys, "stdin", source)
-        monkeypatch.setattr(sys, "stdout", sink)
-        status = importlib.import_module(module).main(arguments + tiny + small)
+    with (
+        open(files.get("<", os.devnull)) as source,
+        open(files.get(">", os.devnull), "w") as sink,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdin", source)
+        patch.setattr(sys, "stdout", sink)
+        patch.setattr(sys, "argv", [module, *arguments, *tiny, *small])
+        status = importlib.import_module(module).main()
     assert status == 0, command
     if ">" in files:
         written = folder / files[">"]
@@ -193,8 +198,9 @@ def parse(command: str, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        patch.setattr(sys, "argv", [module, *arguments])
         try:
-            importlib.import_module(module).main(arguments)
+            importlib.import_module(module).main()
         except Parsed:
             return
         except SystemExit as error:

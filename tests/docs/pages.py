@@ -68,4 +68,4 @@ def all_blocks(language: str) -> list[Block]:
 
 def inline_commands() -> list[tuple[str, str]]:
     """Page and command, of the commands in sentences and tables."""
-    return [(page, command) for page in WRITTEN for command in INLINE.findall(prose_of(page))]
+    return [(page, command) for page in WRITTEN for command in INLINE.findall(" ".join(prose_of(page).split()))]
