@@ -39,8 +39,8 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoding.md", "Greedy search with drafts: `--mode=speculative`"),
         ("decoding.md", "Fill gaps: `--mode=infill`"),
         ("decoding.md", "From Python"),
-        ("speed.md", "Does speculation pay?"),
     ),
+    "speculation": (("speed.md", "Does speculation pay?"),),
     "pytorch": (("pytorch.md", "Start from a BART"), ("pytorch.md", "Serve in PyTorch")),
     "pretraining": (("pretraining.md", "Pretraining"), ("pretraining.md", "Does it help?")),
 }
@@ -148,7 +148,7 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
         patch.setattr(sys, "stdout", sink)
         patch.setattr(sys, "argv", [module, *arguments, *tiny, *small])
         status = importlib.import_module(module).main()
-    assert status == 0, command
+    assert status in (0, None), command  # some programs of benchmarks/ return nothing, and raise where they fail
     if ">" in files:
         written = folder / files[">"]
         read = folder / files["<"]
