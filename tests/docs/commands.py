@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -146,13 +147,19 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
     ):
         patch.setattr(sys, "stdin", source)
         patch.setattr(sys, "stdout", sink)
-        patch.setattr(sys, "argv", [module, *arguments, *tiny, *small])
-        status = importlib.import_module(module).main()
+        status = call_main(module, [*arguments, *tiny, *small], patch)
     assert status in (0, None), command  # some programs of benchmarks/ return nothing, and raise where they fail
     if ">" in files:
         written = folder / files[">"]
         read = folder / files["<"]
         assert written.read_bytes().count(b"\n") == read.read_bytes().count(b"\n") >= LINES, command
+
+
+def call_main(module: str, arguments: list[str], patch):
+    """Calls `main` of a program, which takes its arguments as a parameter or from sys.argv."""
+    patch.setattr(sys, "argv", [module, *arguments])
+    main = importlib.import_module(module).main
+    return main(arguments) if inspect.signature(main).parameters else main()
 
 
 def parts(command: str) -> tuple[str, list[str], dict[str, str]]:
@@ -198,9 +205,8 @@ def parse(command: str, monkeypatch) -> None:
 
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        patch.setattr(sys, "argv", [module, *arguments])
         try:
-            importlib.import_module(module).main()
+            call_main(module, arguments, patch)
         except Parsed:
             return
         except SystemExit as error:
