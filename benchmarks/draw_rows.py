@@ -1,6 +1,6 @@
 """Draws which rows attend to which in the decoder's joint pass, from the model's own row layout: `python -m benchmarks.draw_rows`.
 
-Writes benchmarks/results/rows.svg, the picture of the joint pass in the documents. Its rows are queries, its columns keys and values.
+Writes docs/images/rows.svg, the picture in docs/method.md. Its rows are queries, its columns keys and values.
 
 Legend: R query rows, K key rows.
 """
@@ -23,7 +23,7 @@ from janus_jax.model.families import row_layout
 from janus_jax.model.layout import RowGroup, RowLayout
 from janus_jax.types import Batch, Specials
 
-PATH = Path(__file__).parent / "results" / "rows.svg"
+PATH = Path(__file__).parents[1] / "docs" / "images" / "rows.svg"
 SENTENCE = ("bos", "two", "dogs", "run", "on", "grass", "eos")
 MASKED = (2, 3, 5)
 MASK = "[mask]"
