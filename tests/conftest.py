@@ -43,9 +43,12 @@ def _few_compiled_programs():
 # What takes longest, longest first: a worker that begins it last keeps all others waiting. A file runs on one worker,
 # since its tests share fixtures; a test that is named here may run apart from its file, and so may each of its cases.
 LONGEST_FIRST = (
-    "tests/test_readme.py",
-    "tests/faults/test_processes.py::test_a_request_to_one_process_stops_all_and_another_count_goes_on",
-    "tests/faults/test_processes.py::test_a_lost_process_ends_the_others_and_the_run_goes_on",
+    "tests/docs/test_training_commands.py",
+    "tests/docs/test_pytorch_commands.py",
+    "tests/docs/test_decoding_commands.py",
+    "tests/docs/test_pretraining_commands.py",
+    "tests/faults/test_processes.py::test_a_request_to_one_process_stops_all_and_one_process_resumes",
+    "tests/faults/test_processes.py::test_a_lost_process_ends_the_others_and_another_count_resumes",
     "tests/faults/test_processes.py::test_several_processes_train_as_one_does",
     "tests/train/test_train.py",
     "tests/model/test_bart.py",
