@@ -120,14 +120,14 @@ def ar_callbacks(
     prefix = cached_tokens(net)
 
     def step(tokens: Array, cache: Any) -> tuple[Array, Any]:
-        hidden, cache = net.ar_step(params, encoded, tokens, cache)
+        hidden, cache = net.ar_step(params, tokens, cache)
         return net.project(params, hidden), cache
 
     def empty_cache(length: int) -> Any:
         cache = net.init_cache(params, encoded, rows, length + prefix, projected)
         if prefix:
             count = encoded.states.shape[0] * rows
-            cache = net.ar_step(params, encoded, jnp.full((count, 1), net.specials.eos), cache)[1]
+            cache = net.ar_step(params, jnp.full((count, 1), net.specials.eos), cache)[1]
         return cache
 
     return step, empty_cache

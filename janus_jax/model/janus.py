@@ -173,7 +173,7 @@ class Janus:
     def ar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
         """Teacher forcing: hidden rows [N, L, D] whose row t predicts the successor of tokens[:, :t+1]."""
         cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
-        return self.ar_step(params, encoded, tokens, cache)[0]
+        return self.ar_step(params, tokens, cache)[0]
 
     def ctc_rows(
         self,
@@ -234,12 +234,8 @@ class Janus:
         """The cache (of either kind) as it was with `length` [N] input tokens; what was added since is overwritten."""
         return replace(cache, length=length)
 
-    def ar_step(self, params: Params, encoded: Encoded, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache.
-
-        `encoded` is already in the cache, projected; it is an argument so that every decoder pass has one form.
-        """
-        del encoded
+    def ar_step(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache."""
         return self._apply(params, None, "decode", "ar_step", tokens, cache)
 
     def init_gaps(

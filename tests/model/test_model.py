@@ -43,8 +43,8 @@ def nar_rows(net, params, encoded, tokens):
 
 
 @partial(jax.jit, static_argnames="net")
-def ar_step(net, params, encoded, tokens, cache):
-    return net.ar_step(params, encoded, tokens, cache)
+def ar_step(net, params, tokens, cache):
+    return net.ar_step(params, tokens, cache)
 
 
 def real_rows(streams, batch):
@@ -138,7 +138,7 @@ def test_cached_steps_equal_teacher_forcing_and_the_joint_pass(variant):
     cache = net.init_cache(params, encoded, 1, tokens.shape[1])
     hidden = []
     for start, stop in ((0, 1), (1, 2), (2, 5), (5, 7)):  # one token at a time, and several at once
-        rows, cache = ar_step(net, params, encoded, tokens[:, start:stop], cache)
+        rows, cache = ar_step(net, params, tokens[:, start:stop], cache)
         hidden.append(rows)
     logp = [jax.nn.log_softmax(net.project(params, x)) for x in (jnp.concatenate(hidden, 1), forced)]
     np.testing.assert_allclose(logp[0], logp[1], atol=2e-5)
@@ -149,11 +149,11 @@ def test_a_rejected_draft_only_lowers_the_cache_length():
     batch = tiny.batch()
     encoded = encode(net, params, batch.source)
     cache = net.init_cache(params, encoded, 1, 8)
-    _, cache = ar_step(net, params, encoded, batch.target[:, :2], cache)
-    _, drafted = ar_step(net, params, encoded, jnp.full((4, 3), 33), cache)
+    _, cache = ar_step(net, params, batch.target[:, :2], cache)
+    _, drafted = ar_step(net, params, jnp.full((4, 3), 33), cache)
     back = dataclasses.replace(drafted, length=cache.length)
-    again, _ = ar_step(net, params, encoded, batch.target[:, 2:4], back)
-    expected, _ = ar_step(net, params, encoded, batch.target[:, 2:4], cache)
+    again, _ = ar_step(net, params, batch.target[:, 2:4], back)
+    expected, _ = ar_step(net, params, batch.target[:, 2:4], cache)
     np.testing.assert_allclose(again, expected, atol=2e-6)
 
 
@@ -165,10 +165,10 @@ def test_rows_of_a_sentence_share_its_encoding_and_can_be_reordered():
     twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), encoded)
     np.testing.assert_allclose(nar_rows(net, params, encoded, tokens), nar_rows(net, params, twice, tokens), atol=2e-6)
     cache = net.init_cache(params, encoded, 2, 4)
-    _, cache = ar_step(net, params, encoded, tokens, cache)
+    _, cache = ar_step(net, params, tokens, cache)
     swap = jnp.array([1, 0, 3, 2])
-    a, _ = ar_step(net, params, encoded, jnp.full((4, 1), 11), net.reorder_cache(cache, swap))
-    b, _ = ar_step(net, params, encoded, jnp.full((4, 1), 11), cache)
+    a, _ = ar_step(net, params, jnp.full((4, 1), 11), net.reorder_cache(cache, swap))
+    b, _ = ar_step(net, params, jnp.full((4, 1), 11), cache)
     np.testing.assert_allclose(a, b[swap], atol=2e-6)
 
 
