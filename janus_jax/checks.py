@@ -65,6 +65,7 @@ def check(config: Config) -> None:
             raise ConfigError(f"{path}: {value} must not be negative")
         if name in _SHARE and not 0 <= value < 1:
             raise ConfigError(f"{path}: {value} must lie in [0, 1)")
+    _check_ranges(config, "config")
     _check_data(config)
     _check_lengths(config)
     _check_model(config)
@@ -236,33 +237,36 @@ def _check_ctc(config: Config) -> None:
 
 
 def _check_decode(decode: DecodeConfig) -> None:
-    if not 0.0 < decode.top_p <= 1.0:
-        raise ConfigError(f"config.decode.top_p: {decode.top_p} must be above 0 and at most 1")
-    if decode.mode in ("speculative", "infill"):
-        if decode.nbest > 1:
-            raise ConfigError(
-                f"config.decode.nbest: {decode.nbest}, but {decode.mode} search finds one output; set it to 1"
-            )
-        if decode.no_repeat_ngram or decode.sample:
-            raise ConfigError(
-                f"config.decode: {decode.mode} search equals greedy search; unset sample and no_repeat_ngram"
-            )
-    elif not (decode.mode == "ar" and decode.sample):
-        name = "length_beam" if decode.mode == "nar" else "beam"
-        if decode.nbest > getattr(decode, name):
-            raise ConfigError(
-                f"config.decode.nbest: {decode.nbest} exceeds {name} {getattr(decode, name)}; raise {name}"
-            )
+    if decode.mode == "speculative" and (decode.ar.no_repeat_ngram or decode.ar.sample):
+        key = "sample" if decode.ar.sample else "no_repeat_ngram"
+        raise ConfigError(
+            f"config.decode.ar.{key}: {getattr(decode.ar, key)}, but mode speculative gives the output of greedy search, which "
+            f"cannot do this; set it to {type(getattr(decode.ar, key))()} or choose mode ar"
+        )
+    name, limit = decode.chosen.nbest_limit or ("", decode.nbest)
+    if decode.nbest > limit:
+        fix = f"exceeds config.decode.{decode.mode}.{name} {limit}; raise that one"
+        one = f"mode {decode.mode} finds one output a sentence; set it to 1"
+        raise ConfigError(f"config.decode.nbest: {decode.nbest} {fix}" if name else f"config.decode.nbest: {decode.nbest}, but {one}")
+
+
+def _check_ranges(group: Any, path: str) -> None:
+    for f in dataclasses.fields(group):
+        value, name = getattr(group, f.name), f"{path}.{f.name}"
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, name)
+        elif "range" in f.metadata and isinstance(value, (int, float)) and value not in f.metadata["range"]:
+            raise ConfigError(f"{name}: {value} must be {f.metadata['range']}")
 
 
 _POSITIVE = frozenset(
     "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
     "batch_multiple buckets workers mask_span noise_span learning_rate eps steps accumulation log_every eval_every "
-    "checkpoint_every keep_last nbest beam temperature passes length_beam ctc_tokens draft_passes draft_lengths accept_top batch_tokens train_lines character_coverage".split()
+    "checkpoint_every keep_last train_lines character_coverage".split()
 )
 _NOT_NEGATIVE = frozenset(
     "ctc_ratio vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
-    "eval_sentences keep_best keep_every max_bad_steps spike lenpen max_length_a max_length_b min_length no_repeat_ngram blank_penalty top_k accept_gap".split()
+    "eval_sentences keep_best keep_every max_bad_steps spike".split()
 )
 _SHARE = frozenset(
     "ctc_floor mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()

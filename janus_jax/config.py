@@ -17,14 +17,19 @@ from typing import Any, Literal
 import ml_collections
 
 from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled
+from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
+    ArDecode,
     Config,
+    CtcDecode,
     DataConfig,
     DecodeConfig,
+    InfillDecode,
     LossWeights,
     MaskSampler,
     Mode,
     ModelConfig,
+    NarDecode,
     Objective,
     ObjectiveConfig,
     Optimizer,
@@ -33,6 +38,7 @@ from janus_jax.settings import (
     Remat,
     Schedule,
     Source,
+    SpeculativeDecode,
     StopGradients,
     TextConfig,
     TrainConfig,
@@ -40,14 +46,18 @@ from janus_jax.settings import (
 )
 
 __all__ = [
+    "ArDecode",
     "Config",
     "ConfigError",
+    "CtcDecode",
     "DataConfig",
     "DecodeConfig",
+    "InfillDecode",
     "LossWeights",
     "MaskSampler",
     "Mode",
     "ModelConfig",
+    "NarDecode",
     "Objective",
     "ObjectiveConfig",
     "Optimizer",
@@ -56,6 +66,7 @@ __all__ = [
     "Remat",
     "Schedule",
     "Source",
+    "SpeculativeDecode",
     "StopGradients",
     "TextConfig",
     "TrainConfig",
@@ -64,6 +75,7 @@ __all__ = [
     "default_config",
     "from_json",
     "leaves",
+    "migrate_first_version",
     "objective_terms",
     "preset",
     "resolve",
@@ -109,8 +121,8 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Reads what `to_json` wrote."""
-    return resolve(json.loads(text))
+    """Reads what `to_json` wrote, in this version or the first."""
+    return resolve(migrate_first_version(json.loads(text)))
 
 
 def config_hash(config: Config) -> str:
