@@ -24,7 +24,7 @@ def _released():
     d = config.data
     d.source, d.source_lang, d.target_lang, d.prepared = "parallel", "de", "en", "prepared/iwslt14_deen"
     d.train, d.valid, d.test = "data/iwslt14/train", "data/iwslt14/valid", "data/iwslt14/test"
-    config.decode.passes = 11
+    config.decode.nar.passes = 11
     return config
 
 

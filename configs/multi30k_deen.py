@@ -97,7 +97,7 @@ def _anchor(objective):
     o.b1, o.b2, o.eps, o.weight_decay, o.decay_all, o.clip_norm = 0.9, 0.98, 1e-8, 1e-4, True, 0.0
     t = config.train
     t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1800, 50, 600, 600
-    config.decode.passes = 11
+    config.decode.nar.passes = 11
     return config
 
 

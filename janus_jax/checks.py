@@ -247,7 +247,9 @@ def _check_decode(decode: DecodeConfig) -> None:
     if decode.nbest > limit:
         fix = f"exceeds config.decode.{decode.mode}.{name} {limit}; raise that one"
         one = f"mode {decode.mode} finds one output a sentence; set it to 1"
-        raise ConfigError(f"config.decode.nbest: {decode.nbest} {fix}" if name else f"config.decode.nbest: {decode.nbest}, but {one}")
+        raise ConfigError(
+            f"config.decode.nbest: {decode.nbest} {fix}" if name else f"config.decode.nbest: {decode.nbest}, but {one}"
+        )
 
 
 def _check_ranges(group: Any, path: str) -> None:

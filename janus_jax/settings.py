@@ -256,7 +256,9 @@ class ArDecode:
     )
     max_length_b: int = setting(20, "See max_length_a.", unit="tokens", at_least=0)
     min_length: int = setting(1, "An output has at least so many tokens.", unit="tokens", at_least=0)
-    no_repeat_ngram: int = setting(0, "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.", at_least=0)
+    no_repeat_ngram: int = setting(
+        0, "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.", at_least=0
+    )
     sample: bool = setting(False, "Draw tokens at random instead of searching. Not possible in mode speculative.")
     temperature: float = setting(1.0, "Sampling: divides the logits.", above=0)
     top_k: int = setting(0, "Sampling: only the k likeliest tokens; 0: all.", at_least=0)
@@ -311,7 +313,9 @@ class CtcDecode:
 Draft = Literal["auto", "always", "never"]
 _DRAFT = "When drafts are made: where they save time on this machine (auto), always, or never."
 _DRAFT_PASSES = "Passes of mask-predict that make a draft."
-_ACCEPT_TOP = "A drafted token is accepted among so many best ones; above 1 outputs depend on the drafts (not lossless)."
+_ACCEPT_TOP = (
+    "A drafted token is accepted among so many best ones; above 1 outputs depend on the drafts (not lossless)."
+)
 _ACCEPT_GAP = "... and only if its log-probability is at most so much below the best one's; above 0: not lossless."
 
 
@@ -361,9 +365,7 @@ class DecodeConfig:
         "ar: beam search, greedy search or sampling. nar: mask-predict. ctc: one pass, best path or prefix beam search. "
         "speculative: greedy search's output in fewer passes. infill: the gaps of a given target.",
     )
-    nbest: int = setting(
-        1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1
-    )
+    nbest: int = setting(1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1)
     rules: Literal["default", "released"] = setting(
         "default", "released: every rule of the released decoders, their faults included."
     )

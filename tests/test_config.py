@@ -98,7 +98,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__name": "ctc", "model__ctc_ratio": 5.0}, "config.model.max_positions: 1024 positions do not hold the 1280 CTC rows"),
         ({"objective__name": "ctc", "model__ctc_ratio": 2.0, "data__source": "text"}, "config.objective.name: CTC needs sentence pairs"),
         ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must not be negative"),
-        ({"decode__mode": "ctc", "decode__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds beam 2"),
+        ({"decode__mode": "ctc", "decode__ctc__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds config.decode.ctc.beam 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -188,7 +188,7 @@ def test_command_line_overrides(file):
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
-        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.seed?"),
+        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.ar.seed?"),
         (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
         (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be greater than 0"),

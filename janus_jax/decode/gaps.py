@@ -40,7 +40,9 @@ def with_fillings(
       ValueError: a gap without text, a text without gap, or a target that is too long.
     """
     if len(fillings) != len(targets):
-        raise ValueError(f"infills: {len(fillings)} lists for {len(targets)} targets; give a list of texts for each target")
+        raise ValueError(
+            f"infills: {len(fillings)} lists for {len(targets)} targets; give a list of texts for each target"
+        )
     pairs = []
     for number, (target, filling) in enumerate(zip(targets, fillings, strict=True), first_line):
         ids, inside = _with_filling(target, filling, f"line {number}", tokenizer, mask)

@@ -246,7 +246,9 @@ class Generator:
             mode.check(self.net, decode, max(map(len, sentences.sources), default=0))
         outputs = [Output("", 0.0, []) for _ in sentences.sources]
         starts = sentences.starts or sentences.sources
-        wanted = [i for i, (source, start) in enumerate(zip(sentences.sources, starts, strict=True)) if source and start]
+        wanted = [
+            i for i, (source, start) in enumerate(zip(sentences.sources, starts, strict=True)) if source and start
+        ]
         if progress:
             progress(len(outputs) - len(wanted))
         for indices, results in self._results(sentences, wanted, decode, trace):

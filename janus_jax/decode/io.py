@@ -21,7 +21,6 @@ FORMATS = ("lines", "tsv", "jsonl")
 CHUNK = 8192  # sentences between two states from which a killed run resumes
 
 
-
 class LinesError(ValueError):
     """A file of lines cannot be used; the message names the file and the fix."""
 

@@ -25,7 +25,9 @@ class DecodeRequest:
     decode: DecodeConfig
     max_target_length: int  # tokens, bos and eos counted
     trained: tuple[str, ...] | None = None  # modes that the model was trained for; None: all
-    lines: np.ndarray | None = None  # [B] int32, line number of each sentence, for sampling; default: its number in the batch
+    lines: np.ndarray | None = (
+        None  # [B] int32, line number of each sentence, for sampling; default: its number in the batch
+    )
     prefix: np.ndarray | None = None  # [B, P] int32, tokens that an output has to begin with, padded
     start: np.ndarray | None = None  # [B, T] int32, targets to complete, bos ... eos with masks, padded
     filling: np.ndarray | None = None  # [B, M] int32, tokens of the gaps of `start`, to score instead of search

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig
-from janus_jax.decode.beam import STOPS, beam_search
-from janus_jax.decode.loop import Constraints
+from janus_jax.config import ArDecode
+from janus_jax.decode.search.beam import STOPS, beam_search
+from janus_jax.decode.search.constraints import Constraints
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -36,7 +36,7 @@ def _search(log_probs, *, batch, beam, limit, **settings):
 
     vocab_size, forbidden = settings.pop("vocab_size"), settings.pop("forbidden", None)
     watched = {name: settings.pop(name) for name in ("min_length", "no_repeat_ngram") if name in settings}
-    constraints = Constraints.usual(SPECIALS, vocab_size, **watched)
+    constraints = Constraints.default(SPECIALS, vocab_size, **watched)
     if forbidden is not None:
         constraints = Constraints(tuple(forbidden), vocab_size, **watched)
     settings.setdefault("max_lengths", jnp.full(batch, limit))
@@ -235,7 +235,7 @@ def test_growing_the_cache_changes_nothing(beam):
         "beam": beam,
         "limit": limit,
         "specials": SPECIALS,
-        "constraints": Constraints.usual(SPECIALS, vocab),
+        "constraints": Constraints.default(SPECIALS, vocab),
         "max_lengths": jnp.asarray([12, 4, 9]),
     }
     whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
@@ -262,7 +262,7 @@ def test_a_finished_batch_stops():
             beam=1,
             limit=50,
             specials=SPECIALS,
-            constraints=Constraints.usual(SPECIALS, 8),
+            constraints=Constraints.default(SPECIALS, 8),
             max_lengths=jnp.asarray([50, 50]),
         )
 
@@ -282,10 +282,10 @@ def test_wrong_settings_name_themselves():
             max_lengths=[1],
             limit=3,
             specials=SPECIALS,
-            constraints=Constraints.usual(SPECIALS, 9),
+            constraints=Constraints.default(SPECIALS, 9),
             stop="soon",
         )
 
 
 def test_stopping_rules_are_those_of_the_configuration():
-    assert set(STOPS) == set(typing.get_type_hints(DecodeConfig)["stop"].__args__)
+    assert set(STOPS) == set(typing.get_type_hints(ArDecode)["stop"].__args__)

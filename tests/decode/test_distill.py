@@ -9,7 +9,7 @@ from janus_jax import data
 from janus_jax.decode import Generator
 from janus_jax.decode.__main__ import main
 from janus_jax.decode.distill import distill
-from janus_jax.decode.files import LinesError
+from janus_jax.decode.io import LinesError
 from janus_jax.train import train
 from tests.train import runs
 
@@ -46,7 +46,7 @@ def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, c
     assert [target[1:-1] for _, target in after] == [one.tokens for one in found]
     assert ids(config.data.prepared, "valid") == ids(tmp_path / "new", "valid")
     report = data.Prepared.open(tmp_path / "new").report
-    assert report["distilled"]["decode"]["beam"] == 1
+    assert report["distilled"]["decode"]["ar"]["beam"] == 1
     assert report["splits"]["train"]["tokens"]["target"] == sum(len(target) for _, target in after)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     # It is trained on like the original: only its place differs.

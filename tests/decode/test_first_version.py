@@ -4,16 +4,12 @@ import json
 import pathlib
 import tarfile
 
-import jax
-import numpy as np
 import pytest
 
-from janus_jax.config import ConfigError, from_json, to_json
+from janus_jax.config import ConfigError, default_config, from_json, migrate_first_version, resolve, to_json
 from janus_jax.decode import Generator
-from janus_jax.first_version import migrate_first_version
 
 FILES = pathlib.Path(__file__).resolve().parents[1] / "first_version"
-TIE = 1e-4  # log-probabilities that are closer than this may change places, in another order of sums
 CASES = {
     "ar_beam5": ("janus", {"mode": "ar", "beam": 5}),
     "nar_4": ("janus", {"mode": "nar", "passes": 4, "length_beam": 3}),
@@ -22,6 +18,30 @@ CASES = {
     "ctc_beam4": ("janus_ctc", {"mode": "ctc", "beam": 4}),
     "ctc_best": ("janus_ctc", {"mode": "ctc", "beam": 1}),
 }
+# config.decode as the first version wrote it, with no value at its default.
+FLAT = {
+    "mode": "nar", "nbest": 2, "beam": 7, "lenpen": 0.5, "stop": "current", "rules": "sound", "max_length_a": 1.25,
+    "max_length_b": 9, "min_length": 2, "no_repeat_ngram": 3, "sample": True, "temperature": 0.75, "top_k": 11, "top_p": 0.5,
+    "seed": 13, "passes": 6, "length_beam": 4, "lengths": "contiguous", "mask_schedule": "cosine", "early_stop": True,
+    "merge_repeats": True, "rerank": "ar", "blank_penalty": 1.5, "ctc_tokens": 8, "draft": "never", "draft_from": "nar",
+    "draft_passes": 2, "draft_lengths": 3, "accept_top": 4, "accept_gap": 0.25, "batch_tokens": 512,
+}  # fmt: skip
+NESTED = {
+    "mode": "nar", "nbest": 2, "rules": "default", "batch_tokens": 512,
+    "ar": {
+        "beam": 7, "lenpen": 0.5, "stop": "current", "max_length_a": 1.25, "max_length_b": 9, "min_length": 2,
+        "no_repeat_ngram": 3, "sample": True, "temperature": 0.75, "top_k": 11, "top_p": 0.5, "seed": 13,
+    },
+    "nar": {
+        "passes": 6, "length_beam": 4, "lengths": "contiguous", "mask_schedule": "cosine", "early_stop": True,
+        "merge_repeats": True, "rerank": "ar",
+    },
+    "ctc": {"beam": 7, "tokens": 8, "blank_penalty": 1.5, "rerank": "ar"},
+    "speculative": {
+        "draft": "never", "draft_from": "nar", "draft_passes": 2, "draft_lengths": 3, "accept_top": 4, "accept_gap": 0.25,
+    },
+    "infill": {"draft": "never", "draft_passes": 2, "accept_top": 4, "accept_gap": 0.25},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +71,19 @@ def test_every_mode_decodes_as_before(generators, name):
         assert output.text == record["text"]
         assert output.statistics == record["statistics"]
         assert output.score == pytest.approx(record["score"], abs=1e-4)
+
+
+def test_each_flat_setting_has_its_place_in_a_group():
+    assert migrate_first_version({"decode": FLAT})["decode"] == NESTED
+    decode = from_json(json.dumps({"decode": FLAT})).decode
+    assert decode == resolve({"decode": NESTED}).decode
+    assert json.loads(to_json(resolve({"decode": NESTED})))["decode"] == NESTED  # no setting of today is missing above
+
+
+def test_settings_of_today_stay_as_they_are_and_unknown_ones_are_named():
+    today = json.loads(to_json(resolve(default_config())))
+    assert migrate_first_version(today) is today
+    with pytest.raises(ConfigError, match=r"config\.decode\.beem: unknown setting"):
+        from_json(json.dumps({"decode": {**FLAT, "beem": 1}}))
+    with pytest.raises(ConfigError, match=r"config\.decode\.beam: unknown setting"):
+        resolve({"decode": {"beam": 1}})  # only files of the first version are migrated

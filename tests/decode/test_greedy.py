@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.beam import beam_search
-from janus_jax.decode.greedy import greedy_search, sampler
-from janus_jax.decode.loop import Constraints
+from janus_jax.decode.search.beam import beam_search
+from janus_jax.decode.search.constraints import Constraints
+from janus_jax.decode.search.greedy import greedy_search
+from janus_jax.decode.search.sampling import sampler
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -21,7 +22,7 @@ def search(logits, *, beam=1, rows=1, limit=6, pick=None, prefix=None, **watched
         "max_lengths": jnp.full(rows, limit),
         "limit": limit,
         "specials": SPECIALS,
-        "constraints": Constraints.usual(SPECIALS, VOCAB, **watched),
+        "constraints": Constraints.default(SPECIALS, VOCAB, **watched),
         "prefix": None if prefix is None else jnp.asarray(prefix),
     }
 

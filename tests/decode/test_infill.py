@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES
-from janus_jax.decode.request import Request
+from janus_jax.config import DecodeConfig, InfillDecode
+from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.types import Batch
 from tests import tiny
 
@@ -74,8 +73,8 @@ def test_infilling_is_filling_left_to_right(variant, settings):
     expected, scores = left_to_right(net, params, source, start)
     counts = (start == net.specials.mask).sum(axis=1)
     for draft in ("always", "auto", "never"):
-        decode = DecodeConfig(mode="infill", draft=draft, **settings)
-        found = MODES["infill"](Request(net, params, source, decode, 24, start=start))
+        decode = DecodeConfig(mode="infill", infill=InfillDecode(draft=draft, **settings))
+        found = MODES["infill"].run(DecodeRequest(net, params, source, decode, 24, start=start))
         np.testing.assert_array_equal(found.hypotheses.tokens[:, 0], expected[:, 1:])
         np.testing.assert_array_equal(found.hypotheses.lengths[:, 0], (start != 1).sum(axis=1) - 1)
         np.testing.assert_allclose(found.hypotheses.token_scores[:, 0], scores[:, 1:], atol=1e-4)
@@ -99,8 +98,8 @@ def test_scores_of_a_given_filling_are_those_of_the_training_rows():
     for row in range(len(start)):
         tokens = true[row][start[row] == net.specials.mask]
         filling[row, : len(tokens)] = tokens
-    request = Request(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
-    found = MODES["infill"](request)
+    request = DecodeRequest(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
+    found = MODES["infill"].run(request)
     np.testing.assert_array_equal(found.hypotheses.tokens[:, 0], true[:, 1:])
     np.testing.assert_array_equal(found.statistics["passes"], 1)
     for row in range(len(start)):

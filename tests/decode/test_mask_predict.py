@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.candidates import MaskPredictRules, candidate_lengths, hypotheses_of, ranking, with_length_scores
-from janus_jax.decode.mask_predict import mask_predict, remask_counts
+from janus_jax.decode.search.candidates import (
+    MaskPredictRules,
+    candidate_lengths,
+    hypotheses_of,
+    ranking,
+    with_length_scores,
+)
+from janus_jax.decode.search.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -21,7 +27,7 @@ def _table_model(table):
     return lambda tokens, slots: jnp.asarray(table, jnp.float32)[slots]
 
 
-def _chosen(candidates, rules=MaskPredictRules.SOUND):
+def _chosen(candidates, rules=MaskPredictRules.DEFAULT):
     """The index of each sentence's best candidate, found by its score."""
     return ranking(candidates, rules)[:, 0].tolist()
 

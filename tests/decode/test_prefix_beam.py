@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.prefix_beam import Emissions, collapse, prefix_beam_search
+from janus_jax.decode.search.prefix_beam import Emissions, collapse, prefix_beam_search
 from janus_jax.types import Specials
 
 SPECIALS = Specials()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.config import ConfigError, DecodeConfig, resolve
+from janus_jax.config import ArDecode, ConfigError, CtcDecode, DecodeConfig, NarDecode, resolve
 from janus_jax.data import corruption
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
@@ -66,7 +66,11 @@ def trained(objective, **model):
         batch = batch_of(*pairs(ROWS, 1000 + number, distinct=net.config.ctc_ratio > 0), sampler, number)
         state, metrics = step(state, batch)
     assert float(metrics["nll/ar"]) < 0.2
-    decode = DecodeConfig(beam=3, passes=3, length_beam=2, max_length_a=1.0, max_length_b=5)
+    decode = DecodeConfig(
+        ar=ArDecode(beam=3, max_length_a=1.0, max_length_b=5),
+        nar=NarDecode(passes=3, length_beam=2),
+        ctc=CtcDecode(beam=3),
+    )
     return Generator(net, state.params, None, decode, max_source_length=LONGEST, max_target_length=LONGEST + 1)
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from janus_jax.decode.files import LinesError
+from janus_jax.decode.io import LinesError
 from janus_jax.evaluate import trace_html
 from janus_jax.evaluate.__main__ import main
 

@@ -33,9 +33,7 @@ def run(request: DecodeRequest) -> DecodeResult:
     rules = rules_of(decode, gaps=request.start is not None)
     settings = fill_settings(decode, decode.nar.passes, rules)
     count = decode.nar.length_beam if request.start is None else 1
-    encoded, lengths = run_lengths(
-        params, request.source, net=net, count=count, limit=longest, rules=rules_of(decode)
-    )
+    encoded, lengths = run_lengths(params, request.source, net=net, count=count, limit=longest, rules=rules_of(decode))
     if request.start is None:
         start = None
         # The number of slots is part of a compiled shape: it has to be known on the host.
@@ -44,9 +42,7 @@ def run(request: DecodeRequest) -> DecodeResult:
         start = jnp.asarray(request.start)[:, None]
         lengths = jnp.maximum((request.start != net.specials.pad).sum(axis=1), 2)[:, None]
         limit = request.start.shape[1]
-    candidates = run_nar(
-        params, encoded, lengths, start, net=net, settings=settings, limit=limit, trace=request.trace
-    )
+    candidates = run_nar(params, encoded, lengths, start, net=net, settings=settings, limit=limit, trace=request.trace)
     if decode.nar.rerank == "ar":
         candidates = run_rerank(params, encoded, candidates, net=net, lenpen=decode.ar.lenpen)
     hypotheses, passes, trace = _run_ranking(candidates, rules=rules_of(decode), count=decode.nbest)

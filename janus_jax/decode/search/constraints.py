@@ -62,7 +62,6 @@ def forced_token(step: Array, max_lengths: Array, prefix: Array | None, specials
     return jnp.where(step + 1 >= max_lengths, specials.eos, token)
 
 
-
 def ngram_bias(tokens: Array, step: Array, n: int, columns: int) -> Array:
     """Bias [N, V] float32 to add to logits: -inf at every token that would complete an n-gram seen before.
 
