@@ -1,4 +1,4 @@
-"""Greedy decoding equals teacher forcing of its own output, whatever stands before the first token."""
+"""Greedy decoding equals teacher forcing of its own output, with either ar_start."""
 
 import jax
 import jax.numpy as jnp

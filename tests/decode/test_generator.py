@@ -63,8 +63,8 @@ def test_modes_are_those_of_the_configuration():
     assert set(MODES) == set(Mode.__args__)
 
 
-def given(mode, lines=LINES):
-    """What a mode needs besides the lines: for infilling a target with gaps for each."""
+def inputs_of(mode, lines=LINES):
+    """Inputs that a mode requires beside the lines: for infilling a target with gaps for each line."""
     return {"targets": [gapped(line) for line in lines]} if mode == "infill" else {}
 
 
@@ -74,7 +74,7 @@ def gapped(line):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
-    together = generator.generate(LINES, mode=mode, **given(mode))
+    together = generator.generate(LINES, mode=mode, **inputs_of(mode))
     assert len(together) == len(LINES)
     assert together[0] == together[6]
     for line, output in zip(LINES, together, strict=True):
@@ -83,7 +83,7 @@ def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
         else:
             assert not set(output.tokens) & {0, 1, 2, 4}
             assert output.text == Letters().decode_batch([output.tokens])[0]
-    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64, **given(mode, LINES[::-1]))[::-1]
+    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64, **inputs_of(mode, LINES[::-1]))[::-1]
     same(together, backwards)
 
 
@@ -101,7 +101,7 @@ def test_several_devices_share_the_sentences_and_change_nothing(generator, mode)
         mesh=mesh,
     )  # fmt: skip
     # 10 lines do not divide by 4.
-    same(shared.generate(LINES, mode=mode, **given(mode)), generator.generate(LINES, mode=mode, **given(mode)))
+    same(shared.generate(LINES, mode=mode, **inputs_of(mode)), generator.generate(LINES, mode=mode, **inputs_of(mode)))
     with jax.set_mesh(mesh):
         drafts = {"draft": "always"} if mode in ("speculative", "infill") else {}
         decode = with_keywords(DecodeConfig(), {"mode": mode, **drafts})
@@ -184,7 +184,7 @@ def test_progress_counts_every_line(generator):
     assert sum(done) == len(LINES)
 
 
-def test_infilling_keeps_what_is_given(generator):
+def test_infilling_keeps_the_tokens_around_the_gaps(generator):
     lines, targets = ["hello", "abc", "zz top"], ["a<mask>c <mask> <mask>f", "nothing", "<mask>"]
     outputs = generator.generate(lines, mode="infill", targets=targets)
     fixed = [Letters().encode(target.replace("<mask>", "{")) for target in targets]  # "{" follows "z"
@@ -196,7 +196,7 @@ def test_infilling_keeps_what_is_given(generator):
         assert len(output.tokens) == len(ids)
     by_nar = generator.generate(lines, mode="nar", targets=targets)
     assert [len(output.tokens) for output in by_nar] == [len(ids) for ids in fixed]
-    # What was filled in has the score that it was given on the way.
+    # The scores of the search equal those of scoring its output.
     filling = [
         "".join(Letters().decode_batch([[outputs[0].tokens[at]]])[0] for at in places) for places in ([1], [3, 4])
     ]
@@ -206,7 +206,7 @@ def test_infilling_keeps_what_is_given(generator):
     assert generator.score_infills(lines[:1], ["a<mask>c <mask>f"], [["q", "rs"]])[0].score < scored[0].score
 
 
-def test_infilling_names_what_is_missing(generator):
+def test_infilling_without_targets_or_texts_is_an_error(generator):
     with pytest.raises(ValueError, match="targets: mode infill needs them; give one with <mask> in it"):
         generator.generate(["a"], mode="infill")
     with pytest.raises(ValueError, match="line 2: 1 texts for 2 gaps"):

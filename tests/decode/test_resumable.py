@@ -29,7 +29,7 @@ def test_a_run_writes_one_record_an_item_and_leaves_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_killed_run_goes_on_where_it_stood(tmp_path, caplog):
+def test_a_killed_run_resumes_after_its_last_whole_chunk(tmp_path, caplog):
     """kill -9 in the third chunk, half of which is on the disk already."""
     program = f"""
 import os, signal, sys
@@ -65,7 +65,7 @@ io.write_resumable(ITEMS, {str(tmp_path / "out")!r}, decode, signature=1, chunk=
 
 
 @pytest.mark.parametrize("change", ["signature", "input", "extra"])
-def test_another_job_begins_anew(tmp_path, change):
+def test_a_run_with_other_input_or_settings_starts_from_the_first_item(tmp_path, change):
     def fail(start, part):
         if start:
             raise LinesError("stop")
@@ -90,7 +90,7 @@ def test_an_empty_input_gives_an_empty_file(tmp_path):
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_where_nothing_can_be_written_is_named(tmp_path):
+def test_an_unwritable_output_is_named(tmp_path):
     with pytest.raises(LinesError, match="absent/out: No such file"):
         io.write_resumable(ITEMS, tmp_path / "absent" / "out", shout, signature=1)
 

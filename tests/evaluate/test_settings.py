@@ -1,4 +1,4 @@
-"""Several decoding settings in one table, and the file-scoring door."""
+"""Several decoding settings in one table, and the command line that scores files."""
 
 import json
 
@@ -54,14 +54,14 @@ def test_each_setting_gives_a_row():
         evaluate_settings(Upper(), lines, ["a"], [{"mode": "ar"}])
 
 
-def test_the_door_scores_files(tmp_path, capsys):
+def test_the_command_line_scores_files(tmp_path, capsys):
     (tmp_path / "out").write_text("a b c d\nx\n")
     (tmp_path / "ref").write_text("a b c d\ny\n")
     assert main([f"--hypotheses={tmp_path / 'out'}", f"--references={tmp_path / 'ref'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exact_match"] == 0.5
 
 
-def test_the_door_names_what_is_wrong(tmp_path, capsys):
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     (tmp_path / "out").write_text("a\n")
     (tmp_path / "ref").write_text("a\nb\n")
     assert main([f"--hypotheses={tmp_path / 'out'}", f"--references={tmp_path / 'ref'}"]) == 2

@@ -1,4 +1,4 @@
-"""The page of a refinement: its data, and what a browser shows of it."""
+"""The page of passes: its data, and how a browser shows it."""
 
 import json
 import re

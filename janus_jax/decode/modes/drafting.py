@@ -80,9 +80,9 @@ _measured: dict[Any, PassCosts] = {}
 def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: Any) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
-    Nothing is measured if drafts are always or never made. Drafts are always made, too, where acceptance is relaxed: outputs then
-    depend on the drafts, and must not depend on the clock. The same holds if several processes share a search, because all of
-    them have to take the same branches.
+    Nothing is measured if drafts are always or never made. They are also always made if acceptance is relaxed:
+    outputs then depend on the drafts, and must not depend on the clock. And they are always made if several processes share a
+    search, because all processes have to take the same branches.
 
     Args:
       settings: when drafts are made, and which tokens of them are accepted.

@@ -1,4 +1,4 @@
-"""Mode nar: mask-predict over several lengths, or of the gaps of given targets.
+"""Mode nar: mask-predict over several lengths, or of the gaps of a target.
 
 Legend: B sentences of a batch, S padded source length, T target slots, K length candidates, n outputs a sentence.
 """

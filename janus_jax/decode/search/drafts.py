@@ -107,7 +107,7 @@ def realign_whole(draft: Array, tokens: Array, emitted: Array, eos: int) -> Arra
 
     Args:
       draft: [B, 1, T] as `draft_of` makes it.
-      tokens: [B, 1, T] bos and emitted tokens; what stands behind them means nothing.
+      tokens: [B, 1, T] bos and emitted tokens; slots behind them are not read.
       emitted: [B, 1] int32, tokens emitted.
       eos: id that fills the slots behind the draft.
 

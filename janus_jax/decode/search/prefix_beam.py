@@ -51,7 +51,7 @@ def collapse(emissions: Emissions, *, limit: int, specials: Specials) -> Hypothe
 
     Args:
       emissions: of B sentences. A sentence without real rows has the empty output, of probability 1.
-      limit: L, most tokens of a hypothesis, eos counted; what is longer is cut.
+      limit: L, most tokens of a hypothesis, eos counted; longer outputs are cut.
       specials: ids of the special tokens.
 
     Returns:
@@ -167,7 +167,7 @@ def _begins(before: Array, tokens: Array, lengths: Array, last: Array, exists: A
     """Which prefixes begin which, [K, K], from the same of their origins a row ago.
 
     Only one token of each pair has to be compared. If i begins j, then i's origin began j's origin: else it would be
-    j itself, grown anew although it is in the beam, and such growth is merged. The other way round, if i's origin
+    j itself, grown a second time although it is in the beam, and such growth is merged. The other way round, if i's origin
     began j's, then i begins j as soon as j has i's last token in its place.
     """
     agrees = (lengths[:, None] == 0) | (tokens.T[lengths - 1] == last[:, None])
