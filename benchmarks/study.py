@@ -6,9 +6,10 @@
     python benchmarks/study.py --table       # the tables of the README; --plot=FILE.svg draws them
     python benchmarks/study.py --list        # the cells, what each changes, which are done
 
-Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. A finished cell is a file
-under benchmarks/results/study/ (settings, hash, validation losses, scores on test_2016_flickr) and isn't run again
-unless its settings change; a setting that is new since, at its default, is no change.
+Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. The text is in data/multi30k,
+or in the folder that --data names. A finished cell is a file under benchmarks/results/study/ (settings, hash, validation
+losses, scores on test_2016_flickr) and isn't run again unless its settings change; a setting that is new since, at its
+default, is no change.
 """
 
 import argparse
@@ -158,7 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="repeatable; all by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
-    parser.add_argument("--data", help="folder with train, val and test_2016_flickr (.de, .en) and deen4000.model")
+    parser.add_argument(
+        "--data",
+        help="folder with train, val and test_2016_flickr (.de, .en) and deen4000.model; default: data/multi30k",
+    )
     parser.add_argument("--prepared", help="folder of the prepared dataset, made if it is absent")
     parser.add_argument("--list", action="store_true", help="only list the cells")
     parser.add_argument("--rescore", action="store_true", help="finished cells: decode what their files lack")

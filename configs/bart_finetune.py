@@ -3,9 +3,14 @@
     python -m janus_jax.data --config=configs/bart_finetune.py:base --config.init_from=runs/bart_base --config.data.train=my/train.tsv --config.data.valid=my/dev.tsv
     python -m janus_jax.train --config=configs/bart_finetune.py:base --config.init_from=runs/bart_base --config.data.train=my/train.tsv --config.data.valid=my/dev.tsv --workdir=runs/mine_bart
 
-`runs/bart_base` is a checkpoint (README, "Bring a BART"); the data take its tokenizer. The text is TSV, source TAB target.
-Presets: base, large, with the AR half as stock BART has it (`ar_stream="content"`), so that it starts as good as it was, and
-`python -m janus_jax.convert export --format=bart` gives it back. Scores: not measured.
+Presets:
+  base, large   the sizes of BART-base and BART-large. The AR half is that of stock BART (`ar_stream="content"`), so that
+                it starts as good as it was, and `python -m janus_jax.convert export --format=bart` gives it back
+
+Data: TSV files, source TAB target; the defaults are my/train.tsv and my/dev.tsv. `runs/bart_base` is a checkpoint that
+`python -m janus_jax.convert import` or a run of configs/bart_janus.py wrote; the data take its tokenizer.
+
+Cost: 20,000 steps of 16,384 tokens, for one accelerator. Scores: not measured.
 """
 
 import dataclasses
@@ -16,24 +21,37 @@ from janus_jax.model.presets import PRESETS
 
 def _finetuning(architecture):
     config = default_config()
+    config.data.source = "tsv"
+    config.data.train = "my/train.tsv"
+    config.data.valid = "my/dev.tsv"
+    config.data.test = ""
+    config.data.prepared = f"prepared/finetune_{architecture}"
+    config.data.max_source_length = 512
+    config.data.max_target_length = 128
+    config.data.tokens_per_batch = 16_384
+    config.data.buckets = 4
+
     config.model.update(dataclasses.asdict(PRESETS[architecture]))
     config.model.vocab_size = 0  # the tokenizer's
     config.model.ar_stream = "content"
-    d = config.data
-    d.source, d.train, d.valid, d.test = "tsv", "my/train.tsv", "my/dev.tsv", ""
-    d.prepared = f"prepared/finetune_{architecture}"
-    d.max_source_length, d.max_target_length = 512, 128
-    d.tokens_per_batch, d.buckets = 16_384, 4
+
     config.objective.projection_rows = 4096
     # The AR half is good already: it teaches.
-    config.objective.stop_gradient.kl_ar_nar = config.objective.stop_gradient.kl_ar_aux = "ar"
-    o = config.optimizer
-    o.learning_rate, o.schedule, o.warmup_steps, o.weight_decay, o.clip_norm = 5e-5, "polynomial", 500, 0.01, 1.0
-    t = config.train
-    t.steps, t.eval_every, t.checkpoint_every = 20_000, 1000, 1000
+    config.objective.stop_gradient.kl_ar_nar = "ar"
+    config.objective.stop_gradient.kl_ar_aux = "ar"
+
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "polynomial"
+    config.optimizer.warmup_steps = 500
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
+
+    config.train.steps = 20_000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
     return config
 
 
-def get_config(arg="base"):
+def get_config(name="base"):
     """The preset named after the colon of --config=configs/bart_finetune.py:base."""
-    return preset(arg, {"base": lambda: _finetuning("bart_base"), "large": lambda: _finetuning("bart_large")})
+    return preset(name, {"base": lambda: _finetuning("bart_base"), "large": lambda: _finetuning("bart_large")})

@@ -3,11 +3,15 @@
     python -m janus_jax.data --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=runs/bart_base
     python -m janus_jax.train --config=configs/bart_janus.py:base --config.data.train='corpus/*.txt.gz' --config.init_from=runs/bart_base --workdir=runs/bart_janus
 
-`runs/bart_base` is an imported BART (README, "Bring a BART"); its tokenizer cuts the text. Without `init_from` a byte-level BPE
-tokenizer is trained, and the model from scratch.
+Presets:
+  base, large   the sizes of BART-base and BART-large
 
-Presets: base, large. The released recipe is 8 GPUs x 3 x 512 tokens x 16 micro-batches a step, at most a million steps, "16 GPU
-days"; batches are global here, so that any mesh trains the same. Scores: not measured.
+Data: plain text, a document a line, in files that a pattern names; the default is corpus/*. `runs/bart_base` is a BART that
+`python -m janus_jax.convert import` wrote; its tokenizer cuts the text. Without `init_from` a byte-level BPE tokenizer is
+trained, and the model from scratch.
+
+Cost: the released recipe is 8 GPUs x 3 x 512 tokens x 16 micro-batches a step, at most a million steps, "16 GPU days".
+Batches are global here, so that any mesh trains the same. Scores: not measured.
 """
 
 import dataclasses
@@ -19,37 +23,65 @@ from janus_jax.model.presets import PRESETS
 def pretraining(architecture):
     """The objective, noise and optimizer of the released pretraining for one of `janus_jax.model.presets`."""
     config = default_config()
+    config.data.source = "text"
+    config.data.valid = ""
+    config.data.test = ""
+    config.data.buckets = 1
+    config.data.noise_ratio = 0.3
+    config.data.noise_span = 3.0
+    config.data.noise_hidden = 0.5
+
     config.model.update(dataclasses.asdict(PRESETS[architecture]))
     config.model.vocab_size = 0  # the tokenizer's
-    d = config.data
-    d.source, d.valid, d.test, d.buckets = "text", "", "", 1
-    d.noise_ratio, d.noise_span, d.noise_hidden = 0.3, 3.0, 0.5
-    o = config.objective
-    o.name, o.label_smoothing, o.normalize_by = "janus", 0.0, "target"
-    o.weights.ar = o.weights.nar = o.weights.aux = 0.5
-    o.weights.kl_nar_aux = o.weights.kl_ar_aux = 0.5
-    o.weights.kl_ar_nar = o.weights.length = 0.0
-    a = config.optimizer
-    a.name, a.b1, a.b2, a.eps, a.weight_decay = "adamw", 0.9, 0.98, 1e-6, 0.01
-    a.learning_rate, a.schedule, a.warmup_steps, a.warmup_init = 1e-4, "polynomial", 10_000, 0.0
+
+    config.objective.name = "janus"
+    config.objective.label_smoothing = 0.0
+    config.objective.normalize_by = "target"
+    config.objective.weights.ar = 0.5
+    config.objective.weights.nar = 0.5
+    config.objective.weights.aux = 0.5
+    config.objective.weights.length = 0.0
+    config.objective.weights.kl_ar_nar = 0.0
+    config.objective.weights.kl_nar_aux = 0.5
+    config.objective.weights.kl_ar_aux = 0.5
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "polynomial"
+    config.optimizer.warmup_steps = 10_000
+    config.optimizer.warmup_init = 0.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-6
+    config.optimizer.weight_decay = 0.01
+
     config.train.eval_sentences = 0
     return config
 
 
 def _released(architecture):
     config = pretraining(architecture)
-    config.text.model_type, config.text.vocab_size = "byte_bpe", 50_265
-    d = config.data
-    d.train, d.hold_out, d.prepared = "corpus/*", 10_000, "prepared/bart_janus"
-    d.max_source_length = d.max_target_length = 512
-    d.tokens_per_batch = 8 * 3 * 512
+    config.text.model_type = "byte_bpe"
+    config.text.vocab_size = 50_265
+
+    config.data.train = "corpus/*"
+    config.data.hold_out = 10_000
+    config.data.prepared = "prepared/bart_janus"
+    config.data.max_source_length = 512
+    config.data.max_target_length = 512
+    config.data.tokens_per_batch = 8 * 3 * 512
+
     config.model.remat = "dots"
+
     config.objective.projection_rows = 4096
-    t = config.train
-    t.accumulation, t.steps, t.eval_every, t.checkpoint_every = 16, 1_000_000, 5000, 5000
+
+    config.train.steps = 1_000_000
+    config.train.accumulation = 16
+    config.train.eval_every = 5000
+    config.train.checkpoint_every = 5000
     return config
 
 
-def get_config(arg="base"):
+def get_config(name="base"):
     """The preset named after the colon of --config=configs/bart_janus.py:base."""
-    return preset(arg, {"base": lambda: _released("bart_base"), "large": lambda: _released("bart_large")})
+    return preset(name, {"base": lambda: _released("bart_base"), "large": lambda: _released("bart_large")})

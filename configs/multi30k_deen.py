@@ -2,133 +2,204 @@
 
     python -m janus_jax.data --config=configs/multi30k_deen.py:cpu
     python -m janus_jax.train --config=configs/multi30k_deen.py:cpu --workdir=runs/multi30k_cpu
-    python -m janus_jax.evaluate --checkpoint=runs/multi30k_cpu --source=TEST.de --references=TEST.en
-
-The text is parallel files, a sentence a line: `data.train`, `data.valid` and `data.test` are their prefixes, for example
---config.data.train=/data/multi30k/train for /data/multi30k/train.de and train.en.
+    python -m janus_jax.evaluate --checkpoint=runs/multi30k_cpu --source=data/multi30k/test_2016_flickr.de --references=data/multi30k/test_2016_flickr.en
 
 Presets:
-  cpu           AR first, then jointly, on two CPU cores (configs/recipes.py): 39 minutes, 2400 steps of 2770 target tokens, at
-                most 7.8 GB of memory
-  ctc           so large too, AR and CTC
-  joint         so large too, jointly from the first step, AR as the teacher: 36 minutes, 1500 steps, at most 9.8 GB of memory
-  released      as joint, but nothing fixed, as the released code trains
-  base          the released IWSLT14 architecture, AR first, for one accelerator
-  study         the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, 1200 steps; as it is, the released loss
+  cpu        AR first, then jointly, on two CPU cores (configs/recipes.py)
+  ctc        the same size, AR and CTC
+  joint      the same size, jointly from the first step, AR as the teacher
+  released   as joint, but no side of a divergence is fixed, as the released code trains
+  base       the released IWSLT14 architecture, AR first, for one accelerator
+  study      the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, the released loss
   anchor_janus, anchor_ar, anchor_cmlm
-                1800 updates of the joint, the AR-only and the CMLM-only loss under the released code's rules (AR slots at
-                the input's position, two encoder passes, weight decay on everything, no clipping), for comparison with
-                that code; they need the SentencePiece model that `text.model` names
+             the joint, the AR-only and the CMLM-only loss under the released code's rules (AR slots at the input's position,
+             two encoder passes, weight decay on everything, no clipping), for comparison with that code
 
-Scores of the anchors (sacreBLEU 13a cased, test_2016_flickr, two seeds; the released code trained so in brackets): AR beam 5
-17.4, 19.8 (16.2) joint, 29.4, 31.2 (29.7) AR-only; NAR 11 passes, length beam 3 16.2, 16.4 (13.2) joint, 13.6, 13.6 (3.9) CMLM-only. About 35 minutes of one
-core joint, 14 AR-only. Scores, AR beam 5 and NAR 10 passes, length beam 3: cpu 37.6, 23.7;
-joint 25.2, 21.7; base and ctc not measured yet.
+Data: parallel files in data/multi30k, a sentence a line: train.de, train.en, val.de, val.en, test_2016_flickr.de and
+test_2016_flickr.en. --config.data.train, --config.data.valid and --config.data.test name other prefixes, for example
+--config.data.train=DIR/train for DIR/train.de and DIR/train.en. The presets study and anchor_* also need the SentencePiece
+model data/multi30k/deen4000.model; --config.text.model names another.
+
+Cost: cpu 39 minutes, 2400 steps of 2770 target tokens, at most 7.8 GB of memory; joint 36 minutes, 1500 steps, at most
+9.8 GB; anchors, 1800 steps, about 35 minutes of one core joint, 14 AR-only.
+
+Scores (sacreBLEU 13a cased, test_2016_flickr), AR beam 5 and NAR 10 passes, length beam 3: cpu 37.6, 23.7; joint 25.2,
+21.7; base and ctc not measured yet. Anchors, two seeds, the released code trained the same way in brackets: AR beam 5 17.4,
+19.8 (16.2) joint, 29.4, 31.2 (29.7) AR-only; NAR 11 passes, length beam 3 16.2, 16.4 (13.2) joint, 13.6, 13.6 (3.9)
+CMLM-only.
 """
 
 from configs import recipes
 from janus_jax.config import default_config, preset
 
-FOLDER = "../shared/data/multi30k"
-
 
 def _multi30k(name):
     config = default_config()
-    d = config.data
-    d.source, d.source_lang, d.target_lang = "parallel", "de", "en"
-    d.train, d.valid, d.test = f"{FOLDER}/train", f"{FOLDER}/val", f"{FOLDER}/test_2016_flickr"
-    d.prepared = f"prepared/multi30k_{name}"
-    d.max_source_length = d.max_target_length = 128
+    config.data.source = "parallel"
+    config.data.source_lang = "de"
+    config.data.target_lang = "en"
+    config.data.train = "data/multi30k/train"
+    config.data.valid = "data/multi30k/val"
+    config.data.test = "data/multi30k/test_2016_flickr"
+    config.data.prepared = f"prepared/multi30k_{name}"
+    config.data.max_source_length = 128
+    config.data.max_target_length = 128
+
     config.model.max_positions = 256
     return config
 
 
-def _teaching(config):
-    # AR teaches NAR and AUX and is not taught by them: in short probes both halves learned faster so.
-    config.objective.stop_gradient.kl_ar_nar = config.objective.stop_gradient.kl_ar_aux = "ar"
+def _released():
+    config = _multi30k("cpu")
+    config.text.vocab_size = 4000
+
+    config.data.tokens_per_batch = 4096
+
+    config.model.d_model = 192
+    config.model.ffn_dim = 768
+    config.model.heads = 4
+    config.model.encoder_layers = 3
+    config.model.decoder_layers = 3
+    config.model.dropout = 0.2
+
+    config.objective.projection_rows = 1024  # faster than whole batches on a CPU, in less memory
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 300
+    config.optimizer.clip_norm = 1.0
+
+    config.train.steps = 1500
+    config.train.log_every = 50
+    config.train.eval_every = 500
+    config.train.checkpoint_every = 500
+    return config
+
+
+def _joint():
+    config = _released()
+    # AR teaches NAR and AUX and is not taught by them: in short probes both halves learned faster that way.
+    config.objective.stop_gradient.kl_ar_nar = "ar"
+    config.objective.stop_gradient.kl_ar_aux = "ar"
     return config
 
 
 def _longer(config):
     # A third of these steps compute AR alone: as many minutes as 1500 joint steps.
-    t = config.train
-    t.steps, t.eval_every, t.checkpoint_every = 2400, 600, 600
+    config.train.steps = 2400
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 600
     return config
 
 
 def _cpu():
-    config = _multi30k("cpu")
-    config.text.vocab_size = 4000
-    config.data.tokens_per_batch = 4096
-    config.objective.projection_rows = 1024  # faster than whole batches on a CPU, in less memory
-    m = config.model
-    m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers, m.dropout = 192, 768, 4, 3, 3, 0.2
-    o = config.optimizer
-    o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm = 1e-3, "cosine", 300, 1.0
-    t = config.train
-    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1500, 50, 500, 500
-    return config
+    return recipes.ar_first(_longer(_released()))
+
+
+def _ctc():
+    return recipes.ar_first(_longer(recipes.ctc(_released())))
 
 
 def _base():
     config = _multi30k("base")
     config.text.vocab_size = 8000
-    config.data.tokens_per_batch, config.data.buckets = 16_384, 6
-    o = config.optimizer
-    o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm, o.ema_decay = 5e-4, "cosine", 1000, 1.0, 0.999
-    t = config.train
-    t.steps, t.eval_every, t.checkpoint_every, t.eval_sentences = 10_000, 1000, 1000, 500
+
+    config.data.tokens_per_batch = 16_384
+    config.data.buckets = 6
+
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 1000
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.999
+
+    config.train.steps = 10_000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
+    config.train.eval_sentences = 500
     return recipes.ar_first(config)
 
 
+def _small(name):
+    """What the anchors and the study share: the tokenizer, the batches and the size."""
+    config = _multi30k(name)
+    config.text.model = "data/multi30k/deen4000.model"
+
+    config.data.tokens_per_batch = 2304
+
+    config.model.d_model = 128
+    config.model.ffn_dim = 512
+    config.model.heads = 4
+    config.model.encoder_layers = 3
+    config.model.decoder_layers = 3
+    config.model.dropout = 0.2
+    return config
+
+
 def _anchor(objective):
-    config = _multi30k("anchor")
-    config.text.model = f"{FOLDER}/deen4000.model"
+    config = _small("anchor")
     # 303 updates an epoch, of 96 sentences and 1690 target tokens (bos and eos counted) on average.
-    config.data.tokens_per_batch, config.data.buckets = 2304, 5
-    m = config.model
-    m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers, m.dropout = 128, 512, 4, 3, 3, 0.2
-    m.ar_slot_position, m.dtype = "input", "float32"
-    config.objective.name, config.objective.encoder_passes = objective, 2
+    config.data.buckets = 5
+
+    config.model.ar_slot_position = "input"
+    config.model.dtype = "float32"
+
+    config.objective.name = objective
+    config.objective.encoder_passes = 2
     if objective == "cmlm":
         config.objective.weights.nar = 1.0
-    o = config.optimizer
-    o.learning_rate, o.schedule, o.warmup_steps, o.warmup_init = 1e-3, "inverse_sqrt", 500, 1e-7
-    o.b1, o.b2, o.eps, o.weight_decay, o.decay_all, o.clip_norm = 0.9, 0.98, 1e-8, 1e-4, True, 0.0
-    t = config.train
-    t.steps, t.log_every, t.eval_every, t.checkpoint_every = 1800, 50, 600, 600
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "inverse_sqrt"
+    config.optimizer.warmup_steps = 500
+    config.optimizer.warmup_init = 1e-7
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.decay_all = True
+    config.optimizer.clip_norm = 0.0
+
+    config.train.steps = 1800
+    config.train.log_every = 50
+    config.train.eval_every = 600
+    config.train.checkpoint_every = 600
+
     config.decode.nar.passes = 11
     return config
 
 
 def _study():
-    config = _multi30k("study")
-    config.text.model = f"{FOLDER}/deen4000.model"
-    config.data.tokens_per_batch, config.data.buckets = 2304, 4
+    config = _small("study")
+    config.data.buckets = 4
+
     config.objective.projection_rows = 1024
-    m = config.model
-    m.d_model, m.ffn_dim, m.heads, m.encoder_layers, m.decoder_layers, m.dropout = 128, 512, 4, 3, 3, 0.2
-    o = config.optimizer
-    o.learning_rate, o.schedule, o.warmup_steps, o.clip_norm = 2e-3, "cosine", 300, 1.0
-    t = config.train
-    t.steps, t.log_every, t.eval_every, t.eval_sentences, t.checkpoint_every = 1200, 50, 300, 0, 300
-    t.keep_best = 0
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 300
+    config.optimizer.clip_norm = 1.0
+
+    config.train.steps = 1200
+    config.train.log_every = 50
+    config.train.eval_every = 300
+    config.train.eval_sentences = 0
+    config.train.checkpoint_every = 300
+    config.train.keep_best = 0
     return config
 
 
-def get_config(arg="cpu"):
+def get_config(name="cpu"):
     """The preset named after the colon of --config=configs/multi30k_deen.py:cpu."""
-    return preset(
-        arg,
-        {
-            "cpu": lambda: recipes.ar_first(_longer(_cpu())),
-            "ctc": lambda: recipes.ar_first(_longer(recipes.ctc(_cpu()))),
-            "joint": lambda: _teaching(_cpu()),
-            "released": _cpu,
-            "base": _base,
-            "study": _study,
-            "anchor_janus": lambda: _anchor("janus"),
-            "anchor_ar": lambda: _anchor("ar"),
-            "anchor_cmlm": lambda: _anchor("cmlm"),
-        },
-    )
+    presets = {
+        "cpu": _cpu,
+        "ctc": _ctc,
+        "joint": _joint,
+        "released": _released,
+        "base": _base,
+        "study": _study,
+        "anchor_janus": lambda: _anchor("janus"),
+        "anchor_ar": lambda: _anchor("ar"),
+        "anchor_cmlm": lambda: _anchor("cmlm"),
+    }
+    return preset(name, presets)

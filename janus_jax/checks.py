@@ -1,14 +1,15 @@
-"""Every check of a setting's value, on its own and beside the others.
+"""Checks of the settings' values: each value against the range at its field, then values that must agree.
 
-`config.py` calls them; types and unknown keys are checked there, where a configuration is read.
+`config.py` calls them; it checks types and unknown keys itself, where it reads a configuration.
 """
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterator
 from typing import Any
 
-from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Weight
+from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings
 
 
 class ConfigError(ValueError):
@@ -50,22 +51,13 @@ def scheduled(config: Config) -> ObjectiveConfig:
 
 
 def check(config: Config) -> None:
-    """Ranges, then settings that must agree.
+    """Checks each value against its range, then values that must agree.
 
     Raises:
       ConfigError: a value out of range, or settings that contradict each other.
     """
-    for name, value in leaves(config):
-        path, name = f"config.{name}", name.rsplit(".", 1)[-1]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{path}: {value} is not a finite number")
-        if name in _POSITIVE and not (isinstance(value, tuple) or value > 0):
-            raise ConfigError(f"{path}: {value} must be greater than 0")
-        if name in _NOT_NEGATIVE and value < 0:
-            raise ConfigError(f"{path}: {value} must not be negative")
-        if name in _SHARE and not 0 <= value < 1:
-            raise ConfigError(f"{path}: {value} must lie in [0, 1)")
-    _check_ranges(config, "config")
+    for setting in all_settings():
+        _check_range(setting, operator.attrgetter(setting.name)(config))
     _check_data(config)
     _check_lengths(config)
     _check_model(config)
@@ -76,36 +68,64 @@ def check(config: Config) -> None:
     _check_parallel(config)
 
 
+def _check_range(setting: Setting, value: Any) -> None:
+    for number in _numbers(value):
+        if not math.isfinite(number):
+            raise ConfigError(f"config.{setting.name}: {number} is not a finite number")
+        if number not in setting.range:
+            unit = f" ({setting.unit})" if setting.unit else ""
+            inside = "" if number is value else f" in {value}"
+            raise ConfigError(f"config.{setting.name}: {number}{inside} must be {setting.range}{unit}")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers that a range holds for: a number itself, the numbers of a list, the values of a schedule's points."""
+    if isinstance(value, tuple):
+        for item in value:
+            yield from _numbers(item[1] if isinstance(item, tuple) else item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
 def _check_data(config: Config) -> None:
     d = config.data
-    if d.tokens_per_batch < d.batch_multiple * 8:
+    smallest = d.batch_multiple * 8
+    if d.tokens_per_batch < smallest:
         raise ConfigError(
-            f"config.data.tokens_per_batch: {d.tokens_per_batch} cannot hold {d.batch_multiple} rows (batch_multiple)"
+            f"config.data.tokens_per_batch: {d.tokens_per_batch} tokens do not hold {d.batch_multiple} pairs "
+            f"(data.batch_multiple) of 8 tokens; raise it to {smallest} or lower data.batch_multiple"
         )
-    if isinstance(d.buckets, tuple) and list(d.buckets) != sorted(set(d.buckets)):
-        raise ConfigError(f"config.data.buckets: {d.buckets} must be strictly increasing")
+    if isinstance(d.buckets, tuple) and (not d.buckets or list(d.buckets) != sorted(set(d.buckets))):
+        raise ConfigError(
+            f"config.data.buckets: {d.buckets} must be increasing bounds, for example (16, 32), or the number of buckets"
+        )
     if d.source == "tfds" and not d.tfds_name:
         raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
-    if not 0 < d.mask_ratio <= 1:
-        raise ConfigError(f"config.data.mask_ratio: {d.mask_ratio} must lie in (0, 1]")
-    if not 0 < d.noise_ratio < 1:
-        raise ConfigError(f"config.data.noise_ratio: {d.noise_ratio} must lie in (0, 1)")
-    for key in ("noise_hidden", "rotate", "permute_sentences"):
-        if not 0 <= getattr(d, key) <= 1:
-            raise ConfigError(f"config.data.{key}: {getattr(d, key)} must lie in [0, 1]")
+    if 0 < d.max_length_ratio < 1:
+        raise ConfigError(
+            f"config.data.max_length_ratio: {d.max_length_ratio} drops every pair; set it to 1 or more, or to 0 for no limit"
+        )
+    if d.hold_out == 1:
+        raise ConfigError(
+            "config.data.hold_out: 1 keeps every document out of training; set it to 2 or more, or to 0 for no validation split"
+        )
     if d.source == "text" and d.max_source_length < d.max_target_length:
         raise ConfigError(
-            f"config.data.max_source_length: {d.max_source_length}; noise may leave a source as long as its block, "
-            f"data.max_target_length {d.max_target_length}: set it to that"
+            f"config.data.max_source_length: {d.max_source_length}, but noise may leave a source as long as its block, "
+            f"data.max_target_length {d.max_target_length}; raise it to that"
         )
 
 
 def _check_model(config: Config) -> None:
     m = config.model
     if m.d_model % m.heads:
-        raise ConfigError(f"config.model.heads: {m.heads} heads do not divide d_model {m.d_model}")
+        raise ConfigError(
+            f"config.model.heads: {m.heads} heads do not divide model.d_model {m.d_model}; make it a multiple of them"
+        )
     if m.ar_start == "eos" and m.ar_slot_position == "input":
-        raise ConfigError('config.model.ar_slot_position: "input" has no position for the first slot of ar_start "eos"')
+        raise ConfigError(
+            'config.model.ar_slot_position: "input" has no position for the first AR row of model.ar_start "eos"; set it to "target"'
+        )
     if m.attention == "fused" and m.attention_dropout:
         raise ConfigError(
             f"config.model.attention: fused attention has no dropout; set model.attention_dropout ({m.attention_dropout}) to 0"
@@ -118,11 +138,21 @@ def _check_optimizer(config: Config) -> None:
         raise ConfigError(
             "config.optimizer.weight_decay: adam has none; set it to 0, or name adamw (decoupled weight decay)"
         )
-    if o.schedule == "polynomial" and o.power <= 0:
-        raise ConfigError(f"config.optimizer.power: {o.power} must be greater than 0")
-    if o.schedule in ("polynomial", "cosine") and o.warmup_steps >= config.train.steps:
+    if o.warmup_steps and o.warmup_init > o.learning_rate:
+        raise ConfigError(
+            f"config.optimizer.warmup_init: {o.warmup_init} exceeds the peak, optimizer.learning_rate {o.learning_rate}; lower it, "
+            "for example to 0"
+        )
+    if o.schedule not in ("polynomial", "cosine"):
+        return
+    if o.warmup_steps >= config.train.steps:
         raise ConfigError(
             f"config.optimizer.warmup_steps: {o.warmup_steps} leaves no step to decay over; lower it below train.steps {config.train.steps}"
+        )
+    if o.end_learning_rate > o.learning_rate:
+        raise ConfigError(
+            f"config.optimizer.end_learning_rate: {o.end_learning_rate} exceeds the peak, optimizer.learning_rate "
+            f"{o.learning_rate}; lower it"
         )
 
 
@@ -130,8 +160,8 @@ def _check_training(config: Config) -> None:
     t = config.train
     if t.keep_every % t.checkpoint_every:
         raise ConfigError(
-            f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, of whose "
-            "checkpoints it keeps some"
+            f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, whose "
+            "checkpoints it chooses from; make it one, or set it to 0"
         )
 
 
@@ -140,11 +170,15 @@ def _check_parallel(config: Config) -> None:
     if sum(size == -1 for size in axes.values()) > 1:
         raise ConfigError("config.parallel: at most one axis may be -1 (all remaining devices)")
     for axis, size in axes.items():
-        if size == 0 or size < -1:
-            raise ConfigError(f"config.parallel.{axis}: {size} must be a positive number of devices or -1")
+        if size == 0:
+            raise ConfigError(
+                f"config.parallel.{axis}: {size} must be a positive number of devices, or -1 for the rest"
+            )
     tensor, heads = config.parallel.tensor, config.model.heads
     if tensor > 0 and heads % tensor:
-        raise ConfigError(f"config.parallel.tensor: {tensor} does not divide model.heads {heads}")
+        raise ConfigError(
+            f"config.parallel.tensor: {tensor} does not divide model.heads {heads}, which are shared out; lower it or raise them"
+        )
 
 
 def _check_lengths(config: Config) -> None:
@@ -154,10 +188,6 @@ def _check_lengths(config: Config) -> None:
         if longest > m.max_positions:
             raise ConfigError(
                 f"config.data.max_{side}_length: {longest} exceeds model.max_positions {m.max_positions}; lower one or raise the other"
-            )
-        if longest < 3:
-            raise ConfigError(
-                f"config.data.max_{side}_length: {longest} leaves no room for a token between bos and eos"
             )
     if "length" in objective_terms(config.objective) and d.max_target_length > m.length_classes:
         raise ConfigError(
@@ -201,19 +231,15 @@ def _check_objective(config: Config) -> None:
 
 def _check_ar_first(objective: ObjectiveConfig) -> None:
     path = "config.objective.ar_first"
-    if not 0 <= objective.ar_first <= 0.8:
-        raise ConfigError(
-            f"{path}: {objective.ar_first} must lie in [0, 0.8], so that the other weights can rise after it"
-        )
     terms = objective_terms(objective)
     if "ar" not in terms:
         raise ConfigError(
             f"{path}: {objective.ar_first}, but objective {objective.name!r} does not train AR; set it to 0"
         )
-    given = [name for name, weight in terms.items() if isinstance(weight, tuple) and name != "ar"]
-    if given:
+    later = [name for name, weight in terms.items() if isinstance(weight, tuple) and name != "ar"]
+    if later:
         raise ConfigError(
-            f"{path}: {objective.ar_first}, but weights.{given[0]} has a schedule of its own; make it a number, or set "
+            f"{path}: {objective.ar_first}, but weights.{later[0]} has a schedule; make it a number, or set "
             "ar_first to 0"
         )
 
@@ -239,37 +265,14 @@ def _check_ctc(config: Config) -> None:
 def _check_decode(decode: DecodeConfig) -> None:
     if decode.mode == "speculative" and (decode.ar.no_repeat_ngram or decode.ar.sample):
         key = "sample" if decode.ar.sample else "no_repeat_ngram"
+        value = getattr(decode.ar, key)
         raise ConfigError(
-            f"config.decode.ar.{key}: {getattr(decode.ar, key)}, but mode speculative gives the output of greedy search, which "
-            f"cannot do this; set it to {type(getattr(decode.ar, key))()} or choose mode ar"
+            f"config.decode.ar.{key}: {value}, but mode speculative gives the output of greedy search; set it to "
+            f"{type(value)()} or choose mode ar"
         )
     name, limit = decode.chosen.nbest_limit or ("", decode.nbest)
     if decode.nbest > limit:
-        fix = f"exceeds config.decode.{decode.mode}.{name} {limit}; raise that one"
-        one = f"mode {decode.mode} finds one output a sentence; set it to 1"
-        raise ConfigError(
-            f"config.decode.nbest: {decode.nbest} {fix}" if name else f"config.decode.nbest: {decode.nbest}, but {one}"
-        )
-
-
-def _check_ranges(group: Any, path: str) -> None:
-    for f in dataclasses.fields(group):
-        value, name = getattr(group, f.name), f"{path}.{f.name}"
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, name)
-        elif "range" in f.metadata and isinstance(value, (int, float)) and value not in f.metadata["range"]:
-            raise ConfigError(f"{name}: {value} must be {f.metadata['range']}")
-
-
-_POSITIVE = frozenset(
-    "d_model ffn_dim heads encoder_layers decoder_layers max_positions length_classes vocab_multiple tokens_per_batch "
-    "batch_multiple buckets workers mask_span noise_span learning_rate eps steps accumulation log_every eval_every "
-    "checkpoint_every keep_last train_lines character_coverage".split()
-)
-_NOT_NEGATIVE = frozenset(
-    "ctc_ratio vocab_size seed hold_out max_length_ratio projection_rows warmup_steps warmup_init end_learning_rate weight_decay clip_norm "
-    "eval_sentences keep_best keep_every max_bad_steps spike".split()
-)
-_SHARE = frozenset(
-    "ctc_floor mask_suffix dropout attention_dropout activation_dropout label_smoothing ema_decay b1 b2".split()
-)
+        path = f"config.decode.{decode.mode}.{name}"
+        reason = f" exceeds {path} {limit}; raise {path} or lower nbest"
+        single = f", but mode {decode.mode} gives one output a sentence; set it to 1"
+        raise ConfigError(f"config.decode.nbest: {decode.nbest}{reason if name else single}")

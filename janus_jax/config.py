@@ -1,7 +1,7 @@
 """Configuration: an ml_collections ConfigDict on the outside, the frozen dataclasses of `settings.py` on the inside.
 
 `default_config()` gives a ConfigDict with every key at its default, for a file in `configs/` to change; `resolve()`
-turns it into a checked `Config`: bad input fails before any long work starts, with an error that names the key and
+turns it into a checked `Config`. Wrong settings fail before any long work starts, with an error that names the key and
 the fix (see also `checks.py`).
 """
 
@@ -17,6 +17,7 @@ from typing import Any, Literal
 import ml_collections
 
 from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled
+from janus_jax.describe import type_name
 from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
     ArDecode,
@@ -92,15 +93,24 @@ def default_config() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(_plain(Config()), type_safe=False, convert_dict=True).lock()
 
 
-def preset(name: str, makers: dict[str, Callable[[], ml_collections.ConfigDict]]) -> ml_collections.ConfigDict:
-    """The ConfigDict of a preset of an experiment file (`--config=FILE.py:name`), one of the keys of `makers`.
+def preset(name: str, presets: dict[str, Callable[[], ml_collections.ConfigDict]]) -> ml_collections.ConfigDict:
+    """The ConfigDict of one preset of an experiment file (`--config=FILE.py:name`).
+
+    Args:
+      name: a key of `presets`.
+      presets: functions that make the file's ConfigDicts, by name.
 
     Raises:
-      ConfigError: no such preset; the message names those that exist.
+      ConfigError: no such preset; the message names the nearest and all that exist.
     """
-    if name not in makers:
-        raise ConfigError(f"unknown preset {name!r}; choose from {', '.join(makers)}")
-    return makers[name]()
+    if name not in presets:
+        choices = ", ".join(presets)
+        if not name:
+            raise ConfigError(f"name a preset, --config=FILE.py:PRESET; choose from {choices}")
+        near = difflib.get_close_matches(name, presets, n=1)
+        hint = f"did you mean {near[0]!r}? Choose from" if near else "choose from"
+        raise ConfigError(f"unknown preset {name!r}; {hint} {choices}")
+    return presets[name]()
 
 
 def resolve(config: ml_collections.ConfigDict | dict[str, Any]) -> Config:
@@ -149,7 +159,7 @@ def _build(cls: type, raw: Any, path: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
-    """`value` as type `hint`, or ConfigError. Lists become tuples (JSON has no tuples), whole floats never become ints."""
+    """`value` as type `hint`, or ConfigError. Lists become tuples (JSON has no tuples); whole floats never become ints."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path)
@@ -160,12 +170,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}{hint_text}")
         return value
     if origin is types.UnionType or origin is typing.Union:
+        # The option of the value's shape, so that its error says what is wrong inside a list.
+        is_list = isinstance(value, (list, tuple))
         for option in args:
-            try:
+            if (typing.get_origin(option) is tuple) == is_list and not isinstance(value, str):
                 return _convert(option, value, path)
-            except ConfigError:
-                continue
-        raise ConfigError(f"{path}: {value!r} is neither a number nor a list of the expected form ({hint})")
+        raise ConfigError(f"{path}: expected {type_name(hint)}, got {value!r}")
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{path}: expected a list, got {value!r}")

@@ -1,10 +1,17 @@
 """Every setting, with its default: frozen dataclasses, one a group; `config.py` fills and checks them.
 
+A field describes itself: `setting()` takes its help, unit and range beside its default. The checks, `--help_settings` and
+docs/configuration.md are made from these descriptions, which `all_settings()` lists.
+
 A loss weight is a number, or a schedule of the training step: a tuple of (step, value) points, linear in between and
 constant outside.
 """
 
+import dataclasses
+import functools
 import math
+import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -27,23 +34,25 @@ class Range:
         )
 
     def __str__(self) -> str:
-        named = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
-        return " and ".join(f"{words} {bound:g}" for words, bound in named if bound is not None)
+        bounds = (("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below))
+        return " and ".join(f"{words} {bound:.10g}" for words, bound in bounds if bound is not None)
 
 
 def setting(default: Any, help: str, *, unit: str = "", **bounds: float) -> Any:
     """A field of a settings dataclass, described where it is defined.
 
-    `--help`, the checks and docs/configuration.md are made from this description.
-
     Args:
       default: of the field.
       help: what the setting does, one plain sentence or two.
       unit: of a number, for example "tokens", "steps" or "rows per source token".
-      bounds: of `Range`: at_least, above, at_most, below.
+      bounds: of `Range`: at_least, above, at_most, below. The range holds for a number, for each number of a list and
+        for each value of a schedule.
     """
     return field(default=default, metadata={"help": help, "unit": unit, "range": Range(**bounds)})
 
+
+# Seeds of JAX's random numbers have 32 bits.
+_LARGEST_SEED = 2**32 - 1
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -58,90 +67,239 @@ Remat = Literal["none", "full", "dots"]
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Tokenizer: one vocabulary for both languages, since one embedding matrix serves both."""
+    """The tokenizer. Both languages share one vocabulary, since one embedding matrix serves both."""
 
-    # A given tokenizer: a SentencePiece model, a tokenizer.json, a folder with vocab.json and merges.txt (BART), a fairseq
-    # dict.txt (of text that is tokenized already); empty: that of init_from, or one trained on the training split.
-    model: str = ""
-    model_type: Literal["unigram", "bpe", "byte_bpe"] = "unigram"  # SentencePiece, SentencePiece, byte-level as in BART
-    vocab_size: int = 8000  # of a tokenizer to be trained, the five special ids included
-    character_coverage: float = 0.9995
-    byte_fallback: bool = True  # characters outside the vocabulary become bytes, so that nothing is unknown
-    train_lines: int = 1_000_000  # at most so many lines train the tokenizer, evenly spread over the split
+    model: str = setting(
+        "",
+        "An existing tokenizer: a SentencePiece model, a tokenizer.json, a folder with vocab.json and merges.txt (BART), or a "
+        "fairseq dict.txt (for text that is tokenized already). Empty: the tokenizer of init_from, or a new one, trained on "
+        "the training split.",
+    )
+    model_type: Literal["unigram", "bpe", "byte_bpe"] = setting(
+        "unigram",
+        "Kind of a new tokenizer: unigram and bpe are SentencePiece's, byte_bpe is byte-level BPE as in BART.",
+    )
+    vocab_size: int = setting(
+        8000, "Size of a new tokenizer's vocabulary; the five special tokens count.", unit="tokens", at_least=6
+    )
+    character_coverage: float = setting(
+        0.9995,
+        "Share of the text's characters that a new SentencePiece tokenizer must cover.",
+        above=0,
+        at_most=1,
+    )
+    byte_fallback: bool = setting(
+        True,
+        "A new SentencePiece tokenizer writes characters outside its vocabulary as bytes, so that nothing is unknown.",
+    )
+    train_lines: int = setting(
+        1_000_000,
+        "Most lines that train a new tokenizer; they are spread evenly over the training split.",
+        unit="lines",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the text is, what is kept of it, and how it is batched and masked."""
 
-    source: Source = "demo"
-    source_lang: str = "de"
-    target_lang: str = "en"
-    # parallel: path prefixes ("data/train" reads data/train.de and data/train.en, or .gz, .xz); tsv: files;
-    # tfds: split names; demo: ignored; text: files or a pattern ("corpus/*.txt.xz"), a document a line. An empty string
-    # means that the split is absent.
-    train: str = "train"
-    valid: str = "validation"
-    test: str = "test"
-    hold_out: int = 0  # text: without a valid split, every n-th document is kept out of training to be one; 0: none
-    tfds_name: str = ""  # any TFDS translation dataset, "name/config:version"
-    tfds_data_dir: str = ""
-    demo_sizes: tuple[int, int, int] = (60_000, 500, 500)  # train, valid, test pairs of the built-in corpus
-    prepared: str = "prepared/demo"  # directory that `python -m janus_jax.data` writes and training reads
-    max_source_length: int = 256  # tokens, bos and eos counted; longer pairs are dropped and reported
-    max_target_length: int = 256
-    max_length_ratio: float = 0.0  # longer side / shorter side in tokens; 0: no limit
-    # batching
-    tokens_per_batch: int = 4096  # rows * max(S, T) of a micro-batch never exceeds it
-    batch_multiple: int = 8  # rows are a multiple of it, whatever the mesh
-    buckets: int | tuple[int, ...] = 4  # how many (S, T) shapes, chosen to waste least; or upper bounds of max(S, T)
-    seed: int = 0
-    workers: int = 1  # threads that prepare batches ahead
-    # masking of the target (METHOD section 4)
-    mask_sampler: MaskSampler = "span"
-    mask_ratio: float = 0.7  # span: share of T that the spans sum to, before overlaps
-    mask_span: float = 2.0  # span: mean length (Poisson)
-    mask_suffix: float = 0.0  # share of targets of which a whole suffix is masked instead, as speculation drafts it
-    # source "text": denoising (METHOD section 6); blocks are max_target_length tokens long
-    noise_ratio: float = 0.3  # share of the words that the spans sum to
-    noise_span: float = 3.0  # mean length of a span in words (Poisson)
-    noise_hidden: float = 0.5  # share of the spans that the source does not show; the others stay in it
-    rotate: float = 0.0  # share of the sources that begin at a random token instead (0.5 in the released recipe)
-    permute_sentences: float = 0.0  # share of the sources whose sentences are put in random order
+    # Text
+    source: Source = setting(
+        "demo",
+        "Form of the text. parallel: two files a split, line n of one translates line n of the other. tsv: one file a split, "
+        "source TAB target. tfds: a TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a "
+        "document a line.",
+    )
+    source_lang: str = setting("de", "Code of the source language, for example the ending of its parallel files.")
+    target_lang: str = setting("en", "Code of the target language.")
+    train: str = setting(
+        "train",
+        'Training split. parallel: a path prefix ("data/train" reads data/train.de and data/train.en, or the same with .gz or '
+        '.xz). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
+    )
+    valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
+    test: str = setting("test", "Test split, in the same form. Empty: there is none.")
+    hold_out: int = setting(
+        0,
+        "Plain text without a validation split: every n-th document is kept out of training and becomes one. 0: no document is.",
+        unit="documents",
+        at_least=0,
+    )
+    tfds_name: str = setting("", 'Name of a TFDS translation dataset, "name/config:version".')
+    tfds_data_dir: str = setting("", "Folder of TFDS datasets. Empty: the default of TFDS.")
+    demo_sizes: tuple[int, int, int] = setting(
+        (60_000, 500, 500),
+        "Sizes of the training, validation and test split of the built-in corpus.",
+        unit="sentence pairs",
+        at_least=0,
+    )
+    prepared: str = setting(
+        "prepared/demo", "Folder that `python -m janus_jax.data` writes and `python -m janus_jax.train` reads."
+    )
+    max_source_length: int = setting(
+        256,
+        "Most tokens of a source; bos and eos count. Longer pairs are dropped and reported.",
+        unit="tokens",
+        at_least=3,
+    )
+    max_target_length: int = setting(
+        256,
+        "Most tokens of a target; bos and eos count. Longer pairs are dropped and reported. Plain text: tokens of a block.",
+        unit="tokens",
+        at_least=3,
+    )
+    max_length_ratio: float = setting(
+        0.0,
+        "Pairs whose longer side has more than so many times the tokens of the shorter side are dropped. 0: no limit.",
+        at_least=0,
+    )
+    # Batching
+    tokens_per_batch: int = setting(
+        4096,
+        "Largest micro-batch: its sentence pairs times the tokens of its longest source or target.",
+        unit="tokens",
+        at_least=1,
+    )
+    batch_multiple: int = setting(
+        8,
+        "The sentence pairs of a micro-batch are a multiple of this number, whatever the mesh.",
+        unit="sentence pairs",
+        at_least=1,
+    )
+    buckets: int | tuple[int, ...] = setting(
+        4,
+        "How many batch shapes there are; they are chosen so that padding is least. A list: upper bounds of the tokens of the "
+        "longer side, increasing.",
+        unit="shapes, or tokens",
+        at_least=1,
+    )
+    seed: int = setting(
+        0, "Random seed of the order of the batches, the masks and the noise.", at_least=0, at_most=_LARGEST_SEED
+    )
+    workers: int = setting(1, "Threads that prepare batches ahead.", unit="threads", at_least=1)
+    # Masks of the target, docs/method.md
+    mask_sampler: MaskSampler = setting(
+        "span",
+        "How masked target tokens are chosen. span: spans of tokens. uniform: a uniform number of single tokens.",
+    )
+    mask_ratio: float = setting(
+        0.7,
+        "Mask sampler span: the masked spans sum to this share of the target, before overlaps.",
+        above=0,
+        at_most=1,
+    )
+    mask_span: float = setting(2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0)
+    mask_suffix: float = setting(
+        0.0,
+        "Share of the targets in which a whole suffix is masked instead, as drafts of speculative decoding need it.",
+        at_least=0,
+        at_most=1,
+    )
+    # Denoising of plain text, docs/method.md
+    noise_ratio: float = setting(
+        0.3, "Plain text: the noised spans sum to this share of the words of a block.", above=0, below=1
+    )
+    noise_span: float = setting(3.0, "Plain text: mean length of a noised span (Poisson).", unit="words", above=0)
+    noise_hidden: float = setting(
+        0.5,
+        "Plain text: share of the noised spans that the source does not show; the others stay in it.",
+        at_least=0,
+        at_most=1,
+    )
+    rotate: float = setting(
+        0.0,
+        "Plain text: share of the sources that start at a random token instead (0.5 in the released recipe).",
+        at_least=0,
+        at_most=1,
+    )
+    permute_sentences: float = setting(
+        0.0, "Plain text: share of the sources whose sentences are shuffled.", at_least=0, at_most=1
+    )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture. Defaults: the released IWSLT14 model with our fixed behaviour."""
+    """The architecture. The defaults are the released IWSLT14 model's, with our corrections."""
 
-    vocab_size: int = 0  # 0: taken from the tokenizer
-    d_model: int = 512
-    ffn_dim: int = 1024
-    heads: int = 4
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    max_positions: int = 1024  # rows of each learned position table, without the two reserved ones
-    norm: Literal["post", "pre"] = "post"
-    activation: Literal["relu", "gelu"] = "relu"  # gelu: exact (erf)
-    scale_embedding: bool = True  # multiply token embeddings by sqrt(d_model)
-    layernorm_embedding: bool = False  # BART: normalise token + position before dropout
-    nar_layernorm_embedding: bool = True  # False: released pretraining code, which forgets it on NAR and AUX rows
-    dropout: float = 0.3
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    ar_stream: Literal["query", "content"] = "query"
-    ar_slot_position: Literal["target", "input"] = "target"
-    ar_start: Literal["bos", "eos"] = "bos"  # eos: BART's shift, T slots, bos is a target too
-    mask_token: Literal["mask", "unk"] = (
-        "mask"  # what stands for a masked target token; unk in the released checkpoints
+    vocab_size: int = setting(0, "Size of the vocabulary. 0: the tokenizer's.", unit="tokens", at_least=0)
+    d_model: int = setting(512, "Width of the hidden states; a multiple of heads.", at_least=1)
+    ffn_dim: int = setting(1024, "Width inside the feed-forward blocks.", at_least=1)
+    heads: int = setting(4, "Attention heads of each layer.", at_least=1)
+    encoder_layers: int = setting(6, "Encoder layers.", unit="layers", at_least=1)
+    decoder_layers: int = setting(6, "Decoder layers.", unit="layers", at_least=1)
+    max_positions: int = setting(
+        1024,
+        "Positions of each learned position table, without the two reserved ones.",
+        unit="positions",
+        at_least=3,
     )
-    length_classes: int = 256
-    ctc_ratio: float = 0.0  # rows of the CTC decoder a source token (2 is usual); 0: a model without blank and CTC rows
-    ctc_input: Literal["mask", "source"] = "mask"  # what CTC rows read: the mask token, or evenly copied source tokens
-    vocab_multiple: int = 128  # the vocabulary is padded to a multiple, so that it splits over a mesh
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of matrix products; auto: bfloat16 on accelerators
-    remat: Remat = "none"  # what the backward pass computes anew: nothing, every layer, all but its matrix products
-    attention: Literal["plain", "fused"] = "plain"  # fused: jax.nn.dot_product_attention, cuDNN's kernel on GPUs
+    norm: Literal["post", "pre"] = setting(
+        "post", "Where layer norm stands. post: after each residual sum. pre: before each block."
+    )
+    activation: Literal["relu", "gelu"] = setting("relu", "Activation of the feed-forward blocks; gelu is exact (erf).")
+    scale_embedding: bool = setting(True, "Token embeddings are multiplied by sqrt(d_model).")
+    layernorm_embedding: bool = setting(
+        False, "The sum of token and position embedding is normalised before dropout, as in BART."
+    )
+    nar_layernorm_embedding: bool = setting(
+        True,
+        "layernorm_embedding holds for NAR and AUX rows too. False: as in the released pretraining code, which leaves it out "
+        "there.",
+    )
+    dropout: float = setting(0.3, "Dropout rate of embeddings and of each block's output.", at_least=0, below=1)
+    attention_dropout: float = setting(0.0, "Dropout rate of attention weights.", at_least=0, below=1)
+    activation_dropout: float = setting(0.0, "Dropout rate inside the feed-forward blocks.", at_least=0, below=1)
+    ar_stream: Literal["query", "content"] = setting(
+        "query",
+        "Rows of the AR half. query: content rows and query rows, the two streams of the released model. content: one stream, "
+        "as in stock BART.",
+    )
+    ar_slot_position: Literal["target", "input"] = setting(
+        "target",
+        "Position of an AR row: that of the token that it predicts (target), or of the token that it reads (input, as in the "
+        "released code).",
+    )
+    ar_start: Literal["bos", "eos"] = setting(
+        "bos", "First token that the AR half reads. eos: as in BART, where bos is predicted too."
+    )
+    mask_token: Literal["mask", "unk"] = setting(
+        "mask", "Token that stands for a masked target token; unk in the released checkpoints."
+    )
+    length_classes: int = setting(
+        256,
+        "Classes of the target length; bos and eos count, and the last class stands for all longer targets.",
+        unit="tokens",
+        at_least=1,
+    )
+    ctc_ratio: float = setting(
+        0.0,
+        "CTC rows a source token; 2 is usual. 0: the model has no CTC rows and no blank.",
+        unit="rows per source token",
+        at_least=0,
+    )
+    ctc_input: Literal["mask", "source"] = setting(
+        "mask", "What CTC rows read. mask: the mask token. source: the source tokens, copied evenly."
+    )
+    vocab_multiple: int = setting(
+        128,
+        "The vocabulary is padded to a multiple of this number, so that it can be split over a mesh.",
+        unit="tokens",
+        at_least=1,
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto", "Number format of matrix products. auto: bfloat16 on accelerators, float32 on CPUs."
+    )
+    remat: Remat = setting(
+        "none",
+        "What the backward pass computes again to save memory. none: nothing. full: every layer. dots: all of a layer but its "
+        "matrix products.",
+    )
+    attention: Literal["plain", "fused"] = setting(
+        "plain",
+        "Attention kernel. plain: matrix products and softmax. fused: jax.nn.dot_product_attention, which is cuDNN's kernel on "
+        "GPUs.",
+    )
 
     def ctc_slots(self, source_length: int) -> int:
         """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
@@ -151,47 +309,83 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term of the loss (METHOD section 5): a number or (step, value) points."""
+    """Weight of each term of the loss: a number, or a schedule of (step, value) points, linear in between."""
 
-    ar: Weight = 1.0
-    nar: Weight = 0.5
-    aux: Weight = 0.5
-    length: Weight = 0.1
-    kl_ar_nar: Weight = 1.0
-    kl_nar_aux: Weight = 1.0
-    kl_ar_aux: Weight = 3.0
-    ctc: Weight = 1.0  # objectives ctc and janus_ctc
-    kl_ar_ctc: Weight = 1.0  # of each target token, at the CTC row that gives it most confidently
+    ar: Weight = setting(1.0, "Cross-entropy of the AR rows.", at_least=0)
+    nar: Weight = setting(0.5, "Cross-entropy of the masked target tokens at the NAR rows.", at_least=0)
+    aux: Weight = setting(0.5, "Cross-entropy of the masked target tokens at the AUX rows.", at_least=0)
+    length: Weight = setting(0.1, "Cross-entropy of the target length.", at_least=0)
+    kl_ar_nar: Weight = setting(1.0, "Symmetric divergence between AR and NAR rows.", at_least=0)
+    kl_nar_aux: Weight = setting(1.0, "Symmetric divergence between NAR and AUX rows.", at_least=0)
+    kl_ar_aux: Weight = setting(3.0, "Symmetric divergence between AR and AUX rows.", at_least=0)
+    ctc: Weight = setting(
+        1.0, "Negative log-likelihood of the target, summed over all alignments with the CTC rows.", at_least=0
+    )
+    kl_ar_ctc: Weight = setting(
+        1.0,
+        "Symmetric divergence between the AR row of each target token and the CTC row that gives it most confidently.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
 class StopGradients:
-    """Which side of each symmetric KL is held fixed (teaches, is not taught)."""
+    """The side of each symmetric divergence that is held fixed: it teaches and is not taught."""
 
-    kl_ar_nar: Literal["none", "ar", "nar"] = "none"
-    kl_nar_aux: Literal["none", "nar", "aux"] = "none"
-    kl_ar_aux: Literal["none", "ar", "aux"] = "none"
-    kl_ar_ctc: Literal["none", "ar", "ctc"] = "none"
+    kl_ar_nar: Literal["none", "ar", "nar"] = setting("none", "Side of kl_ar_nar that is held fixed.")
+    kl_nar_aux: Literal["none", "nar", "aux"] = setting("none", "Side of kl_nar_aux that is held fixed.")
+    kl_ar_aux: Literal["none", "ar", "aux"] = setting("none", "Side of kl_ar_aux that is held fixed.")
+    kl_ar_ctc: Literal["none", "ar", "ctc"] = setting("none", "Side of kl_ar_ctc that is held fixed.")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """The training loss. Of the weights `ar` reads ar; `cmlm` nar and length; `janus` these, aux and the divergences between
-    the three; `ctc` reads ctc; `janus_ctc` ar, ctc and kl_ar_ctc.
-    """
+    """The training loss."""
 
-    name: Objective = "janus"
-    label_smoothing: float = 0.1
+    name: Objective = setting(
+        "janus",
+        "Objective, which names the terms of the loss. ar: ar. cmlm: nar and length. janus: ar, nar, aux, length, "
+        "kl_ar_nar, kl_nar_aux and kl_ar_aux. ctc: ctc. janus_ctc: ar, ctc and kl_ar_ctc.",
+    )
+    label_smoothing: float = setting(
+        0.1,
+        "Share of the probability that the cross-entropies of target tokens spread evenly over the vocabulary.",
+        at_least=0,
+        below=1,
+    )
     weights: LossWeights = field(default_factory=LossWeights)
     stop_gradient: StopGradients = field(default_factory=StopGradients)
-    # Share of the steps in which AR alone is trained; the other weights then rise within a quarter as many steps.
-    ar_first: float = 0.0
-    glancing: Weight = 0.0  # CTC rows that are shown their token in training, for each wrong one (GLAT); 0: none
-    ctc_floor: float = 0.01  # kl_ar_ctc leaves out rows that give less than this to all tokens together
-    encoder_passes: Literal[1, 2] = 1  # 2: released code, AR and NAR rows see independently dropped-out encoders
-    normalize_by: Literal["rows", "target"] = "rows"  # target: divide all sums by the target tokens (pretraining)
-    projection_rows: int = (
-        0  # about so many rows' logits live at once on each device in training; 0: the whole micro-batch's
+    ar_first: float = setting(
+        0.0,
+        "Share of the steps in which AR is trained alone. The other weights then rise within a quarter as many steps.",
+        at_least=0,
+        at_most=0.8,
+    )
+    glancing: Weight = setting(
+        0.0,
+        "CTC rows that are shown their token in training (glancing training, GLAT), for each wrong row. 0: none.",
+        unit="rows per wrong row",
+        at_least=0,
+        at_most=1,
+    )
+    ctc_floor: float = setting(
+        0.01,
+        "kl_ar_ctc leaves out CTC rows that give less probability than this to all tokens together.",
+        at_least=0,
+        below=1,
+    )
+    encoder_passes: Literal[1, 2] = setting(
+        1, "2: as in the released code, AR and NAR rows see encoders with different dropout."
+    )
+    normalize_by: Literal["rows", "target"] = setting(
+        "rows",
+        "What each term is divided by. rows: the rows that it reads. target: the target tokens, as in the released pretraining.",
+    )
+    projection_rows: int = setting(
+        0,
+        "About so many rows have their vocabulary logits in memory at once, on each device. 0: all rows of the micro-batch.",
+        unit="rows",
+        at_least=0,
     )
 
 
@@ -199,41 +393,85 @@ class ObjectiveConfig:
 class OptimizerConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Optimizer = "adamw"
-    learning_rate: float = 5e-4  # peak
-    schedule: Schedule = "inverse_sqrt"
-    warmup_steps: int = 10_000
-    warmup_init: float = 1e-7
-    end_learning_rate: float = 0.0  # polynomial, cosine: value at the last step
-    power: float = 1.0  # polynomial
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 1e-4  # decoupled (adamw)
-    decay_all: bool = True  # False: no decay on biases and layer-norm gains
-    clip_norm: float = 0.0  # global gradient norm; 0: off
-    ema_decay: float = 0.0  # exponential moving average of parameters, used for evaluation; 0: off
+    name: Optimizer = setting("adamw", "Optimizer. adamw is Adam with decoupled weight decay.")
+    learning_rate: float = setting(5e-4, "Peak learning rate.", above=0)
+    schedule: Schedule = setting(
+        "inverse_sqrt",
+        "Learning rate after the warm-up. inverse_sqrt: falls with 1 / sqrt(step). polynomial and cosine: fall to "
+        "end_learning_rate at the last step. constant: stays at the peak.",
+    )
+    warmup_steps: int = setting(
+        10_000,
+        "Steps in which the learning rate rises linearly from warmup_init to its peak.",
+        unit="steps",
+        at_least=0,
+    )
+    warmup_init: float = setting(1e-7, "Learning rate at step 0.", at_least=0)
+    end_learning_rate: float = setting(
+        0.0, "Schedules polynomial and cosine: learning rate at the last step.", at_least=0
+    )
+    power: float = setting(1.0, "Schedule polynomial: its power; 1 is linear.", above=0)
+    b1: float = setting(0.9, "Decay of Adam's mean of gradients.", at_least=0, below=1)
+    b2: float = setting(0.98, "Decay of Adam's mean of squared gradients.", at_least=0, below=1)
+    eps: float = setting(1e-8, "Number that Adam adds to the root of the mean square.", above=0)
+    weight_decay: float = setting(1e-4, "Decoupled weight decay of adamw.", at_least=0)
+    decay_all: bool = setting(True, "Weight decay of all parameters. False: not of biases and layer-norm gains.")
+    clip_norm: float = setting(
+        0.0, "Largest norm of the whole gradient; a longer one is scaled down. 0: off.", at_least=0
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Decay of an exponential moving average of the parameters, which evaluation and decoding use. 0: off.",
+        at_least=0,
+        below=1,
+    )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The training run."""
 
-    steps: int = 200_000
-    accumulation: int = 1  # micro-batches per step
-    seed: int = 0
-    log_every: int = 100
-    eval_every: int = 2000  # dev loss and dev decoding
-    eval_sentences: int = 200  # of the validation split are decoded at each evaluation; 0: none
-    checkpoint_every: int = 2000
-    keep_last: int = 3
-    keep_best: int = 1
-    keep_every: int = 0  # checkpoints of steps that are multiples of it are kept for good; 0: none
-    best_metric: str = "valid/loss"
-    best_mode: Literal["min", "max"] = "min"
-    max_bad_steps: int = 0  # non-finite steps tolerated (skipped) before the run stops
-    spike: float = 8.0  # standard deviations above the mean of the steps before at which a loss is reported; 0: never
-    deterministic: bool = False  # GPU: only operations whose results don't vary from run to run; slower
+    steps: int = setting(200_000, "Length of the run.", unit="steps", at_least=1)
+    accumulation: int = setting(
+        1, "Micro-batches whose gradients are added up for a step.", unit="micro-batches", at_least=1
+    )
+    seed: int = setting(0, "Random seed of the parameters and of dropout.", at_least=0, at_most=_LARGEST_SEED)
+    log_every: int = setting(100, "Metrics are logged every so many steps.", unit="steps", at_least=1)
+    eval_every: int = setting(
+        2000, "The validation split is scored and decoded every so many steps.", unit="steps", at_least=1
+    )
+    eval_sentences: int = setting(
+        200, "Sentences of the validation split that each evaluation decodes. 0: none.", unit="sentences", at_least=0
+    )
+    checkpoint_every: int = setting(2000, "A checkpoint is written every so many steps.", unit="steps", at_least=1)
+    keep_last: int = setting(3, "Newest checkpoints that are kept.", unit="checkpoints", at_least=1)
+    keep_best: int = setting(
+        1, "Checkpoints with the best best_metric that are kept beside them.", unit="checkpoints", at_least=0
+    )
+    keep_every: int = setting(
+        0,
+        "Checkpoints of steps that are multiples of this number are kept for good; a multiple of checkpoint_every. 0: none.",
+        unit="steps",
+        at_least=0,
+    )
+    best_metric: str = setting("valid/loss", "Metric that says which checkpoints are best.")
+    best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
+    max_bad_steps: int = setting(
+        0,
+        "Steps with a loss or gradient that is not finite which are skipped; one more stops the run.",
+        unit="steps",
+        at_least=0,
+    )
+    spike: float = setting(
+        8.0,
+        "A loss is reported if it lies so far above the mean of the steps before. 0: never.",
+        unit="standard deviations",
+        at_least=0,
+    )
+    deterministic: bool = setting(
+        False,
+        "GPUs use only operations whose results do not vary from run to run, which is slower. Other devices always do.",
+    )
 
 
 @dataclass(frozen=True)
@@ -248,13 +486,15 @@ class ArDecode:
     )
     stop: Literal["best", "current", "released"] = setting(
         "best",
-        "When beam search is done with a sentence: no live hypothesis can still (best) or would now (current) beat the "
-        "finished ones, or as soon as there are enough finished ones (released).",
+        "When beam search ends, once `beam` hypotheses are finished: when no live hypothesis can beat them any more (best), when "
+        "none would beat them if it ended now (current), or at once (released).",
     )
     max_length_a: float = setting(
         1.5, "An output has at most max_length_a * source tokens + max_length_b tokens.", at_least=0
     )
-    max_length_b: int = setting(20, "See max_length_a.", unit="tokens", at_least=0)
+    max_length_b: int = setting(
+        20, "The fixed part of the longest output, see max_length_a.", unit="tokens", at_least=0
+    )
     min_length: int = setting(1, "An output has at least so many tokens.", unit="tokens", at_least=0)
     no_repeat_ngram: int = setting(
         0, "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.", at_least=0
@@ -265,7 +505,7 @@ class ArDecode:
     top_p: float = setting(
         1.0, "Sampling: only the likeliest tokens that together have this probability.", above=0, at_most=1
     )
-    seed: int = setting(0, "Sampling: another seed draws other tokens.", at_least=0)
+    seed: int = setting(0, "Sampling: another seed draws other tokens.", at_least=0, at_most=2**31 - 1)
 
     @property
     def nbest_limit(self) -> tuple[str, int] | None:
@@ -280,12 +520,19 @@ class NarDecode:
     passes: int = setting(10, "Decoder passes (the released iteration n is n + 1 passes).", at_least=1)
     length_beam: int = setting(3, "Target lengths that are tried for a sentence.", at_least=1)
     lengths: Literal["top", "contiguous"] = setting(
-        "top", "Which lengths are tried: the most probable ones, or those around the most probable one."
+        "top",
+        "Which lengths are tried: the most probable ones (top), or those around the most probable one (contiguous).",
     )
-    mask_schedule: Literal["linear", "cosine"] = setting("linear", "How many tokens are masked again after a pass.")
+    mask_schedule: Literal["linear", "cosine"] = setting(
+        "linear",
+        "How many tokens are masked again after pass s of P: of n tokens n (P - s) / P (linear), or n cos(pi s / 2P) (cosine).",
+    )
     early_stop: bool = setting(False, "Stop as soon as a pass changes nothing.")
     merge_repeats: bool = setting(False, "Drop a token that equals the one before it.")
-    rerank: Literal["none", "ar"] = setting("none", "ar: the AR half chooses among the length candidates.")
+    rerank: Literal["none", "ar"] = setting(
+        "none",
+        "Who chooses among the length candidates: mask-predict's score (none), or the score of the AR half (ar).",
+    )
 
     @property
     def nbest_limit(self) -> tuple[str, int] | None:
@@ -302,7 +549,9 @@ class CtcDecode:
     blank_penalty: float = setting(
         0.0, "Subtracted from the blank's log-probability in every row, against outputs that are too short.", at_least=0
     )
-    rerank: Literal["none", "ar"] = setting("none", "ar: the AR half chooses among the outputs of the beam.")
+    rerank: Literal["none", "ar"] = setting(
+        "none", "Who chooses among the outputs of the beam: their probability (none), or the score of the AR half (ar)."
+    )
 
     @property
     def nbest_limit(self) -> tuple[str, int] | None:
@@ -311,12 +560,13 @@ class CtcDecode:
 
 
 Draft = Literal["auto", "always", "never"]
-_DRAFT = "When drafts are made: where they save time on this machine (auto), always, or never."
+_DRAFT = "When drafts are made: if they save time on this machine (auto), always, or never."
 _DRAFT_PASSES = "Passes of mask-predict that make a draft."
 _ACCEPT_TOP = (
-    "A drafted token is accepted among so many best ones; above 1 outputs depend on the drafts (not lossless)."
+    "A drafted token is accepted if it is among so many best tokens (see accept_gap). If accept_top is above 1 and accept_gap "
+    "above 0, outputs depend on the drafts."
 )
-_ACCEPT_GAP = "... and only if its log-probability is at most so much below the best one's; above 0: not lossless."
+_ACCEPT_GAP = "A drafted token is accepted only if its log-probability is at most so much below that of the best token (see accept_top)."
 
 
 @dataclass(frozen=True)
@@ -325,7 +575,8 @@ class SpeculativeDecode:
 
     draft: Draft = setting("auto", _DRAFT)
     draft_from: Literal["auto", "nar", "ctc"] = setting(
-        "auto", "The half of the model that makes the drafts; auto: CTC where the model was trained for it."
+        "auto",
+        "The half of the model that makes the drafts: NAR rows, CTC rows, or CTC if the model was trained for it (auto).",
     )
     draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1)
     draft_lengths: int = setting(1, "Drafts of so many lengths are verified side by side.", at_least=1)
@@ -367,7 +618,7 @@ class DecodeConfig:
     )
     nbest: int = setting(1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1)
     rules: Literal["default", "released"] = setting(
-        "default", "released: every rule of the released decoders, their faults included."
+        "default", "The rules of our decoders (default), or of the released ones with their faults (released)."
     )
     batch_tokens: int = setting(
         4096, "Sentences * hypotheses * padded length of a batch stay below it.", unit="tokens", at_least=1
@@ -386,18 +637,21 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Mesh axes; one of them may be -1: all remaining devices."""
+    """Axes of the device mesh. One of them may be -1: all remaining devices."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(-1, "Devices that divide the batch; each has all parameters.", unit="devices", at_least=-1)
+    fsdp: int = setting(1, "Devices that divide the batch and the parameters.", unit="devices", at_least=-1)
+    tensor: int = setting(1, "Devices that divide each matrix product.", unit="devices", at_least=-1)
 
 
 @dataclass(frozen=True)
 class Config:
     """One experiment."""
 
-    init_from: str = ""  # a checkpoint whose parameters and tokenizer the run starts from (training or import)
+    init_from: str = setting(
+        "",
+        "A checkpoint that gives the run its first parameters and its tokenizer: of a training run, or imported. Empty: none.",
+    )
     text: TextConfig = field(default_factory=TextConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -406,3 +660,31 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The description of one setting."""
+
+    name: str  # with its groups: "model.d_model"
+    type: Any  # as annotated
+    default: Any
+    help: str = ""
+    unit: str = ""
+    range: Range = Range()
+
+
+@functools.cache
+def all_settings() -> tuple[Setting, ...]:
+    """Every setting of `Config`, in the order of the dataclasses."""
+    return tuple(_settings(Config(), ""))
+
+
+def _settings(group: Any, prefix: str) -> Iterator[Setting]:
+    types = typing.get_type_hints(type(group))
+    for f in dataclasses.fields(group):
+        default = getattr(group, f.name)
+        if dataclasses.is_dataclass(default):
+            yield from _settings(default, f"{prefix}{f.name}.")
+        else:
+            yield Setting(f"{prefix}{f.name}", types[f.name], default, **f.metadata)

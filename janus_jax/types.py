@@ -1,4 +1,4 @@
-"""The pytrees that rooms hand to each other.
+"""The pytrees that packages pass to each other.
 
 Legend: A micro-batches, B sentences, S source length, T target length (bos and eos counted), M masked tokens at most,
 D model width, V vocabulary (padded), C length classes, N hypotheses per sentence, L longest hypothesis.
@@ -16,7 +16,7 @@ Params = dict[str, Any]  # nested dicts of arrays, names one to one with the rel
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch (or A of them, stacked on a leading axis). A row with example_id -1 is empty: all padding."""
+    """One micro-batch (or A of them, stacked on a leading axis). An example with example_id -1 is empty: all padding."""
 
     source: Array  # [B, S] int32, bos ... eos, then padding
     target: Array  # [B, T] int32, bos ... eos, then padding
@@ -28,7 +28,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Encoded:
-    """What the encoder hands to the decoder."""
+    """The result of the encoder, which the decoder reads."""
 
     states: Array  # [B, S, D]
     mask: Array  # [B, S] bool, True at real source tokens
@@ -64,13 +64,13 @@ class Hypotheses:
 
     tokens: Array  # [B, N, L] int32, no bos; eos ends a hypothesis, padding after it
     lengths: Array  # [B, N] int32, tokens before padding, eos counted; 0: no such hypothesis
-    scores: Array  # [B, N] float32, the search's own score
+    scores: Array  # [B, N] float32, the score of the search
     token_scores: Array  # [B, N, L] float32 log-probability of each token, 0 after the end
 
 
 @dataclass(frozen=True)
 class Specials:
-    """Ids of the special tokens. The released checkpoints have no mask of their own: there mask = unk."""
+    """Ids of the special tokens. The released checkpoints have no mask token; there mask is unk."""
 
     bos: int = 0
     pad: int = 1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Training on all workers of a Cloud TPU slice, from your own machine. JAX finds the workers by the slice's metadata.
 #
-#   ./launch/tpu_pod.sh NAME ZONE --config=configs/wmt14_ende.py --workdir=/mnt/data/runs/wmt14_ende
+#   ./launch/tpu_pod.sh NAME ZONE --config=configs/mt.py:wmt14_ende --workdir=/mnt/data/runs/wmt14_ende
 #   ./launch/tpu_pod.sh --setup NAME ZONE                 # once: copies this checkout to every worker and installs it
 #   ./launch/tpu_pod.sh --dry_run NAME ZONE --config=...  # prints the command of the workers and runs nothing
 #

@@ -1,13 +1,15 @@
-"""Configuration: what is accepted, what is refused and how the refusal reads."""
+"""Configuration: which settings are accepted, which are refused, and what the errors say."""
 
 import dataclasses
 import re
+from pathlib import Path
 
 import pytest
 
+from janus_jax import command_line, describe
 from janus_jax import config as config_lib
-from janus_jax import door
 from janus_jax.config import ConfigError, default_config, from_json, objective_terms, resolve, to_json
+from janus_jax.settings import all_settings
 
 
 def changed(**settings):
@@ -57,27 +59,40 @@ def test_unknown_keys_name_the_nearest():
         ({"data__train": 3}, "config.data.train: expected str, got 3"),
         ({"data__demo_sizes": (1, 2)}, "config.data.demo_sizes: expected 3 values, got 2"),
         ({"data__demo_sizes": 1}, "config.data.demo_sizes: expected a list, got 1"),
-        ({"data__buckets": "many"}, "config.data.buckets: 'many' is neither"),
+        ({"data__buckets": "many"}, "config.data.buckets: expected whole number or list of whole numbers, got 'many'"),
         ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc'; did you mean 'janus'?"),
         ({"objective__encoder_passes": True}, "config.objective.encoder_passes: True is not one of 1, 2"),
         # ranges
-        ({"train__steps": 0}, "config.train.steps: 0 must be greater than 0"),
-        ({"model__dropout": 1.0}, "config.model.dropout: 1.0 must lie in [0, 1)"),
+        ({"train__steps": 0}, "config.train.steps: 0 must be at least 1 (steps)"),
+        ({"model__dropout": 1.0}, "config.model.dropout: 1.0 must be at least 0 and below 1"),
         ({"model__dropout": float("nan")}, "config.model.dropout: nan is not a finite number"),
-        ({"optimizer__weight_decay": -0.1}, "config.optimizer.weight_decay: -0.1 must not be negative"),
-        ({"data__buckets": (32, 16)}, "config.data.buckets: (32, 16) must be strictly increasing"),
-        ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must lie in (0, 1]"),
-        ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices or -1"),
-        ({"data__max_source_length": 2}, "config.data.max_source_length: 2 leaves no room"),
+        ({"optimizer__weight_decay": -0.1}, "config.optimizer.weight_decay: -0.1 must be at least 0"),
+        ({"text__vocab_size": 0}, "config.text.vocab_size: 0 must be at least 6 (tokens)"),
+        ({"model__vocab_size": -1}, "config.model.vocab_size: -1 must be at least 0 (tokens)"),
+        ({"text__character_coverage": 1.5}, "config.text.character_coverage: 1.5 must be above 0 and at most 1"),
+        ({"train__seed": 2**32}, "config.train.seed: 4294967296 must be at least 0 and at most 4294967295"),
+        ({"data__demo_sizes": (5, -1, 5)}, "config.data.demo_sizes: -1 in (5, -1, 5) must be at least 0 (sentence pairs)"),
+        ({"data__buckets": (0, 16)}, "config.data.buckets: 0 in (0, 16) must be at least 1"),
+        ({"data__buckets": (32, 16)}, "config.data.buckets: (32, 16) must be increasing bounds"),
+        ({"data__buckets": ()}, "config.data.buckets: () must be increasing bounds"),
+        ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must be above 0 and at most 1"),
+        ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps every document out of training"),
+        ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
+        ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),
+        ({"parallel__fsdp": -2}, "config.parallel.fsdp: -2 must be at least -1 (devices)"),
+        ({"data__max_source_length": 2}, "config.data.max_source_length: 2 must be at least 3 (tokens)"),
+        ({"decode__ar__top_p": 0.0}, "config.decode.ar.top_p: 0.0 must be above 0 and at most 1"),
         # contradictions
-        ({"model__heads": 5}, "config.model.heads: 5 heads do not divide d_model 512"),
+        ({"model__heads": 5}, "config.model.heads: 5 heads do not divide model.d_model 512"),
         ({"data__max_source_length": 2000}, "config.data.max_source_length: 2000 exceeds model.max_positions 1024"),
         ({"data__max_target_length": 300}, "config.data.max_target_length: 300 exceeds model.length_classes 256"),
-        ({"data__tokens_per_batch": 32}, "config.data.tokens_per_batch: 32 cannot hold 8 rows"),
+        ({"data__tokens_per_batch": 32}, "config.data.tokens_per_batch: 32 tokens do not hold 8 pairs"),
         ({"data__source": "tfds"}, "config.data.tfds_name: name the TFDS dataset"),
         ({"optimizer__name": "adam"}, "config.optimizer.weight_decay: adam has none"),
         ({"optimizer__schedule": "cosine", "train__steps": 10_000}, "config.optimizer.warmup_steps: 10000 leaves no step"),
-        ({"optimizer__schedule": "polynomial", "optimizer__power": 0.0}, "config.optimizer.power: 0.0 must be greater"),
+        ({"optimizer__schedule": "cosine", "optimizer__end_learning_rate": 1.0}, "config.optimizer.end_learning_rate: 1.0 exceeds the peak"),
+        ({"optimizer__warmup_init": 0.1}, "config.optimizer.warmup_init: 0.1 exceeds the peak"),
+        ({"optimizer__power": 0.0}, "config.optimizer.power: 0.0 must be above 0"),
         ({"train__keep_every": 3000}, "config.train.keep_every: 3000 is not a multiple of train.checkpoint_every 2000"),
         ({"model__ar_start": "eos", "model__ar_slot_position": "input"}, "config.model.ar_slot_position: "),
         ({"parallel__tensor": 3}, "config.parallel.tensor: 3 does not divide model.heads 4"),
@@ -86,28 +101,30 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": ()}, "config.objective.weights.ar: a schedule needs at least one"),
         ({"objective__weights__ar": ((5, 1.0), (5, 2.0))}, "config.objective.weights.ar: steps [5, 5] of a schedule must increase"),
         ({"objective__weights__ar": ((-1, 1.0),)}, "config.objective.weights.ar: steps [-1]"),
-        ({"objective__weights__ar": ((0, -1.0),)}, "config.objective.weights.ar: weights must be finite and not negative"),
-        ({"objective__weights__ar": "high"}, "config.objective.weights.ar: 'high' is neither"),
+        ({"objective__weights__ar": ((0, -1.0),)}, "config.objective.weights.ar: -1.0 in ((0, -1.0),) must be at least 0"),
+        ({"objective__weights__ar": float("inf")}, "config.objective.weights.ar: inf is not a finite number"),
+        ({"objective__weights__ar": ((0.5, 1.0),)}, "config.objective.weights.ar[0][0]: expected int, got 0.5"),
+        ({"objective__weights__ar": "high"}, "config.objective.weights.ar: expected number or schedule, got 'high'"),
         ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar'"),
-        ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 is more than all"),
-        ({"objective__ar_first": 0.9}, "config.objective.ar_first: 0.9 must lie in [0, 0.8]"),
+        ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 in ((0, 1.5), (9, 0.0)) must be at least 0 and at most 1"),
+        ({"objective__ar_first": 0.9}, "config.objective.ar_first: 0.9 must be at least 0 and at most 0.8"),
         ({"objective__ar_first": 0.3, "objective__name": "cmlm"}, "config.objective.ar_first: 0.3, but objective 'cmlm' does not train AR"),
         ({"objective__ar_first": 0.3, "objective__weights__aux": ((0, 1.0),)}, "config.objective.ar_first: 0.3, but weights.aux has a schedule"),
         # CTC
         ({"objective__name": "janus_ctc"}, "config.model.ctc_ratio: 0, but objective 'janus_ctc' needs CTC rows; set it"),
         ({"objective__name": "ctc", "model__ctc_ratio": 5.0}, "config.model.max_positions: 1024 positions do not hold the 1280 CTC rows"),
         ({"objective__name": "ctc", "model__ctc_ratio": 2.0, "data__source": "text"}, "config.objective.name: CTC needs sentence pairs"),
-        ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must not be negative"),
+        ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must be at least 0 (rows per source token)"),
         ({"decode__mode": "ctc", "decode__ctc__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds config.decode.ctc.beam 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_what_is_wrong_is_refused_with_key_and_fix(settings, message):
+def test_wrong_settings_are_refused_with_key_and_fix(settings, message):
     with pytest.raises(ConfigError, match="^" + re.escape(message)):
         resolve(changed(**settings))
 
 
-def test_objectives_take_their_own_terms():
+def test_an_objective_has_its_terms():
     assert objective_terms(resolve(changed(objective__name="ar")).objective) == {"ar": 1.0}
     assert objective_terms(resolve(changed(objective__name="cmlm")).objective) == {"nar": 0.5, "length": 0.1}
     ctc = changed(objective__name="janus_ctc", model__ctc_ratio=2.0)
@@ -133,20 +150,20 @@ def test_json_round_trip():
 
 def test_hash_changes_with_any_setting():
     config = config_lib.Config()
-    found = {config_lib.config_hash(config)}
-    assert found == {config_lib.config_hash(resolve(default_config()))}
+    hashes = {config_lib.config_hash(config)}
+    assert hashes == {config_lib.config_hash(resolve(default_config()))}
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
         if not dataclasses.is_dataclass(group):
-            found.add(config_lib.config_hash(dataclasses.replace(config, **{field.name: f"{group}x"})))
+            hashes.add(config_lib.config_hash(dataclasses.replace(config, **{field.name: f"{group}x"})))
             continue
         for inner in dataclasses.fields(group):
             value = getattr(group, inner.name)
             if dataclasses.is_dataclass(value):
                 continue
             other = dataclasses.replace(group, **{inner.name: f"{value}x"})
-            found.add(config_lib.config_hash(dataclasses.replace(config, **{field.name: other})))
-    assert len(found) == 1 + sum(name.count(".") <= 1 for name, _ in config_lib.leaves(config))
+            hashes.add(config_lib.config_hash(dataclasses.replace(config, **{field.name: other})))
+    assert len(hashes) == 1 + sum(name.count(".") <= 1 for name, _ in config_lib.leaves(config))
 
 
 def test_leaves_are_dotted_names():
@@ -167,7 +184,7 @@ def file(tmp_path):
 
 
 def test_command_line_overrides(file):
-    config = door.load_config(
+    config = command_line.load_config(
         f"{file}:small",
         [
             "--config.objective.weights.ar=((0, 1.0), (9, 0))", "--config.data.buckets=(16, 32)", "--config.train.steps=7",
@@ -183,22 +200,61 @@ def test_command_line_overrides(file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config={file}:smal"], "unknown preset 'smal'; choose from small, broken"),
+        (["--config={file}:smal"], "unknown preset 'smal'; did you mean 'small'? Choose from small, broken"),
+        (["--config={file}:"], "name a preset, --config=FILE.py:PRESET; choose from small, broken"),
+        (["--config={file}:other"], "unknown preset 'other'; choose from small, broken"),
         (["--config={file}:broken"], "nothing"),
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
+        (["--config={file}", "--config.zzz=2"], "--config.zzz: unknown setting; --help_settings lists all"),
         (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.ar.seed?"),
         (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
-        (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be greater than 0"),
+        (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be at least 1"),
         (["--config={file}", "surplus"], "unexpected argument 'surplus'"),
         (["--config={file}", "--surplus"], "surplus"),
     ],
 )  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line_with_status_2(file, capsys, arguments, message):
     argv = [argument.format(file=file) for argument in arguments]
-    assert door.run(argv, module="m", doc="d", define=lambda _: None, body=lambda *_: pytest.fail("ran")) == 2
+    assert command_line.run(argv, module="m", doc="d", define=lambda _: None, body=lambda *_: pytest.fail("ran")) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
+    def run(flag):
+        arguments = {"module": "m", "doc": "What m does.", "define": lambda _: None, "body": pytest.fail}
+        assert command_line.run([flag], **arguments) == 0
+        return capsys.readouterr().out
+
+    assert re.search("What m does.*--config.*--help_settings", run("--help").replace("[no]", ""), re.DOTALL)
+    listed = re.findall(r"^  --config\.([\w.]+)=", run("--help_settings"), re.MULTILINE)
+    assert sorted(listed) == sorted(name for name, _ in config_lib.leaves(config_lib.Config()))
+
+
+def test_a_range_holds_for_each_number_of_a_list_and_each_value_of_a_schedule():
+    schedule = ((0, 0.0), (2**40, 1.0))
+    assert resolve(changed(objective__glancing=schedule)).objective.glancing == schedule
+
+
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
+def test_a_setting_describes_itself_and_its_default_is_in_range(setting):
+    assert setting.help.endswith((".", ")."))
+    text = describe.type_name(setting.type)
+    if "number" in text:
+        assert str(setting.range), "a number needs a range"
+    else:
+        assert not str(setting.range)
+        assert not setting.unit
+    if isinstance(setting.default, (int, float)):
+        assert setting.default in setting.range
+
+
+def test_the_page_of_settings_is_up_to_date():
+    page = Path(__file__).resolve().parents[1] / "docs/configuration.md"
+    assert page.read_text(encoding="utf-8") == describe.page(), "python -m janus_jax.describe > docs/configuration.md"
+    for name, _ in config_lib.leaves(config_lib.Config()):
+        assert describe.page().count(f"| `config.{name}` |") == 1

@@ -1,5 +1,6 @@
 """Every shipped experiment and preset loads, resolves, and takes a training step at reduced size."""
 
+import ast
 import dataclasses
 import functools
 import importlib.util
@@ -10,24 +11,26 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax.command_line import load_config
 from janus_jax.config import Config, ConfigError, OptimizerConfig, TextConfig, TrainConfig, Weight, objective_terms
 from janus_jax.data import Prepared, TrainBatches, prepare
-from janus_jax.door import load_config
 from janus_jax.model import Janus
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.step import init_state, make_train_step, state_from_params
 from janus_jax.types import Specials
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (ROOT / "data/multi30k", ROOT.parent / "shared/data/multi30k")
+MULTI30K = next((folder for folder in FOLDERS if (folder / "deen4000.model").exists()), None)
 FILES = sorted(p for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
 
 
 def presets(path):
-    """Names that get_config takes, as its own error message lists them; [""] where it takes none."""
+    """Names that get_config takes, as its error message lists them; [""] where it takes none."""
     try:
         load_config(f"{path}:no such preset")
     except ConfigError as error:
-        listed = re.search(r"choose from (.*)", str(error))
+        listed = re.search(r"[Cc]hoose from (.*)", str(error))
         return listed[1].split(", ") if listed else [""]
     raise AssertionError(f"{path.name} takes any preset")
 
@@ -40,28 +43,68 @@ def load(experiment):
 
 
 def test_all_experiments_are_here():
-    assert {path.stem for path in FILES} >= {
-        "demo_deen", "multi30k_deen", "iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen"
+    assert {path.stem for path in FILES} == {
+        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "headline", "mt", "multi30k_deen"
     }  # fmt: skip
-    assert {"multi30k_deen.py:cpu", "multi30k_deen.py:anchor_ar", "wmt14_ende.py:released"} <= set(EXPERIMENTS)
+    pairs = ("iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen")
+    translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_ctc", "_released")}
+    assert {experiment for experiment in EXPERIMENTS if experiment.startswith("mt.py")} == translation
+    assert {"multi30k_deen.py:cpu", "multi30k_deen.py:anchor_ar"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_docstring_gives_the_commands_and_get_config_its_default(path):
+def test_docstring_gives_commands_cost_and_scores(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    for door in ("data", "train"):
-        assert f"python -m janus_jax.{door} --config=configs/{path.name}" in module.__doc__
-    # One preset is the default, so that the file's bare name works.
-    assert load(path.name) in [load(experiment) for experiment in EXPERIMENTS if experiment.startswith(path.name)]
+    for command in ("data", "train"):
+        assert f"python -m janus_jax.{command} --config=configs/{path.name}" in module.__doc__
+    assert re.search(r"^Cost: .*Scores[:,( ]", module.__doc__, re.DOTALL | re.MULTILINE)
+    for name in presets(path):
+        pair = re.sub("_(ctc|released)$", "", name) if path.stem == "mt" else name
+        assert pair in module.__doc__
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_bare_name_of_a_file_is_its_default_preset(path):
+    if path.stem == "mt":
+        with pytest.raises(ConfigError, match=r"name a preset.*wmt14_ende"):
+            load(path.name)
+    else:
+        assert load(path.name) in [load(experiment) for experiment in EXPERIMENTS if experiment.startswith(path.name)]
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown preset 'wmt14_en_de'; did you mean 'wmt14_ende'\?"):
+        load("mt.py:wmt14_en_de")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_paths_lie_inside_the_checkout(experiment):
+    config = load(experiment)
+    for path in (config.init_from, config.text.model, config.data.prepared, *splits(config.data)):
+        assert not Path(path).is_absolute()
+        assert ".." not in Path(path).parts
+
+
+def splits(data):
+    """The files that a configuration reads."""
+    return (data.train, data.valid, data.test) if data.source in ("parallel", "tsv", "text") else ()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_one_setting_a_line(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign):
+            assert len(node.targets) == 1, f"{path.name}:{node.lineno}"
+            assert not isinstance(node.targets[0], ast.Tuple), f"{path.name}:{node.lineno}"
 
 
 def reduced(config):
-    """The same experiment with tiny layers on a small corpus; what remains is what the file chose.
+    """The same experiment with tiny layers on a small corpus; the other choices of the file remain.
 
-    Numbers that only scale (dropout, heads, the optimizer's) are made equal, so that experiments of one structure share
-    a compiled step; `test_optimizer` looks at the optimizers.
+    Numbers that only scale (dropout, heads, the optimizer's) are the same everywhere, so that experiments of one structure
+    share a compiled step; `test_optimizer` tests the optimizers.
     """
     replace = dataclasses.replace
     return replace(
@@ -91,7 +134,7 @@ def prepared(tmp_path_factory):
 
 @functools.cache
 def step_of(model, objective, train):
-    """A jitted step from fresh parameters; experiments that differ in their text alone share it."""
+    """A jitted step from fresh parameters; experiments that differ only in their text share it."""
     config = dataclasses.replace(Config(), model=model, objective=objective, train=train)
     net = Janus(model, Specials())
     params = jax.tree.map(
@@ -145,14 +188,15 @@ def test_anchor_baselines_have_the_released_terms():
     }  # fmt: skip
 
 
-@pytest.mark.skipif(not (ROOT.parent / "shared/data/multi30k").is_dir(), reason="Multi30k is not at hand")
-def test_anchor_updates_are_as_large_as_the_released_ones(tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+@pytest.mark.skipif(MULTI30K is None, reason="needs Multi30k in data/multi30k or ../shared/data/multi30k")
+def test_anchor_updates_are_as_large_as_the_released_ones(tmp_path):
     config = load("multi30k_deen.py:anchor_janus")
-    data = dataclasses.replace(config.data, valid="", test="", prepared=str(tmp_path / "multi30k"))
-    config = dataclasses.replace(config, data=data)
+    directory = str(tmp_path / "multi30k")
+    data = dataclasses.replace(config.data, train=str(MULTI30K / "train"), valid="", test="", prepared=directory)
+    text = dataclasses.replace(config.text, model=str(MULTI30K / "deen4000.model"))
+    config = dataclasses.replace(config, data=data, text=text)
     prepare(config, log=str)
-    found = Prepared.open(data.prepared, config)
-    steps = TrainBatches(found, config).steps_per_epoch
+    dataset = Prepared.open(directory, config)
+    steps = TrainBatches(dataset, config).steps_per_epoch
     assert steps == 303
-    assert found.split("train").target_lengths.sum() / steps == pytest.approx(1690, abs=5)
+    assert dataset.split("train").target_lengths.sum() / steps == pytest.approx(1690, abs=5)

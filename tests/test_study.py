@@ -4,12 +4,12 @@ import dataclasses
 import json
 
 import pytest
-from train import runs
 
 from benchmarks import study, study_report
 from benchmarks.study_cells import CELLS
 from janus_jax import config as config_lib
 from janus_jax.data import demo, prepare
+from tests.train import runs
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from janus_jax import door
+from janus_jax import command_line
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data.errors import DataError
@@ -15,9 +15,11 @@ from janus_jax.text import TokenizerError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the door with these arguments (default: the process's own); returns the exit status, see `door`."""
+    """Runs the command with these arguments (default: those of the process); returns the exit status, see `command_line`."""
     mistakes = (DataError, TokenizerError, CheckpointError, OSError)
-    return door.run(argv, module="janus_jax.data", doc=__doc__, define=_define, body=_prepare, mistakes=mistakes)
+    return command_line.run(
+        argv, module="janus_jax.data", doc=__doc__, define=_define, body=_prepare, mistakes=mistakes
+    )
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -8,15 +8,15 @@ from janus_jax.decode import MODES, Generator
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
 
-Setting = dict[str, Any]  # keywords of `Generator.generate`: mode, and settings of that mode
+Keywords = dict[str, Any]  # of `Generator.generate`: mode, and settings of that mode
 
 
-def standard_settings(modes: Sequence[str]) -> list[Setting]:
+def standard_settings(modes: Sequence[str]) -> list[Keywords]:
     """The settings that are compared by default, of these modes."""
     return [{"mode": name, **trial} for name, mode in MODES.items() if name in modes for trial in mode.trials]
 
 
-def parse_setting(text: str) -> Setting:
+def parse_setting(text: str) -> Keywords:
     """A setting written "ar:beam=1" or "nar:passes=4,length_beam=3" as a dictionary.
 
     Raises:
@@ -27,7 +27,7 @@ def parse_setting(text: str) -> Setting:
         raise ConfigError(
             f"--setting={text}: {mode!r} is not one of {', '.join(MODES)}; write for example nar:passes=4"
         )
-    setting: Setting = {"mode": mode}
+    setting: Keywords = {"mode": mode}
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
@@ -46,7 +46,7 @@ def evaluate_settings(
     generator: Generator,
     sources: Sequence[str],
     references: Sequence[str],
-    settings: Sequence[Setting],
+    settings: Sequence[Keywords],
     *,
     runs: int = 1,
     progress: Callable[[int], Any] | None = None,
@@ -76,7 +76,7 @@ def evaluate_settings(
     results = []
     for setting in settings:
 
-        def decode(lines: Sequence[str], setting: Setting = setting) -> list[str]:
+        def decode(lines: Sequence[str], setting: Keywords = setting) -> list[str]:
             return [output.text for output in generator.generate(lines, progress=progress, **setting)]
 
         latency = measure(decode, sources, runs=runs)

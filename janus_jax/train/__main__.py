@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 from absl import flags
 
-from janus_jax import door, parallel
+from janus_jax import command_line, parallel
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data import DataError
@@ -23,9 +23,9 @@ from janus_jax.train.profile import profiled_steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the door with these arguments (default: the process's own); returns the exit status, see `door`."""
+    """Runs the command with these arguments (default: those of the process); returns the exit status, see `command_line`."""
     mistakes = (DataError, CheckpointError)
-    return door.run(argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes)
+    return command_line.run(argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes)
 
 
 def _define(values: flags.FlagValues) -> None:

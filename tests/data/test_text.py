@@ -222,5 +222,5 @@ def test_init_from_must_be_a_checkpoint(folder, tmp_path, capsys):
     config = dataclasses.replace(settings(folder, prepared=str(tmp_path / "out")), init_from=str(folder))
     with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
         data.prepare(config, log=lambda _: None)
-    with pytest.raises(config_lib.ConfigError, match=r"noise_ratio: 0\.0 must lie in"):
+    with pytest.raises(config_lib.ConfigError, match=r"noise_ratio: 0\.0 must be above 0"):
         settings(folder, noise_ratio=0.0)

@@ -1,6 +1,6 @@
-"""What the doors that take an experiment file share: `--config=FILE.py[:preset]`, `--config.group.key=value`, errors.
+"""The command line of the commands that take an experiment file: `--config=FILE.py[:preset] --config.group.key=value`.
 
-A door's exit status is 0, or 2 after a mistake in what was asked for, told in one line on stderr with its fix.
+The exit status is 0, or 2 after a mistake of the user, which one line on stderr reports with its fix.
 """
 
 import ast
@@ -13,7 +13,9 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from janus_jax.config import Config, ConfigError, default_config, leaves, resolve
+from janus_jax import describe
+from janus_jax.config import Config, ConfigError, resolve
+from janus_jax.settings import all_settings
 
 _SETTING = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 
@@ -27,23 +29,23 @@ def run(
     body: Callable[[Config, flags.FlagValues], int],
     mistakes: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Parses a command line, resolves its config and runs the door's body.
+    """Parses a command line, resolves its config and runs the command.
 
     Args:
-      argv: arguments without the program's name; None: the process's own.
-      module: the door, as in `python -m module`.
+      argv: arguments without the program's name; None: those of the process.
+      module: the command, as in `python -m module`.
       doc: its description, for --help.
-      define: defines the door's other flags on the given FlagValues; one without a default (None) must be given.
+      define: defines the command's other flags on a FlagValues; a flag without a default (None) is required.
       body: does the work; its result is the exit status.
-      mistakes: errors of `body` that are the user's to fix, beside ConfigError.
+      mistakes: errors of `body`, beside ConfigError, that the user can fix.
 
     Returns:
       The exit status.
     """
     try:
-        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define)
-        if parsed is None:
-            print(_help(module, doc, define))
+        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc)
+        if isinstance(parsed, str):
+            print(parsed)
             return 0
         return body(*parsed)
     except (ConfigError, *mistakes) as error:
@@ -62,46 +64,51 @@ def load_config(path: str, argv: Sequence[str] = ()) -> Config:
 
 
 def _parse(
-    argv: list[str], module: str, define: Callable[[flags.FlagValues], None]
-) -> tuple[Config, flags.FlagValues] | None:
-    """The config and the flags; None when help is asked for."""
+    argv: list[str], module: str, define: Callable[[flags.FlagValues], None], doc: str = ""
+) -> tuple[Config, flags.FlagValues] | str:
+    """The config and the flags; the help text where the arguments ask for it."""
     plain, structured = _take_structured(argv)
     program = f"python -m {module}"
     values = _values(define, [program, *plain])
     try:
         rest = values([program, *plain])
     except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(_unknown_setting(argv) or _told(error)) from error
+        raise ConfigError(_unknown_setting(argv) or _message(error)) from error
+    if values.help_settings:
+        return f"Settings, with their defaults:\n{describe.help_text()}"
     if values.help:
-        return None
+        return f"{doc.strip()}\n\n{_flag_help(values)}"
     if rest[1:]:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; settings are given as --config.group.key=value")
+        raise ConfigError(f"unexpected argument {rest[1]!r}; write settings as --config.group.key=value")
     missing = [f"--{name}" for name in values if values[name].value is None]
     if missing:
-        raise ConfigError(f"{' and '.join(sorted(missing))} must be given; {program} --help shows all flags")
+        raise ConfigError(f"{' and '.join(sorted(missing))} must be set; {program} --help shows all flags")
     if not isinstance(values.config, ml_collections.ConfigDict):  # a stand-in that raises when it is read
-        raise ConfigError(f"--config={_given_file(argv)}: cannot be read; name an experiment file, FILE.py[:preset]")
+        raise ConfigError(f"--config={_config_file(argv)}: cannot be read; name an experiment file, FILE.py[:preset]")
     _set_structured(values.config, structured)
     return resolve(values.config), values
 
 
 def _values(define: Callable[[flags.FlagValues], None], argv: list[str]) -> flags.FlagValues:
-    # Its own flags and not absl's: two doors in one process, as in tests, would define --config twice.
+    # Not absl's global flags: two commands in one process, as in tests, would define --config twice.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Experiment file, FILE.py[:preset]; any setting: --config.group.key=value.",
+        "Experiment file, FILE.py[:preset]. --config.group.key=value changes a setting; see --help_settings.",
         flag_values=values,
         sys_argv=argv,
     )
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    flags.DEFINE_bool(
+        "help_settings", False, "List every setting with default, unit, range and meaning.", flag_values=values
+    )
     define(values)
     return values
 
 
 def _take_structured(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Divides arguments from settings written as a list, "(16, 32)": the flags know one type for each setting."""
+    """Splits off the settings that are lists, "(16, 32)": a flag of ml_collections knows only the type of the default."""
     plain, structured = [], {}
     for argument in argv:
         match = _SETTING.fullmatch(argument)
@@ -129,9 +136,9 @@ def _set_structured(config: ml_collections.ConfigDict, structured: dict[str, str
 
 
 def _unknown_setting(argv: list[str]) -> str | None:
-    """What is wrong with the first argument that names a setting which does not exist."""
-    names = [name for name, _ in leaves(resolve(default_config()))]
-    known = {*names, *(".".join(name.split(".")[:depth]) for name in names for depth in (1, 2))}
+    """The error of the first argument that names a setting which does not exist; None: there is none."""
+    names = [setting.name for setting in all_settings()]
+    known = {*names, *describe.groups()}
     for argument in argv:
         match = _SETTING.fullmatch(argument)
         if match and match[1] not in known:
@@ -139,13 +146,13 @@ def _unknown_setting(argv: list[str]) -> str | None:
             same = [name for name in names if name.rsplit(".", 1)[-1] == last]
             near = same or difflib.get_close_matches(match[1], names, n=1, cutoff=0.75)
             choice = " or ".join(f"--config.{name}" for name in near)
-            hint = f"did you mean {choice}?" if near else "janus_jax/settings.py lists all"
+            hint = f"did you mean {choice}?" if near else "--help_settings lists all"
             return f"--config.{match[1]}: unknown setting; {hint}"
     return None
 
 
-def _told(error: Exception) -> str:
-    """An error in one line; of a traceback in it, what it ends with."""
+def _message(error: Exception) -> str:
+    """An error in one line; a traceback in it is reduced to its last line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if "Traceback (most recent call last)" in text:
         flag = text.splitlines()[0].split(": Error")[0].removeprefix("flag ")
@@ -153,9 +160,16 @@ def _told(error: Exception) -> str:
     return " ".join(line.strip() for line in text.splitlines())
 
 
-def _given_file(argv: list[str]) -> str:
+def _config_file(argv: list[str]) -> str:
     return next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
 
 
-def _help(module: str, doc: str, define: Callable[[flags.FlagValues], None]) -> str:
-    return f"{doc.strip()}\n{_values(define, [module]).get_help()}"
+def _flag_help(values: flags.FlagValues) -> str:
+    """The flags, one a paragraph; without those that absl adds to each program."""
+    lines = []
+    for module, members in values.flags_by_module_dict().items():
+        for flag in members if module != "absl.flags" else ():
+            default = "required" if flag.default is None else f"default: {flag.default_as_str}"
+            short = f"-{flag.short_name}, " if flag.short_name else ""
+            lines.append(f"  {short}--{'[no]' if flag.boolean else ''}{flag.name}: {flag.help} ({default})")
+    return "\n".join(sorted(lines, key=lambda line: line.replace("[no]", "").split("--")[1]))
