@@ -36,7 +36,7 @@ def parse_setting(text: str) -> Keywords:
     return setting
 
 
-def describe(setting: Setting) -> str:
+def describe(setting: Keywords) -> str:
     """A setting as `parse_setting` reads it."""
     rest = ",".join(f"{name}={value}" for name, value in setting.items() if name != "mode")
     return setting["mode"] + (f":{rest}" if rest else "")

@@ -189,6 +189,8 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     arguments = [f"--checkpoint={saved}", f"--input={tmp_path / 'in'}"]
     assert main([*arguments, "--nbest=3"]) == 2
     assert "config.decode.nbest: 3 exceeds config.decode.ar.beam 2" in capsys.readouterr().err
+    assert main([*arguments, "--passes=2"]) == 2
+    assert "error: passes: mode ar has no such setting; it belongs to mode nar" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2
     assert "mode speculative gives the output of greedy search" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
