@@ -22,7 +22,7 @@ from benchmarks import common
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
 from janus_jax.train.log import read_metrics
 

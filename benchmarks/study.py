@@ -31,7 +31,7 @@ from janus_jax import parallel
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting, score
 from janus_jax.train import train
 from janus_jax.train.log import read_metrics
