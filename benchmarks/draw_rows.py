@@ -1,8 +1,8 @@
-"""Draws who sees whom in the decoder's joint pass, from the model's own masks: `python -m benchmarks.draw_rows`.
+"""Draws which rows attend to which in the decoder's joint pass, from the model's own row layout: `python -m benchmarks.draw_rows`.
 
-Writes benchmarks/results/rows.svg, the picture in the README. Rows of it are queries, columns keys and values.
+Writes docs/images/rows.svg, the picture in docs/method.md. Its rows are queries, its columns keys and values.
 
-Legend: R query rows, K key rows, T target length (bos and eos counted), U = T - 1 AR slots, M masked tokens.
+Legend: R query rows, K key rows.
 """
 
 import argparse
@@ -18,13 +18,24 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks.common import finish
-from janus_jax.model import streams
-from janus_jax.types import Batch
+from janus_jax.config import ModelConfig
+from janus_jax.model.families import row_layout
+from janus_jax.model.layout import RowGroup, RowLayout
+from janus_jax.types import Batch, Specials
 
-PATH = Path(__file__).parent / "results" / "rows.svg"
+PATH = Path(__file__).parents[1] / "docs" / "images" / "rows.svg"
 SENTENCE = ("bos", "two", "dogs", "run", "on", "grass", "eos")
 MASKED = (2, 3, 5)
 MASK = "[mask]"
+SPECIALS = Specials()
+FIRST_TOKEN = 5  # ids of the sentence's tokens, behind the special ones
+STYLES = {  # row group -> title, color
+    "ar_query": ("AR query", "#1f77b4"),
+    "ar_content": ("AR content", "#7fb2d9"),
+    "nar": ("NAR visible + mask", "#2ca02c"),
+    "aux_gold": ("AUX gold", "#f2a154"),
+    "aux_query": ("AUX query", "#d95f02"),
+}
 CELL, LABEL, TOP, GAP = 20, 190, 92, 8  # pixels
 
 
@@ -37,47 +48,54 @@ class Group:
     color: str
 
 
-def groups() -> tuple[list[Group], list[Group]]:
-    """The groups of query rows and of key rows, in the order of the joint pass."""
-    slots = len(SENTENCE) - 1
-    shown = tuple(MASK if i in MASKED else token for i, token in enumerate(SENTENCE))
-    true = tuple(SENTENCE[i] for i in MASKED)
-    ar_query = Group("AR query", tuple(f"{MASK} → {token}" for token in SENTENCE[1:]), "#1f77b4")
-    ar = Group("AR content", SENTENCE[:slots], "#7fb2d9")
-    nar = Group("NAR visible + mask", shown, "#2ca02c")
-    bridge = Group("NAR true", true, "#f2a154")
-    aux = Group("AUX query", tuple(f"{MASK} → {token}" for token in true), "#d95f02")
-    return [ar_query, ar, nar, bridge, aux], [ar, nar, bridge]
-
-
-def sights() -> np.ndarray:
-    """[R, K] bool, True where a query row may attend to a key row, as training computes it."""
-    length, slots, masked = len(SENTENCE), len(SENTENCE) - 1, len(MASKED)
+def row_layout_of_sentence() -> RowLayout:
+    """The joint pass over the sentence, as training lays it out."""
+    length = len(SENTENCE)
     batch = Batch(
         source=jnp.zeros((1, 2), jnp.int32),
-        target=jnp.arange(length)[None],
+        target=jnp.where(jnp.arange(length) == length - 1, SPECIALS.eos, FIRST_TOKEN + jnp.arange(length))[None],
         masked=jnp.array([MASKED]),
-        masked_count=jnp.array([masked]),
+        masked_count=jnp.array([len(MASKED)]),
         example_id=jnp.zeros(1, jnp.int32),
     )
-    matrix = np.zeros((2 * slots + length + 2 * masked, slots + length + masked), bool)
-    real = jnp.ones((1, length), bool)
-    for sight in streams.joint_sights(batch, real, slots, ("ar", "nar", "aux"), ar_queries=True):
-        matrix[sight.start : sight.stop, sight.first : sight.last] = np.asarray(sight.mask[0])
+    return row_layout(batch, ModelConfig(), SPECIALS, ("ar", "nar", "aux"))
+
+
+def groups() -> tuple[list[Group], list[Group]]:
+    """The groups of query rows and of key rows, in the order of the joint pass."""
+    layout = row_layout_of_sentence()
+    drawn = {group.name: _drawn(group) for group in layout.groups}
+    return list(drawn.values()), [drawn[name] for name in layout.key_slices]
+
+
+def _drawn(group: RowGroup) -> Group:
+    title, color = STYLES[group.name]
+    if group.tokens is None:
+        return Group(title, tuple(f"{MASK} → {SENTENCE[int(position)]}" for position in group.positions[0]), color)
+    names = {FIRST_TOKEN + i: token for i, token in enumerate(SENTENCE)} | {SPECIALS.eos: "eos", SPECIALS.mask: MASK}
+    return Group(title, tuple(names[int(token)] for token in group.tokens[0]), color)
+
+
+def attention_matrix() -> np.ndarray:
+    """[R, K] bool, True where a query row may attend to a key row, as training computes it."""
+    layout = row_layout_of_sentence()
+    matrix = np.zeros((layout.rows, layout.memory_rows), bool)
+    for block in layout.attention():
+        matrix[block.start : block.stop, block.first : block.last] = np.asarray(block.mask[0])
     return matrix
 
 
 def draw() -> str:
     """The picture as SVG text."""
     rows, columns = groups()
-    matrix = sights()
+    matrix = attention_matrix()
     x_of, y_of = _offsets(columns, LABEL), _offsets(rows, TOP)
     width, height = x_of[-1] + CELL + 12, y_of[-1] + CELL + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
-        "<title>Which rows of the decoder see which: rows are queries, columns are keys</title>",
+        "<title>Which rows of the decoder attend to which: rows are queries, columns are keys</title>",
     ]
     first = 0
     for group in columns:
@@ -101,10 +119,10 @@ def draw() -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-def _offsets(found: list[Group], start: int) -> list[int]:
+def _offsets(drawn: list[Group], start: int) -> list[int]:
     """Pixels at which each row or column begins, with a gap between groups."""
     offsets, at = [], start
-    for group in found:
+    for group in drawn:
         for _ in group.tokens:
             offsets.append(at)
             at += CELL

@@ -48,7 +48,7 @@ from benchmarks.collectives import by_axes, collectives, ring_share
 from configs import bart_janus
 from janus_jax import parallel
 from janus_jax.config import Config, ParallelConfig, resolve
-from janus_jax.data.denoising import most_masked
+from janus_jax.data.denoising import max_masked
 from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, jit_train_step
@@ -121,7 +121,7 @@ def abstract_step(layers: int, mesh: Any) -> tuple[Any, Any, Config]:
     def of(*width: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*rows, *width), jnp.int32, sharding=sharding)
 
-    masked = most_masked(LENGTH, config.data.noise_ratio)
+    masked = max_masked(LENGTH, config.data.noise_ratio)
     return state, Batch(of(LENGTH), of(LENGTH), of(masked), of(), of()), config
 
 

@@ -21,7 +21,7 @@ from janus_jax.decode import Generator
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting
 from janus_jax.model import Janus
-from janus_jax.objective import active_terms
+from janus_jax.objective.joint import active_terms
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Specials
 

@@ -26,11 +26,11 @@ from configs import bart_janus
 from janus_jax import parallel
 from janus_jax.config import Config, resolve
 from janus_jax.data import corruption
-from janus_jax.data.denoising import most_masked, noise
+from janus_jax.data.denoising import max_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.model.presets import PRESETS
-from janus_jax.objective import OBJECTIVES
+from janus_jax.objective.terms import OBJECTIVES
 from janus_jax.train.step import compiler_options, init_state, make_train_step
 from janus_jax.types import Batch, Specials
 
@@ -69,14 +69,14 @@ def make_batch(config: Config, sentences: int, source: int, target: int) -> Batc
         rows = corruption.row_generators(0, 0, ids)
         made = [noise(g, one, starts, marks, config.data, Specials()) for g, one in zip(rows, sides[1], strict=True)]
         sides[0] = np.full((sentences, target), Specials.pad, np.int32)
-        masked = np.zeros((sentences, most_masked(target, config.data.noise_ratio)), np.int32)
+        masked = np.zeros((sentences, max_masked(target, config.data.noise_ratio)), np.int32)
         counts = np.array([len(one.masked) for one in made], np.int32)
         for row, one in enumerate(made):
             sides[0][row, : len(one.source)], masked[row, : len(one.masked)] = one.source, one.masked
     else:
-        lengths, sampler = np.full(sentences, target), corruption.sampler_of(config.data)
-        uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.numbers)
-        masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(target))
+        lengths, sampler = np.full(sentences, target), corruption.make_sampler(config.data)
+        uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.uniforms)
+        masked, counts = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.max_masked(target))
     batch = Batch(*sides, masked.astype(np.int32), counts.astype(np.int32), ids.astype(np.int32))
     return jax.tree.map(lambda x: jax.device_put(x[None]), batch)
 

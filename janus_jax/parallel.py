@@ -4,12 +4,9 @@ A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data x f
 the first rule whose pattern matches the parameter's path.
 """
 
-import ctypes
 import math
-import mmap
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +15,14 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from janus_jax import host_memory
 from janus_jax.config import ConfigError, ParallelConfig
-from janus_jax.processes import Processes, connect
+from janus_jax.processes import Rendezvous, connect
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# (pattern, spec) with the first match deciding. Kernels are [in, out]; embeddings [rows, D].
+# (pattern, spec); the first match decides. Kernels are [in, out]; embeddings [rows, D].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embed_tokens/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"(embed_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
@@ -36,54 +34,26 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def start(cache_dir: str | os.PathLike[str] | None = None, run: Processes | None = None) -> None:
-    """Prepares JAX for a door: the other processes of the run, if there are any, and the compile cache on disk.
+def start(cache_dir: str | os.PathLike[str] | None = None, rendezvous: Rendezvous | None = None) -> None:
+    """Prepares JAX: connects the processes of the run, if there are several, and sets the compile cache on disk.
 
     The cache directory is `cache_dir`, else $JANUS_JAX_CACHE, else ~/.cache/janus_jax; an empty $JANUS_JAX_CACHE
     turns it off. Safe to call twice.
 
+    Args:
+      cache_dir: see above.
+      rendezvous: where the processes meet, see `processes.connect`.
+
     Raises:
-      ConfigError: see `processes.connect`, which `run` goes to.
+      ConfigError: see `processes.connect`.
     """
-    _keep_freed_memory()
-    connect(run)
-    where = cache_dir if cache_dir is not None else os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
-    if str(where):
-        jax.config.update("jax_compilation_cache_dir", str(Path(where).expanduser() / "xla"))
+    host_memory.keep_freed_memory()
+    connect(rendezvous)
+    default = os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
+    directory = default if cache_dir is None else cache_dir
+    if str(directory):
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).expanduser() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _keep_freed_memory() -> None:
-    """Under glibc: freed memory stays with the process, in huge pages.
-
-    XLA allocates a step's temporary memory anew each step. By default glibc gives such blocks back to the kernel, and
-    faulting them in again page by page took a third of a training step (benchmarks/train_step.py). Set
-    JANUS_JAX_KEEP_MEMORY=0 to leave the allocator alone. Does nothing where glibc or the kernel's advice is missing.
-    """
-    global _memory_is_kept
-    wanted = os.environ.get("JANUS_JAX_KEEP_MEMORY", "1") != "0"
-    if _memory_is_kept or not wanted or not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "mallopt") or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    _memory_is_kept = True
-    # malloc.h: no separate mappings (M_MMAP_MAX), no trimming (M_TRIM_THRESHOLD), one heap for all threads (M_ARENA_MAX).
-    for parameter, value in ((-4, 0), (-1, -1), (-8, 1)):
-        libc.mallopt(parameter, value)
-    # Pages of this region become huge when first touched; until then it costs nothing but addresses.
-    size, page = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 2**21
-    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
-    libc.free.argtypes = (ctypes.c_void_p,)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    region = libc.malloc(size)
-    if region:
-        start = -(-region // page) * page
-        libc.madvise(start, (region + size - start) // page * page, mmap.MADV_HUGEPAGE)
-        libc.free(region)
-
-
-_memory_is_kept = False
 
 
 def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -105,20 +75,20 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
             "devices at hand; set one axis to -1 or change their product"
         )
     # Auto axes: with Explicit ones, the default of jax.make_mesh, embedding look-ups are rejected.
-    return Mesh(_arranged(shape, list(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(_arrange(shape, list(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _arranged(shape: tuple[int, int, int], devices: list[jax.Device]) -> np.ndarray:
-    """The devices in the shape of the mesh, near ones along its last axes."""
+def _arrange(shape: tuple[int, int, int], devices: list[jax.Device]) -> np.ndarray:
+    """The devices in the shape of the mesh; neighbours stand along its last axes."""
     if devices[0].platform != "tpu":
-        # By host: jax.make_mesh refuses hosts of GPUs, which it takes for slices of TPUs.
+        # Sorted by host. jax.make_mesh refuses several hosts of GPUs: it takes each host for a slice of TPUs.
         return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices)
     if shape[0] % slices:
         raise ConfigError(
-            f"config.parallel.data: {shape[0]} is not a multiple of the {slices} slices; only data goes over the network between slices"
+            f"config.parallel.data: {shape[0]} is not a multiple of the {slices} slices; only the data axis may cross the network between slices"
         )
     return mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
 
@@ -131,34 +101,36 @@ def param_specs(params: Any, rules: tuple[tuple[str, PartitionSpec], ...] = RULE
     """
 
     def spec(path: Any, leaf: Any) -> PartitionSpec:
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
-        for pattern, found in rules:
-            if re.search(pattern, name):
-                return found
-        raise ValueError(f"no sharding rule matches parameter {name} {leaf.shape}; add one to parallel.RULES")
+        return _matching_rule(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, rules)
 
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """NamedSharding of each leaf of a training state: parameters by rule, their moments alike, counters everywhere.
+    """NamedSharding of each leaf of a training state: parameters by rule, moments like their parameter, counters on every device.
 
     A dimension that its mesh axis does not divide stays whole.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
-        name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
         if leaf.ndim == 0:
             return NamedSharding(mesh, PartitionSpec())
-        for pattern, spec in RULES:
-            if re.search(pattern, name):
-                return NamedSharding(mesh, _fitting(mesh, spec, leaf.shape))
-        raise ValueError(f"no sharding rule matches {name} {leaf.shape}; add one to parallel.RULES")
+        spec = _matching_rule(jax.tree_util.keystr(path, simple=True, separator="/"), leaf.shape, RULES)
+        return NamedSharding(mesh, _divisible_axes(mesh, spec, leaf.shape))
 
     return jax.tree_util.tree_map_with_path(sharding, abstract_state)
 
 
-def _fitting(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+def _matching_rule(name: str, shape: tuple[int, ...], rules: tuple[tuple[str, PartitionSpec], ...]) -> PartitionSpec:
+    """The PartitionSpec of the first rule whose pattern matches the name; ValueError if none does."""
+    for pattern, spec in rules:
+        if re.search(pattern, name):
+            return spec
+    raise ValueError(f"no sharding rule matches parameter {name} {shape}; add one to parallel.RULES")
+
+
+def _divisible_axes(mesh: Mesh, spec: PartitionSpec, shape: tuple[int, ...]) -> PartitionSpec:
+    """The spec without the mesh axes that don't divide their dimension."""
     axes = [
         axis if axis is None or shape[i] % mesh.shape[axis] == 0 else None
         for i, axis in enumerate(tuple(spec)[: len(shape)])
@@ -187,25 +159,26 @@ def check_rows(mesh: Mesh, rows: int) -> None:
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """Which share of a batch's rows a process reads, and how many shares there are.
+    """The index of the share of a batch's rows that a process reads, and the number of shares.
 
-    Processes whose devices hold the same rows, since the tensor axis runs through them, read the same share.
+    Where the tensor axis runs through several processes, their devices hold the same rows and they read the same share.
 
     Args:
-      mesh: of all processes; process: None: this one.
+      mesh: the mesh of all processes.
+      process: index of the process; None: this one.
 
     Raises:
       ConfigError: devices of two processes hold partly the same rows.
     """
-    parts: dict[int, set[int]] = {}
+    parts: dict[int, set[int]] = {}  # process -> parts of the rows that its devices hold
     by_part = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     for part, devices in enumerate(by_part):
         for device in devices:
             parts.setdefault(device.process_index, set()).add(part)
-    shares = sorted({tuple(sorted(held)) for held in parts.values()})
+    shares = sorted({tuple(sorted(of_process)) for of_process in parts.values()})
     if sum(map(len, shares)) != len(by_part) or len({len(share) for share in shares}) > 1:
         raise ConfigError(
-            "config.parallel: on this arrangement of devices two processes share some of a batch's rows and not others; make "
+            "config.parallel: with this arrangement of devices two processes share some rows of a batch and not the others; make "
             "parallel.tensor a multiple or a divisor of the devices of a process"
         )
     process = jax.process_index() if process is None else process
@@ -225,7 +198,7 @@ def put_batch(mesh: Mesh, batch: Any, leading: int = 0) -> Any:
 
 
 def batch_ways() -> int:
-    """How many parts the batches of the current mesh (`jax.set_mesh`) come in; 1 without one."""
+    """The number of parts into which the current mesh (`jax.set_mesh`) splits the rows of a batch; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 

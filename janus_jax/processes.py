@@ -1,6 +1,6 @@
-"""Several processes of one run: how they find each other, agree and exchange text.
+"""Several processes of one run: how they connect, take decisions together and exchange values.
 
-They are started by SLURM, Open MPI, Kubernetes, a TPU slice's own tools or by hand (launch/); JAX's runtime connects them.
+SLURM, Open MPI, Kubernetes, the tools of a TPU slice or a user start them (launch/); JAX's runtime connects them.
 """
 
 import contextlib
@@ -21,50 +21,53 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.config import ConfigError
 
-# Seconds without a sign of life after which a process counts as lost (JAX's default is 100); a process that ends waits so long
-# for the others to end too (default 300).
-HEARTBEAT = 20
-_SHUTDOWN = 20
+# Seconds.
+HEARTBEAT = 20  # a process without a sign of life for so long counts as lost (JAX's default is 100)
+_SHUTDOWN = 20  # a process that ends waits so long for the others to end (JAX's default is 300)
 _CONNECT = 300
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Where the processes of a run meet, and which of them this one is; an empty coordinator: to be found out."""
+class Rendezvous:
+    """Where the processes of a run meet, and the index of this one; an empty coordinator: JAX detects it."""
 
     coordinator: str = ""  # HOST:PORT of process 0
-    count: int = 0
-    index: int = -1
+    count: int = 0  # processes of the run
+    index: int = -1  # of this process, from 0
 
 
-def connect(given: Processes | None = None) -> None:
+def connect(rendezvous: Rendezvous | None = None) -> None:
     """Connects this process with the others of its run, if there are others. Safe to call twice.
 
-    They are looked for in this order: `given`; $JAX_COORDINATOR_ADDRESS with $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; the launcher
-    (SLURM, Open MPI, a TPU slice of several hosts), by JAX's own detection. $JANUS_JAX_DISTRIBUTED=1 has JAX look although
-    nothing in the environment speaks of others: on TPU VMs only the metadata server does.
+    The first of these sources that names other processes counts: `rendezvous`; $JAX_COORDINATOR_ADDRESS with
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; the launcher (SLURM, Open MPI, a TPU slice of several hosts), which JAX detects.
+    $JANUS_JAX_DISTRIBUTED=1 makes JAX detect in any case: on a TPU VM only the metadata server knows the other hosts, and no
+    variable of the environment does.
+
+    Args:
+      rendezvous: None or `Rendezvous()`: not known.
 
     Raises:
-      ConfigError: only a part of the three is given, or the processes did not find each other.
+      ConfigError: `rendezvous` or the three variables are incomplete, or the processes did not connect.
     """
     if jax.distributed.is_initialized():
         return
-    found = _given(given or Processes()) or _from_environment(os.environ)
-    if found is None and not _launched(os.environ):
+    rendezvous = _checked(rendezvous or Rendezvous()) or _from_environment(os.environ)
+    if rendezvous is None and not _has_launcher(os.environ):
         return
-    # One mechanism for requests to stop: the loop's own (see `anyone`). JAX's would take SIGTERM from it.
+    # The training loop handles requests to stop (see `any_process`). JAX's own service would take SIGTERM from it.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {}
-    if found:
+    if rendezvous:
         arguments = {
-            "coordinator_address": found.coordinator,
-            "num_processes": found.count,
-            "process_id": found.index,
+            "coordinator_address": rendezvous.coordinator,
+            "num_processes": rendezvous.count,
+            "process_id": rendezvous.index,
             "cluster_detection_method": "deactivate",
         }
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of launchers that are not this one
+            warnings.simplefilter("ignore")  # JAX warns of each launcher that it does not detect
             jax.distributed.initialize(
                 **arguments,
                 heartbeat_timeout_seconds=HEARTBEAT,
@@ -73,61 +76,65 @@ def connect(given: Processes | None = None) -> None:
             )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"the processes of this run did not find each other ({error}); give --coordinator=HOST:PORT, --processes=N and "
-            "--process=I (0 to N - 1) to each, HOST being that of process 0"
+            f"the processes of this run did not connect ({error}); give --coordinator=HOST:PORT, --processes=N and "
+            "--process=I (0 to N - 1) to each; HOST is the host of process 0"
         ) from error
 
 
-def _given(processes: Processes) -> Processes | None:
-    if processes == Processes():
+def _checked(rendezvous: Rendezvous) -> Rendezvous | None:
+    """The rendezvous if it is complete, None if nothing of it is known; ConfigError if it is incomplete."""
+    if rendezvous == Rendezvous():
         return None
-    host, _, port = processes.coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 <= processes.index < processes.count:
+    host, _, port = rendezvous.coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= rendezvous.index < rendezvous.count:
         raise ConfigError(
-            f"--coordinator={processes.coordinator} --processes={processes.count} --process={processes.index}: give all three: "
-            "HOST:PORT of process 0, the number of processes, and the number of this one, from 0"
+            f"--coordinator={rendezvous.coordinator} --processes={rendezvous.count} --process={rendezvous.index}: give all three: "
+            "HOST:PORT of process 0, the number of processes, and the index of this process, from 0"
         )
-    return processes
+    return rendezvous
 
 
-def _from_environment(environment: Any) -> Processes | None:
+def _from_environment(environment: Any) -> Rendezvous | None:
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    # The address alone is for JAX's detection, which takes it from there and the rest from the launcher.
+    # The address alone is an input of JAX's detection, which takes the rest from the launcher.
     if not all(environment.get(name) for name in names):
         return None
     address, *numbers = (environment[name] for name in names)
     if not all(number.isdigit() for number in numbers):
         raise ConfigError(f"$JAX_NUM_PROCESSES={numbers[0]} and $JAX_PROCESS_ID={numbers[1]} must be numbers")
-    return _given(Processes(address, *map(int, numbers)))
+    return _checked(Rendezvous(address, *map(int, numbers)))
 
 
-def _launched(environment: Any) -> bool:
-    """Whether a launcher started several processes. (A single one must not open a port that its neighbour wants too.)"""
+def _has_launcher(environment: Any) -> bool:
+    """Whether a launcher started several processes. (A single process must not open a port: another run may want it.)"""
     tasks = max(int(environment.get(name) or 0) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = [environment.get(name, "").count(",") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")]
-    told = any(
+    requested = any(
         environment.get(name)
         for name in ("JANUS_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
     )
-    return tasks > 1 or any(hosts) or told
+    return tasks > 1 or any(hosts) or requested
 
 
-class Request:
-    """To save and stop."""
+class StopRequest:
+    """Whether this process was asked to save and stop."""
 
-    made = False
+    received = False
 
 
 @contextlib.contextmanager
-def stop_request() -> Iterator[Request]:
-    """A request that SIGTERM makes as long as this lasts; outside the main thread, where nothing is installed, nobody makes it."""
-    request = Request()
+def stop_on_sigterm() -> Iterator[StopRequest]:
+    """Within the block SIGTERM sets the request and doesn't end the process.
 
-    def make(*_: Any) -> None:
-        request.made = True
+    Only the main thread can install a signal handler: in any other thread the request is never set.
+    """
+    request = StopRequest()
+
+    def handle(*_: Any) -> None:
+        request.received = True
 
     try:
-        before = signal.signal(signal.SIGTERM, make)
+        before = signal.signal(signal.SIGTERM, handle)
     except ValueError:
         yield request
         return
@@ -137,53 +144,57 @@ def stop_request() -> Iterator[Request]:
         signal.signal(signal.SIGTERM, before)
 
 
-def anyone(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
-    """`ask(flag)`: whether the flag is set on any process, the same answer on all of them.
+def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
+    """Returns `ask(flag)`: whether the flag is set on any process; all processes get the same answer.
 
-    The answer is an array that is not waited for; every process must ask equally often. Nothing is exchanged in a run of one
-    process, whose answer is its own flag.
+    The answer is an array, and `ask` does not wait for it. Every process must ask equally often. A run of one process
+    exchanges nothing: the answer is the flag.
     """
     if jax.process_count() == 1:
         return lambda flag: flag
-    split, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
-    highest = jax.jit(jnp.max, out_shardings=whole)
+    split, replicated = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), NamedSharding(mesh, PartitionSpec())
+    highest = jax.jit(jnp.max, out_shardings=replicated)
     local = len(mesh.local_devices)
 
     def ask(flag: bool) -> jax.Array:
-        own = np.full(local, flag, np.int32)
-        return highest(jax.make_array_from_process_local_data(split, own))
+        flags = np.full(local, flag, np.int32)
+        return highest(jax.make_array_from_process_local_data(split, flags))
 
     return ask
 
 
-def agree(ok: bool) -> bool:
-    """Whether all processes say yes. Waits for them."""
+def all_processes(ok: bool) -> bool:
+    """Whether `ok` is true on all processes; a barrier."""
     if jax.process_count() == 1:
         return ok
     return bool(np.all(multihost_utils.process_allgather(np.int32(ok))))
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What runs inside succeeds on all processes, or ends on all: nobody waits for one that has given up.
+def fail_together() -> Iterator[None]:
+    """Where the block fails on one process, it raises on all: no process waits for one that has failed. A barrier at the end.
 
     Raises:
-      ConfigError: it failed on another process.
+      ConfigError: the block failed on another process.
     """
     try:
         yield
     except Exception:
-        agree(False)
+        all_processes(False)
         raise
-    if not agree(True):
-        raise ConfigError("another process of this run gave up; its own message says why")
+    if not all_processes(True):
+        raise ConfigError("another process of this run failed; its message says why")
 
 
-def gathered(own: Sequence[Any]) -> list[list[Any]]:
-    """What each process gives, a list of JSON values, by process; the same on all of them. Waits for them."""
+def all_gather(values: Sequence[Any]) -> list[list[Any]]:
+    """The values of every process, in the order of the processes; a barrier.
+
+    Args:
+      values: JSON values of this process.
+    """
     if jax.process_count() == 1:
-        return [list(own)]
-    data = np.frombuffer(json.dumps(list(own)).encode(), np.uint8)
+        return [list(values)]
+    data = np.frombuffer(json.dumps(list(values)).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(data)] = data
@@ -192,10 +203,10 @@ def gathered(own: Sequence[Any]) -> list[list[Any]]:
 
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
-    """Arrays that are split over the processes of `mesh`, whole on the first device of each process."""
-    return jax.tree.map(lambda x: x.addressable_data(0), _whole(mesh)(tree))
+    """Copies arrays that are split over the devices of `mesh` whole to the first device of each process."""
+    return jax.tree.map(lambda x: x.addressable_data(0), _replicate(mesh)(tree))
 
 
 @functools.cache
-def _whole(mesh: Mesh) -> Callable[[Any], Any]:
+def _replicate(mesh: Mesh) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))

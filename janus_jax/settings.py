@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from janus_jax.objective.terms import OBJECTIVES
+
 
 @dataclass(frozen=True)
 class Range:
@@ -58,7 +60,7 @@ Weight = float | tuple[tuple[int, float], ...]
 
 Source = Literal["parallel", "tsv", "tfds", "demo", "text"]
 MaskSampler = Literal["span", "uniform"]
-Objective = Literal["ar", "cmlm", "janus", "ctc", "janus_ctc"]
+Objective = Literal[tuple(OBJECTIVES)]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
 Mode = Literal["ar", "nar", "ctc", "speculative", "infill"]
@@ -344,8 +346,8 @@ class ObjectiveConfig:
 
     name: Objective = setting(
         "janus",
-        "Objective, which names the terms of the loss. ar: ar. cmlm: nar and length. janus: ar, nar, aux, length, "
-        "kl_ar_nar, kl_nar_aux and kl_ar_aux. ctc: ctc. janus_ctc: ar, ctc and kl_ar_ctc.",
+        "Objective, which names the terms of the loss. "
+        + " ".join(f"{name}: {', '.join(terms)}." for name, terms in OBJECTIVES.items()),
     )
     label_smoothing: float = setting(
         0.1,

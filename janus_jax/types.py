@@ -37,17 +37,6 @@ class Encoded:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Streams:
-    """Final hidden rows of the joint pass; None for a group that was not asked for."""
-
-    ar: Array | None  # [B, T-1, D] slot t predicts target[t+1] (ar_start "eos": [B, T, D], slot t predicts target[t])
-    nar: Array | None  # [B, M, D] mask rows
-    aux: Array | None  # [B, M, D] AUX query rows
-    ctc: Array | None = None  # [B, R, D] CTC rows, R = ceil(ctc_ratio * S)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
 class TrainState:
     """Everything that a training step changes."""
 

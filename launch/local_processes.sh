@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs one command as n processes of one machine, over loopback: what a pod does, without one.
+# Runs one command as n processes of one machine, over loopback: like a pod, on one machine.
 #
 #   ./launch/local_processes.sh 2 python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
 #
-# Each process gets its own cores, and its own GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and Ctrl-C
-# end all of them as SIGTERM does: the run saves. The exit status is that of the first process that failed, 0 if none did.
+# Each process gets some of the cores, and one GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and Ctrl-C
+# send SIGTERM to all processes: the run saves and ends. The exit status is that of the first process that failed, 0 if none did.
 set -euo pipefail
 if [[ ! "${1-}" =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
   echo "error: usage: ${0##*/} PROCESSES COMMAND [ARGUMENT ...]" >&2
@@ -21,7 +21,7 @@ free_port() {
       return
     fi
   done
-  echo "error: found no free port" >&2
+  echo "error: no free port was found" >&2
   return 1
 }
 
@@ -34,17 +34,17 @@ trap 'kill -s TERM "${children[@]}" 2>/dev/null || true' TERM INT
 
 for ((i = 0; i < processes; i++)); do
   (
-    # The child is the command itself, so that a signal reaches it and nothing in between; a terminal's Ctrl-C comes as SIGTERM, see above.
+    # The child is the command itself (exec), so that it gets the signal. Ctrl-C reaches it as SIGTERM, see above.
     trap '' INT
     export JAX_PROCESS_ID=$i
     [ "$gpus" -lt "$processes" ] || export JAX_LOCAL_DEVICE_IDS=$i
     pin=()
     if [ "$processes" -gt 1 ] && command -v taskset >/dev/null; then
-      # The list of cores that this shell may use, shared out in turns.
-      mapfile -t mine < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
+      # The cores that this shell may use, dealt out in turns.
+      mapfile -t own_cores < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
         awk -F- '{for (c = $1; c <= ($2 == "" ? $1 : $2); c++) print c}' |
         awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')
-      pin=(taskset -c "$(IFS=,; echo "${mine[*]}")")
+      pin=(taskset -c "$(IFS=,; echo "${own_cores[*]}")")
     fi
     exec "${pin[@]}" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)
   ) &
@@ -53,14 +53,14 @@ done
 
 status=0
 for child in "${children[@]}"; do
-  # A trapped signal ends `wait` early: ask again until the child itself is gone.
+  # A trapped signal ends `wait` early: wait again until the child has ended.
   while :; do
     code=0
     wait "$child" || code=$?
     kill -0 "$child" 2>/dev/null || break
   done
   code=0
-  wait "$child" || code=$? # once more: a signal may have taken the place of its status
+  wait "$child" || code=$? # again: after a signal, `wait` has returned another status
   [ "$status" -ne 0 ] || status=$code
 done
 exit "$status"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# From nothing to a trained model: prepares the built-in German-English corpus, trains on it, decodes its test split
-# autoregressively and not, and ends with a table. What is done already is not done again.
+# From a fresh checkout to a trained model: prepares the built-in German-English corpus, trains on it, decodes its test split
+# autoregressively and in parallel, and prints a table. Steps that are done are skipped.
 #
 #   ./launch/quickstart.sh [--workdir=runs/demo_deen] [--config.train.steps=500 ...]
 #
-# Settings given here go to preparation and training.
+# The settings apply to preparation and training.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-began=$SECONDS
+start=$SECONDS
 config=configs/demo_deen.py workdir=runs/demo_deen settings=()
 for argument in "$@"; do
   case "$argument" in
@@ -26,4 +26,4 @@ export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
 python -m janus_jax.data --config="$config" ${settings[@]+"${settings[@]}"}
 python -m janus_jax.train --config="$config" --workdir="$workdir" ${settings[@]+"${settings[@]}"}
 python -m benchmarks.quickstart --workdir="$workdir"
-echo "total time: $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s"
+echo "total time: $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"

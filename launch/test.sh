@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks everything: lint, format, tests. Arguments go to pytest: ./launch/test.sh tests/model -x
-# Makes its own environment in .venv (see environment.sh); compiled programs are kept in .cache, so that a second run is faster.
+# Builds an environment in .venv (see environment.sh). .cache keeps compiled programs, so that a second run is faster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
@@ -9,4 +9,5 @@ make_environment requirements.txt requirements-convert.txt requirements-dev.txt
 export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
 ruff check .
 ruff format --check .
-exec python -m pytest --numprocesses=auto --dist=loadfile "$@"
+# File by file, in the order of tests/conftest.py: longest first.
+exec python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"

@@ -1,4 +1,5 @@
-"""Shared set-up: eight CPU devices in one process, and a compiler that hurries: it is where the tests spend their time."""
+"""Shared set-up: eight CPU devices in one process, a compiler that hurries (tests spend most of their time in it), and
+the order in which the workers of a parallel run take the tests."""
 
 import gc
 import os
@@ -9,7 +10,8 @@ import pytest
 
 from janus_jax import parallel
 
-# Workers of a parallel run share the cores out: two processes that both use all of them slow each other down tenfold.
+# Workers of a parallel run divide the cores among themselves: two processes that both use all cores slow each other
+# down tenfold.
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 if worker and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
@@ -17,11 +19,12 @@ if worker and hasattr(os, "sched_setaffinity"):
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
-# Where it optimises nothing, the compiler's older code generator is done in a third of the time (with optimisation it takes
-# three times as long, and makes slower programs). Processes that tests start inherit it; a compiler without it ignores it.
-QUICK = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-if QUICK not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
+# Without optimisation, the older code generator of the compiler takes a third of the time of the newer one (with
+# optimisation it takes three times as long, and makes slower programs). Processes that tests start inherit the flag;
+# a compiler without this generator ignores it.
+OLDER_CODE_GENERATOR = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+if OLDER_CODE_GENERATOR not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_CODE_GENERATOR}".strip()
 parallel.start()
 
 MAPS = Path("/proc/self/maps")
@@ -35,3 +38,64 @@ def _few_compiled_programs():
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+# What takes longest, longest first: a worker that begins it last keeps all others waiting. A file runs on one worker,
+# since its tests share fixtures; a test that is named here may run apart from its file, and so may each of its cases.
+LONGEST_FIRST = (
+    "tests/docs/test_training_commands.py",
+    "tests/docs/test_pytorch_commands.py",
+    "tests/docs/test_decoding_commands.py",
+    "tests/docs/test_pretraining_commands.py",
+    "tests/faults/test_processes.py::test_a_request_to_one_process_stops_all_and_one_process_resumes",
+    "tests/faults/test_processes.py::test_a_lost_process_ends_the_others_and_another_count_resumes",
+    "tests/faults/test_processes.py::test_several_processes_train_as_one_does",
+    "tests/train/test_train.py",
+    "tests/model/test_bart.py",
+    "tests/decode/test_trained.py",
+    "tests/objective/test_objective.py",
+    "tests/decode/test_generator.py",
+    "tests/faults/test_checkpoints.py",
+    "tests/test_parallel.py",
+    "tests/faults/test_kill.py",
+    "tests/train/test_step.py",
+    "tests/test_study.py",
+    "tests/train/test_initial.py",
+    "tests/faults/test_processes.py",
+    "tests/test_notebook.py::test_bart_to_nar_runs",
+    "tests/test_notebook.py::test_quickstart_runs",
+    "tests/convert/test_hf_model.py",
+    "tests/test_golden.py::test_every_array_is_within_its_tolerance",
+    "tests/decode/test_speculative.py",
+    "tests/model/test_model.py",
+    "tests/convert/test_export.py",
+)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _place(nodeid: str) -> int:
+    """Index in LONGEST_FIRST of a test (before its file) or of its file; the length of the list if it has neither."""
+    for name in (nodeid.split("[")[0], nodeid.split("::")[0]):
+        if name in LONGEST_FIRST:
+            return LONGEST_FIRST.index(name)
+    return len(LONGEST_FIRST)
+
+
+def pytest_collection_modifyitems(items):
+    for name in LONGEST_FIRST:
+        file, _, test = name.partition("::")
+        if not (ROOT / file).is_file() or (test and f"def {test}(" not in (ROOT / file).read_text(encoding="utf-8")):
+            raise pytest.UsageError(f"tests/conftest.py: LONGEST_FIRST names {name}, which does not exist; correct it")
+    items.sort(key=lambda item: _place(item.nodeid))  # stable: the tests of a file keep their order
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """File by file, as --dist=loadfile, but for the tests that LONGEST_FIRST names."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndLongTests(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if nodeid.split("[")[0] in LONGEST_FIRST else super()._split_scope(nodeid)
+
+    return FilesAndLongTests(config, log) if config.getoption("dist") == "loadfile" else None

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -24,8 +24,10 @@ from janus_jax.config import ArDecode, DecodeConfig, LossWeights, NarDecode, Obj
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
 from janus_jax.decode import MODES, DecodeRequest, remask_counts
 from janus_jax.model import Janus
-from janus_jax.model.streams import bridge_mask, nar_mask
-from janus_jax.objective import denominators, loss
+from janus_jax.model.families import row_layout
+from janus_jax.model.families.aux import bridge_mask
+from janus_jax.model.layout import bidirectional_mask
+from janus_jax.objective.joint import denominators, loss
 from janus_jax.types import Batch, Specials
 
 BOS, PAD, EOS, UNK = range(4)
@@ -79,7 +81,7 @@ class Golden:
 
     @cached_property
     def encoded(self):
-        return self.net.encode(self.params, self.batch.source)
+        return jax.jit(self.net.encode)(self.params, self.batch.source)
 
     @property
     def objective(self) -> ObjectiveConfig:
@@ -120,16 +122,17 @@ def check_forward(g: Golden) -> Iterator[Line]:
         largest(g.encoded.states, g["out/encoder_out_TBC"].swapaxes(0, 1), source_real),
         ACTIVATION,
     )
-    hidden = g.net.train_streams(g.params, g.encoded, g.batch)
-    logits = {name: g.net.project(g.params, getattr(hidden, name))[..., :vocab] for name in ("ar", "nar", "aux")}
+    hidden = jax.jit(g.net.train_rows)(g.params, g.encoded, g.batch)
+    logits = {name: g.net.project(g.params, hidden[name])[..., :vocab] for name in ("ar", "nar", "aux")}
     ar_real = g["in/ar_target"] != PAD
     masked_real = np.asarray(g["in/nar_query_w"] != PAD)
     yield Line("out/ar_logits", largest(logits["ar"], g["out/ar_logits"], ar_real), ACTIVATION)
     yield Line("out/query_logits", largest(logits["aux"], g["out/query_logits"], masked_real), ACTIVATION)
     masked_tokens = jnp.where(jnp.asarray(_mask_flags(g)), UNK, g.batch.target)
-    plain = g.net.nar_rows(g.params, g.encoded, masked_tokens)
+    nar_rows = jax.jit(g.net.nar_rows)
+    plain = nar_rows(g.params, g.encoded, masked_tokens)
     plain_logits = g.net.project(g.params, plain)[..., :vocab]
-    content = {"out/content_logits": (logits["nar"], plain_logits), "out/content_state": (hidden.nar, plain)}
+    content = {"out/content_logits": (logits["nar"], plain_logits), "out/content_state": (hidden["nar"], plain)}
     for name, (mask_rows, visible_rows) in content.items():
         if name not in g:
             continue
@@ -141,18 +144,18 @@ def check_forward(g: Golden) -> Iterator[Line]:
                 errors.append(largest(ours, g[name][b, row]))
         yield Line(name, max(errors), ACTIVATION)
     if "out/query_state" in g:
-        yield Line("out/query_state", largest(hidden.aux, g["out/query_state"], masked_real), ACTIVATION)
+        yield Line("out/query_state", largest(hidden["aux"], g["out/query_state"], masked_real), ACTIVATION)
     if "out/length_logits" in g:
         yield Line("out/length_logits", largest(g.encoded.length_logits, g["out/length_logits"]), ACTIVATION)
         yield Line("out/length_tgt", largest((g.batch.target != PAD).sum(1), g["out/length_tgt"]), EXACT)
     if "in/cmlm_tokens" in g:
         tokens = g["in/cmlm_tokens"]
-        rows = g.net.project(g.params, g.net.nar_rows(g.params, g.encoded, jnp.asarray(tokens)))[..., :vocab]
+        rows = g.net.project(g.params, nar_rows(g.params, g.encoded, jnp.asarray(tokens)))[..., :vocab]
         yield Line(
             "out/cmlm_logprobs", largest(jax.nn.log_softmax(rows), g["out/cmlm_logprobs"], tokens != PAD), ACTIVATION
         )
     if "out/ar_teacher_forced_logprobs" in g:
-        rows = g.net.ar_rows(g.params, g.encoded, jnp.asarray(g["in/ar_content_w"]))
+        rows = jax.jit(g.net.ar_rows)(g.params, g.encoded, jnp.asarray(g["in/ar_content_w"]))
         ours = jax.nn.log_softmax(g.net.project(g.params, rows)[..., :vocab])
         name = "out/ar_teacher_forced_logprobs"
         yield Line(name, largest(ours, g[name], ar_real), ACTIVATION)
@@ -170,30 +173,24 @@ def check_rows(g: Golden) -> Iterator[Line]:
     decoder = g.net.bound(g.params).decoder
     table = g.net.bound(g.params).embed_tokens
     ar = jnp.asarray(g["in/ar_content_w"])
-    slots, length, masked = ar.shape[1], g.batch.target.shape[1], g.batch.masked.shape[1]
-    rows = decoder.joint_rows(table, ar, g.batch, ("ar", "nar", "aux"))
-    group = dict(
-        zip(
-            ("query", "ar", "nar", "true", "aux"),
-            jnp.split(rows, np.cumsum([slots, slots, length, masked]), 1),
-            strict=True,
-        )
-    )
+    layout = row_layout(g.batch, g.net.config, g.net.specials, ("ar", "nar", "aux"))
+    rows = decoder.embed_groups(table, layout.groups, len(g.batch.target))
+    group = {name: rows[:, place] for name, place in layout.row_slices.items()}
     errors = [
         largest(
-            (group["true"] if kind == "true" else group["nar"])[b, _nar_at(g, b, kind, at)],
+            (group["aux_gold"] if kind == "true" else group["nar"])[b, _nar_at(g, b, kind, at)],
             g["out/nar_content_embed"][b, row],
         )
         for b, row, kind, at in g.content_rows()
     ]
     yield Line("out/nar_content_embed", max(errors), ACTIVATION)
     masked_real = g["in/nar_query_w"] != PAD
-    yield Line("out/nar_query_embed", largest(group["aux"], g["out/nar_query_embed"], masked_real), ACTIVATION)
+    yield Line("out/nar_query_embed", largest(group["aux_query"], g["out/nar_query_embed"], masked_real), ACTIVATION)
     ar_real = ar != PAD
-    inner = [group["ar"]]
+    inner = [group["ar_content"]]
     for layers in range(1, g.config.decoder_layers + 1):
         net = Janus(replace(g.config, ar_stream="content", decoder_layers=layers), g.net.specials)
-        inner.append(net.ar_rows(g.params, g.encoded, ar))
+        inner.append(jax.jit(net.ar_rows)(g.params, g.encoded, ar))
     for i, states in enumerate(inner):
         name = f"out/ar_content_inner_{i}_TBC"
         yield Line(name, largest(states, g[name].swapaxes(0, 1), np.asarray(ar_real)), ACTIVATION)
@@ -207,7 +204,7 @@ def _nar_at(g: Golden, b: int, kind: str, at: int) -> int:
 def _check_masks(g: Golden) -> Iterator[Line]:
     real = g.batch.target != PAD
     bridge = np.asarray(bridge_mask(real, g.batch.masked, g.batch.masked_count))
-    nar = np.asarray(jnp.broadcast_to(nar_mask(real), (*real.shape, real.shape[1])))
+    nar = np.asarray(jnp.broadcast_to(bidirectional_mask(real), (*real.shape, real.shape[1])))
     masked, length = g.batch.masked.shape[1], real.shape[1]
     rows = list(g.content_rows())
     wrong = {"content": 0, "query": 0}
@@ -261,7 +258,8 @@ def check_losses(g: Golden) -> Iterator[Line]:
         yield Line("loss/length", _relative(metrics["loss/length"], g["loss/length"]), LOSS)
         for name in ("ar", "cmlm"):
             weights = LossWeights(nar=1.0) if name == "cmlm" else LossWeights()
-            other = total(g.params, ObjectiveConfig(name=name, weights=weights))[0]
+            objective = ObjectiveConfig(name=name, weights=weights)
+            other = jax.jit(partial(total, objective=objective))(g.params)[0]
             yield Line(f"loss/{name}_only_total", _relative(other, g[f"loss/{name}_only_total"]), LOSS)
     ours = params_to_released(gradients, g.config)
     for name in sorted(n for n in g.arrays if n.startswith("grad/")):

@@ -11,9 +11,10 @@ from typing import get_args
 
 import pytest
 
-from janus_jax import config, data, decode, objective
+from janus_jax import config, data, decode
 from janus_jax.data import corruption, sources
-from janus_jax.objective import vocabulary
+from janus_jax.model.families import FAMILIES
+from janus_jax.objective import terms
 from janus_jax.train import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +22,8 @@ PACKAGE = ROOT / "janus_jax"
 # Top to bottom; train and convert stand last, side by side, and do not import each other.
 PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
 FOUNDATION = {
-    "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "checkpoint",
-    "first_version",
+    "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
+    "checkpoint", "first_version",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"
@@ -120,7 +121,7 @@ def test_all_commands_are_tested():
     [
         (config.Source, sources.SOURCES),
         (config.MaskSampler, corruption.SAMPLERS),
-        (config.Objective, objective.OBJECTIVES),
+        (config.Objective, terms.OBJECTIVES),
         (config.Optimizer, optimizer.OPTIMIZERS),
         (config.Schedule, optimizer.SCHEDULES),
         (config.Mode, decode.MODES),
@@ -132,11 +133,20 @@ def test_names_in_config_are_the_keys_of_the_tables(literal, table):
     assert set(get_args(literal)) == set(table)
 
 
+def test_every_family_of_rows_has_a_term_and_every_term_known_families():
+    for family in FAMILIES:
+        assert family in terms.TERMS[terms.own_term(family)].families
+    for name, term in terms.TERMS.items():
+        assert set(term.families) <= set(FAMILIES), name
+        assert (len(term.families) == 2) == (term.kind == "divergence"), name
+    assert all(set(names) <= set(terms.TERMS) for names in terms.OBJECTIVES.values())
+
+
 def test_loss_weights_are_the_terms():
-    assert {f.name for f in dataclasses.fields(config.LossWeights)} == set(vocabulary.TERM_STREAMS)
-    assert {f.name for f in dataclasses.fields(config.StopGradients)} <= set(vocabulary.TERM_STREAMS)
+    assert {f.name for f in dataclasses.fields(config.LossWeights)} == set(terms.TERMS)
+    assert {f.name for f in dataclasses.fields(config.StopGradients)} <= set(terms.TERMS)
 
 
 def test_public_names_exist():
-    for module in (config, data, decode, objective):
+    for module in (config, data, decode):
         assert all(hasattr(module, exported) for exported in module.__all__)

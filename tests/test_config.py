@@ -60,7 +60,7 @@ def test_unknown_keys_name_the_nearest():
         ({"data__demo_sizes": (1, 2)}, "config.data.demo_sizes: expected 3 values, got 2"),
         ({"data__demo_sizes": 1}, "config.data.demo_sizes: expected a list, got 1"),
         ({"data__buckets": "many"}, "config.data.buckets: expected whole number or list of whole numbers, got 'many'"),
-        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc'; did you mean 'janus'?"),
+        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc', 'janus_all'; did you mean 'janus'?"),
         ({"objective__encoder_passes": True}, "config.objective.encoder_passes: True is not one of 1, 2"),
         # ranges
         ({"train__steps": 0}, "config.train.steps: 0 must be at least 1 (steps)"),

@@ -12,8 +12,8 @@ def test_committed_picture_is_current(tmp_path):
 
 def test_picture_shows_the_rules():
     rows, columns = draw_rows.groups()
-    matrix = draw_rows.sights()
-    assert matrix.shape == tuple(sum(len(group.tokens) for group in found) for found in (rows, columns))
+    matrix = draw_rows.attention_matrix()
+    assert matrix.shape == tuple(sum(len(group.tokens) for group in drawn) for drawn in (rows, columns))
     ends = np.cumsum([0, *(len(group.tokens) for group in columns)])
     starts = np.cumsum([0, *(len(group.tokens) for group in rows)])
     blocks = {
@@ -24,6 +24,6 @@ def test_picture_shows_the_rules():
     for name in ("AR query", "AR content"):
         np.testing.assert_array_equal(blocks[name, "AR content"], np.tri(6, dtype=bool))
     assert blocks["NAR visible + mask", "NAR visible + mask"].all()
-    assert not blocks["NAR visible + mask", "NAR true"].any()
-    np.testing.assert_array_equal(blocks["NAR true", "NAR true"], np.tri(3, dtype=bool))
-    np.testing.assert_array_equal(blocks["AUX query", "NAR true"], np.tri(3, k=-1, dtype=bool))
+    assert not blocks["NAR visible + mask", "AUX gold"].any()
+    np.testing.assert_array_equal(blocks["AUX gold", "AUX gold"], np.tri(3, dtype=bool))
+    np.testing.assert_array_equal(blocks["AUX query", "AUX gold"], np.tri(3, k=-1, dtype=bool))

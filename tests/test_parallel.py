@@ -28,7 +28,7 @@ STEPS = 10
 ROWS = 8
 SINGLE = (1, 1, 1)
 LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-# What XLA's partitioner says where it can only go from one layout to another by way of whole arrays on every device.
+# XLA's partitioner gives this warning where it changes a layout by way of whole arrays on every device.
 REMATERIALISES = "Involuntary full rematerialization"
 
 
@@ -45,7 +45,7 @@ def net():
 @pytest.fixture(scope="module")
 def config(net):
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=3, schedule="constant", ema_decay=0.9)
-    # So few rows' logits at once that each device computes them in several parts.
+    # So few rows at once that each device computes its logits in several parts.
     return Config(
         model=net.config,
         objective=ObjectiveConfig(projection_rows=8),
@@ -60,7 +60,7 @@ def mesh_of(sizes):
 
 @contextlib.contextmanager
 def without_compile_cache():
-    """What comes from the cache on disk is not compiled: the compiler would say nothing."""
+    """Compiles in any case: a program from the cache on disk would give no warning."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -101,11 +101,11 @@ def single(net, config):
 @pytest.mark.parametrize("sizes", LAYOUTS, ids=layout_name)
 def test_eight_devices_train_as_one_does(net, config, single, sizes, capfd):
     capfd.readouterr()
-    found = trained(net, config, sizes)
+    result = trained(net, config, sizes)
     assert REMATERIALISES not in capfd.readouterr().err
-    assert_same_training(found, single)
-    assert_split(found[2], sizes)
-    assert_only_what_must_travels(found[4], net, sizes)
+    assert_same_training(result, single)
+    assert_split(result[2], sizes)
+    assert_collectives_are_minimal(result[4], net, sizes)
 
 
 def test_eight_devices_train_ctc_as_one_does(config, capfd):
@@ -115,15 +115,15 @@ def test_eight_devices_train_ctc_as_one_does(config, capfd):
     )
     sizes = (2, 2, 2)
     capfd.readouterr()
-    found = trained(net, config, sizes)
+    result = trained(net, config, sizes)
     assert REMATERIALISES not in capfd.readouterr().err
-    assert_same_training(found, trained(net, config, SINGLE))
-    assert_split(found[2], sizes)
-    assert_only_what_must_travels(found[4], net, sizes)
+    assert_same_training(result, trained(net, config, SINGLE))
+    assert_split(result[2], sizes)
+    assert_collectives_are_minimal(result[4], net, sizes)
 
 
-def test_the_compiler_is_heard(capfd):
-    """Else the tests above would find no warning whatever it did."""
+def test_the_warning_of_the_compiler_is_captured(capfd):
+    """Otherwise the tests above could not see it."""
     mesh = mesh_of((2, 2, 2))
     one = NamedSharding(mesh, PartitionSpec(parallel.AXES))
     other = NamedSharding(mesh, PartitionSpec(None, ("tensor", "data")))
@@ -133,8 +133,8 @@ def test_the_compiler_is_heard(capfd):
     assert REMATERIALISES in capfd.readouterr().err
 
 
-def assert_same_training(found, single):
-    losses, state, _, evaluation, _ = found
+def assert_same_training(result, single):
+    losses, state, _, evaluation, _ = result
     np.testing.assert_allclose(losses, single[0], rtol=1e-5)
     assert np.ptp(losses) > 1e-3
     for key, value in single[3].items():
@@ -142,18 +142,18 @@ def assert_same_training(found, single):
     for tree in ("params", "ema"):
         for path, expected in jax.tree_util.tree_leaves_with_path(getattr(single[1], tree)):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            found = getattr(state, tree)
+            leaf = getattr(state, tree)
             for key in path:
-                found = found[key.key]
+                leaf = leaf[key.key]
             if not name.endswith("k_proj/bias"):  # its true gradient is zero: Adam turns rounding into steps
-                np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0, err_msg=name)
+                np.testing.assert_allclose(leaf, expected, atol=1e-5, rtol=0, err_msg=name)
 
 
 def assert_split(state, sizes):
-    """Parameters, moments and moving average lie on the devices as the rules say, and nothing else does."""
+    """Parameters, moments and moving average are split over the devices by the rules, and the devices hold nothing else."""
     mesh = dict(zip(parallel.AXES, sizes, strict=True))
-    held = dict.fromkeys(jax.tree.leaves(state)[0].sharding.device_set, 0)
-    assert len(held) == math.prod(sizes)
+    bytes_of = dict.fromkeys(jax.tree.leaves(state)[0].sharding.device_set, 0)
+    assert len(bytes_of) == math.prod(sizes)
     kernels = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -164,9 +164,9 @@ def assert_split(state, sizes):
             kernels += 1
         for shard in leaf.addressable_shards:
             assert shard.data.nbytes * ways == leaf.nbytes, name
-            held[shard.device] += shard.data.nbytes
+            bytes_of[shard.device] += shard.data.nbytes
     assert kernels == 4 * sum(name.endswith(("kernel", "embed_tokens/embedding")) for name in names_of(state.params))
-    assert set(held.values()) == {parallel.device_bytes(state)}
+    assert set(bytes_of.values()) == {parallel.device_bytes(state)}
 
 
 def names_of(tree):
@@ -175,13 +175,13 @@ def names_of(tree):
     ]
 
 
-def assert_only_what_must_travels(program, net, sizes):
-    """What the devices of a compiled step send: weights, their gradients, and under `tensor` sums of rows."""
+def assert_collectives_are_minimal(program, net, sizes):
+    """The devices of a compiled step send weights, their gradients, and under `tensor` sums of rows, and nothing else."""
     mesh = dict(zip(parallel.AXES, sizes, strict=True))
-    found, vocab = collectives(program), padded_vocab(net.config)
-    # One vector of a table that is split over `tensor`, CTC's blank, goes to those who lack it.
-    found = [one for one in found if one.kind != "collective-permute" or set(one.shapes) != {(1, net.config.d_model)}]
-    assert {one.kind for one in found} <= {"all-reduce", "all-gather"}
+    sent, vocab = collectives(program), padded_vocab(net.config)
+    # One vector of a table that is split over `tensor`, that of CTC's blank, goes to the devices without it.
+    sent = [one for one in sent if one.kind != "collective-permute" or set(one.shapes) != {(1, net.config.d_model)}]
+    assert {one.kind for one in sent} <= {"all-reduce", "all-gather"}
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     specs = jax.tree.leaves(parallel.param_specs(shapes), is_leaf=lambda x: isinstance(x, PartitionSpec))
     # Parameters as the devices of one tensor group hold them: only `fsdp` is gathered.
@@ -189,7 +189,7 @@ def assert_only_what_must_travels(program, net, sizes):
         tuple(size // mesh["tensor"] if axis == "tensor" else size for size, axis in zip(leaf.shape, (*spec, None, None), strict=False))
         for leaf, spec in zip(jax.tree.leaves(shapes), specs, strict=True)
     }  # fmt: skip
-    for one in found:
+    for one in sent:
         axes = axes_of(one.groups, mesh)
         if one.kind == "all-gather":
             assert axes == ("fsdp",), one
@@ -205,9 +205,9 @@ def assert_only_what_must_travels(program, net, sizes):
         assert axes == ("tensor",), one
         assert all(vocab // sizes[2] not in shape for shape in one.shapes if len(shape) > 1 and sizes[2] > 1), one
     # A gradient crosses the mesh once a step, not once a part of the rows: in loops only sums of losses and rows do.
-    in_loops = [one for one in found if one.times > 1 and "tensor" not in axes_of(one.groups, mesh)]
+    in_loops = [one for one in sent if one.times > 1 and "tensor" not in axes_of(one.groups, mesh)]
     assert all(math.prod(shape) <= 1 for one in in_loops for shape in one.shapes), in_loops
-    assert any(one.kind == "all-gather" for one in found) == (sizes[1] > 1)
+    assert any(one.kind == "all-gather" for one in sent) == (sizes[1] > 1)
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=layout_name)
@@ -292,17 +292,17 @@ def test_constrain_needs_no_mesh():
 
 def devices_of(hosts, each, platform="gpu"):
     """Stand-ins for the devices of several hosts, in an order that no mesh should depend on."""
-    made = [
+    devices = [
         types.SimpleNamespace(id=host * each + i, process_index=host, platform=platform, slice_index=host)
         for host in range(hosts)
         for i in range(each)
     ]
-    return made[::-1]
+    return devices[::-1]
 
 
 def stand_in(sizes, devices):
     """What `batch_share` reads of a mesh."""
-    array = parallel._arranged(sizes, devices)
+    array = parallel._arrange(sizes, devices)
     return types.SimpleNamespace(devices=array, shape=dict(zip(parallel.AXES, sizes, strict=True)))
 
 
@@ -317,11 +317,11 @@ def stand_in(sizes, devices):
         ((1, 1, 8), 2, 4, [(0, 1), (0, 1)]),
     ],
 )
-def test_hosts_of_gpus_make_a_mesh_and_share_the_rows_out(sizes, hosts, each, shares):
+def test_hosts_of_gpus_form_a_mesh_and_share_the_rows(sizes, hosts, each, shares):
     mesh = stand_in(sizes, devices_of(hosts, each))
     assert [parallel.batch_share(mesh, process) for process in range(hosts)] == shares
     last = [device.id for device in mesh.devices.reshape(-1, sizes[2])[0]]
-    assert last == list(range(sizes[2]))  # near ones along the tensor axis
+    assert last == list(range(sizes[2]))  # neighbours along the tensor axis
 
 
 def test_hosts_that_share_rows_in_part_are_refused():
@@ -333,4 +333,4 @@ def test_hosts_that_share_rows_in_part_are_refused():
 def test_slices_of_tpus_take_a_part_of_the_data_axis_each():
     devices = devices_of(2, 4, platform="tpu")
     with pytest.raises(ConfigError, match=r"config\.parallel\.data: 1 is not a multiple of the 2 slices"):
-        parallel._arranged((1, 8, 1), devices)
+        parallel._arrange((1, 8, 1), devices)

@@ -53,8 +53,8 @@ MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 def test_every_collective_is_read_with_its_shapes_groups_and_repetitions():
-    found = [(c.kind, c.shapes, c.result_bytes, c.times, axes_of(c.groups, MESH)) for c in collectives(PROGRAM)]
-    assert sorted(found) == sorted(
+    read = [(c.kind, c.shapes, c.result_bytes, c.times, axes_of(c.groups, MESH)) for c in collectives(PROGRAM)]
+    assert sorted(read) == sorted(
         [
             ("all-reduce", ((24, 16),), 1536, 3, ("tensor",)),
             ("all-reduce", ((4,),), 16, 15, ("tensor",)),
@@ -119,11 +119,11 @@ def figures(flops, payload, kind="all-reduce data"):
 
 def test_times_and_efficiencies():
     mesh = {"data": 8, "fsdp": 1, "tensor": 1}
-    found = predict(figures(1000.0, 320.0), mesh, CHIP, alone=900.0)
-    assert found["computing_seconds"] == 10
-    assert found["sending_seconds"] == 320 * 1.75 / 40 == 14
-    assert found["efficiency_overlapped"] == 9 / 14
-    assert found["efficiency_sequential"] == 9 / 24
+    prediction = predict(figures(1000.0, 320.0), mesh, CHIP, alone=900.0)
+    assert prediction["computing_seconds"] == 10
+    assert prediction["sending_seconds"] == 320 * 1.75 / 40 == 14
+    assert prediction["efficiency_overlapped"] == 9 / 14
+    assert prediction["efficiency_sequential"] == 9 / 24
     assert sent_bytes(figures(1000.0, 320.0), mesh) == {"all-reduce": 560}
     alone = predict(figures(900.0, 0.0), mesh, CHIP, alone=900.0)
     assert alone["efficiency_overlapped"] == alone["efficiency_sequential"] == 1
@@ -145,13 +145,13 @@ def test_more_layers_lie_on_a_line():
 
 
 def test_what_is_kept_gives_its_table():
-    found = json.loads(scaling.RESULTS.read_text())
-    assert found["rows"] == json.loads(json.dumps(scaling.rows_of(found)))
-    assert [chip["name"] for chip in found["chips"]] == [chip.name for chip in CHIPS]
-    lines = scaling.table(found).splitlines()
-    assert len(lines) == len(found["rows"]) + 4
+    results = json.loads(scaling.RESULTS.read_text())
+    assert results["rows"] == json.loads(json.dumps(scaling.rows_of(results)))
+    assert [chip["name"] for chip in results["chips"]] == [chip.name for chip in CHIPS]
+    lines = scaling.table(results).splitlines()
+    assert len(lines) == len(results["rows"]) + 4
     assert len({row.count("|") for row in lines[:-2]}) == 1
-    for row in found["rows"]:
+    for row in results["rows"]:
         assert row["devices"] == math.prod(row["mesh"].values())
         for one in filter(None, row["predicted"].values()):
             assert 0 < one["efficiency_sequential"] <= one["efficiency_overlapped"] <= 1.01

@@ -11,7 +11,7 @@ from janus_jax.checkpoint.files import (
     tokenizer,
     write,
 )
-from janus_jax.checkpoint.run import Checkpoints, unwritable
+from janus_jax.checkpoint.run import Checkpoints, write_error
 
 __all__ = [
     "CheckpointError",
@@ -23,6 +23,6 @@ __all__ = [
     "load",
     "step_directories",
     "tokenizer",
-    "unwritable",
     "write",
+    "write_error",
 ]

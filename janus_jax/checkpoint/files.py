@@ -1,7 +1,7 @@
 """Checkpoints as files: finding, reading, writing, averaging.
 
 A step directory holds everything: parameters, their moving average, optimizer state, step, resolved config, tokenizer
-and how it was made. Config and tokenizer go in and out as opaque bytes.
+and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 import janus_jax
 from janus_jax import config as config_lib
-from janus_jax.checkpoint.sums import check_sums
+from janus_jax.checkpoint.checksums import checksums
 from janus_jax.config import Config, ConfigError
 from janus_jax.types import Params
 
@@ -26,20 +26,20 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What decoding needs of a checkpoint."""
+    """The parts of a checkpoint that decoding needs."""
 
     params: Params  # the moving average where there is one
     config: Config
     tokenizer: bytes
     step: int
-    about: dict[str, Any]  # how it was made
+    about: dict[str, Any]  # metadata: step, versions, origin
 
 
 def load(path: str | Path) -> Loaded:
     """Reads a step directory, or the newest one below a run's work directory or its `checkpoints` directory.
 
     Raises:
-      CheckpointError: nothing there, or not a checkpoint.
+      CheckpointError: there is no checkpoint, or it is damaged.
     """
     step_dir = find(path)
     try:
@@ -55,27 +55,27 @@ def load(path: str | Path) -> Loaded:
 
 
 def _load(step_dir: Path) -> Loaded:
-    found = ocp.checkpointables_metadata(step_dir)
-    which = "ema" if "ema" in found.metadata else "params"
-    # One device, whatever the run was split over: the metadata's own shardings may name devices that are not here.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = {
-        name: jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), found.metadata[name]
-        )
-        for name in (which, "assets")
-    }
+    metadata = ocp.checkpointables_metadata(step_dir)
+    params = "ema" if "ema" in metadata.metadata else "params"
+    abstract = {name: _on_one_device(metadata.metadata[name]) for name in (params, "assets")}
     stored = ocp.load_checkpointables(step_dir, abstract)
-    about = found.custom_metadata or {}
-    if which in about.get("sums", {}) and check_sums({which: stored[which]})[which] != about["sums"][which]:
-        raise ValueError("the parameters are not those that were saved")
+    about = metadata.custom_metadata or {}
+    sums = about.get("sums", {})  # absent from older checkpoints
+    if params in sums and checksums({params: stored[params]})[params] != sums[params]:
+        raise ValueError("the parameters differ from those that were saved")
     config = config_lib.from_json(_array_bytes(stored["assets"]["config"]).decode())
     tokenizer = _array_bytes(stored["assets"]["tokenizer"])
-    return Loaded(stored[which], config, tokenizer, int(about.get("step", 0)), dict(about))
+    return Loaded(stored[params], config, tokenizer, int(about.get("step", 0)), dict(about))
+
+
+def _on_one_device(tree: Any) -> Any:
+    """ShapeDtypeStructs of a tree on one local device: the stored shardings may name devices that this machine lacks."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether `find` would find a step directory there."""
+    """Whether `path` is or holds a step directory, see `find`."""
     try:
         find(path)
     except CheckpointError:
@@ -86,10 +86,8 @@ def is_checkpoint(path: str | Path) -> bool:
 def tokenizer(path: str | Path) -> bytes:
     """The tokenizer of a checkpoint (see `find`), without its parameters."""
     step_dir = find(path)
-    assets = ocp.checkpointables_metadata(step_dir).metadata["assets"]
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), assets)
-    return _array_bytes(ocp.load_checkpointables(step_dir, {"assets": abstract})["assets"]["tokenizer"])
+    abstract = {"assets": _on_one_device(ocp.checkpointables_metadata(step_dir).metadata["assets"])}
+    return _array_bytes(ocp.load_checkpointables(step_dir, abstract)["assets"]["tokenizer"])
 
 
 def find(path: str | Path) -> Path:
@@ -111,12 +109,19 @@ def step_directories(path: str | Path) -> list[Path]:
     """Complete step directories of a run, oldest first."""
     path = Path(path).absolute()
     below = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    found = [p for p in below.iterdir() if p.name.isdigit() and (p / "assets").is_dir()]
-    return sorted(found, key=lambda p: int(p.name))
+    directories = [p for p in below.iterdir() if p.name.isdigit() and (p / "assets").is_dir()]
+    return sorted(directories, key=lambda p: int(p.name))
 
 
 def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, about: dict[str, Any]) -> None:
-    """Writes a checkpoint without optimizer state: what averaging and imports produce.
+    """Writes a checkpoint without optimizer state, for averages and imports.
+
+    Args:
+      path: the step directory; must not exist.
+      params: the parameters.
+      config: the resolved config.
+      tokenizer: its bytes.
+      about: metadata about the origin.
 
     Raises:
       CheckpointError: `path` exists.
@@ -130,12 +135,12 @@ def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, ab
 
 
 def average(trees: Sequence[Params]) -> Params:
-    """The mean of parameter trees, leaf by leaf, in float64 before rounding to float32."""
+    """The mean of parameter trees, leaf by leaf, in float64 and then rounded to float32."""
     return jax.tree.map(lambda *leaves: np.mean(np.stack(leaves).astype(np.float64), axis=0).astype(np.float32), *trees)
 
 
 def bytes_array(data: bytes) -> np.ndarray:
-    """Bytes as an array, as which they are stored."""
+    """Bytes as an array, the form in which a checkpoint stores them."""
     return np.frombuffer(data, np.uint8)
 
 
@@ -144,5 +149,5 @@ def _array_bytes(array: Any) -> bytes:
 
 
 def first_line(error: Exception) -> str:
-    """The beginning of what an error says; Orbax's go on for pages."""
+    """The first line of an error's message, at most 300 characters; messages of Orbax fill pages."""
     return next(iter(str(error).strip().splitlines()), "")[:300]

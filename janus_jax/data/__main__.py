@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("overwrite", False, "Replace data prepared with other settings.", flag_values=values)
     flags.DEFINE_integer(
-        "processes", 0, "Processes that tokenize plain text; 0: one a core.", lower_bound=0, flag_values=values
+        "processes", 0, "Processes that tokenize plain text; 0: one per core.", lower_bound=0, flag_values=values
     )
     flags.DEFINE_bool("download", False, "Let TFDS fetch a missing dataset.", flag_values=values)
 
 
 def _prepare(config: Config, values: flags.FlagValues) -> int:
-    # The cores that this process may use, where the system tells.
+    # The cores that this process may use, where the system knows them.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = values.processes or cores
     prepare(config, overwrite=values.overwrite, download=values.download, processes=processes)

@@ -1,4 +1,4 @@
-"""Documents to blocks: sentences found, tokenized, and packed whole into blocks of at most L tokens.
+"""Documents to blocks: splits documents into sentences, tokenizes them and packs them whole into blocks of at most L tokens.
 
 Legend: L tokens of a block (bos and eos counted), N blocks.
 """
@@ -17,7 +17,7 @@ _DOCUMENTS = 1024  # tokenized at once
 
 
 def sentences_of(document: str) -> list[str]:
-    """The sentences of a document, each but the first with the space before it: joined they are the document again.
+    """Splits a document into sentences; joined they give the document: each but the first keeps the space before it.
 
     >>> "One. Two (2.5)! and so on." -> ["One.", " Two (2.5)! and so on."]
     """
@@ -27,11 +27,11 @@ def sentences_of(document: str) -> list[str]:
 def pack(documents: Iterable[str], tokenizer: Tokenizer, length: int) -> Iterator[Example]:
     """Packs documents, one after another, into blocks.
 
-    A sentence goes into the block as a whole, or into the next one; only one that is longer than a block is cut, at the
-    block's end. A block may hold the end of a document and the beginning of the next.
+    A sentence that does not fit into the rest of a block starts the next block. Only a sentence longer than a block is cut. A block
+    may hold the end of a document and the beginning of the next.
 
     Args:
-      documents: a text each.
+      documents: their texts.
       tokenizer: of the blocks.
       length: L.
 

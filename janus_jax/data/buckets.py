@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from janus_jax.config import DataConfig
-from janus_jax.data.corruption import sampler_of
-from janus_jax.data.denoising import most_masked
+from janus_jax.data.corruption import make_sampler
+from janus_jax.data.denoising import max_masked
 from janus_jax.data.errors import DataError
 
 
@@ -34,9 +34,9 @@ class Bucket:
 def plan(
     source_lengths: np.ndarray, target_lengths: np.ndarray, config: DataConfig, accumulation: int = 1
 ) -> tuple[Bucket, ...]:
-    """Divides examples into buckets by max(S, T), and says how many batches an epoch has.
+    """Divides examples into buckets by max(S, T) and counts the batches of an epoch.
 
-    Bounds are those of `config.buckets`, or as many as it says, placed so that the padded cells are fewest.
+    `config.buckets` names the bounds, or their number; then they are placed so that the padded cells are fewest.
 
     Args:
       source_lengths, target_lengths: [N] tokens, bos and eos counted.
@@ -44,7 +44,7 @@ def plan(
       accumulation: A; the batches of a bucket are a multiple of it, so that a step's micro-batches share a shape.
 
     Raises:
-      DataError: no examples, an example longer than the last bound, or a batch that cannot hold `batch_multiple` rows.
+      DataError: there are no examples, an example is longer than the last bound, or a batch cannot hold `batch_multiple` rows.
     """
     if not len(source_lengths):
         raise DataError("no examples to plan batches for; check the split and what was filtered out of it")
@@ -78,10 +78,12 @@ def _bucket(ids: np.ndarray, source: int, target: int, config: DataConfig, accum
         )
     steps = -(-len(ids) // (rows * accumulation))
     batches = steps * accumulation
-    # Rows that no batch would fill are not worth computing.
+    # Fewer rows, if all batches would have empty ones.
     rows = -(-len(ids) // (batches * multiple)) * multiple
-    most = most_masked(target, config.noise_ratio) if config.source == "text" else sampler_of(config).most(target)
-    return Bucket(source, target, max(1, most), rows, batches, ids)
+    masked = (
+        max_masked(target, config.noise_ratio) if config.source == "text" else make_sampler(config).max_masked(target)
+    )
+    return Bucket(source, target, max(1, masked), rows, batches, ids)
 
 
 def _best_bounds(source_lengths: np.ndarray, target_lengths: np.ndarray, count: int) -> list[int]:

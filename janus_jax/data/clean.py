@@ -1,4 +1,4 @@
-"""Which sentence pairs and documents are kept, and the account of those that are not."""
+"""Filters of sentence pairs and documents, and statistics of what they drop."""
 
 import re
 from collections.abc import Iterator
@@ -7,21 +7,27 @@ from typing import Any, TextIO
 
 from janus_jax.data.sources import SplitSource
 
-_EXAMPLES = 5  # shown for each reason
+_EXAMPLES = 5  # kept for each reason
 _SHOWN = 120  # characters of an example
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f]")  # Cc but TAB
 
 
 @dataclass
-class Account:
-    """What was read of a split and what was dropped, with places."""
+class FilterStats:
+    """Counts of what was read, kept and dropped of a split, with examples of what was dropped."""
 
     read: int = 0
     kept: int = 0
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> {"count", "examples"}
 
     def drop(self, reason: str, where: str, shown: Any) -> None:
-        """Counts one dropped pair; the first few are kept as examples."""
+        """Counts a dropped pair; the first few are kept as examples.
+
+        Args:
+          reason: why it is dropped.
+          where: its place, for messages.
+          shown: its text.
+        """
         entry = self.dropped.setdefault(reason, {"count": 0, "examples": []})
         entry["count"] += 1
         if len(entry["examples"]) < _EXAMPLES:
@@ -29,67 +35,67 @@ class Account:
             entry["examples"].append({"where": where, "text": text[:_SHOWN]})
 
 
-def clean_split(source: SplitSource, account: Account) -> Iterator[tuple[int, str, str]]:
-    """Pairs of clean text: valid UTF-8, no control characters, no empty side, runs of white space made one space.
+def clean_split(source: SplitSource, stats: FilterStats) -> Iterator[tuple[int, str, str]]:
+    """Pairs of clean text: valid UTF-8, no control characters, no empty side, runs of white space replaced by one space.
 
     Args:
       source: the raw pairs.
-      account: is told of every pair read and dropped, not of those kept (lengths may still drop them).
+      stats: counts every pair that is read or dropped. The caller counts those kept: a length filter may still drop pairs.
 
     Returns:
       (number, source text, target text) of each clean pair.
     """
     for number, *sides in source:
-        account.read += 1
+        stats.read += 1
         if sides[1] is None:
-            account.drop("not two tab-separated sides", source.where(number), sides[0])
+            stats.drop("not two tab-separated sides", source.where(number), sides[0])
             continue
-        texts = _clean(sides, account, source.where(number))
+        texts = _clean(sides, stats, source.where(number))
         if texts is None:
             continue
         if not all(texts):
-            account.drop("empty source" if not texts[0] else "empty target", source.where(number), "\t".join(texts))
+            stats.drop("empty source" if not texts[0] else "empty target", source.where(number), "\t".join(texts))
             continue
         yield number, texts[0], texts[1]
 
 
-def clean_documents(source: SplitSource, account: Account) -> Iterator[tuple[int, str]]:
+def clean_documents(source: SplitSource, stats: FilterStats) -> Iterator[tuple[int, str]]:
     """(number, text) of each clean document, by the rules of `clean_split`; an empty line is no document.
 
     Args:
       source: the raw documents.
-      account: is told of every document read and dropped, not of those kept.
+      stats: counts every document that is read or dropped. The caller counts those kept.
     """
     for number, raw in source:
         if not raw.strip():
             continue
-        account.read += 1
-        texts = _clean([raw], account, source.where(number))
+        stats.read += 1
+        texts = _clean([raw], stats, source.where(number))
         if texts is not None:
             yield number, texts[0]
 
 
-def _clean(sides: list[Any], account: Account, where: str) -> list[str] | None:
-    """The sides as text, runs of white space made one space; None where one is not text."""
+def _clean(sides: list[Any], stats: FilterStats, where: str) -> list[str] | None:
+    """The sides as text, runs of white space replaced by one space; None where a side is not text."""
     try:
         texts = [side.decode("utf-8") if isinstance(side, bytes) else side for side in sides]
     except UnicodeDecodeError:
-        account.drop("not UTF-8", where, b"\t".join(sides))
+        stats.drop("not UTF-8", where, b"\t".join(sides))
         return None
     if any(_CONTROL.search(text) for text in texts):
-        account.drop("control character", where, repr("\t".join(texts)))
+        stats.drop("control character", where, repr("\t".join(texts)))
         return None
     return [" ".join(text.split()) for text in texts]
 
 
-def write_clean(source: SplitSource, account: Account, file: TextIO) -> int:
+def write_clean(source: SplitSource, stats: FilterStats, file: TextIO) -> int:
     """Writes a split's clean pairs as lines of number, source and target, separated by TABs.
 
     Returns:
-      How many.
+      The number of pairs.
     """
     count = 0
-    for pair in clean_split(source, account):
+    for pair in clean_split(source, stats):
         file.write("{}\t{}\t{}\n".format(*pair))
         count += 1
     return count

@@ -1,7 +1,7 @@
 """Which target tokens are masked: samplers on explicit random numbers, vectorised over the rows of a batch.
 
-A sampler is a pure function of uniform random numbers, so that a row's mask depends on that row's numbers alone and
-never on the batch around it. METHOD section 4 is the source of the span sampler.
+A sampler is a pure function of uniform random numbers, so that the mask of a row depends on the numbers of that row alone
+and never on the other rows of the batch. docs/method.md describes the span sampler.
 
 Legend: B rows, T target length (bos and eos counted), W random numbers per row, M masked tokens.
 """
@@ -121,7 +121,7 @@ def uniform_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def suffix_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Masks of everything behind a prefix, as a draft is made: bos and eos spared.
+    """Masks of all tokens behind a prefix, as in drafting; bos and eos are never masked.
 
     Of n inner tokens floor(n u^2) are kept, so that short prefixes, and none at all, are the most frequent.
 
@@ -153,9 +153,9 @@ def uniform_mask(rng: np.random.Generator, length: int) -> np.ndarray:
 class Sampler:
     """A way to choose masked tokens."""
 
-    numbers: Callable[[int], int]  # target length -> uniform random numbers that its row needs
+    uniforms: Callable[[int], int]  # target length -> how many uniform random numbers its row needs
     masks: Callable[[np.ndarray, np.ndarray], np.ndarray]  # uniforms [B, W], lengths [B] -> [B, T] bool
-    most: Callable[[int], int]  # target length -> most tokens that can be masked; never falls as the length grows
+    max_masked: Callable[[int], int]  # target length -> upper bound of masked tokens; grows with the length
 
 
 def _span_sampler(ratio: float, mean: float) -> Sampler:
@@ -163,37 +163,39 @@ def _span_sampler(ratio: float, mean: float) -> Sampler:
     # end lowers it), and only T - 2 positions are not bos or eos. Both bounds are reached (spans of length 1 at positions
     # 1, 2, ...; all starts distinct), so no smaller number would do. A rescued row masks one token.
     return Sampler(
-        numbers=lambda length: 2 * length + 1,
+        uniforms=lambda length: 2 * length + 1,
         masks=lambda uniforms, lengths: span_masks(uniforms, lengths, ratio, mean),
-        most=lambda length: min(max(1, int(_span_budget(length, ratio))), max(0, length - 2)),
+        max_masked=lambda length: min(max(1, int(_span_budget(length, ratio))), max(0, length - 2)),
     )
 
 
 def _uniform_sampler(_ratio: float, _mean: float) -> Sampler:
     # All T - 2 inner tokens are a possible draw.
-    return Sampler(numbers=lambda length: length + 1, masks=uniform_masks, most=lambda length: max(0, length - 2))
+    return Sampler(
+        uniforms=lambda length: length + 1, masks=uniform_masks, max_masked=lambda length: max(0, length - 2)
+    )
 
 
 SAMPLERS: dict[str, Callable[[float, float], Sampler]] = {"span": _span_sampler, "uniform": _uniform_sampler}
 
 
-def sampler_of(data: DataConfig) -> Sampler:
-    """The sampler that a configuration asks for; a share `mask_suffix` of the rows has a suffix masked instead."""
+def make_sampler(data: DataConfig) -> Sampler:
+    """The sampler of a configuration. In a share `mask_suffix` of the rows it masks a suffix instead."""
     chosen = SAMPLERS[data.mask_sampler](data.mask_ratio, data.mask_span)
     if not data.mask_suffix:
         return chosen
 
     def masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         lengths = np.asarray(lengths, np.int64)
-        # The two numbers behind those of the chosen sampler, so that the other rows' masks stay what they were.
-        at = np.array([chosen.numbers(length) for length in lengths.tolist()])[:, None]
+        # Two numbers behind those of the chosen sampler, so that `mask_suffix` does not change the masks of the other rows.
+        at = np.array([chosen.uniforms(length) for length in lengths.tolist()])[:, None]
         which, where = (np.take_along_axis(uniforms, at + i, axis=1)[:, 0] for i in range(2))
         return np.where(
             (which < data.mask_suffix)[:, None], suffix_masks(where, lengths), chosen.masks(uniforms, lengths)
         )
 
     return Sampler(
-        numbers=lambda length: chosen.numbers(length) + 2, masks=masks, most=lambda length: max(0, length - 2)
+        uniforms=lambda length: chosen.uniforms(length) + 2, masks=masks, max_masked=lambda length: max(0, length - 2)
     )
 
 
@@ -218,16 +220,16 @@ def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarra
 def row_uniforms(
     seed: int, epoch: int, example_ids: np.ndarray, lengths: np.ndarray, numbers: Callable[[int], int]
 ) -> np.ndarray:
-    """Each row's own random numbers, see `row_generators`.
+    """The random numbers of each row, see `row_generators`.
 
     Args:
       seed, epoch: whole numbers, taken modulo 2**64.
       example_ids: [B] ids, not negative.
       lengths: [B] target lengths, which say how many numbers a row needs.
-      numbers: target length -> numbers that its row needs (`Sampler.numbers`).
+      numbers: target length -> how many numbers its row needs (`Sampler.uniforms`).
 
     Returns:
-      [B, W] float64 in [0, 1), zeros past a row's own numbers.
+      [B, W] float64 in [0, 1), zeros past the numbers of a row.
     """
     uniforms = np.zeros((len(lengths), numbers(int(lengths.max(initial=1)))))
     for row, (generator, length) in enumerate(
@@ -240,7 +242,7 @@ def row_uniforms(
 def row_generators(seed: int, epoch: int, example_ids: np.ndarray) -> Iterator[np.random.Generator]:
     """A Generator for each row in turn: Philox with key (seed, epoch) and a counter that starts at the example's id.
 
-    It is one object that is set anew for each row: be done with a row before asking for the next.
+    All rows share one object, which is reset for each row: use it before asking for the next.
 
     Args:
       seed, epoch: whole numbers, taken modulo 2**64.

@@ -38,7 +38,7 @@ _RELATIVE = {"minutes": 45, "hours": 19, "days": 5, "weeks": 3, "months": 10, "y
 _DAYS_OF = {"months": 30, "years": 365}
 
 # Rules: the kinds of the parts, how the source orders them, how the target does, and how often. No two rules share a
-# source shape with the same kinds, so that the source tells which target order applies.
+# source shape with the same kinds, so that the source determines the target order.
 _RULES: tuple[tuple[str, str, str, int], ...] = (
     ("place quantity when", "{0}: {1} ({2})", "{2} – {1}, {0}", 5),
     ("when place quantity", "{0}, {1}: {2}", "{2} ({1}; {0})", 5),
@@ -59,7 +59,7 @@ _RULES: tuple[tuple[str, str, str, int], ...] = (
 def generate(
     source_lang: str, target_lang: str, sizes: tuple[int, int, int], seed: int
 ) -> tuple[list[Phrase], list[Phrase], list[Phrase]]:
-    """Makes the train, valid and test splits.
+    """Generates the train, valid and test splits.
 
     Args:
       source_lang, target_lang: CLDR locales, for example "de" and "en".
@@ -82,8 +82,8 @@ def generate(
         tries += 1
         if tries > 10 * sum(sizes) + 10_000:
             raise DataError(
-                f"config.data.demo_sizes: the built-in {source_lang}-{target_lang} corpus ran dry after {len(pairs)} different pairs "
-                f"of {sum(sizes)}; ask for fewer"
+                f"config.data.demo_sizes: the built-in {source_lang}-{target_lang} corpus has only about {len(pairs)} different pairs "
+                f"of the {sum(sizes)} that the setting needs; lower it"
             )
         parts, source_order, target_order, _ = rng.choices(_RULES, weights)[0]
         drawn = [rng.choice(kinds[kind])(rng) for kind in parts.split()]
@@ -96,13 +96,13 @@ def generate(
             seen[0].add(pair[0])
             seen[1].add(pair[1])
     train, valid, _ = sizes
-    # Held-out splits are drawn first: they stay the same whatever the size of the training split.
-    held = len(pairs) - train
-    return pairs[held:], pairs[:valid], pairs[valid:held]
+    # The held-out splits come first, so that they do not depend on the size of the training split.
+    held_out = len(pairs) - train
+    return pairs[held_out:], pairs[:valid], pairs[valid:held_out]
 
 
 def _clean(text: str) -> str:
-    """Compatibility characters replaced and spaces made plain, as the tokenizer's normalisation would."""
+    """Replaces compatibility characters and unusual spaces, like the normalisation of the tokenizer."""
     return " ".join(unicodedata.normalize("NFKC", text).replace("\u200e", "").replace("\u200f", "").split())
 
 
@@ -117,8 +117,8 @@ def _locale(name: str, key: str) -> babel.Locale:
 
 def _kinds(source: babel.Locale, target: babel.Locale) -> dict[str, list[Atom]]:
     """The atoms of each kind, without those that CLDR lacks in one of the two languages."""
-    both = _Both(source, target)
-    kinds: dict[str, list[Atom]] = {  # what stands twice is drawn twice as often
+    both = _AtomFactory(source, target)
+    kinds: dict[str, list[Atom]] = {  # an atom that stands twice is drawn twice as often
         "quantity": [both.unit, both.unit, both.money, both.amount, both.percent, both.large],
         "when": [
             *(both.date, both.date, both.month, both.weekday, both.day_interval, both.month_interval),
@@ -154,8 +154,8 @@ def _lexicon(names: list[Phrase]) -> list[Phrase]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Both:
-    """Atoms: the same thing said in the source and in the target language."""
+class _AtomFactory:
+    """Atoms: phrases with the same meaning in the source and the target language."""
 
     source: babel.Locale
     target: babel.Locale

@@ -1,7 +1,7 @@
-"""Denoising: what BART-JANUS pretraining does to a block of text (METHOD section 6), as NumPy on a given Generator.
+"""Denoising: the noise of BART-JANUS pretraining on a block of text (docs/method.md), in NumPy.
 
-Words are masked in spans. All of a span's tokens are masked for the decoder's NAR view; the source shows them (a kept
-span) or one `<mask>` in their place (a hidden one).
+Words are masked in spans. All tokens of a span are masked for the NAR rows of the decoder. The source shows them (a kept
+span), or one `<mask>` in their place (a hidden span).
 
 Legend: T tokens of a block (bos and eos counted), W words, M masked tokens, S source tokens.
 """
@@ -17,18 +17,18 @@ from janus_jax.types import Specials
 
 
 @dataclass(frozen=True)
-class Noised:
-    """A block's training example."""
+class NoisedBlock:
+    """The training example of a block."""
 
     source: np.ndarray  # [S <= T] int32, bos ... eos
     masked: np.ndarray  # [M] positions of the masked target tokens, ascending
 
 
-def most_masked(length: int, ratio: float) -> int:
-    """M, the tokens that are masked at most in a block of `length` tokens.
+def max_masked(length: int, ratio: float) -> int:
+    """M, the upper bound of masked tokens in a block of `length` tokens.
 
-    Words and not tokens are counted out, so that a draw can exceed the share `ratio` of the tokens. With this bound about
-    one in a hundred does at T=128 and one in a thousand at T=512 (1.4 tokens a word), and loses the spans drawn last.
+    The share `ratio` is of words and not of tokens, so that a draw can have more tokens than this bound: about one in a
+    hundred at T=128 and one in a thousand at T=512 (1.4 tokens per word). Such a draw loses the spans drawn last.
     """
     return max(1, min(length - 2, math.ceil(ratio * length + 0.5 * math.sqrt(length))))
 
@@ -40,17 +40,17 @@ def noise(
     sentences: np.ndarray,
     data: DataConfig,
     specials: Specials,
-) -> Noised:
+) -> NoisedBlock:
     """The source and the masked positions of one block.
 
     Spans of Poisson(data.noise_span) words are drawn until they sum to ceil(data.noise_ratio * W), the last one cut to
-    fit, and begin at distinct uniform words; one that runs over the end stops there, and where spans overlap the one that
-    begins later goes first. A span is hidden with probability data.noise_hidden: each unbroken run of its tokens becomes
+    fit. They start at distinct uniform words. A span that runs over the end stops there; where spans overlap, the tokens
+    belong to the span that starts later. A span is hidden with probability data.noise_hidden: each unbroken run of its tokens becomes
     one `<mask>`. A span of length zero puts a `<mask>` between any two tokens of the source, as long as the source stays no
     longer than the block. Then sentences may be permuted, and the source may be rotated; bos and eos stay.
 
     Args:
-      rng: a Generator of the example's own.
+      rng: the Generator of the example.
       block: [T] int32, bos ... eos.
       word_starts: [V] bool, tokens that begin a word.
       sentences: positions in the block at which sentences start, ascending, the first at 1.
@@ -78,7 +78,7 @@ def noise(
     if rng.random() < data.rotate:
         inner = np.roll(inner, -int(rng.integers(len(inner))))
     source = np.concatenate([block[:1], inner, block[-1:]]).astype(np.int32)
-    return Noised(source, masked.astype(np.int32))
+    return NoisedBlock(source, masked.astype(np.int32))
 
 
 def _word_positions(block: np.ndarray, word_starts: np.ndarray, sentences: np.ndarray) -> np.ndarray:
@@ -100,10 +100,10 @@ def _spans(
     chosen = rng.permutation(len(words))[: len(lengths)]
     bounds = np.append(words, size - 1)
     starts, ends = words[chosen], bounds[np.minimum(chosen + lengths, len(words))]
-    most = most_masked(size, data.noise_ratio)
-    while _covered(starts, ends, size) > most:
+    limit = max_masked(size, data.noise_ratio)
+    while _covered(starts, ends, size) > limit:
         if len(starts) == 1:
-            ends = starts + most
+            ends = starts + limit
             break
         starts, ends = starts[:-1], ends[:-1]
     return starts, ends, inserts

@@ -18,9 +18,9 @@ from janus_jax.data.errors import DataError
 from janus_jax.data.store import PAIRS, Prepared, PreparedSplit
 from janus_jax.types import Batch, Specials
 
-# Evaluation masks are those of an epoch that training never reaches.
+# The epoch of evaluation masks: training never has it.
 _EVALUATION = -1
-_PREFETCH = 16  # steps made ahead
+_PREFETCH = 16  # steps whose batches are built ahead
 
 
 class TrainBatches:
@@ -32,7 +32,7 @@ class TrainBatches:
     Args:
       prepared: the dataset.
       config: batching, masking and accumulation settings.
-      process_index, process_count: this process gets a contiguous share of every batch's rows.
+      process_index, process_count: this process gets a contiguous share of the rows of every batch.
 
     Raises:
       DataError: the rows of a batch cannot be shared evenly, or no plan exists (see `buckets.plan`).
@@ -41,7 +41,7 @@ class TrainBatches:
     def __init__(self, prepared: Prepared, config: Config, process_index: int = 0, process_count: int = 1):
         self._split = prepared.split("train")
         self._config = config
-        self._maker = _Maker(prepared, self._split, config)
+        self._builder = _BatchBuilder(prepared, self._split, config)
         self._accumulation = config.train.accumulation
         self.buckets = buckets.plan(
             self._split.source_lengths, self._split.target_lengths, config.data, self._accumulation
@@ -67,9 +67,9 @@ class TrainBatches:
         ids = np.concatenate(
             [_rows(members[index], i, bucket)[self._shares[index]] for i in range(first, first + self._accumulation)]
         )
-        made = self._maker.batch(bucket, ids, epoch)
+        flat = self._builder.batch(bucket, ids, epoch)
         shape = (self._accumulation, -1)
-        return Batch(**{name: array.reshape(*shape, *array.shape[1:]) for name, array in vars(made).items()})
+        return Batch(**{name: array.reshape(*shape, *array.shape[1:]) for name, array in vars(flat).items()})
 
     def _make_order(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Permutation of the epoch's steps, and each bucket's examples in shuffled order."""
@@ -86,7 +86,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of the steps from `start_step` to before `end_step`, made ahead by `config.data.workers` threads.
+    """Batches of the steps from `start_step` to before `end_step`, built ahead by `config.data.workers` threads.
 
     Returns:
       An iterator of `Batch` of numpy arrays with leading axes [A, B / process_count]; an error in a thread is raised here.
@@ -117,16 +117,16 @@ def eval_batches(
     examples = prepared.split(split)
     plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
     shares = [_share(bucket, process_index, process_count) for bucket in plan]
-    maker = _Maker(prepared, examples, config)
+    builder = _BatchBuilder(prepared, examples, config)
     return (
-        maker.batch(bucket, _rows(bucket.examples, index, bucket)[share], _EVALUATION)
+        builder.batch(bucket, _rows(bucket.examples, index, bucket)[share], _EVALUATION)
         for bucket, share in zip(plan, shares, strict=True)
         for index in range(bucket.batches)
     )
 
 
 def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Random numbers of an epoch's order; its counters never meet those of the rows' masks (`row_uniforms`)."""
+    """Random numbers for the order of an epoch. The counters differ from those of the masks (`row_uniforms`)."""
     key = np.array([seed % 2**64, epoch % 2**64], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 1 + stream, 0]))
 
@@ -143,7 +143,7 @@ def _share(bucket: buckets.Bucket, process_index: int, process_count: int) -> sl
 
 
 def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray:
-    """Example ids [B] of a bucket's micro-batch `index`; -1 where a row is empty. Sizes of batches differ by at most 1."""
+    """Example ids [B] of the micro-batch `index` of a bucket; -1 where a row is empty. Batch sizes differ by at most 1."""
     count = len(members)
     chosen = members[index * count // bucket.batches : (index + 1) * count // bucket.batches]
     ids = np.full(bucket.rows, -1, np.int64)
@@ -151,8 +151,8 @@ def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray
     return ids
 
 
-class _Maker:
-    """Makes batches of a split's examples: sentence pairs with masked targets, or blocks of text with noise."""
+class _BatchBuilder:
+    """Builds batches of the examples of a split: sentence pairs with masked targets, or blocks of text with noise."""
 
     def __init__(self, prepared: Prepared, split: PreparedSplit, config: Config):
         self._split, self._data = split, config.data
@@ -182,8 +182,8 @@ class _Maker:
     def _masks(self, ids: np.ndarray, epoch: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Masked positions [B, M] and counts [B] of sentence pairs."""
         lengths = self._split.target_lengths[ids]
-        sampler = corruption.sampler_of(self._data)
-        uniforms = corruption.row_uniforms(self._data.seed, epoch, ids, lengths, sampler.numbers)
+        sampler = corruption.make_sampler(self._data)
+        uniforms = corruption.row_uniforms(self._data.seed, epoch, ids, lengths, sampler.uniforms)
         return corruption.mask_positions(sampler.masks(uniforms, lengths), width)
 
     def _fill_noised(self, batch: Batch, rows: np.ndarray, epoch: int) -> None:
@@ -191,8 +191,8 @@ class _Maker:
         ids = batch.example_id[rows]
         generators = corruption.row_generators(self._data.seed, epoch, ids)
         for row, block, rng in zip(rows.tolist(), self._split.columns(ids), generators, strict=True):
-            made = noise(rng, block["target"], self._word_starts, block["sentences"], self._data, self._specials)
+            noised = noise(rng, block["target"], self._word_starts, block["sentences"], self._data, self._specials)
             batch.target[row, : len(block["target"])] = block["target"]
-            batch.source[row, : len(made.source)] = made.source
-            batch.masked[row, : len(made.masked)] = made.masked
-            batch.masked_count[row] = len(made.masked)
+            batch.source[row, : len(noised.source)] = noised.source
+            batch.masked[row, : len(noised.masked)] = noised.masked
+            batch.masked_count[row] = len(noised.masked)

@@ -1,6 +1,6 @@
 """From text to a prepared dataset: clean, tokenize, filter by length, write.
 
-All is written to a temporary directory beside the final one and renamed at the end: a prepared directory is complete.
+Everything is written to a temporary directory beside the final one, which is renamed at the end. So a prepared directory is complete.
 
 Legend: N examples of a split.
 """
@@ -23,8 +23,8 @@ from janus_jax import text
 from janus_jax.config import Config, to_json
 from janus_jax.data import clean, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
-from janus_jax.data.report import bucket_table, length_histogram, readable
-from janus_jax.data.tokenizer import Log, given_tokenizer, tokenizer_of_lines, tokenizer_of_pairs
+from janus_jax.data.report import bucket_table, format_report, length_histogram
+from janus_jax.data.tokenizer import Log, tokenizer_of_lines, tokenizer_of_pairs, tokenizer_path
 
 _CHUNK = 8192  # lines tokenized at once
 
@@ -32,37 +32,37 @@ _CHUNK = 8192  # lines tokenized at once
 def prepare(
     config: Config, *, overwrite: bool = False, download: bool = False, processes: int = 1, log: Log = print
 ) -> dict[str, Any]:
-    """Writes `config.data.prepared`, which training reads; keeps it if it already holds just that.
+    """Writes `config.data.prepared`, the directory that training reads; keeps it if it already holds the same.
 
     Args:
       config: text and data settings.
       overwrite: replace a directory that was prepared with other settings or from other files.
       download: let TFDS fetch a dataset that is not on this machine.
-      processes: how many tokenize plain text.
-      log: is given lines for the user.
+      processes: number of processes that tokenize plain text.
+      log: receives lines for the user.
 
     Returns:
-      The report, which is also in the directory as report.json.
+      The report, which the directory holds as report.json.
 
     Raises:
       DataError: data is missing or unusable, or the directory holds something else.
       TokenizerError: the tokenizer cannot be trained or read.
     """
     directory = pathlib.Path(config.data.prepared)
-    given = sources.open_splits(config.data, download=download)
-    inputs = _inputs(config, given)
+    splits = sources.open_splits(config.data, download=download)
+    inputs = _inputs(config, splits)
     if directory.exists() and (report := _existing(directory, config, inputs, overwrite)):
-        log(f"{directory} is already prepared with these settings ({report['fingerprint']}); kept")
+        log(f"{directory} is already prepared with these settings ({report['fingerprint']}); nothing to do")
         return report
     directory.parent.mkdir(parents=True, exist_ok=True)
     for leftover in directory.parent.glob(f".{directory.name}.*.partial"):
-        # Perhaps of a run that is still at work, so it is not ours to remove.
-        log(f"{leftover} is of an interrupted or running preparation; remove it if none is running")
+        # Another preparation may be writing it, so it is not removed.
+        log(f"{leftover} belongs to an interrupted or running preparation; remove it if none is running")
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         started = time.monotonic()
         write = functools.partial(_write_text, processes=processes) if config.data.source == "text" else _write_pairs
-        report = _about(config, inputs) | write(partial, config, given, log)
+        report = _about(config, inputs) | write(partial, config, splits, log)
         report["seconds"] = round(time.monotonic() - started, 1)
         (partial / "config.json").write_text(to_json(config), encoding="utf-8")
         (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -70,22 +70,22 @@ def prepare(
         _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    log(readable(report))
+    log(format_report(report))
     log(f"wrote {directory}")
     return report
 
 
-def _inputs(config: Config, given: dict[str, sources.SplitSource]) -> dict[str, int]:
-    """Everything read, with sizes, so that changed files are noticed."""
-    inputs = {name: size for source in given.values() for name, size in source.inputs.items()}
-    if given := config.text.model or config.init_from:
-        model = pathlib.Path(given)
+def _inputs(config: Config, splits: dict[str, sources.SplitSource]) -> dict[str, int]:
+    """The files that are read, with their sizes, so that a changed file is noticed."""
+    inputs = {name: size for source in splits.values() for name, size in source.inputs.items()}
+    if path := tokenizer_path(config):
+        model = pathlib.Path(path)
         inputs[str(model)] = model.stat().st_size if model.is_file() else 0
     return inputs
 
 
 def _about(config: Config, inputs: dict[str, int]) -> dict[str, Any]:
-    """What every report begins with."""
+    """The first entries of every report."""
     libraries = ("sentencepiece", "tokenizers", "tensorflow-datasets", "babel")
     return {
         "format": store.FORMAT,
@@ -99,7 +99,11 @@ def _about(config: Config, inputs: dict[str, int]) -> dict[str, Any]:
 def _existing(
     directory: pathlib.Path, config: Config, inputs: dict[str, int], overwrite: bool
 ) -> dict[str, Any] | None:
-    """The report of an existing directory that is what would be written now; None if it may be replaced."""
+    """The report of an existing directory if it holds what would be written now; None if it may be replaced.
+
+    Raises:
+      DataError: the directory holds something else.
+    """
     fix = f"remove {directory}, choose another data.prepared, or add --overwrite"
     if directory.is_dir() and not any(directory.iterdir()):
         return None
@@ -123,7 +127,7 @@ def _existing(
 
 
 def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
-    """Renames `partial` to `directory`; what stood there goes away only after it was renamed aside."""
+    """Renames `partial` to `directory`. An old directory is renamed first and removed last."""
     aside = None
     if directory.exists():
         aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent))
@@ -134,55 +138,55 @@ def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
 
 
 def _write_pairs(
-    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], log: Log
+    partial: pathlib.Path, config: Config, splits: dict[str, sources.SplitSource], log: Log
 ) -> dict[str, Any]:
     """Fills `partial` with sentence pairs; returns the rest of the report."""
     work = partial / "work"
     work.mkdir()
-    accounts = {split: clean.Account() for split in given}
+    stats = {split: clean.FilterStats() for split in splits}
     counts = {}
-    for split, source in given.items():
+    for split, source in splits.items():
         with open(work / f"{split}.tsv", "w", encoding="utf-8", newline="\n") as file:
-            counts[split] = clean.write_clean(source, accounts[split], file)
-        log(f"{split}: read {accounts[split].read} pairs, {counts[split]} of them clean")
+            counts[split] = clean.write_clean(source, stats[split], file)
+        log(f"{split}: read {stats[split].read} pairs, {counts[split]} of them clean")
         if not counts[split]:
-            raise _empty(split, accounts[split])
+            raise _empty(split, stats[split])
     tokenizer = tokenizer_of_pairs(work / "train.tsv", counts["train"], config, log)
     lengths: dict[str, np.ndarray] = {}
     unknown = 0
-    for split in given:
-        found = _encode(split, work, partial, given[split], accounts[split], tokenizer, config)
-        if not accounts[split].kept:
-            raise _empty(split, accounts[split])
-        unknown += found.pop("unknown")
-        lengths |= found
-    # Planned before the files are written: batches that cannot be made show early.
+    for split in splits:
+        encoded = _encode(split, work, partial, splits[split], stats[split], tokenizer, config)
+        if not stats[split].kept:
+            raise _empty(split, stats[split])
+        unknown += encoded.pop("unknown")
+        lengths |= encoded
+    # Before the files are written, so that a batch plan that fails does so early.
     table = bucket_table(lengths["train_source"], lengths["train_target"], config)
     store.write_examples(
         partial,
-        {split: _examples(split, work, lengths) for split in given},
+        {split: _examples(split, work, lengths) for split in splits},
         f"{config.data.source_lang}-{config.data.target_lang} token ids, prepared by janus_jax",
     )
     shutil.rmtree(work)
     return _finish(partial, tokenizer, lengths, unknown) | {
-        "splits": {split: _split_report(split, accounts[split], lengths) for split in given},
+        "splits": {split: _split_report(split, stats[split], lengths) for split in splits},
         "buckets": table,
     }
 
 
 def _write_text(
-    partial: pathlib.Path, config: Config, given: dict[str, sources.SplitSource], log: Log, processes: int
+    partial: pathlib.Path, config: Config, splits: dict[str, sources.SplitSource], log: Log, processes: int
 ) -> dict[str, Any]:
     """Fills `partial` with blocks of text; returns the rest of the report."""
     longest = np.array([config.data.max_target_length])
-    bucket_table(longest, longest, config)  # before the text is read: batches that cannot be made show early
-    lines = [] if given_tokenizer(config) else prepare_text.sample_lines(given["train"], config.text.train_lines)
+    bucket_table(longest, longest, config)  # before the text is read, so that a batch plan that fails does so early
+    lines = [] if tokenizer_path(config) else prepare_text.sample_lines(splits["train"], config.text.train_lines)
     tokenizer = tokenizer_of_lines(lines, config, log)
-    accounts = {split: clean.Account() for split in given}
-    lengths, unknown = prepare_text.write_blocks(partial, config, given, accounts, tokenizer, processes)
+    stats = {split: clean.FilterStats() for split in splits}
+    lengths, unknown = prepare_text.write_blocks(partial, config, splits, stats, tokenizer, processes)
     sizes = lengths["train_target"]
     return _finish(partial, tokenizer, lengths, unknown) | {
-        "splits": {split: prepare_text.split_report(split, accounts[split], lengths) for split in given},
+        "splits": {split: prepare_text.split_report(split, stats[split], lengths) for split in splits},
         "buckets": bucket_table(sizes, sizes, config),
     }
 
@@ -195,11 +199,11 @@ def _finish(
     return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown}}
 
 
-def _empty(split: str, account: clean.Account) -> DataError:
-    reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in account.dropped.items()) or "nothing to read"
-    first = next((entry["examples"][0]["where"] for entry in account.dropped.values()), "")
+def _empty(split: str, stats: clean.FilterStats) -> DataError:
+    reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in stats.dropped.items()) or "nothing to read"
+    first = next((entry["examples"][0]["where"] for entry in stats.dropped.values()), "")
     return DataError(
-        f"config.data.{split}: no pair of the {split} split is left of {account.read} ({reasons}{'; see ' + first if first else ''}); "
+        f"config.data.{split}: no pair of the {split} split is left of {stats.read} ({reasons}{'; see ' + first if first else ''}); "
         "check the files, their languages and data.max_source_length, max_target_length and max_length_ratio"
     )
 
@@ -209,14 +213,14 @@ def _encode(
     work: pathlib.Path,
     partial: pathlib.Path,
     source: sources.SplitSource,
-    account: clean.Account,
+    stats: clean.FilterStats,
     tokenizer: text.Tokenizer,
     config: Config,
 ) -> dict[str, Any]:
     """Tokenizes a split into flat files of ids; keeps the text of valid and test.
 
     Returns:
-      "{split}_source" and "{split}_target": lengths [N] int32; "unknown": how many tokens are unk.
+      "{split}_source" and "{split}_target": lengths [N] int32; "unknown": the number of unk tokens.
     """
     data, special = config.data, tokenizer.specials
     sides = ("source", "target")
@@ -237,9 +241,9 @@ def _encode(
                     *sizes, data.max_source_length, data.max_target_length, data.max_length_ratio
                 )
                 if reason:
-                    account.drop(reason, source.where(number), "\t".join(pair))
+                    stats.drop(reason, source.where(number), "\t".join(pair))
                     continue
-                account.kept += 1
+                stats.kept += 1
                 for side, size, row, output in zip(sides, sizes, ids, (source_file, target_file), strict=True):
                     lengths[side].append(size)
                     unknown += row.count(special.unk)
@@ -255,7 +259,7 @@ def _encode(
 
 
 def _examples(split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]) -> Iterator[shards.Example]:
-    """The examples of a split from the flat files."""
+    """The examples of a split, read from the flat files."""
     sides = {}
     for side in store.PAIRS:
         ids = np.memmap(work / f"{split}.{side}", np.int32, "r")
@@ -265,12 +269,12 @@ def _examples(split: str, work: pathlib.Path, lengths: dict[str, np.ndarray]) ->
         yield {side: np.asarray(ids[ends[i] : ends[i + 1]]) for side, (ids, ends) in sides.items()}
 
 
-def _split_report(split: str, account: clean.Account, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
+def _split_report(split: str, stats: clean.FilterStats, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
     sides = {side: lengths[f"{split}_{side}"] for side in ("source", "target")}
     return {
-        "read": account.read,
-        "kept": account.kept,
-        "dropped": account.dropped,
+        "read": stats.read,
+        "kept": stats.kept,
+        "dropped": stats.dropped,
         "tokens": {side: int(values.sum(dtype=np.int64)) for side, values in sides.items()},
         "longest": {side: int(values.max()) for side, values in sides.items()},
         "length_histogram": {side: length_histogram(values) for side, values in sides.items()},

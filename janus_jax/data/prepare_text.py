@@ -1,8 +1,8 @@
-"""Prepares plain text for denoising: clean documents, packed into blocks by several processes, a shard a task.
+"""Prepares plain text for denoising: several processes pack clean documents into blocks, one shard per task.
 
-Documents are read once, from first to last, and handed out in tasks of a fixed size, so that the result is the same with
-any number of processes, and memory holds a few tasks however large the corpus is (and, where a tokenizer is trained, its
-`text.train_lines` documents).
+Documents are read once, from first to last, and divided into tasks of a fixed size. So the result is the same with any number
+of processes, and memory holds a few tasks, whatever the size of the corpus (and the `text.train_lines` documents that a
+tokenizer is trained on).
 
 Legend: N blocks of a split, L tokens of a block.
 """
@@ -26,15 +26,15 @@ _TASK = 1 << 24  # characters of a shard's documents
 _Packed = tuple[pathlib.Path, dict[str, np.ndarray], int]  # file; lengths of each column; unknown tokens
 
 
-def sample_lines(source: sources.SplitSource, most: int) -> list[str]:
-    """At most `most` clean documents, evenly spread over the split, in one pass: every k-th, k a power of two."""
+def sample_lines(source: sources.SplitSource, limit: int) -> list[str]:
+    """At most `limit` clean documents, evenly spread over the split, in one pass: every k-th, k a power of two."""
     chosen: list[str] = []
     step = 1
-    for number, (_, document) in enumerate(clean.clean_documents(source, clean.Account())):
+    for number, (_, document) in enumerate(clean.clean_documents(source, clean.FilterStats())):
         if number % step:
             continue
         chosen.append(document)
-        if len(chosen) > most:
+        if len(chosen) > limit:
             chosen, step = chosen[::2], 2 * step
     return chosen
 
@@ -42,8 +42,8 @@ def sample_lines(source: sources.SplitSource, most: int) -> list[str]:
 def write_blocks(
     directory: pathlib.Path,
     config: Config,
-    given: dict[str, sources.SplitSource],
-    accounts: dict[str, clean.Account],
+    splits: dict[str, sources.SplitSource],
+    stats: dict[str, clean.FilterStats],
     tokenizer: text.Tokenizer,
     processes: int,
 ) -> tuple[dict[str, np.ndarray], int]:
@@ -52,20 +52,20 @@ def write_blocks(
     Args:
       directory: gets the dataset `janus_text`.
       config: data.max_target_length is L.
-      given: documents of each split.
-      accounts: are told of every document.
+      splits: documents of each split.
+      stats: of each split; count every document.
       tokenizer: of the blocks.
-      processes: how many tokenize; 1: this one.
+      processes: number of processes that tokenize; 1: only this one.
 
     Returns:
-      "{split}_{column}" -> lengths [N] int32, and how many tokens are unknown.
+      "{split}_{column}" -> lengths [N] int32, and the number of unknown tokens.
 
     Raises:
-      DataError: nothing is left of a split.
+      DataError: no document of a split is left.
     """
     lengths, files, unknown = {}, {}, 0
-    with _pool(processes) as run:
-        for split, source in given.items():
+    with _TaskRunner(processes) as run:
+        for split, source in splits.items():
             tasks = (
                 (
                     directory / f"{split}-{number}.partial",
@@ -73,15 +73,15 @@ def write_blocks(
                     documents,
                     config.data.max_target_length,
                 )
-                for number, documents in enumerate(_tasks(source, accounts[split]))
+                for number, documents in enumerate(_tasks(source, stats[split]))
             )
-            packed = [one for one in run(tasks) if len(one[1]["target"])]
+            packed = [result for result in run(tasks) if len(result[1]["target"])]
             if not packed:
                 fix = "check the files"
                 if split == "valid" and not config.data.valid:
                     fix = f"lower config.data.hold_out ({config.data.hold_out}), or set it to 0"
                 raise DataError(
-                    f"config.data.{split}: no document of the {split} split is left of {accounts[split].read}; {fix}"
+                    f"config.data.{split}: no document of the {split} split is left of {stats[split].read}; {fix}"
                 )
             files[split] = [(path, len(columns["target"])) for path, columns, _ in packed]
             unknown += sum(count for *_, count in packed)
@@ -91,13 +91,13 @@ def write_blocks(
     return lengths, unknown
 
 
-def split_report(split: str, account: clean.Account, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the report says of a split."""
+def split_report(split: str, stats: clean.FilterStats, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The entry of a split in the report."""
     sizes = lengths[f"{split}_target"]
     return {
-        "read": account.read,
-        "kept": account.kept,
-        "dropped": account.dropped,
+        "read": stats.read,
+        "kept": stats.kept,
+        "dropped": stats.dropped,
         "blocks": len(sizes),
         "tokens": {"target": int(sizes.sum(dtype=np.int64))},
         "longest": {"target": int(sizes.max())},
@@ -105,12 +105,12 @@ def split_report(split: str, account: clean.Account, lengths: dict[str, np.ndarr
     }
 
 
-def _tasks(source: sources.SplitSource, account: clean.Account) -> Iterator[list[str]]:
+def _tasks(source: sources.SplitSource, stats: clean.FilterStats) -> Iterator[list[str]]:
     """Documents in lists of about `_TASK` characters."""
     documents: list[str] = []
     size = 0
-    for _, document in clean.clean_documents(source, account):
-        account.kept += 1
+    for _, document in clean.clean_documents(source, stats):
+        stats.kept += 1
         documents.append(document)
         size += len(document)
         if size >= _TASK:
@@ -120,8 +120,8 @@ def _tasks(source: sources.SplitSource, account: clean.Account) -> Iterator[list
         yield documents
 
 
-class _pool:
-    """Runs `_pack` over tasks, a few ahead, results in order; in this process where one is enough."""
+class _TaskRunner:
+    """Runs `_pack` over tasks and gives the results in order; a few tasks run ahead. One process runs them by itself."""
 
     def __init__(self, processes: int):
         self._processes = processes
@@ -130,7 +130,7 @@ class _pool:
     def __enter__(self) -> Any:
         if self._processes == 1:
             return lambda tasks: map(_pack, tasks)
-        # Spawned: a fork of a process with threads (JAX has some) may hang.
+        # Spawned and not forked: a fork of a process with threads, such as those of JAX, may hang.
         context = multiprocessing.get_context("spawn")
         self._executor = concurrent.futures.ProcessPoolExecutor(self._processes, mp_context=context)
         return self._run
@@ -143,7 +143,7 @@ class _pool:
         running: collections.deque = collections.deque()
         for task in tasks:
             running.append(self._executor.submit(_pack, task))
-            # Reading waits for packing, so that text does not pile up.
+            # Reading waits for packing, so that few texts are in memory.
             if len(running) > 2 * self._processes:
                 yield running.popleft().result()
         while running:
@@ -157,7 +157,7 @@ def _pack(task: tuple[pathlib.Path, bytes, list[str], int]) -> _Packed:
     lengths: dict[str, list[int]] = {column: [] for column in store.BLOCKS}
     unknown = 0
 
-    def watched() -> Iterator[shards.Example]:
+    def counted() -> Iterator[shards.Example]:
         nonlocal unknown
         for example in blocks.pack(documents, tokenizer, length):
             for column, values in example.items():
@@ -165,5 +165,5 @@ def _pack(task: tuple[pathlib.Path, bytes, list[str], int]) -> _Packed:
             unknown += int((example["target"] == tokenizer.specials.unk).sum())
             yield example
 
-    shards.write_shard(path, store.BLOCKS, watched())
+    shards.write_shard(path, store.BLOCKS, counted())
     return path, {column: np.array(values, np.int32) for column, values in lengths.items()}, unknown

@@ -1,4 +1,4 @@
-"""The report on a prepared dataset: tables for people, plain values for programs.
+"""The report on a prepared dataset: JSON values for programs, tables for readers.
 
 Legend: N examples, S source length, T target length, B rows, M masked tokens at most.
 """
@@ -14,7 +14,7 @@ _BINS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
 def length_histogram(lengths: np.ndarray) -> dict[str, int]:
-    """How many lengths fall into each bin; a bin is named by its range of tokens, bos and eos counted."""
+    """The number of lengths in each bin. The name of a bin is its range of tokens, bos and eos counted."""
     bounds = [*(b for b in _BINS if b < lengths.max()), max(int(lengths.max()), 1)]
     counts = np.bincount(np.searchsorted(bounds, lengths), minlength=len(bounds))
     lows = [1, *(bound + 1 for bound in bounds[:-1])]
@@ -48,8 +48,8 @@ def bucket_table(source_lengths: np.ndarray, target_lengths: np.ndarray, config:
     return table
 
 
-def readable(report: dict[str, Any]) -> str:
-    """The report as a short text of tables."""
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text."""
     lines = []
     for split, part in report["splits"].items():
         tokens = part["tokens"]

@@ -18,28 +18,28 @@ from janus_jax.data.report import bucket_table, length_histogram
 
 
 def retarget(
-    prepared: store.Prepared, directory: str | pathlib.Path, targets: Sequence[Sequence[int]], made: dict[str, Any]
+    prepared: store.Prepared, directory: str | pathlib.Path, targets: Sequence[Sequence[int]], origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes `directory`: `prepared` with these training targets; its other splits, tokenizer and settings are the same.
+    """Writes a copy of `prepared` with other training targets and the same other splits, tokenizer and settings.
 
     Args:
       prepared: the original.
-      directory: must not exist; appears when it is complete.
+      directory: of the copy; must not exist, and appears once it is complete.
       targets: token ids of each training example, in their order, without bos and eos.
-      made: how they were made, kept in the report under "distilled".
+      origin: how the targets were generated; stored in the report under "distilled".
 
     Returns:
       The report.
 
     Raises:
-      DataError: `directory` exists, or there is not one target that fits for each example.
+      DataError: `directory` exists, or the targets are not one for each example, or a target is empty or too long.
     """
     directory = pathlib.Path(directory)
     if directory.exists():
         raise DataError(f"{directory} exists; remove it or name another directory")
     train = prepared.split("train")
     if len(targets) != len(train):
-        raise DataError(f"{len(targets)} targets for {len(train)} training examples; one each is needed")
+        raise DataError(f"{len(targets)} targets for {len(train)} training examples; one target per example is needed")
     lengths = np.array([len(target) + 2 for target in targets], np.int32)
     longest = prepared.config.data.max_target_length
     if lengths.min() < 3 or lengths.max() > longest:
@@ -52,7 +52,7 @@ def retarget(
     }
     arrays["train_target"] = lengths
     report = json.loads(json.dumps(prepared.report))
-    report["distilled"] = {**made, "from": str(prepared.directory)}
+    report["distilled"] = {**origin, "from": str(prepared.directory)}
     report["splits"]["train"]["tokens"]["target"] = int(lengths.sum(dtype=np.int64))
     report["splits"]["train"]["longest"]["target"] = int(lengths.max())
     report["splits"]["train"]["length_histogram"]["target"] = length_histogram(lengths)
@@ -63,7 +63,7 @@ def retarget(
         splits = {
             name: _examples(split, targets if name == "train" else None) for name, split in prepared.splits.items()
         }
-        store.write_examples(partial, splits, "token ids with distilled training targets, made by janus_jax")
+        store.write_examples(partial, splits, "token ids with distilled training targets, written by janus_jax")
         np.savez(partial / "lengths.npz", **arrays)
         for name in ("tokenizer.model", "config.json"):
             shutil.copyfile(prepared.directory / name, partial / name)

@@ -1,6 +1,6 @@
 """Examples on disk: a TFDS dataset of array_record files, read and written without TensorFlow.
 
-A shard is written by whichever process makes its examples; the dataset exists once `finish` has named the shards.
+Any process can write a shard. The dataset exists once `finish` has renamed the shards.
 
 Legend: N examples of a split.
 """
@@ -18,7 +18,7 @@ _FORMAT = "array_record"
 
 
 def dataset_directory(directory: pathlib.Path, name: str) -> pathlib.Path:
-    """Where the dataset `name` lies in a prepared directory."""
+    """The directory of the dataset `name` in a prepared directory."""
     return directory / name / VERSION
 
 
@@ -27,13 +27,13 @@ def write_shard(path: pathlib.Path, columns: Iterable[str], examples: Iterable[E
 
     Args:
       path: the file; its directory exists.
-      columns: names of what each example holds.
-      examples: in the order in which they will be numbered.
+      columns: their names.
+      examples: in the order of their ids.
 
     Returns:
-      How many there were.
+      The number of examples.
     """
-    # Half a second that `import janus_jax.data` need not wait for.
+    # Imported here: it takes half a second.
     from array_record.python.array_record_module import ArrayRecordWriter
 
     features, count = _features(columns), 0
@@ -54,14 +54,14 @@ def finish(
     shards: Mapping[str, list[tuple[pathlib.Path, int]]],
     description: str,
 ) -> None:
-    """Makes written shards a dataset: moves them to their final names and writes TFDS's metadata.
+    """Turns shards into a dataset: renames them and writes the metadata of TFDS.
 
     Args:
       directory: gets `name/1.0.0/`.
       name: of the dataset.
-      columns: names of what each example holds.
+      columns: their names.
       shards: split -> (file, its number of examples) of each shard, in the order of the examples.
-      description: one line for the dataset's own documentation.
+      description: one line for the metadata of the dataset.
     """
     import tensorflow_datasets as tfds
 

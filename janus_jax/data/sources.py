@@ -1,8 +1,8 @@
 """Where text comes from: parallel files, TSV files, TFDS datasets, the built-in corpus; plain text for denoising.
 
-A `SplitSource` is iterated as often as needed and gives `(number, source, target)`: raw bytes (or str) of each side and
-the pair's number, which `where(number)` turns into a place that a user can look up. A target of None marks a line that
-does not hold two sides. Of plain text it gives `(number, document)`.
+A `SplitSource` can be iterated any number of times. It yields `(number, source, target)`: the number of the pair and the raw
+bytes (or str) of its sides; `where(number)` is the place that a user can look up. The target is None for a line that does not
+hold two sides. For plain text it yields `(number, document)`.
 """
 
 import bisect
@@ -25,7 +25,7 @@ from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
 SPLITS = ("train", "valid", "test")
-# The built-in corpus always comes out the same; `data.seed` orders and masks, it does not make text.
+# The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
 DEMO_SEED = 0
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -37,14 +37,14 @@ class SplitSource:
 
     pairs: Callable[[], Iterator[Pair]]
     where: Callable[[int], str]  # a pair's number -> its place, for messages
-    inputs: dict[str, int]  # what was read, with its size in bytes (0: not a file)
+    inputs: dict[str, int]  # files that are read, with their size in bytes (0: not a file)
 
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
 
 
 def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, SplitSource]:
-    """The splits that `config` names, after checking that each one exists.
+    """Opens the splits that `config` names and checks that each exists.
 
     Args:
       config: `source` says what `train`, `valid` and `test` name; an empty name means that there is no such split.
@@ -63,7 +63,7 @@ def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, Spli
 
 
 def find_file(path: str, key: str) -> pathlib.Path:
-    """`path`, or it with .gz or .xz added, whichever exists.
+    """The first of `path`, `path`.gz and `path`.xz that exists.
 
     Raises:
       DataError: none of them exists.
@@ -152,13 +152,13 @@ def _open_text(config: DataConfig, names: dict[str, str], download: bool) -> dic
 
             return SplitSource(pairs, whole.where, whole.inputs)
 
-        # The short one first: what is wrong with it shows before the long one is read.
+        # The short split first, so that its errors show before the long one is read.
         opened = {"valid": part(True), "train": part(False), **{s: o for s, o in opened.items() if s != "train"}}
     return opened
 
 
 def _documents(key: str, pattern: str) -> SplitSource:
-    """Lines of the files that match, in the order of their names, numbered through."""
+    """The lines of all files that match, in the order of their names; the numbers continue from file to file."""
     paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern))] or [find_file(pattern, key)]
     firsts: list[float] = [math.inf] * len(paths)  # number before each file's first line; not read yet: infinity
 
@@ -179,7 +179,7 @@ def _documents(key: str, pattern: str) -> SplitSource:
 
 def _open_demo(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
     del download
-    made = dict(
+    pairs_of = dict(
         zip(
             SPLITS,
             demo.generate(config.source_lang, config.target_lang, config.demo_sizes, DEMO_SEED),
@@ -189,7 +189,7 @@ def _open_demo(config: DataConfig, names: dict[str, str], download: bool) -> dic
 
     def source(split: str) -> SplitSource:
         def pairs() -> Iterator[Pair]:
-            return ((number, *pair) for number, pair in enumerate(made[split], 1))
+            return ((number, *pair) for number, pair in enumerate(pairs_of[split], 1))
 
         return SplitSource(pairs, lambda number: f"demo {split}:{number}", {"demo": 0})
 
@@ -237,7 +237,7 @@ def _tfds_builder(config: DataConfig, download: bool) -> Any:
     Raises:
       DataError: unknown to TFDS, in need of TensorFlow, or not on disk and `download` is not set.
     """
-    import tensorflow_datasets as tfds  # half a second that other sources need not wait for
+    import tensorflow_datasets as tfds  # imported here: it takes half a second
 
     name, where = config.tfds_name, config.tfds_data_dir or None
     try:

@@ -1,6 +1,6 @@
 """A prepared dataset on disk: token ids as a TFDS dataset of array_record files, lengths, tokenizer, settings, report.
 
-It holds sentence pairs, or blocks of text for denoising: what an example has is a list of ids for each column.
+It holds sentence pairs, or blocks of text for denoising. An example has a list of ids for each column.
 
 Legend: N examples of a split, B rows, S source length, T target length.
 """
@@ -25,7 +25,7 @@ FORMAT = 1
 PAIRS = ("source", "target")
 # Blocks of text: their tokens, and where sentences start in them.
 BLOCKS = ("target", "sentences")
-# A split of fewer tokens (both sides; 4 bytes each) is held in memory, a larger one is read example by example.
+# A split of fewer tokens (both sides; 4 bytes each) is kept in memory; a larger one is read example by example.
 _IN_MEMORY_TOKENS = 400_000_000
 _READ_CHUNK = 4096
 # Settings that change the prepared data; all others may differ between preparing and training.
@@ -37,9 +37,9 @@ _DATA_SETTINGS = (
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The settings that change what `prepare` writes, by name; those that have no effect in this config are left out."""
-    given = config.text.model or config.init_from
-    text, data = ({"model"} if given else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
+    """The settings that change what `prepare` writes, by name, without those that have no effect in this config."""
+    tokenizer = config.text.model or config.init_from
+    text, data = ({"model"} if tokenizer else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
     if config.data.source != "tfds":
         data.discard("tfds_name")
     if config.data.source != "demo":
@@ -50,23 +50,23 @@ def settings(config: Config) -> dict[str, Any]:
         data.discard("hold_out")
     chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
     chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}
-    if given:
-        chosen["text.model"] = given
+    if tokenizer:
+        chosen["text.model"] = tokenizer
     return json.loads(json.dumps(chosen))
 
 
 def fingerprint(config: Config) -> str:
-    """Twelve hex digits that change with whatever changes the prepared data."""
+    """Twelve hex digits that change with every setting that changes the prepared data."""
     return hashlib.sha256(json.dumps([FORMAT, settings(config)], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write_examples(directory: pathlib.Path, splits: dict[str, Iterable[shards.Example]], description: str) -> None:
-    """Writes sentence pairs as a TFDS dataset, a shard a split.
+    """Writes sentence pairs as a TFDS dataset, one shard per split.
 
     Args:
       directory: gets `janus_pairs/1.0.0/`.
       splits: name -> "source" and "target" ids of each example, bos and eos included.
-      description: one line for the dataset's own documentation.
+      description: one line for the metadata of the dataset.
     """
     written = {}
     for split, examples in splits.items():
@@ -93,21 +93,21 @@ class PreparedSplit:
 
     @property
     def source_lengths(self) -> np.ndarray:
-        """[N] int32, bos and eos counted; for blocks of text, whose noise keeps within their length, that of the block."""
+        """[N] int32, bos and eos counted. For blocks of text it is the length of the block: noise never makes a block longer."""
         return self.lengths.get("source", self.target_lengths)
 
     @functools.cached_property
     def _records(self) -> Any:
         import tensorflow_datasets as tfds
 
-        def opened(directory: pathlib.Path) -> Any:
+        def open_source(directory: pathlib.Path) -> Any:
             return tfds.builder_from_directory(str(directory)).as_data_source(self.name)
 
-        return damage.read_file(self.directory, opened)
+        return damage.read_checked(self.directory, open_source)
 
     @functools.cached_property
     def _flat(self) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-        """column -> (all ids one after another, where each example starts); None if they are too many."""
+        """column -> (the ids of all examples in a row, the start of each example); None if there are too many."""
         if sum(int(column.sum(dtype=np.int64)) for column in self.lengths.values()) > _IN_MEMORY_TOKENS:
             return None
         parts: dict[str, list[np.ndarray]] = {column: [] for column in self.lengths}
@@ -120,7 +120,7 @@ class PreparedSplit:
         }
 
     def load(self) -> None:
-        """Reads the token ids into memory now, if they are few enough; worker threads then share them.
+        """Reads the token ids into memory now, if there are few enough; worker threads then share them.
 
         Raises:
           DataError: a file is damaged.
@@ -136,17 +136,17 @@ class PreparedSplit:
         records = self._records
         try:
             rows = records.__getitems__(list(ids))
-        except Exception as error:  # the readers have no error of their own
-            raise damage.unreadable(self.directory, self.name, records, ids) from error
+        except Exception as error:  # the readers have no error class
+            raise damage.unreadable_example(self.directory, self.name, records, ids) from error
         for example_id, row in zip(ids, rows, strict=True):
             if any(len(row[column]) != lengths[example_id] for column, lengths in self.lengths.items()):
-                raise damage.damaged(
+                raise damage.damage_error(
                     self.directory, f"example {example_id} of {self.name} is not as long as in lengths.npz"
                 )
         return rows
 
     def columns(self, ids: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """The columns of some examples [B], each as long as it is."""
+        """The columns of some examples [B], without padding."""
         if self._flat is None:
             return self._read(ids.tolist())
         return [
@@ -187,7 +187,7 @@ class Prepared:
     """A directory that `python -m janus_jax.data` wrote."""
 
     directory: pathlib.Path
-    config: Config  # as it was when the data was prepared
+    config: Config  # of the preparation
     report: dict[str, Any]
     tokenizer_bytes: bytes  # for `janus_jax.text.load`
     splits: dict[str, PreparedSplit]
@@ -198,11 +198,11 @@ class Prepared:
 
         Args:
           directory: where `prepare` wrote (`config.data.prepared`).
-          config: if given, its text and data settings must be those that the data was prepared with.
+          config: its text and data settings must be those of the preparation; None: no check.
 
         Raises:
-          DataError: nothing prepared there, written by another version, prepared with other settings, or damaged. (A
-            training example's damage shows when it is read, see `PreparedSplit.load`.)
+          DataError: the directory holds no prepared dataset, or one of another version or other settings, or it is damaged. (Damage
+            of a training example shows when the example is read, see `PreparedSplit.load`.)
         """
         directory = pathlib.Path(directory)
         report = read_report(directory)
@@ -222,26 +222,26 @@ class Prepared:
                     split: {column: arrays[f"{split}_{column}"] for column in columns} for split in report["splits"]
                 }
 
-        found = damage.read_file(directory / "lengths.npz", lengths)
+        split_lengths = damage.read_checked(directory / "lengths.npz", lengths)
         prepared = cls(
             directory=directory,
-            config=damage.read_file(directory / "config.json", lambda path: from_json(path.read_text("utf-8"))),
+            config=damage.read_checked(directory / "config.json", lambda path: from_json(path.read_text("utf-8"))),
             report=report,
-            tokenizer_bytes=damage.read_file(directory / "tokenizer.model", pathlib.Path.read_bytes),
-            splits={split: PreparedSplit(split, columns, dataset) for split, columns in found.items()},
+            tokenizer_bytes=damage.read_checked(directory / "tokenizer.model", pathlib.Path.read_bytes),
+            splits={split: PreparedSplit(split, columns, dataset) for split, columns in split_lengths.items()},
         )
         prepared._check()
         return prepared
 
     def _check(self) -> None:
-        """Raises DataError for damage that would otherwise stop a run only after it has computed for a while."""
+        """Raises DataError for damage that would otherwise stop a run only after many steps."""
         path, size = self.directory / "tokenizer.model", self.report["tokenizer"]["vocab_size"]
-        tokenizer = damage.read_file(path, lambda _: text.load(self.tokenizer_bytes))
+        tokenizer = damage.read_checked(path, lambda _: text.load(self.tokenizer_bytes))
         if tokenizer.vocab_size != size:
-            raise damage.damaged(path, f"{tokenizer.vocab_size} tokens, but {size} in report.json")
+            raise damage.damage_error(path, f"{tokenizer.vocab_size} tokens, but {size} in report.json")
         for split in self.splits.values():
-            damage.check_ends(split.directory, split.name, len(split))
-        if "valid" in self.splits:  # else first read after many steps
+            damage.check_record_counts(split.directory, split.name, len(split))
+        if "valid" in self.splits:  # training first reads it after many steps
             self.splits["valid"].load()
             if self.config.data.source != "text":
                 self.text("valid")
@@ -271,18 +271,18 @@ class Prepared:
         """The cleaned (source, target) sentences of "valid" or "test", in the order of their example ids.
 
         Raises:
-          DataError: the dataset has no such split, or it is the training split, whose text is not kept, or a file is damaged.
+          DataError: the dataset has no such split, it is the training split, whose text is not stored, or a file is damaged.
         """
         if self.config.data.source == "text":
-            raise DataError(f"{self.directory} keeps no text: it holds blocks of text for denoising")
+            raise DataError(f"{self.directory} stores no text: it holds blocks of text for denoising")
         if split == "train":
-            raise DataError("the text of the train split is not kept in a prepared dataset; read the original files")
+            raise DataError("the text of the train split is not stored in a prepared dataset; read the original files")
         count, sides = len(self.split(split)), []
         for lang in (self.config.data.source_lang, self.config.data.target_lang):
             path = self.directory / "text" / f"{split}.{lang}"
-            sides.append(damage.read_file(path, lambda file: file.read_text("utf-8").split("\n")[:-1]))
+            sides.append(damage.read_checked(path, lambda file: file.read_text("utf-8").split("\n")[:-1]))
             if len(sides[-1]) != count:
-                raise damage.damaged(path, f"{len(sides[-1])} lines, but {count} in lengths.npz")
+                raise damage.damage_error(path, f"{len(sides[-1])} lines, but {count} in lengths.npz")
         return list(zip(*sides, strict=True))
 
 
@@ -290,7 +290,7 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
     """The report of a prepared directory.
 
     Raises:
-      DataError: there is none, or another version of the package wrote it.
+      DataError: there is no report, or another version of the package wrote it.
     """
     try:
         report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
@@ -308,6 +308,6 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Names and values of what differs, for a message; empty if nothing does."""
+    """Names and values of the settings that differ, for a message; empty if none do."""
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)

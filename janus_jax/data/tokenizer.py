@@ -1,4 +1,4 @@
-"""The tokenizer of a prepared dataset: a given one, or one trained on the text."""
+"""The tokenizer of a prepared dataset: an existing one, or one trained on the text."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,24 @@ from janus_jax.data import clean
 Log = Callable[[str], None]
 
 
-def given_tokenizer(config: Config) -> str:
-    """Where a tokenizer is to be taken from; empty: one is to be trained."""
+def tokenizer_path(config: Config) -> str:
+    """The path of the tokenizer to use, a file or a checkpoint; empty: train one."""
     return config.text.model or config.init_from
 
 
 def tokenizer_of_pairs(path: Path, count: int, config: Config, log: Log) -> text.Tokenizer:
-    """The given tokenizer, or one trained on both sides of evenly spread pairs of the `count` in a cleaned file."""
+    """The existing tokenizer, or one trained on both sides of pairs that are spread evenly over a cleaned file.
+
+    Args:
+      path: the cleaned file.
+      count: pairs in it.
+      config: names the existing tokenizer, or the settings of training.
+      log: receives lines for the user.
+    """
     lines: list[str] = []
-    if not given_tokenizer(config):
-        wanted = min(count, max(1, config.text.train_lines // 2))
-        chosen = {i * count // wanted for i in range(wanted)} if wanted < count else None
+    if not tokenizer_path(config):
+        number = min(count, max(1, config.text.train_lines // 2))
+        chosen = {i * count // number for i in range(number)} if number < count else None
         with open(path, encoding="utf-8", newline="\n") as file:
             for i, (_, *sides) in enumerate(clean.read_clean(file)):
                 if chosen is None or i in chosen:
@@ -29,10 +36,10 @@ def tokenizer_of_pairs(path: Path, count: int, config: Config, log: Log) -> text
 
 
 def tokenizer_of_lines(lines: list[str], config: Config, log: Log) -> text.Tokenizer:
-    """The given tokenizer, a file's or a checkpoint's, or one trained on these lines."""
-    if given := given_tokenizer(config):
-        if not config.text.model or checkpoint.is_checkpoint(given):
-            return text.load(checkpoint.tokenizer(given))
-        return text.read(given)
+    """The existing tokenizer, of a file or of a checkpoint, or one trained on these lines."""
+    if path := tokenizer_path(config):
+        if not config.text.model or checkpoint.is_checkpoint(path):
+            return text.load(checkpoint.tokenizer(path))
+        return text.read(path)
     log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
     return text.train(lines, config.text)

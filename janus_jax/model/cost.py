@@ -1,16 +1,22 @@
 """What a step costs: parameters and floating-point operations of the matrix products.
 
-Legend: B sentences, S source length, T target length, U AR slots, M masked tokens at most, D model width, F feed-forward
+Legend: B sentences, S source length, T target length, M masked tokens at most, D model width, F feed-forward
 width, V' padded vocabulary, rows = decoder rows of a sentence.
 """
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from janus_jax.config import Config, ModelConfig, objective_terms
+from janus_jax.model.families import row_layout, with_attended
 from janus_jax.model.janus import padded_vocab
+from janus_jax.model.layout import RowLayout
+from janus_jax.objective.terms import own_term, read_families, term
+from janus_jax.types import Batch, Specials
 
 TRAINING = 3  # forward once, backward twice
 
@@ -18,6 +24,15 @@ TRAINING = 3  # forward once, backward twice
 def parameter_count(params: Any) -> int:
     """Numbers in a parameter tree (arrays or shapes)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def layout_of_shapes(
+    config: ModelConfig, families: Collection[str], source: int, target: int, masked: int
+) -> RowLayout:
+    """The rows of a sentence in the joint pass, as shapes: S, T and M are numbers, and nothing is computed."""
+    tokens = partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    batch = Batch(tokens((1, source)), tokens((1, target)), tokens((1, masked)), tokens((1,)), tokens((1,)))
+    return jax.eval_shape(lambda batch: row_layout(batch, config, Specials(), families), batch)
 
 
 def step_flops(
@@ -29,36 +44,35 @@ def step_flops(
       config: model (with its vocabulary size) and objective.
       sentences, source, target, masked: B, S, T, M of the batch.
       terms: of the loss, which the step computes; None: all of the objective.
+
+    Raises:
+      ValueError: a term that is not in `objective.terms`.
     """
     m = config.model
     d, f = m.d_model, m.ffn_dim
-    terms = set(objective_terms(config.objective) if terms is None else terms)
-    ar = bool(terms & {"ar", "kl_ar_nar", "kl_ar_aux", "kl_ar_ctc"})
-    aux = bool(terms & {"aux", "kl_nar_aux", "kl_ar_aux"})
-    nar = aux or bool(terms & {"nar", "kl_ar_nar"})
-    slots = target if m.ar_start == "eos" else target - 1
-    content_ar = slots if ar else 0
-    query_ar = slots if ar and m.ar_stream == "query" else 0
-    nar_rows, true_rows = (target if nar else 0), (masked if aux else 0)
-    content, rows = content_ar + nar_rows + true_rows, content_ar + query_ar + nar_rows + 2 * true_rows
-    ctc = m.ctc_slots(source) if terms & {"ctc", "kl_ar_ctc"} else 0
-    content, rows = content + ctc, rows + ctc
-    read = content_ar + (masked if nar else 0) + true_rows + ctc
+    terms = objective_terms(config.objective) if terms is None else terms
+    families = with_attended(read_families(terms))
+    layout = layout_of_shapes(m, families, source, target, masked)
     per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
     encoder = m.encoder_layers * source * (4 * d * d + 2 * d * f + 2 * source * d)
-    pairs = (
-        (content_ar + query_ar) * content_ar + nar_rows * nar_rows + 2 * true_rows * (nar_rows + true_rows) + ctc * ctc
-    )
-    layer = rows * per_row + content * 2 * d * d + 2 * d * (pairs + rows * source)
-    last_pairs = (
-        content_ar * content_ar + (masked * nar_rows if nar else 0) + true_rows * (nar_rows + true_rows) + ctc * ctc
-    )
-    last = read * per_row + content * 2 * d * d + 2 * d * (last_pairs + read * source)
+
+    def decoder_layer(rows: int, pairs: int) -> int:
+        return rows * per_row + layout.memory_rows * 2 * d * d + 2 * d * (pairs + rows * source)
+
+    layer = decoder_layer(layout.rows, layout.attention_pairs())
+    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True))
     cross = m.decoder_layers * source * 2 * d * d
-    # A token's CTC row is projected once more beside its AR row.
-    logits = (read + (content_ar if "kl_ar_ctc" in terms else 0)) * d * padded_vocab(m)
-    passes = config.objective.encoder_passes if ar and (nar or ctc) else 1
+    logits = (layout.read_rows + _rows_projected_again(layout, terms)) * d * padded_vocab(m)
+    passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
     return 2 * TRAINING * sentences * (passes * (encoder + cross) + (m.decoder_layers - 1) * layer + last + logits)
+
+
+def _rows_projected_again(layout: RowLayout, terms: Collection[str]) -> int:
+    """Rows of a family with a sentence's likelihood that a divergence projects a second time, one beside each AR row."""
+    slots = sum(group.read_rows for group in layout.groups if group.family == "ar")
+    divergences = [term(name).families for name in terms if term(name).kind == "divergence"]
+    again = {family for sides in divergences for family in sides if term(own_term(family)).kind == "sentence"}
+    return slots * len(again)
 
 
 def mask_predict_flops(

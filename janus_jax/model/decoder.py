@@ -4,6 +4,7 @@ Legend: B sentences, N rows of a search (a multiple of B), R query rows, S sourc
 U AR slots, M masked tokens at most, R' CTC rows, L cache length, k new tokens, D model width, H heads, K head width.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.model import streams as st
-from janus_jax.model.decoder_layer import Cross, DecoderLayer, Source
+from janus_jax.model.decoder_layer import DecoderLayer, Source
 from janus_jax.model.encoder import Embedder, remat_layer
+from janus_jax.model.families import ar, aux, ctc, mask_predict, row_layout, show
 from janus_jax.model.layers import Table, layer_norm
+from janus_jax.model.layout import RowGroup
 from janus_jax.parallel import BATCH, constrain
-from janus_jax.types import Batch, Encoded, Specials, Streams
+from janus_jax.types import Batch, Encoded, Specials
 
 
 @jax.tree_util.register_dataclass
@@ -24,7 +26,7 @@ from janus_jax.types import Batch, Encoded, Specials, Streams
 class Cache:
     """What AR decoding keeps between steps. A rejected draft only lowers `length`."""
 
-    keys: tuple[jax.Array, ...]  # per layer [N, L, H, K], projected content rows
+    keys: tuple[jax.Array, ...]  # per layer [N, L, H, K], projected AR content rows
     values: tuple[jax.Array, ...]
     source: Source
     length: jax.Array  # [N] int32, content rows already in the cache
@@ -33,18 +35,18 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GapCache:
-    """What filling gaps by AUX rows keeps between steps: the NAR rows, which never change, and the true rows so far.
+    """What filling gaps by AUX rows keeps between steps: the NAR rows, which never change, and the gold rows so far.
 
-    Slot 0 of the true rows belongs to no token and is seen by none: as bos does in AR, it asks for the first token.
+    Slot 0 of the gold rows belongs to no token, and no row attends to it. As bos does in AR, it asks for the first token.
     """
 
-    keys: tuple[jax.Array, ...]  # per layer [N, T + M + 1, H, K], projected NAR rows, then true rows
+    keys: tuple[jax.Array, ...]  # per layer [N, T + M + 1, H, K], projected NAR rows, then gold rows
     values: tuple[jax.Array, ...]
     source: Source
     real: jax.Array  # [N, T] bool, target tokens
     masked: jax.Array  # [N, M] int32, positions of the gaps, ascending; 0 past a row's count
     masked_count: jax.Array  # [N] int32
-    length: jax.Array  # [N] int32, true rows already in the cache, slot 0 counted
+    length: jax.Array  # [N] int32, gold rows already in the cache, slot 0 counted
 
 
 class Decoder(Embedder):
@@ -67,92 +69,41 @@ class Decoder(Embedder):
         mean = (states.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
         return mean @ self.embed_length.gathered().T
 
-    def joint(
+    def train_rows(
         self,
         table: Table,
         encoded: Encoded,
         batch: Batch,
-        streams: tuple[str, ...],
-        encoded_nar: Encoded | None,
-        glanced: jax.Array | None,
-    ) -> Streams:
-        """The joint pass; see `Janus.train_streams`."""
-        c, target = self.config, batch.target
-        real = target != self.specials.pad
-        ar_query = c.ar_stream == "query"
-        inputs = st.ar_inputs(target, c, self.specials)
-        slots, masked = inputs.shape[1], batch.masked.shape[1]
-        x = self.joint_rows(table, inputs, batch, streams, encoded.mask, glanced)
-        of_ctc = st.ctc_real(encoded.mask, c) if "ctc" in streams else None
-        sights = st.joint_sights(batch, real, slots, streams, ar_query, of_ctc)
-        ctc_rows = 0 if of_ctc is None else of_ctc.shape[1]
-        content_start = slots if "ar" in streams and ar_query else 0
-        content_stop = x.shape[1] - (masked if "aux" in streams else 0)
-        ar_rows = (slots * (2 if ar_query else 1)) if "ar" in streams else 0
-
-        def crosses(ar_rows: int, rows: int) -> tuple:
-            if encoded_nar is None:
-                return (Cross(0, rows, encoded),)
-            parts = (Cross(0, ar_rows, encoded), Cross(ar_rows, rows, encoded_nar))
-            return tuple(part for part in parts if part.stop > part.start)
-
+        families: Collection[str],
+        encoded_parallel: Encoded | None,
+        shown: Mapping[str, jax.Array] | None,
+    ) -> dict[str, jax.Array]:
+        """The joint pass; see `Janus.train_rows`."""
+        layout = row_layout(batch, self.config, self.specials, families, shown)
+        states = {name: encoded if name == "ar" or encoded_parallel is None else encoded_parallel for name in families}
+        blocks, source_blocks = layout.attention(), layout.source_attention(states)
+        x = self.embed_groups(table, layout.groups, batch.target.shape[0])
         for layer in self.layers[:-1]:
-            x = layer.joint(x, x[:, content_start:content_stop], sights, crosses(ar_rows, x.shape[1]))
+            x = layer.joint(x, layout.memory(x), blocks, source_blocks)
         # Last layer: query rows are only those that a loss can read.
-        parts = {}
-        if "ar" in streams:
-            parts["ar"] = x[:, :slots]
-        if "ctc" in streams:
-            parts["ctc"] = x[:, ar_rows : ar_rows + ctc_rows]
-        if "nar" in streams:
-            nar = x[:, ar_rows + ctc_rows :][:, : target.shape[1]]
-            parts["nar"] = jnp.take_along_axis(nar, batch.masked[:, :, None], axis=1)
-        if "aux" in streams:
-            parts["aux"] = x[:, -masked:]
-        queries = jnp.concatenate(list(parts.values()), axis=1)
-        sights = st.last_sights(sights, slots, masked, streams)
-        memory = x[:, content_start:content_stop]
-        x = self.layers[-1].joint(queries, memory, sights, crosses(slots if "ar" in streams else 0, queries.shape[1]))
-        ends = np.cumsum([part.shape[1] for part in parts.values()])[:-1]
-        found = dict(zip(parts, jnp.split(self._finish(x), ends, axis=1), strict=True))
-        return Streams(**{name: found.get(name) for name in ("ar", "nar", "aux", "ctc")})
+        blocks, source_blocks = layout.attention(last=True), layout.source_attention(states, last=True)
+        x = self.layers[-1].joint(layout.read(x), layout.memory(x), blocks, source_blocks)
+        return layout.split(self._finish(x))
 
-    def joint_rows(
-        self,
-        table: Table,
-        inputs: jax.Array,
-        batch: Batch,
-        streams: tuple[str, ...],
-        real_source: jax.Array | None = None,
-        glanced: jax.Array | None = None,
-    ) -> jax.Array:
-        """Embedded rows [AR query | AR content | CTC | NAR | true | AUX] of the streams asked for, [B, R, D]."""
-        c, target = self.config, batch.target
+    def embed_groups(self, table: Table, groups: tuple[RowGroup, ...], sentences: int) -> jax.Array:
+        """Embedded rows of the groups, side by side: [B, R, D]."""
+        # One look-up for all: on a mesh, the gradient of each would travel for itself, as large as the table.
+        tokens = [group.tokens for group in groups if group.tokens is not None]
+        ends = np.cumsum([part.shape[1] for part in tokens])[:-1]
+        vectors = iter(jnp.split(table(jnp.concatenate(tokens, axis=1)), ends, axis=1) if tokens else ())
         mask_vector = table(jnp.array(self.specials.mask))
         rows = []
-        # One look-up for all: on a mesh, the gradient of each would travel for itself, as large as the table.
-        tokens = {"ar": inputs} if "ar" in streams else {}
-        if "nar" in streams:
-            tokens["nar"] = st.nar_tokens(batch, self.specials)
-        if "aux" in streams:
-            tokens["aux"] = jnp.take_along_axis(target, batch.masked, axis=1)
-        ends = np.cumsum([part.shape[1] for part in tokens.values()])[:-1]
-        found = jnp.split(table(jnp.concatenate(list(tokens.values()), axis=1)), ends, axis=1) if tokens else []
-        vectors = dict(zip(tokens, found, strict=True))
-        if "ar" in streams:
-            positions = st.ar_slot_positions(jnp.arange(inputs.shape[1]), c)
-            if c.ar_stream == "query":
-                rows.append(self.embed(jnp.broadcast_to(mask_vector, vectors["ar"].shape), positions))
-            rows.append(self.embed(vectors["ar"], positions))
-        if "ctc" in streams:
-            rows.append(self._ctc_inputs(table, batch.source, real_source, glanced))
-        if "nar" in streams:
-            normalise = c.nar_layernorm_embedding
-            rows.append(self.embed(vectors["nar"], jnp.arange(target.shape[1]), normalise))
-            if "aux" in streams:
-                true = vectors["aux"]
-                rows.append(self.embed(true, batch.masked, normalise))
-                rows.append(self.embed(jnp.broadcast_to(mask_vector, true.shape), batch.masked, normalise))
+        for group in groups:
+            if group.tokens is None:
+                inputs = jnp.broadcast_to(mask_vector, (sentences, group.rows, self.config.d_model))
+            else:
+                inputs = next(vectors)
+            rows.append(self.embed(inputs, group.positions, group.layernorm))
         return constrain(jnp.concatenate(rows, axis=1), BATCH)
 
     def _finish(self, x: jax.Array) -> jax.Array:
@@ -167,40 +118,32 @@ class Decoder(Embedder):
         self, table: Table, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
     ) -> jax.Array:
         """Bidirectional rows of tokens [N, T]; see `Janus.nar_rows`."""
-        return self._nar_pass(table, tokens, slots, source or self.project_source(encoded))[0]
+        group = mask_predict.target_rows(tokens, self.config, self.specials, slots)
+        return self._bidirectional(table, group, source or self.project_source(encoded))[0]
 
     def ctc_rows(
-        self, table: Table, tokens: jax.Array, encoded: Encoded, glanced: jax.Array | None, source: Source | None
+        self, table: Table, tokens: jax.Array, encoded: Encoded, shown: jax.Array | None, source: Source | None
     ) -> tuple[jax.Array, jax.Array]:
         """CTC rows [B, R', D] of sources `tokens` [B, S], and which are real; see `Janus.ctc_rows`."""
-        real = st.ctc_real(encoded.mask, self.config)
-        x = self._ctc_inputs(table, tokens, encoded.mask, glanced)
-        return self._bidirectional(x, real, None, source or self.project_source(encoded))[0], real
+        group = ctc.source_rows(tokens, self.config, self.specials)
+        if shown is not None:
+            group = show(group, shown, self.specials)
+        rows, _ = self._bidirectional(table, group, source or self.project_source(encoded))
+        return rows, ctc.real_rows(encoded.mask, self.config)
 
-    def _ctc_inputs(self, table: Table, tokens: jax.Array, real: jax.Array, glanced: jax.Array | None) -> jax.Array:
-        """Embedded CTC rows [B, R', D]; a row whose `glanced` [B, R'] is a token and not -1 reads that."""
-        origins = st.ctc_origins(real, self.config)
-        if self.config.ctc_input == "source":
-            read = jnp.take_along_axis(tokens, origins, axis=1)
-        else:
-            read = jnp.full_like(origins, self.specials.mask)
-        if glanced is not None:
-            read = jnp.where(glanced >= 0, glanced, read)
-        return self.embed(table(read), jnp.arange(read.shape[1]))
+    def _bidirectional(self, table: Table, group: RowGroup, source: Source) -> tuple[jax.Array, list]:
+        """One group of rows that attend to each other, through the layers.
 
-    def _nar_pass(self, table: Table, tokens: jax.Array, slots: jax.Array | None, source: Source) -> tuple:
-        """Rows of the wanted slots, and every layer's keys and values of all rows."""
-        x = self.embed(table(tokens), jnp.arange(tokens.shape[1]), self.config.nar_layernorm_embedding)
-        return self._bidirectional(x, tokens != self.specials.pad, slots, source)
-
-    def _bidirectional(self, x: jax.Array, real: jax.Array, slots: jax.Array | None, source: Source) -> tuple:
-        """Rows x [N, R, D] that see all `real` [N, R] ones through the layers; of the last, those of `slots` [N, M]."""
-        mask = st.nar_mask(real)
+        Returns:
+          [N, M, D] the rows that are read, and every layer's keys and values of all rows.
+        """
+        mask = group.attends[group.name]
+        x = self.embed_groups(table, (group,), mask.shape[0])
         contents = []
         for i, layer in enumerate(self.layers):
             contents.append(layer.content(x))
-            if i == len(self.layers) - 1 and slots is not None:
-                x = jnp.take_along_axis(x, slots[:, :, None], axis=1)
+            if i == len(self.layers) - 1 and group.read is not None:
+                x = jnp.take_along_axis(x, group.read[:, :, None], axis=1)
             rows = x.shape[1]
             x = constrain(layer.advance(x, [(0, rows, *contents[i], mask)], [(0, rows, *source.of(i))]), BATCH)
         return self._finish(x), contents
@@ -222,7 +165,7 @@ class Decoder(Embedder):
         c = self.config
         new = tokens.shape[1]
         slots = cache.length[:, None] + jnp.arange(new)
-        positions = st.ar_slot_positions(slots, c)
+        positions = ar.slot_positions(slots, c)
         x = self.embed(table(tokens), positions)
         queries = 0
         if c.ar_stream == "query":
@@ -241,7 +184,7 @@ class Decoder(Embedder):
           x: [N, R, D] embedded rows, `queries` query rows and then k content rows.
           queries: k, or 0 where content rows predict.
           places: [N, k] where in the cache the content rows go.
-          mask: [N, R, S] what each row sees of the cache, the new content rows included.
+          mask: [N, R, S] the cache rows that each row attends to, the new content rows included.
           cache: `Cache` or `GapCache`.
 
         Returns:
@@ -263,16 +206,17 @@ class Decoder(Embedder):
         return self._finish(x), longer
 
     def init_gaps(
-        self, table: Table, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None
+        self, table: Table, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None
     ) -> tuple[jax.Array, GapCache]:
         """The NAR rows of targets with gaps; see `Janus.init_gaps`."""
         source = source or self.project_source(encoded)
         is_masked = tokens == self.specials.mask
-        masked = jnp.argsort(~is_masked, axis=1, stable=True)[:, :most].astype(jnp.int32)
+        masked = jnp.argsort(~is_masked, axis=1, stable=True)[:, :max_gaps].astype(jnp.int32)
         count = is_masked.sum(axis=1).astype(jnp.int32)
-        masked = jnp.where(jnp.arange(most) < count[:, None], masked, 0)
-        hidden, contents = self._nar_pass(table, tokens, masked, source)
-        room = ((0, 0), (0, most + 1), (0, 0), (0, 0))
+        masked = jnp.where(jnp.arange(max_gaps) < count[:, None], masked, 0)
+        group = mask_predict.target_rows(tokens, self.config, self.specials, masked)
+        hidden, contents = self._bidirectional(table, group, source)
+        room = ((0, 0), (0, max_gaps + 1), (0, 0), (0, 0))
         cache = GapCache(
             keys=tuple(jnp.pad(k, room) for k, _ in contents),
             values=tuple(jnp.pad(v, room) for _, v in contents),
@@ -286,9 +230,8 @@ class Decoder(Embedder):
 
     def aux_step(self, table: Table, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
         """Hidden rows [N, k, D] that predict what follows tokens [N, k] in the gaps, and the longer cache."""
-        slots = cache.length[:, None] + jnp.arange(
-            tokens.shape[1]
-        )  # slot t: the true row of rank t - 1, the query of rank t
+        # Slot t holds the gold row of rank t - 1, beside the query row of rank t.
+        slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
         last = cache.masked.shape[1] - 1
 
         def position(rank: jax.Array) -> jax.Array:
@@ -303,5 +246,5 @@ class Decoder(Embedder):
             ],
             axis=1,
         )
-        mask = st.gap_mask(cache.real, cache.masked, cache.masked_count, position(slots), position(slots - 1), slots)
+        mask = aux.gap_mask(cache.real, cache.masked, cache.masked_count, position(slots), position(slots - 1), slots)
         return self._extend(x, tokens.shape[1], cache.real.shape[1] + slots, mask, cache)

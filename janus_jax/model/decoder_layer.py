@@ -4,15 +4,15 @@ Legend: B sentences, N rows of a search (a multiple of B), R query rows, S sourc
 K head width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from janus_jax.model.attention import Attention, attention_of
 from janus_jax.model.layers import Layer, layer_norm
+from janus_jax.model.layout import AttentionBlock, SourceBlock
 from janus_jax.parallel import BATCH, constrain
-from janus_jax.types import Encoded
 
 
 @jax.tree_util.register_dataclass
@@ -29,16 +29,6 @@ class Source:
         return self.keys[layer], self.values[layer], self.mask[:, None]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cross:
-    """Query rows [start, stop) attend to the real rows of an encoder's states."""
-
-    start: int = field(metadata={"static": True})
-    stop: int = field(metadata={"static": True})
-    encoded: Encoded
-
-
 class DecoderLayer(Layer):
     """Self-attention, cross-attention, feed-forward, with residuals; post-LN or pre-LN."""
 
@@ -51,7 +41,7 @@ class DecoderLayer(Layer):
         self.setup_feed_forward()
 
     def content(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Self-attention keys and values of the content rows, projected from the layer input [B, R, D]."""
+        """Self-attention keys and values of the memory rows, projected from the layer input [B, R, D]."""
         pre = self.config.norm == "pre"
         return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory)
 
@@ -59,17 +49,23 @@ class DecoderLayer(Layer):
         """Cross-attention keys and values of encoder states [B, S, D]."""
         return self.encoder_attn.keys_values(states)
 
-    def joint(self, x: jax.Array, memory: jax.Array, sights: tuple, crosses: tuple) -> jax.Array:
+    def joint(
+        self,
+        x: jax.Array,
+        memory: jax.Array,
+        blocks: tuple[AttentionBlock, ...],
+        source_blocks: tuple[SourceBlock, ...],
+    ) -> jax.Array:
         """The layer for the rows of the joint pass.
 
         Args:
           x: [B, R, D] query rows.
-          memory: [B, R', D] content rows.
-          sights: `Sight`s of self-attention; crosses: `Cross`es of cross-attention; each covers the rows in order.
+          memory: [B, R', D] rows that give keys and values.
+          blocks: self-attention; source_blocks: cross-attention. Each covers the query rows in order.
         """
         keys, values = self.content(memory)
-        attention = [(s.start, s.stop, keys[:, s.first : s.last], values[:, s.first : s.last], s.mask) for s in sights]
-        over_source = [(c.start, c.stop, *self.cross(c.encoded.states), c.encoded.mask[:, None]) for c in crosses]
+        attention = [(b.start, b.stop, keys[:, b.first : b.last], values[:, b.first : b.last], b.mask) for b in blocks]
+        over_source = [(b.start, b.stop, *self.cross(b.encoded.states), b.encoded.mask[:, None]) for b in source_blocks]
         return constrain(self.advance(x, attention, over_source), BATCH)
 
     def advance(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:

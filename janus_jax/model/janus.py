@@ -1,9 +1,10 @@
-"""The model as the other rooms see it: pure functions of (params, arrays).
+"""The model as other packages see it: pure functions of (params, arrays).
 
 Legend: B sentences, N rows of a search (B times the rows per sentence), S source length, T target length, L cache
 length, M masked tokens at most, R CTC rows, D model width, V vocabulary, V' padded vocabulary, C length classes.
 """
 
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from janus_jax.model.decoder_layer import Source
 from janus_jax.model.encoder import Encoder
 from janus_jax.model.layers import Table
 from janus_jax.parallel import BATCH, constrain
-from janus_jax.types import Batch, Encoded, Params, Specials, Streams
+from janus_jax.types import Batch, Encoded, Params, Specials
 
 
 class _Network(nn.Module):
@@ -40,26 +41,50 @@ class _Network(nn.Module):
     def project(self, rows: jax.Array) -> jax.Array:
         return project(rows, self.embed_tokens.embedding, self.config, self.dtype)
 
-    def decode(self, method: str, *args: Any) -> Any:
-        """A pass of the decoder, which needs the token table too."""
-        return getattr(self.decoder, method)(self.embed_tokens, *args)
-
     def project_source(self, encoded: Encoded) -> Source:
         return self.decoder.project_source(encoded)
+
+    def train_rows(
+        self,
+        encoded: Encoded,
+        batch: Batch,
+        families: Collection[str],
+        encoded_parallel: Encoded | None,
+        shown: Mapping[str, jax.Array] | None,
+    ) -> dict[str, jax.Array]:
+        return self.decoder.train_rows(self.embed_tokens, encoded, batch, families, encoded_parallel, shown)
+
+    def nar_rows(
+        self, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
+    ) -> jax.Array:
+        return self.decoder.nar_rows(self.embed_tokens, encoded, tokens, slots, source)
+
+    def ctc_rows(
+        self, tokens: jax.Array, encoded: Encoded, shown: jax.Array | None, source: Source | None
+    ) -> tuple[jax.Array, jax.Array]:
+        return self.decoder.ctc_rows(self.embed_tokens, tokens, encoded, shown, source)
 
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         return self.decoder.init_cache(encoded, rows_per_sentence, max_length, source)
 
-    def everything(self, source: jax.Array) -> jax.Array:
-        """Touches every parameter, for `init`."""
+    def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        return self.decoder.ar_step(self.embed_tokens, tokens, cache)
+
+    def init_gaps(
+        self, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None
+    ) -> tuple[jax.Array, GapCache]:
+        return self.decoder.init_gaps(self.embed_tokens, encoded, tokens, max_gaps, source)
+
+    def aux_step(self, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
+        return self.decoder.aux_step(self.embed_tokens, tokens, cache)
+
+    def touch_parameters(self, source: jax.Array) -> jax.Array:
+        """Uses every parameter, for `init`."""
         encoded = self.encode(source)
         # AR rows too: NAR rows may leave the embedding layer norm out.
-        ar, _ = self.decode("ar_step", source, self.init_cache(encoded, 1, source.shape[1], None))
-        return (
-            self.project(self.decode("nar_rows", encoded, source, None, None)).sum()
-            + ar.sum()
-            + encoded.length_logits.sum()
-        )
+        ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
+        nar = self.project(self.nar_rows(encoded, source, None, None))
+        return nar.sum() + ar.sum() + encoded.length_logits.sum()
 
 
 def outputs(config: ModelConfig) -> int:
@@ -87,7 +112,7 @@ def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, 
 
 @dataclass(frozen=True)
 class Janus:
-    """One encoder-decoder with three ways to predict a target (METHOD sections 1-3), and CTC.
+    """One encoder-decoder with three ways to predict a target (docs/method.md, sections 1-3), and CTC.
 
     Attributes:
       config: architecture; `vocab_size` must be set.
@@ -129,42 +154,42 @@ class Janus:
 
     def init(self, rng: jax.Array) -> Params:
         """Fresh parameters, float32."""
-        return self._network.init(rng, jnp.full((1, 3), self.specials.unk), method="everything")["params"]
+        return self._network.init(rng, jnp.full((1, 3), self.specials.unk), method=_Network.touch_parameters)["params"]
 
     def encode(self, params: Params, source: jax.Array, rng: jax.Array | None = None) -> Encoded:
         """Encodes source [B, S]; padding on either side. With `rng`, dropout is on."""
-        return self._apply(params, rng, "encode", source)
+        return self._apply(params, rng, _Network.encode, source)
 
-    def train_streams(
+    def train_rows(
         self,
         params: Params,
         encoded: Encoded,
         batch: Batch,
         rng: jax.Array | None = None,
         *,
-        streams: tuple[str, ...] = ("ar", "nar", "aux"),
-        encoded_nar: Encoded | None = None,
-        glanced: jax.Array | None = None,
-    ) -> Streams:
-        """The joint pass: final hidden rows of the streams that are asked for, in one run through the layers.
+        families: Collection[str] = ("ar", "nar", "aux"),
+        encoded_parallel: Encoded | None = None,
+        shown: Mapping[str, jax.Array] | None = None,
+    ) -> dict[str, jax.Array]:
+        """The joint pass: all families of decoder rows that are asked for, in one run through the layers.
 
         Args:
           params: parameters.
           encoded: of batch.source.
           batch: one micro-batch.
           rng: dropout is on when given.
-          streams: of "ar", "nar", "aux", "ctc"; "aux" needs "nar". The rows of the others are never computed.
-          encoded_nar: another encoding for all but the AR rows (released code: independent dropout).
-          glanced: [B, R] what CTC rows read instead of their usual input, a token or the blank; -1: nothing.
+          families: names in `model.families.FAMILIES`; "aux" needs "nar". Rows of other families are never computed.
+          encoded_parallel: another encoding for all but the AR rows (released code: independent dropout).
+          shown: family -> [B, R] tokens that its rows read in place of their usual input; -1: the usual input.
+
+        Returns:
+          For each family the final hidden rows that a loss reads: "ar" [B, U, D], of which slot t predicts target[t+1]
+          (ar_start "eos": target[t]); "nar" and "aux" [B, M, D], one for each masked token; "ctc" [B, R, D].
 
         Raises:
-          ValueError: "aux" without "nar", "ctc" from a model without it, or no stream.
+          ValueError: no or unknown families, "aux" without "nar", or "ctc" from a model without CTC rows.
         """
-        if "ctc" in streams and not self.config.ctc_ratio:
-            raise ValueError("this model has no CTC rows; set model.ctc_ratio, for example to 2.0")
-        if not streams or ("aux" in streams and "nar" not in streams):
-            raise ValueError(f"streams {streams}: ask for at least one, and for nar with aux, whose rows see nar's")
-        return self._apply(params, rng, "decode", "joint", encoded, batch, streams, encoded_nar, glanced)
+        return self._apply(params, rng, _Network.train_rows, encoded, batch, families, encoded_parallel, shown)
 
     def project(self, params: Params, rows: jax.Array, blank: bool = False) -> jax.Array:
         """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9, but for the blank's with `blank`."""
@@ -181,7 +206,7 @@ class Janus:
         source: jax.Array,
         encoded: Encoded,
         *,
-        glanced: jax.Array | None = None,
+        shown: jax.Array | None = None,
         projected: Source | None = None,
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
@@ -191,15 +216,15 @@ class Janus:
         Args:
           params: parameters.
           source: [B, S] tokens; encoded: their encoding.
-          glanced: as in `train_streams`.
+          shown: [B, R] tokens that rows read in place of their usual input; -1: the usual input.
           projected: `project_source(encoded)`, where it is at hand.
           rng: dropout is on when given.
         """
-        return self._apply(params, rng, "decode", "ctc_rows", source, encoded, glanced, projected)
+        return self._apply(params, rng, _Network.ctc_rows, source, encoded, shown, projected)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
         """The encoder states as each decoder layer reads them; many passes may share them."""
-        return self._apply(params, None, "project_source", encoded)
+        return self._apply(params, None, _Network.project_source, encoded)
 
     def nar_rows(
         self,
@@ -217,7 +242,7 @@ class Janus:
           slots: [N, M] which rows are wanted, [N, M, D] then; by default all.
           source: `project_source(encoded)`, where several passes share it.
         """
-        return self._apply(params, None, "decode", "nar_rows", encoded, tokens, slots, source)
+        return self._apply(params, None, _Network.nar_rows, encoded, tokens, slots, source)
 
     def init_cache(
         self,
@@ -228,7 +253,7 @@ class Janus:
         source: Source | None = None,
     ) -> Cache:
         """An empty cache for `rows_per_sentence` hypotheses of at most `max_length` input tokens each."""
-        return self._apply(params, None, "init_cache", encoded, rows_per_sentence, max_length, source)
+        return self._apply(params, None, _Network.init_cache, encoded, rows_per_sentence, max_length, source)
 
     def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
         """The cache (of either kind) as it was with `length` [N] input tokens; what was added since is overwritten."""
@@ -236,30 +261,30 @@ class Janus:
 
     def ar_step(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache."""
-        return self._apply(params, None, "decode", "ar_step", tokens, cache)
+        return self._apply(params, None, _Network.ar_step, tokens, cache)
 
     def init_gaps(
-        self, params: Params, encoded: Encoded, tokens: jax.Array, most: int, source: Source | None = None
+        self, params: Params, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None = None
     ) -> tuple[jax.Array, GapCache]:
         """Begins to fill the masks of targets left to right by AUX rows: p(gap tokens | source, all that is visible).
 
         Args:
           params, encoded: the model, and its encoding of B sentences.
           tokens: [B, T] bos ... eos with masks, padded.
-          most: M, at least the masks of any row and at most T.
+          max_gaps: M, at least the masks of any row and at most T.
           source: `project_source(encoded)`, where it is at hand.
 
         Returns:
           [B, M, D] the NAR rows of the masks (what `nar_rows` gives there), and the cache for `aux_step`.
         """
-        return self._apply(params, None, "decode", "init_gaps", encoded, tokens, most, source)
+        return self._apply(params, None, _Network.init_gaps, encoded, tokens, max_gaps, source)
 
     def aux_step(self, params: Params, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
         """AUX rows [B, k, D] that predict the gap tokens behind new ones [B, k], and the longer cache.
 
         The very first token fed is seen by no row and may be any (bos, say): the row beside it asks for the first gap.
         """
-        return self._apply(params, None, "decode", "aux_step", tokens, cache)
+        return self._apply(params, None, _Network.aux_step, tokens, cache)
 
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
         """Row i of the result continues row rows[i]; rows [N] int32 must stay within their sentence."""
@@ -270,7 +295,7 @@ class Janus:
             length=cache.length[rows],
         )
 
-    def _apply(self, params: Params, rng: jax.Array | None, method: str, *args: Any) -> Any:
+    def _apply(self, params: Params, rng: jax.Array | None, method: Callable[..., Any], *args: Any) -> Any:
         rngs = None if rng is None else {"dropout": rng}
         return self._network.apply({"params": params}, *args, rngs=rngs, method=method)
 

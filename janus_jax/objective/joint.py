@@ -1,4 +1,4 @@
-"""The objectives: which streams they need, and their terms added up from config.
+"""The loss of an objective: its terms added up with the weights of the configuration.
 
 Every term is a sum over rows, divided by a weight that depends on the whole global batch alone, so that padding,
 devices and micro-batches never change the result.
@@ -7,26 +7,24 @@ Legend: A micro-batches, B sentences, U AR slots, M masked tokens at most, N inn
 most, R CTC rows, D model width, V' padded vocabulary.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.config import ModelConfig, ObjectiveConfig, Weight, objective_terms
 from janus_jax.model import Janus
+from janus_jax.model.families import with_attended
 from janus_jax.objective import ctc
-from janus_jax.objective.terms import length_nll
-from janus_jax.objective.vocabulary import TERM_STREAMS, Scalars, VocabularyLoss
-from janus_jax.types import Batch, Encoded, Params, Streams
+from janus_jax.objective.aligned import aligned_sets
+from janus_jax.objective.sentence import SentenceLoss
+from janus_jax.objective.terms import read_families, term
+from janus_jax.objective.token_losses import Scalars, TokenLosses, length_nll
+from janus_jax.types import Batch, Params
 
-
-def streams_of(terms: Any) -> tuple[str, ...]:
-    """The streams that a set of loss terms reads; "aux" brings "nar", whose rows its rows see."""
-    needed = {stream for term in terms for stream in TERM_STREAMS[term]}
-    if "aux" in needed:
-        needed.add("nar")
-    return tuple(stream for stream in ("ar", "nar", "aux", "ctc") if stream in needed)
+# Families whose rows have a likelihood of whole targets. The losses of all other families are those of single tokens.
+SENTENCE_LOSSES: dict[str, SentenceLoss] = {
+    "ctc": SentenceLoss(ctc.in_model, ctc.count_tokens, ctc.loss, ctc.shown_tokens),
+}
 
 
 def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
@@ -47,22 +45,20 @@ def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
         return not isinstance(weight, tuple) or np.interp(step, *zip(*weight, strict=True)) > 0
 
     active = tuple(name for name, weight in terms.items() if weighs(weight))
-    return active if streams_of(active) else tuple(terms)
+    return active if read_families(active) else tuple(terms)
 
 
 def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
     """What each kind of term is divided by, over a whole step's batch [..., B, T].
 
     `ar` real AR targets, `masked` masked tokens, `length` sentences, `ctc` the inner tokens of targets that fit their CTC
-    rows; with normalize_by "target" all are the number of target tokens (pretraining, METHOD section 6). `rows/ar` and so on
-    are the former in any case: what is told per token is divided by them.
+    rows; with normalize_by "target" all are the number of target tokens (pretraining; docs/method.md, section 6). `rows/ar` and so on
+    are the former in any case: metrics per token are divided by them.
     """
     real = batch.target != pad
     tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
     counts = {"ar": tokens, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
-    if config.ctc_ratio:
-        labels = ctc.labels_of(batch.source, batch.target, config, pad)
-        counts["ctc"] = (labels.real & labels.fits[..., None]).sum()
+    counts |= {name: one.count(batch, config, pad) for name, one in SENTENCE_LOSSES.items() if one.in_model(config)}
     rows = {f"rows/{name}": count for name, count in counts.items()}
     if objective.normalize_by == "target":
         counts = dict.fromkeys(counts, tokens)
@@ -94,78 +90,37 @@ def loss(
 
     Returns:
       The weighted total, and metrics that add up over micro-batches: `loss/<term>` (label-smoothed means, KLs),
-      `nll/<stream>` (plain negative log-likelihood per token), `ctc/unfit` (share of the targets that their CTC rows cannot
+      `nll/<family>` (plain negative log-likelihood per token), `ctc/unfit` (share of the targets that their CTC rows cannot
       give, which count nothing); `weight/<term>` is left to the caller.
     """
     terms = tuple(objective_terms(objective)) if terms is None else terms
     weights = {name: weight_at(getattr(objective.weights, name), step) for name in terms}
-    streams = streams_of(terms)
+    families = with_attended(read_families(terms))
     # Dropout of encoder, decoder, second encoder pass.
     keys = (None, None, None) if rng is None else tuple(jax.random.split(rng, 3))
     encoded = net.encode(params, batch.source, keys[0])
-    two = objective.encoder_passes == 2 and "ar" in streams and len(streams) > 1 and rng is not None
-    encoded_nar = net.encode(params, batch.source, keys[2]) if two else None
-    other = encoded if encoded_nar is None else encoded_nar
-    glanced = None
-    if "ctc" in streams and rng is not None and objective.glancing != 0:
-        ratio = weight_at(objective.glancing, step)
-        glanced = _glanced(net, objective, params, other, batch, ratio=ratio, rng=jax.random.fold_in(rng, 3))
-    hidden = net.train_streams(
-        params, encoded, batch, keys[1], streams=streams, encoded_nar=encoded_nar, glanced=glanced
+    two = objective.encoder_passes == 2 and "ar" in families and len(families) > 1 and rng is not None
+    parallel = net.encode(params, batch.source, keys[2]) if two else encoded
+    shown = {}
+    if rng is not None and objective.glancing != 0:
+        ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
+        for name in [name for name in families if name in SENTENCE_LOSSES]:
+            glance = SENTENCE_LOSSES[name].shown_tokens
+            shown[name] = glance(net, objective, params, parallel, batch, ratio=ratio, rng=key)
+    hidden = net.train_rows(
+        params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if two else None, shown=shown
     )
     table = params["embed_tokens"]["embedding"]
-    vocabulary = VocabularyLoss(net.config, objective, net.dtype, terms, net.specials.pad)
-    of_ctc, own, told = None, {}, {}
-    if hidden.ctc is not None:
-        own, told, of_ctc = _ctc_terms(net, objective, terms, hidden, table, batch, divisors)
-    total, metrics = vocabulary(hidden, table, batch, weights, divisors, of_ctc)
+    values, metrics, partners = {}, {}, {}
+    for name in [name for name in hidden if name in SENTENCE_LOSSES]:
+        part = SENTENCE_LOSSES[name].loss(net, objective, terms, hidden, table, batch, divisors)
+        values, metrics, partners = values | part.values, metrics | part.metrics, partners | part.partners
     if "length" in terms:
         real = batch.target != net.specials.pad
-        own["length"] = (length_nll(other.length_logits, real.sum(1)) * real[:, 0]).sum() / divisors["length"]
-    total += sum((weights[name] * value for name, value in own.items()), jnp.float32(0.0))
-    return total, metrics | told | {f"loss/{name}": value for name, value in own.items()}
-
-
-def _ctc_terms(
-    net: Janus, objective: ObjectiveConfig, terms: tuple[str, ...], hidden: Streams, table: jax.Array, batch: Batch, divisors: Scalars
-) -> tuple[Scalars, Scalars, tuple[jax.Array, jax.Array] | None]:  # fmt: skip
-    """The terms that are sums over sentences, metrics, and where AR is to be matched the `_partners` of its rows."""
-    labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
-    found = ctc.emissions(hidden.ctc, table, labels, net.config, objective, net.dtype)
-    nll = ctc.negative_log_likelihood(found, labels).sum()
-    unfit = (labels.real.any(axis=1) & ~labels.fits).sum()
-    told = {"nll/ctc": nll / divisors["rows/ctc"], "ctc/unfit": unfit / divisors["rows/length"]}
-    own = {"ctc": nll / divisors["ctc"]} if "ctc" in terms else {}
-    if "kl_ar_ctc" not in terms:
-        return own, told, None
-    slots = hidden.ar.shape[1]
-    return own, told, _partners(net, objective, hidden.ctc, jax.lax.stop_gradient(found), labels, slots)
-
-
-def _partners(
-    net: Janus, objective: ObjectiveConfig, rows: jax.Array, found: ctc.Emissions, labels: ctc.Labels, slots: int
-) -> tuple[jax.Array, jax.Array]:
-    """For each of the U AR slots the CTC row that gives the same token [B, U, D], and whether there is one [B, U].
-
-    Of the rows that the best alignment puts a token at it is the most confident; rows that blank takes nearly whole
-    (objective.ctc_floor) say too little of tokens.
-    """
-    best = ctc.confident_rows(ctc.best_alignment(found, labels), found)
-    kept = -jnp.expm1(jnp.take_along_axis(found.blank, best, axis=1)) >= objective.ctc_floor
-    position = jnp.arange(slots) + (1 if net.config.ar_start == "bos" else 0)
-    nth = jnp.clip(position - 1, 0, labels.tokens.shape[1] - 1)
-    has_one = (kept & labels.real & labels.fits[:, None])[:, nth] & (position - 1 == nth)
-    return jnp.take_along_axis(rows, best[:, nth][:, :, None], axis=1), has_one
-
-
-def _glanced(
-    net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
-) -> jax.Array:  # fmt: skip
-    """What the CTC rows are shown of the target, after a first pass without gradient; see `ctc.glance`."""
-    params, encoded = jax.lax.stop_gradient((params, encoded))
-    dropout, choice = jax.random.split(rng)
-    rows, _ = net.ctc_rows(params, batch.source, encoded, rng=dropout)
-    labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
-    table = params["embed_tokens"]["embedding"]
-    alignment = ctc.best_alignment(ctc.scores(rows, table, labels, net.config, net.dtype), labels)
-    return ctc.glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)
+        nll = length_nll(parallel.length_logits, real.sum(1)) * real[:, 0]
+        values["length"] = nll.sum() / divisors[term("length").divisor]
+    sets = aligned_sets(hidden, batch, net.config, net.specials.pad, partners)
+    token_losses = TokenLosses(net.config, objective, net.dtype, terms)
+    total, token_metrics = token_losses(sets, table, weights, divisors)
+    total += sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
+    return total, token_metrics | metrics | {f"loss/{name}": value for name, value in values.items()}

@@ -1,43 +1,97 @@
-"""The terms of the loss, each a sum over rows (METHOD section 5). The caller divides by weights of the whole batch.
+"""The loss terms and the objectives: the only place that knows what belongs to each of them.
 
-Legend: R rows in any number of axes, V' padded vocabulary, C length classes, B sentences.
+The settings, the checks, the log, the evaluation, the cost of a step and the decoding modes read these tables. A name that is
+not in them raises. The module imports nothing, so that every package may read it.
 """
 
-import jax
-import jax.numpy as jnp
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 
-def nll_and_smoothing(logits: jax.Array, labels: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """Per row: -log p[label], and the mean over the V real entries of -log p.
+@dataclass(frozen=True)
+class Term:
+    """A term of the loss.
+
+    Attributes:
+      families: families of decoder rows that the term reads (`model.families`); of a divergence its two sides.
+      divisor: the count that the term's sum is divided by, a name in `objective.joint.denominators`.
+      kind: "token": a cross-entropy of rows that each predict one token; "sentence": a negative log-likelihood of a whole
+        target or of its length; "divergence": a symmetric KL between rows that predict the same token.
+    """
+
+    families: tuple[str, ...]
+    divisor: Literal["ar", "masked", "ctc", "length"]
+    kind: Literal["token", "sentence", "divergence"]
+
+
+TERMS: dict[str, Term] = {
+    "ar": Term(("ar",), "ar", "token"),
+    "nar": Term(("nar",), "masked", "token"),
+    "aux": Term(("aux",), "masked", "token"),
+    "length": Term((), "length", "sentence"),
+    "kl_ar_nar": Term(("ar", "nar"), "masked", "divergence"),
+    "kl_nar_aux": Term(("nar", "aux"), "masked", "divergence"),
+    "kl_ar_aux": Term(("ar", "aux"), "masked", "divergence"),
+    "ctc": Term(("ctc",), "ctc", "sentence"),
+    "kl_ar_ctc": Term(("ar", "ctc"), "ctc", "divergence"),
+}
+
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "ar": ("ar",),
+    "cmlm": ("nar", "length"),
+    "janus": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"),
+    "ctc": ("ctc",),
+    "janus_ctc": ("ar", "ctc", "kl_ar_ctc"),
+    "janus_all": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "ctc", "kl_ar_ctc"),
+}
+
+# Metrics of a micro-batch beside `loss/<term>` and `nll/<family>`, with the count that their sum is divided by.
+COUNTERS: dict[str, str] = {"ctc/unfit": "length"}
+
+
+def term(name: str) -> Term:
+    """The term of this name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in TERMS:
+        raise ValueError(f"unknown loss term {name!r}; objective/terms.py has {', '.join(TERMS)}")
+    return TERMS[name]
+
+
+def own_term(family: str) -> str:
+    """The name of the term that trains a family of rows alone.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for name, entry in TERMS.items():
+        if entry.families == (family,):
+            return name
+    raise ValueError(f"no loss term of objective/terms.py trains the rows {family!r}")
+
+
+def read_families(terms: Iterable[str]) -> frozenset[str]:
+    """The families of rows that a set of terms reads."""
+    return frozenset(family for name in terms for family in term(name).families)
+
+
+def divisor_of(metric: str) -> str:
+    """The count that a metric's sum over a batch is divided by, a name in `objective.joint.denominators`.
 
     Args:
-      logits: [R, V'] float32; columns >= vocab_size hold a large negative number.
-      labels: [R] int32.
-      vocab_size: V.
+      metric: `loss/<term>`, as the loss divides it; `nll/<family>` or a counter, per token or sentence.
+
+    Raises:
+      ValueError: an unknown metric.
     """
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    nll = lse - jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    real = (
-        logits if logits.shape[-1] == vocab_size else jnp.where(jnp.arange(logits.shape[-1]) < vocab_size, logits, 0.0)
-    )
-    return nll, lse - real.sum(-1) / vocab_size
-
-
-def label_smoothed(nll: jax.Array, smoothing: jax.Array, eps: float) -> jax.Array:
-    """(1 - eps) * nll + eps * smoothing, per row."""
-    return (1.0 - eps) * nll + eps * smoothing
-
-
-def symmetric_kl(p_logits: jax.Array, q_logits: jax.Array) -> jax.Array:
-    """Per row 0.5 * sum_v (P - Q)(log P - log Q); [R, V'] twice -> [R].
-
-    The normalisers of log P and log Q drop out, because P - Q sums to zero.
-    """
-    difference = jax.nn.softmax(p_logits, axis=-1) - jax.nn.softmax(q_logits, axis=-1)
-    return 0.5 * (difference * (p_logits - q_logits)).sum(-1)
-
-
-def length_nll(logits: jax.Array, lengths: jax.Array) -> jax.Array:
-    """Cross-entropy of the length head per sentence; logits [B, C], lengths [B] with bos and eos, capped at C - 1."""
-    classes = jnp.minimum(lengths, logits.shape[-1] - 1)
-    return -jnp.take_along_axis(jax.nn.log_softmax(logits), classes[:, None], axis=-1)[:, 0]
+    if metric in COUNTERS:
+        return f"rows/{COUNTERS[metric]}"
+    group, _, name = metric.partition("/")
+    if group == "loss":
+        return term(name).divisor
+    if group == "nll":
+        return f"rows/{term(own_term(name)).divisor}"
+    raise ValueError(f"unknown metric {metric!r}: objective/terms.py says of no such metric what its sum is divided by")

@@ -1,4 +1,4 @@
-"""Tokenizers: `train` one on text, `read` a given one from files, or `load` one from bytes."""
+"""Tokenizers: `train` one on text, `read` an existing one from files, or `load` one from bytes."""
 
 import pathlib
 from collections.abc import Sequence
@@ -23,14 +23,14 @@ __all__ = [
 
 
 def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
-    """Trains a tokenizer of kind `config.model_type` on `lines`, or reads the given one (`config.model`, no lines needed).
+    """Trains a tokenizer of kind `config.model_type` on `lines`, or reads an existing one (`config.model`; `lines` is not used).
 
     Args:
-      lines: text, both languages; at most `config.train_lines` of them are used, evenly spread.
+      lines: text of both languages; at most `config.train_lines` of them are used, evenly spread.
       config: the tokenizer's settings.
 
     Raises:
-      TokenizerError: the text is too small for the vocabulary, or the given tokenizer cannot be read.
+      TokenizerError: the text is too small for the vocabulary, or the existing tokenizer cannot be read.
     """
     if config.model:
         return read(config.model)
@@ -40,10 +40,10 @@ def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
 
 
 def read(path: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer in files: what `path` is says which kind.
+    """Reads a tokenizer from files; the kind follows from `path`.
 
     A folder or a .json file: byte-level BPE (`bpe_tokenizer.read`); a .txt file: fairseq's dict.txt, for text that is
-    tokenized already; any other file: a SentencePiece model.
+    already tokenized; any other file: a SentencePiece model.
 
     Raises:
       TokenizerError: files are absent or broken; the message names them.
@@ -57,7 +57,7 @@ def read(path: str | pathlib.Path) -> Tokenizer:
 
 
 def load(data: bytes) -> Tokenizer:
-    """The tokenizer whose `to_bytes` gave `data`, or that of a SentencePiece model file's content.
+    """The tokenizer of `data`: the result of `to_bytes`, or the content of a SentencePiece model file.
 
     Raises:
       TokenizerError: `data` is none of the three kinds.

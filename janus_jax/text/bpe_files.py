@@ -1,4 +1,4 @@
-"""The files in which byte-level BPE tokenizers are published, all brought into the form of a tokenizer.json."""
+"""Converts the files in which byte-level BPE tokenizers are published to the form of a tokenizer.json."""
 
 import json
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 from janus_jax.text import dictionary
 from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError
 
-# The layouts of a folder, the first that is there counts.
+# The layouts of a folder; the first that is complete counts.
 _WHOLE = ("tokenizer.json",)
 _HUGGING_FACE = ("vocab.json", "merges.txt")
 _FAIRSEQ = ("dict.txt", "encoder.json", "vocab.bpe")
@@ -19,12 +19,13 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
-# How vocabularies of GPT-2's kind write a byte: itself where Latin-1 prints it, else the next free character from U+0100.
+# How the vocabulary of GPT-2 writes a byte: as the character of Latin-1 if that is printable, else as the next free character from
+# U+0100.
 BYTES = _alphabet()
 
 
 def tokenizer_json(path: pathlib.Path) -> bytes:
-    """The content of a tokenizer.json: of the file itself, or made from the files of a folder.
+    """The content of a tokenizer.json: of the file itself, or built from the files of a folder.
 
     A folder holds tokenizer.json, or vocab.json and merges.txt (Hugging Face), or dict.txt, encoder.json and vocab.bpe
     (fairseq's BART: a line of dict.txt is GPT-2's id of a token and a count; our ids are those lines' order).
@@ -40,17 +41,22 @@ def tokenizer_json(path: pathlib.Path) -> bytes:
             break
     else:
         wanted = "; or ".join(" and ".join(layout) for layout in layouts)
-        there = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise TokenizerError(f"config.text.model: the folder {str(path)!r} must hold {wanted}; it holds {there}")
+        content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise TokenizerError(f"config.text.model: the folder {str(path)!r} must hold {wanted}; it holds {content}")
     if layout == _WHOLE:
         return _read(path / "tokenizer.json")
     vocab = _vocab(path / "vocab.json") if layout == _HUGGING_FACE else _fairseq_vocab(path)
     merges = _merges(path / layout[-1], vocab)
-    return json.dumps(fields(vocab, merges)).encode()
+    return json.dumps(tokenizer_fields(vocab, merges)).encode()
 
 
-def fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
-    """A tokenizer.json's fields for a byte-level BPE vocabulary: token -> id, and merges by rank."""
+def tokenizer_fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
+    """The fields of a tokenizer.json for byte-level BPE.
+
+    Args:
+      vocab: token -> id.
+      merges: pairs of tokens by rank.
+    """
     added = [added_token(token, vocab[token]) for token in (*FIRST, MASK) if token in vocab]
     bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
@@ -67,7 +73,7 @@ def fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, An
 
 
 def added_token(token: str, number: int) -> dict[str, Any]:
-    """A special token's entry in `added_tokens`; as in BART, `<mask>` takes the space before it along."""
+    """A special token's entry in `added_tokens`; as in BART, `<mask>` includes the space before it."""
     marks = {"single_word": False, "lstrip": token == MASK, "rstrip": False, "normalized": False, "special": True}
     return {"id": number, "content": token, **marks}
 
@@ -76,13 +82,13 @@ def _fairseq_vocab(folder: pathlib.Path) -> dict[str, int]:
     """Token -> id from fairseq's dict.txt and GPT-2's encoder.json."""
     names = {str(number): token for token, number in _vocab(folder / "encoder.json").items()}
     path = folder / "dict.txt"
-    words = dictionary.words(_read(path), f"config.text.model {str(path)!r}")
+    words = dictionary.read_words(_read(path), f"config.text.model {str(path)!r}")
     vocab = {token: number for number, token in enumerate(FIRST)}
     for word in words:
-        # Fillers ("madeupword0000") and special tokens are no numbers of GPT-2's: they stay as they are.
+        # Fillers ("madeupword0000") and special tokens are not ids of GPT-2: they stay as they are.
         token = names.get(word, word)
         if word.isdecimal() and word not in names:
-            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r}, which encoder.json does not number")
+            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r}, which is not an id in encoder.json")
         if token in vocab:
             raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r} twice")
         vocab[token] = len(vocab)
@@ -106,7 +112,7 @@ def _vocab(path: pathlib.Path) -> dict[str, int]:
 
 
 def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Pairs of tokens by rank; a line each, after a first line with the format's version."""
+    """Pairs of tokens by rank: one per line, after a first line with the version of the format."""
     try:
         lines = _read(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -119,7 +125,7 @@ def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
             continue
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
             raise TokenizerError(
-                f"config.text.model: {str(path)!r} line {number}: {line!r} is no pair of the vocabulary's tokens"
+                f"config.text.model: {str(path)!r} line {number}: {line!r} is not a pair of tokens of the vocabulary"
             )
         merges.append((pair[0], pair[1]))
     return merges

@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers (GPT-2, BART) through the `tokenizers` library: trained by us, or published ones."""
+"""Byte-level BPE tokenizers (GPT-2, BART) by the `tokenizers` library: trained here, or published."""
 
 import json
 import pathlib
@@ -14,27 +14,27 @@ from janus_jax.text import bpe_files
 from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
 from janus_jax.types import Specials
 
-_LEAST = 256 + len(FIRST) + 1  # every byte and the special tokens
+_MIN_VOCAB = 256 + len(FIRST) + 1  # every byte and the special tokens
 _UNKNOWN = " \u2047 ".encode()  # as SentencePiece shows it
 
 
 class BpeTokenizer:
-    """A byte-level BPE tokenizer with the ids of its tokenizer.json; no text is unknown to it, decoding gives it back.
+    """A byte-level BPE tokenizer with the ids of its tokenizer.json. It encodes any text, and decoding restores the text.
 
-    `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may stand anywhere. Text that spells a
-    special token is text. Truncation, padding and the post-processor that the file may hold are left out.
+    `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may be any token. A special token
+    that the text spells is encoded as text. Truncation, padding and post-processor of the file are ignored.
 
     Args:
       data: the content of a tokenizer.json file.
 
     Raises:
-      TokenizerError: not the JSON of a byte-level BPE tokenizer, or special tokens are absent or stand elsewhere.
+      TokenizerError: not the JSON of a byte-level BPE tokenizer, or special tokens are absent or have other ids.
     """
 
     def __init__(self, data: bytes, origin: str = "tokenizer data"):
         try:
             fields = json.loads(data)
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_plain(fields)))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_extras(fields)))
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(
                 f"{origin}: not a tokenizer.json of the tokenizers library ({type(error).__name__}: {error})"
@@ -49,14 +49,14 @@ class BpeTokenizer:
             )
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
         self.specials = _specials(tokens, fields, origin)
-        self._tokenizer.encode_special_tokens = True  # as text, that is
+        self._tokenizer.encode_special_tokens = True  # encodes them as text
         self.vocab_size = max(tokens.values()) + 1
         special = set(vars(self.specials).values())
-        self._bytes = [b""] * self.vocab_size  # what each token stands for in decoded text
+        self._bytes = [b""] * self.vocab_size  # of each token in decoded text
         self._names = ["<unused>"] * self.vocab_size
         for token, number in tokens.items():
-            self._bytes[number] = b"" if number in special else _spelled(token)
-            self._names[number] = _shown(self._bytes[number])
+            self._bytes[number] = b"" if number in special else _token_bytes(token)
+            self._names[number] = _display(self._bytes[number])
         for name, number in vars(self.specials).items():
             self._names[number] = f"<{name}>"
         self._bytes[self.specials.unk] = _UNKNOWN
@@ -70,9 +70,9 @@ class BpeTokenizer:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text exactly; bos, pad, eos and mask are skipped wherever they stand, unk shows as U+2047.
+        """The exact text, without bos, pad, eos and mask; unk becomes U+2047.
 
-        Bytes that are not UTF-8 (a model may write any) show as U+FFFD.
+        Bytes that are not UTF-8 (a model may generate any) become U+FFFD.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
@@ -91,7 +91,7 @@ class BpeTokenizer:
     def word_starts(self) -> np.ndarray:
         """[vocab_size] bool: the tokens that begin with a space, and the special ones.
 
-        A line's first token has no space before it although it begins a word: the caller knows where lines begin.
+        The first token of a line begins a word without a space before it: the caller must treat it.
         """
         starts = np.array([spelled.startswith(b" ") for spelled in self._bytes])
         starts[list(vars(self.specials).values())] = True
@@ -114,20 +114,20 @@ def read(path: str | pathlib.Path) -> BpeTokenizer:
 def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
     """Trains a byte-level BPE tokenizer: `<s> <pad> </s> <unk> <mask>`, the 256 bytes, then pairs by frequency.
 
-    The same lines give the same tokenizer on any machine. Pairs that occur once are no tokens.
+    The same lines give the same tokenizer on any machine. A pair that occurs once does not become a token.
 
     Raises:
-      TokenizerError: no text, a vocabulary without room for the bytes, or one that the text cannot fill.
+      TokenizerError: there is no text, or the vocabulary is too small for the bytes or too large for the text.
     """
     size = f"config.text.vocab_size: {config.vocab_size}"
-    if config.vocab_size < _LEAST:
+    if config.vocab_size < _MIN_VOCAB:
         raise TokenizerError(
-            f"{size} does not hold the 256 bytes and the special tokens; raise it to at least {_LEAST}"
+            f"{size} does not hold the 256 bytes and the special tokens; raise it to at least {_MIN_VOCAB}"
         )
     count = min(len(lines), config.train_lines)
     if not count:
         raise TokenizerError("no text to train a tokenizer on; check the training split")
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bpe_files.fields({}, [])))
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(bpe_files.tokenizer_fields({}, [])))
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,
@@ -136,13 +136,13 @@ def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((lines[i * len(lines) // count] for i in range(count)), trainer)
-    if (found := tokenizer.get_vocab_size()) < config.vocab_size:
-        raise TokenizerError(f"{size} is too large for this text; lower it to at most {found}")
+    if (largest := tokenizer.get_vocab_size()) < config.vocab_size:
+        raise TokenizerError(f"{size} is too large for this text; lower it to at most {largest}")
     return BpeTokenizer(tokenizer.to_str().encode())
 
 
-def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json's fields without what would change the ids of plain text, special tokens marked as such."""
+def _without_extras(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a tokenizer.json without those that change the ids of plain text; special tokens are marked as special."""
     special = {*FIRST, MASK}
     added = [t | {"special": True} if t["content"] in special else t for t in fields.get("added_tokens") or []]
     vocab = fields["model"]["vocab"]
@@ -156,12 +156,12 @@ def _plain(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _specials(tokens: dict[str, int], fields: dict[str, Any], origin: str) -> Specials:
-    """Where the special tokens stand; checks that no added token was moved in loading."""
+    """The ids of the special tokens; checks that loading has not changed the id of an added token."""
     if any(tokens.get(name) != number for number, name in enumerate(FIRST)):
         needed = ", ".join(f"{name} = {number}" for number, name in enumerate(FIRST))
-        found = ", ".join(f"{name} = {tokens.get(name, 'absent')}" for name in FIRST)
+        actual = ", ".join(f"{name} = {tokens.get(name, 'absent')}" for name in FIRST)
         raise TokenizerError(
-            f"{origin}: special tokens must be {needed}, but here {found}; give a tokenizer numbered so"
+            f"{origin}: special tokens must be {needed}, but here {actual}; use a tokenizer with these ids"
         )
     if MASK not in tokens:
         raise TokenizerError(f"{origin}: it has no {MASK} token; add one to its added_tokens and to the vocabulary")
@@ -174,15 +174,15 @@ def _specials(tokens: dict[str, int], fields: dict[str, Any], origin: str) -> Sp
     return Specials(mask=tokens[MASK])
 
 
-def _spelled(token: str) -> bytes:
-    """The bytes that a token of the vocabulary stands for; one that is not written byte by byte stands for itself."""
+def _token_bytes(token: str) -> bytes:
+    """The bytes of a token; a token that is not written byte by byte is its own text."""
     try:
         return bytes(bpe_files.BYTES[character] for character in token)
     except KeyError:
         return token.encode()
 
 
-def _shown(spelled: bytes) -> str:
+def _display(spelled: bytes) -> str:
     try:
         return re.sub(" ", "\u2581", spelled.decode())
     except UnicodeDecodeError:

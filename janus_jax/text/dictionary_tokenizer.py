@@ -1,4 +1,4 @@
-"""The dictionary of a fairseq translation model, for text that is tokenized and cut into subwords already."""
+"""The dictionary of a fairseq translation model, for text that is already tokenized and split into subwords."""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from janus_jax.text import dictionary
 from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
 from janus_jax.types import Specials
 
-HEADER = b"#janus_jax fairseq dictionary\n"  # tells `to_bytes` from those of other tokenizers
+HEADER = b"#janus_jax fairseq dictionary\n"  # distinguishes `to_bytes` from that of other tokenizers
 _UNKNOWN = "\u2047"
 _JOINT = "@@ "  # after a subword that is not its word's last, as subword-nmt writes it
 
@@ -17,12 +17,12 @@ _JOINT = "@@ "  # after a subword that is not its word's last, as subword-nmt wr
 class DictionaryTokenizer:
     """White space separates the tokens; ids 0 to 3 are `<s> <pad> </s> <unk>`, then the words in dict.txt's order.
 
-    A word outside the dictionary is unk. Such models have no mask token of their own: unless dict.txt has `<mask>`,
-    unk stands for it (`specials.mask` is 3). The text must be tokenized as the model's training data was; special
-    tokens that text spells are unk, but for a `<mask>` or other word that dict.txt itself lists.
+    A word outside the dictionary is unk. Such models have no mask token: unless dict.txt has `<mask>`, unk is also the mask
+    (`specials.mask` is 3). The text must be tokenized like the training data of the model. A special token that the text
+    spells is unk, except `<mask>` or another word that dict.txt lists.
 
     Args:
-      data: the content of a dict.txt, or what `to_bytes` gave.
+      data: the content of a dict.txt, or the result of `to_bytes`.
 
     Raises:
       TokenizerError: not lines of a word and a count.
@@ -30,7 +30,7 @@ class DictionaryTokenizer:
 
     def __init__(self, data: bytes, origin: str = "tokenizer data"):
         self._data = data.removeprefix(HEADER)
-        self.words = [*FIRST, *dictionary.words(self._data, origin)]
+        self.words = [*FIRST, *dictionary.read_words(self._data, origin)]
         first = len(FIRST)
         # Of a repeated word the last line counts, as in fairseq.
         self._ids = {word: number for number, word in enumerate(self.words[first:], first)}
@@ -46,7 +46,7 @@ class DictionaryTokenizer:
         return [self.encode(line) for line in lines]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Words joined by spaces, subwords put together; bos, pad, eos and mask are skipped, unk shows as U+2047.
+        """Words joined by spaces and from their subwords; bos, pad, eos and mask are skipped, unk becomes U+2047.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
@@ -66,11 +66,11 @@ class DictionaryTokenizer:
         return [names.get(int(i)) or self.words[int(i)] for i in ids]
 
     def word_starts(self) -> np.ndarray:
-        """[vocab_size] bool, all True: whether a token continues a word shows only at the token before it ("@@")."""
+        """[vocab_size] bool, all True: only the token before it ("@@") shows whether a token continues a word."""
         return np.ones(self.vocab_size, bool)
 
     def to_bytes(self) -> bytes:
-        """A line that names the format, then dict.txt as it was given."""
+        """A line that names the format, then the content of dict.txt."""
         return HEADER + self._data
 
 

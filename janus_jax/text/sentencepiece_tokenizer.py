@@ -1,4 +1,4 @@
-"""SentencePiece tokenizers: trained by us, or given and renumbered so that our special tokens come first."""
+"""SentencePiece tokenizers: trained here, or existing ones, renumbered so that our special tokens come first."""
 
 import io
 import pathlib
@@ -15,21 +15,21 @@ from janus_jax.types import Specials
 
 _PIECE = model_pb2.ModelProto.SentencePiece
 _KEPT = (_PIECE.NORMAL, _PIECE.USER_DEFINED, _PIECE.BYTE)
-# Training sums counts per thread: the result depends on how many there are, so never on the machine.
+# Training sums counts per thread, so that the result depends on their number: it must not depend on the machine.
 _TRAIN_THREADS = 4
-# Between a letter or digit and punctuation: no BPE piece may span it, else "2020", "2020," and "2020)" are three words.
-# (Unigram training prefers words anyway, and finds only substrings that more than one character can follow: marked edges
-# would cost it every word that stands always before a space or a comma.)
+# The edge between a letter or digit and punctuation. No BPE piece may span it: else "2020", "2020," and "2020)" are three words.
+# (Unigram training prefers words without it. Its candidates are substrings that more than one character can follow: marked edges
+# would remove each word that is always followed by a space or a comma.)
 _EDGE = re.compile(r"(?<=\w)(?=[^\w\s])|(?<=[^\w\s])(?=\w)")
 _DELIMITER = "\ue000"  # of the private use area; marks edges for the trainer only
-_MAX_LINE_BYTES = 1 << 16  # longer lines are left out of training (SentencePiece's default would be 4192)
+_MAX_LINE_BYTES = 1 << 16  # training skips longer lines (SentencePiece's default is 4192)
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model behind our numbering: the five specials, then the model's other pieces in their order.
+    """A SentencePiece model with our ids: the five special tokens, then the other pieces of the model in their order.
 
-    A model trained here has that numbering already. Of any other model the control symbols (its own bos, eos, pad...)
-    are left out and its unknown token becomes our unk.
+    A model trained here has these ids already. Of any other model the control symbols (its bos, eos, pad...) are left out and
+    its unknown token becomes unk.
 
     Args:
       data: a serialised SentencePiece model.
@@ -51,10 +51,10 @@ class SentencePieceTokenizer:
                 f"{origin}: not a SentencePiece model ({error}); give the .model file that spm_train wrote"
             ) from error
         self._data = data
-        self.proto = proto  # the model's parts, its numbering
+        self.proto = proto  # the parts of the model, with its ids
         self.specials = Specials()
         kept = np.array([i for i, piece in enumerate(proto.pieces) if piece.type in _KEPT], np.int32)
-        self.kept = kept  # the proto's number of each of our tokens after the special ones
+        self.kept = kept  # the id in the proto of each of our tokens after the special ones
         first = len(vars(self.specials))
         self.vocab_size = first + len(kept)
         self._ours = np.full(len(proto.pieces), self.specials.unk, np.int32)
@@ -77,7 +77,7 @@ class SentencePieceTokenizer:
         return [flat[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk shows as U+2047.
+        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk becomes U+2047.
 
         Raises:
           TokenizerError: an id outside the vocabulary.
@@ -100,7 +100,7 @@ class SentencePieceTokenizer:
         return np.array([True] * len(vars(self.specials)) + starts)
 
     def to_bytes(self) -> bytes:
-        """The serialised SentencePiece model; our numbering follows from it."""
+        """The serialised SentencePiece model, from which our ids follow."""
         return self._data
 
 
@@ -161,10 +161,10 @@ def train(lines: Sequence[str], config: TextConfig) -> SentencePieceTokenizer:
 
 
 def _training_fix(message: str, config: TextConfig) -> str:
-    """SentencePiece's complaint, in terms of our settings."""
+    """The message of SentencePiece in terms of our settings."""
     size = f"config.text.vocab_size: {config.vocab_size}"
-    if found := re.search(r"<= (\d+)", message):
-        return f"{size} is too large for this text; lower it to at most {found[1]}"
+    if largest := re.search(r"<= (\d+)", message):
+        return f"{size} is too large for this text; lower it to at most {largest[1]}"
     if "smaller than required_chars" in message:
         required = re.search(r"required_chars\. \d+ vs (\d+)", message)
         needed = f" to more than {required[1]}" if required else ""

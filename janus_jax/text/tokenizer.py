@@ -1,6 +1,6 @@
 """The interface of a tokenizer.
 
-Every tokenizer puts bos, pad, eos and unk at 0 to 3, in that order; where its mask stands `specials.mask` says.
+In every tokenizer bos, pad, eos and unk are the tokens 0 to 3, in this order; the mask is `specials.mask`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back; holds no state that a call changes."""
+    """Text to token ids and back; no call changes its state."""
 
     specials: Specials
     vocab_size: int  # special tokens counted
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk shows as a visible sign."""
+        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk becomes a visible sign."""
         ...
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -41,18 +41,18 @@ class Tokenizer(Protocol):
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each token as the vocabulary writes it, a leading space shown as U+2581; for looking at."""
+        """Each token as the vocabulary writes it, a leading space shown as U+2581; for display."""
         ...
 
     def word_starts(self) -> np.ndarray:
         """[vocab_size] bool: True where a token begins a word; special tokens count as beginning one.
 
-        Told from the token alone: where a line's first word carries no mark (byte-level BPE), the caller sees to it.
+        It depends on the token alone. In byte-level BPE the first word of a line has no leading space: the caller must treat it.
         """
         ...
 
     def to_bytes(self) -> bytes:
-        """Everything that `text.load` needs to build the same tokenizer again."""
+        """The bytes from which `text.load` builds the same tokenizer."""
         ...
 
 
@@ -66,6 +66,6 @@ def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:
     if flat.size and (flat.min() < 0 or flat.max() >= vocab_size):
         bad = flat[(flat < 0) | (flat >= vocab_size)][0]
         raise TokenizerError(
-            f"token id {bad} lies outside the vocabulary of {vocab_size}; was this text made with another tokenizer?"
+            f"token id {bad} lies outside the vocabulary of {vocab_size}; was this text encoded with another tokenizer?"
         )
     return flat

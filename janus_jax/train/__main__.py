@@ -1,8 +1,8 @@
 """Trains a model: `python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen`.
 
-Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. The same command continues a run that stopped.
-SIGTERM, to any process of the run, saves and ends it. Exit status 3: loss or gradient was not finite (see train.max_bad_steps);
-4: another process of the run is gone.
+Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. The same command resumes a run that stopped.
+SIGTERM to any process of the run saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
+train.max_bad_steps); 4: another process of the run is lost.
 """
 
 import os
@@ -16,7 +16,7 @@ from janus_jax import command_line, parallel
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data import DataError
-from janus_jax.processes import Processes
+from janus_jax.processes import Rendezvous
 from janus_jax.train.dry_run import dry_run
 from janus_jax.train.loop import LostProcessError, NonFiniteLossError, train_or_stop
 from janus_jax.train.profile import profiled_steps
@@ -30,18 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
-    flags.DEFINE_string("profile", "", "FIRST:LAST step to trace, into the run's directory.", flag_values=values)
+    flags.DEFINE_string("profile", "", "FIRST:LAST step to trace, into the work directory.", flag_values=values)
     flags.DEFINE_integer("status_when_stopped", 0, "Exit status after SIGTERM.", flag_values=values)
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of a run of several.", flag_values=values)
-    flags.DEFINE_integer("processes", 0, "How many processes the run has.", flag_values=values)
-    flags.DEFINE_integer("process", -1, "Which of them this one is, from 0.", flag_values=values)
-    flags.DEFINE_bool("allow_changes", False, "Continue a run although its settings differ.", flag_values=values)
-    flags.DEFINE_bool("dry_run", False, "Only tell what training would take; write nothing.", flag_values=values)
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0, for a run of several processes.", flag_values=values
+    )
+    flags.DEFINE_integer("processes", 0, "Number of processes of the run.", flag_values=values)
+    flags.DEFINE_integer("process", -1, "Index of this process, from 0.", flag_values=values)
+    flags.DEFINE_bool("allow_changes", False, "Resume a run although its settings differ.", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "Only report what training would take; write nothing.", flag_values=values)
 
 
 def _train(config: Config, values: flags.FlagValues) -> int:
     profile = profiled_steps(values.profile)
-    parallel.start(run=Processes(values.coordinator, values.processes, values.process))
+    parallel.start(rendezvous=Rendezvous(values.coordinator, values.processes, values.process))
     if values.dry_run:
         dry_run(config)
         return 0
@@ -52,7 +54,7 @@ def _train(config: Config, values: flags.FlagValues) -> int:
         return 3
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        os._exit(4)  # JAX would wait at exit for processes that never come
+        os._exit(4)  # at exit JAX would wait for processes that never come
     if jax.process_index() == 0:
         print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
     return values.status_when_stopped if stopped else 0

@@ -1,6 +1,6 @@
-"""What a run would take, told before it starts: how its parameters are split, its batches, operations and memory.
+"""Report of what a run would take: how its parameters are split, its batches, operations and memory.
 
-Nothing is allocated but by the compiler, and nothing is written. Legend: A micro-batches of a step, B rows of a micro-batch,
+Only the compiler allocates memory, and nothing is written. Legend: A micro-batches of a step, B rows of a micro-batch,
 S source length, T target length, M masked tokens at most.
 """
 
@@ -29,7 +29,7 @@ _MIB, _GIB = 2**20, 2**30
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a training step takes on one device; evaluation and decoding come between steps and are not counted."""
+    """Bytes that a training step takes on one device. Evaluation and decoding run between steps and are not counted."""
 
     params: int
     moments: int  # the optimizer's state
@@ -37,39 +37,41 @@ class Memory:
     batch: int
     temporary: int  # as the compiler plans it for the largest bucket: activations, logits, and the gradients among them
     gradients: int  # part of `temporary`
-    available: int | None  # None: the device doesn't tell
+    available: int | None  # None: unknown
 
     @property
     def state(self) -> int:
-        """What stays from step to step."""
+        """Bytes that stay from step to step."""
         return self.params + self.moments + self.ema
 
     @property
     def needed(self) -> int:
-        """What must fit into `available`."""
+        """Bytes that must fit into `available`."""
         return self.state + self.batch + self.temporary
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `dry_run` finds."""
+    """The result of `dry_run`."""
 
     config: Config  # with its vocabulary size
     mesh: Mesh
     params: Any  # ShapeDtypeStructs with shardings
     buckets: tuple[Bucket, ...]
-    largest: Bucket  # of all steps, theirs have the most operations
+    largest: Bucket  # the one whose steps have the most operations
     memory: Memory
 
     @property
     def flops(self) -> float:
-        """Operations of a training step on all devices together, the mean over an epoch; as `model.cost` counts them."""
+        """Operations of a training step on all devices together, mean over an epoch, as `model.cost` counts them."""
         batches = sum(bucket.batches for bucket in self.buckets)
         return sum(bucket.batches * _flops(self.config, bucket) for bucket in self.buckets) / batches
 
     def report(self) -> str:
-        """All of it for a reader."""
-        return "\n\n".join([_devices(self.mesh), _parameters(self), _batches(self), _needs(self)])
+        """The forecast as text."""
+        return "\n\n".join(
+            [_format_devices(self.mesh), _format_parameters(self), _format_batches(self), _format_memory(self)]
+        )
 
     def check(self) -> None:
         """Raises ConfigError, with the numbers and what to change, if a step doesn't fit into a device's memory."""
@@ -82,11 +84,11 @@ class Forecast:
 
 
 def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
-    """Tells what training would take.
+    """Reports what training would take.
 
     Args:
-      config: the experiment, its data prepared.
-      show: gets the report, before it is judged whether the run fits.
+      config: the experiment; its data are prepared.
+      show: receives the report, before the check whether the run fits.
 
     Raises:
       ConfigError: the config contradicts the prepared data or the devices, or a step doesn't fit into a device's memory.
@@ -102,7 +104,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     with jax.set_mesh(mesh):
         state = abstract_state(net, config, mesh)
         batch = abstract_batch(config, mesh, largest)
-        temporary = _temporary(net, config, mesh, state, batch)
+        temporary = _temporary_bytes(net, config, mesh, state, batch)
     params = parallel.device_bytes(state.params)
     memory = Memory(
         params=params,
@@ -110,7 +112,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
         ema=parallel.device_bytes(state.ema),
         batch=parallel.device_bytes(batch),
         temporary=temporary,
-        gradients=params,  # of the same type and split alike
+        gradients=params,  # of the same type and split
         available=available_bytes(),
     )
     forecast = Forecast(config, mesh, state.params, buckets, largest, memory)
@@ -128,18 +130,20 @@ def abstract_state(net: Janus, config: Config, mesh: Mesh) -> TrainState:
 
 
 def abstract_batch(config: Config, mesh: Mesh, bucket: Bucket) -> Batch:
-    """A step's batch [A, B, ...] of a bucket, likewise."""
+    """A step's batch [A, B, ...] of a bucket as ShapeDtypeStructs with shardings."""
     rows, sharding = (config.train.accumulation, bucket.rows), parallel.batch_sharding(mesh, leading=1)
 
-    def of(*width: int) -> jax.ShapeDtypeStruct:
+    def array(*width: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*rows, *width), jnp.int32, sharding=sharding)
 
-    return Batch(of(bucket.source_length), of(bucket.target_length), of(bucket.masked), of(), of())
+    return Batch(array(bucket.source_length), array(bucket.target_length), array(bucket.masked), array(), array())
 
 
 def available_bytes() -> int | None:
-    """Memory of each device of this process, of the smallest: what its runtime lets JAX have. CPU devices, which share the
-    machine's memory, have equal parts of it. None where it is not known."""
+    """Bytes that JAX may use on the smallest device of this process; None where they are unknown.
+
+    CPU devices share the machine's memory in equal parts.
+    """
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     if all(limits):
@@ -149,22 +153,26 @@ def available_bytes() -> int | None:
     return None
 
 
-def _temporary(net: Janus, config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> int:
-    """Bytes of a device that the compiled step uses beside its arguments."""
+def _temporary_bytes(net: Janus, config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> int:
+    """Bytes of a device that the compiled step uses in addition to its arguments.
+
+    Raises:
+      ConfigError: the compiler says that the step doesn't fit.
+    """
     step = jit_train_step(net, config, mesh, jax.tree.map(lambda x: x.sharding, state))
     try:
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     except jax.errors.JaxRuntimeError as error:
-        # TPU's compiler plans the device's memory, and says itself that it is too little.
+        # The TPU compiler plans the device's memory and fails where that is too small.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise ConfigError(f"{_remedies(config)} The compiler: {str(error).splitlines()[0]}") from error
 
 
 def _flops(config: Config, bucket: Bucket) -> float:
-    """Of a step of a bucket."""
-    of_one = step_flops(config, bucket.rows, bucket.source_length, bucket.target_length, bucket.masked)
-    return config.train.accumulation * of_one
+    """Operations of a step of a bucket."""
+    micro_batch = step_flops(config, bucket.rows, bucket.source_length, bucket.target_length, bucket.masked)
+    return config.train.accumulation * micro_batch
 
 
 def _remedies(config: Config) -> str:
@@ -177,53 +185,53 @@ def _remedies(config: Config) -> str:
     )
 
 
-def _devices(mesh: Mesh) -> str:
+def _format_devices(mesh: Mesh) -> str:
     device, axes = mesh.devices.flat[0], " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     processes = jax.process_count()
     return f"{mesh.size} x {device.device_kind} in {processes} process{'es' * (processes > 1)}; mesh {axes}"
 
 
-def _parameters(found: Forecast) -> str:
-    """Every parameter; layers whose parameters are alike share a line."""
+def _format_parameters(forecast: Forecast) -> str:
+    """A line per parameter; parameters of the same name, shape and split in several layers share a line."""
     groups: dict[tuple, list] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(found.params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(forecast.params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         key = re.sub(r"layers_\d+", "layers_*", name), leaf.shape, leaf.sharding.spec
         groups.setdefault(key, []).append(leaf)
     rows = [
-        (name, len(leaves), " x ".join(map(str, shape)), _spec(spec), _mib(parallel.device_bytes(leaves)))
+        (name, len(leaves), " x ".join(map(str, shape)), _format_spec(spec), _mib(parallel.device_bytes(leaves)))
         for (name, shape, spec), leaves in groups.items()
     ]
-    memory = found.memory
+    memory = forecast.memory
     totals = [
-        (f"all parameters: {parameter_count(found.params):,} numbers", "", "", "", _mib(memory.params)),
-        (f"optimizer state ({found.config.optimizer.name})", "", "", "", _mib(memory.moments)),
+        (f"all parameters: {parameter_count(forecast.params):,} numbers", "", "", "", _mib(memory.params)),
+        (f"optimizer state ({forecast.config.optimizer.name})", "", "", "", _mib(memory.moments)),
         ("moving average", "", "", "", _mib(memory.ema)),
     ]
     return _table(("parameter", "arrays", "shape", "split over", "MiB a device"), rows + totals)
 
 
-def _batches(found: Forecast) -> str:
-    all_batches = sum(bucket.batches for bucket in found.buckets)
+def _format_batches(forecast: Forecast) -> str:
+    all_batches = sum(bucket.batches for bucket in forecast.buckets)
     rows = [
         (
             str(bucket.source_length), bucket.target_length, bucket.masked, bucket.rows, bucket.batches,
-            f"{bucket.batches / all_batches:.1%}", f"{_flops(found.config, bucket) / 1e12:,.3f}",
+            f"{bucket.batches / all_batches:.1%}", f"{_flops(forecast.config, bucket) / 1e12:,.3f}",
         )
-        for bucket in found.buckets
+        for bucket in forecast.buckets
     ]  # fmt: skip
     header = ("source length", "target length", "masked at most", "rows", "batches an epoch", "share", "TFLOP a step")
-    settings = found.config.train
+    settings = forecast.config.train
     return (
         f"{_table(header, rows)}\n{all_batches // settings.accumulation} steps an epoch of {settings.accumulation} batches "
-        f"each; {found.flops / 1e12:,.3f} TFLOP a step on average, {found.flops / found.mesh.size / 1e12:,.3f} a device, "
-        f"{found.flops * settings.steps / 1e15:,.3f} PFLOP in {settings.steps:,} steps: matrix products, forward and backward, "
+        f"each; {forecast.flops / 1e12:,.3f} TFLOP a step on average, {forecast.flops / forecast.mesh.size / 1e12:,.3f} a device, "
+        f"{forecast.flops * settings.steps / 1e15:,.3f} PFLOP in {settings.steps:,} steps: matrix products, forward and backward, "
         "padding included (model/cost.py), not what the compiler computes twice"
     )
 
 
-def _needs(found: Forecast) -> str:
-    memory, largest = found.memory, found.largest
+def _format_memory(forecast: Forecast) -> str:
+    memory, largest = forecast.memory, forecast.largest
     rows = [
         ("parameters", _mib(memory.params)),
         ("optimizer state", _mib(memory.moments)),
@@ -238,7 +246,7 @@ def _needs(found: Forecast) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Columns side by side, the first to the left."""
+    """Columns side by side; the first is aligned left, the others right."""
     cells = [tuple(map(str, row)) for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -248,8 +256,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines)
 
 
-def _spec(spec: Any) -> str:
-    """A PartitionSpec in words: the mesh axis of each dimension."""
+def _format_spec(spec: Any) -> str:
+    """The mesh axis of each dimension of a PartitionSpec."""
     axes = ["+".join(axis) if isinstance(axis, tuple) else axis or "-" for axis in spec]
     return ", ".join(axes) if set(axes) - {"-"} else "whole"
 

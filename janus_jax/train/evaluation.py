@@ -1,4 +1,4 @@
-"""What an evaluation measures: the loss over the validation split, and scores of a decoded sample of it."""
+"""Evaluation during training: the loss over the validation split, and scores of decoded validation sentences."""
 
 import jax
 
@@ -8,16 +8,21 @@ from janus_jax.data import Prepared, eval_batches
 from janus_jax.decode import MODES, Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
+from janus_jax.objective.terms import divisor_of
 from janus_jax.text import Tokenizer
 from janus_jax.train.step import jit_eval_step
 from janus_jax.types import Params
 
 
 class Evaluation:
-    """Evaluates parameters of one run, whose devices may belong to several processes.
+    """Evaluates the parameters of a run, on all of its processes.
 
     Args:
-      net: the model; config: of the run; prepared: its data; tokenizer: of the data; mesh: the run's devices.
+      net: the model.
+      config: of the run.
+      prepared: the data of the run.
+      tokenizer: of the data.
+      mesh: the devices of the run.
     """
 
     def __init__(self, net: Janus, config: Config, prepared: Prepared, tokenizer: Tokenizer, mesh: jax.sharding.Mesh):
@@ -27,7 +32,7 @@ class Evaluation:
         self._share = parallel.batch_share(mesh)
 
     def measure(self, params: Params) -> dict[str, float]:
-        """The figures, alike on all processes; {} without a validation split."""
+        """The metrics, the same on all processes; {} without a validation split."""
         if "valid" not in self._prepared.splits:
             return {}
         sums: dict[str, float] = {}
@@ -38,14 +43,14 @@ class Evaluation:
         return _means(sums, self._config) | self._scores(params)
 
     def _scores(self, params: Params) -> dict[str, float]:
-        """BLEU of the first validation sentences, decoded by every half of the model that the objective trains."""
+        """BLEU of the first validation sentences, decoded in each mode that the objective trains."""
         config = self._config
         count = min(config.train.eval_sentences, len(self._prepared.split("valid")))
         if not count or config.data.source == "text":  # blocks of text have no references
             return {}
         mesh = self._mesh
         if self._processes > 1:
-            # Searches end when their sentences are done, which processes would have to agree on: each decodes its own.
+            # A search ends when its sentences are done, which differs between processes: each decodes its share by itself.
             mesh = parallel.make_mesh(ParallelConfig(), jax.local_devices())
             params = processes.local_copy(self._mesh, params)
         generator = Generator(
@@ -58,27 +63,25 @@ class Evaluation:
             mesh=mesh,
         )
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)
-        found = {}
+        scores = {}
         for name in trained_modes(config.objective):
             if (settings := MODES[name].validation) is not None:
                 outputs = generator.generate(sources[self._process :: self._processes], mode=name, **settings)
                 texts = [""] * count
-                for process, part in enumerate(processes.gathered([output.text for output in outputs])):
+                for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
                     texts[process :: self._processes] = part
-                found[f"valid/bleu_{name}"] = score(texts, references)["bleu"]
-        return found
+                scores[f"valid/bleu_{name}"] = score(texts, references)["bleu"]
+        return scores
 
 
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
-    """valid/... metrics from the sums of the evaluation step: each term as the loss normalises it, nll per token, and the
-    total as the final weights add it up."""
-    kind = {"ar": "ar", "length": "length", "ctc": "ctc", "kl_ar_ctc": "ctc", "unfit": "length"}
+    """The valid/... metrics from the sums of the evaluation step: each term divided as in the loss, nll per token, and the
+    total with the weights of the last step."""
     metrics = {}
     for name, value in sums.items():
-        group, _, term = name.removeprefix("sum/").rpartition("/")
         if name.startswith("sum/"):
-            rows = "rows/" if group in ("nll", "ctc") else ""
-            metrics[f"valid/{group}/{term}"] = value / sums[f"weight/{rows}{kind.get(term, 'masked')}"]
+            metric = name.removeprefix("sum/")
+            metrics[f"valid/{metric}"] = value / sums[f"weight/{divisor_of(metric)}"]
     total = 0.0
     for term, weight in objective_terms(config.objective).items():
         final = weight[-1][1] if isinstance(weight, tuple) else weight

@@ -1,7 +1,6 @@
-"""Parameters that a run starts from: those of another checkpoint, where the config names one (`init_from`).
+"""Parameters of another checkpoint that a run starts from (`init_from`).
 
-Legend: V' padded vocabulary (with CTC's blank, where there is one), P rows of a position table, C length classes, D model
-width.
+Tables may change their number of rows, and CTC's blank, row `vocab_size` of the token table, may be new or left out.
 """
 
 import dataclasses
@@ -15,11 +14,11 @@ from janus_jax.config import Config, ConfigError
 from janus_jax.model import Janus, outputs
 from janus_jax.types import Params
 
-# Settings that decide what the parameters mean: they must be those that the parameters were trained with.
-_SAME = (
+# Settings that decide what the parameters mean: they must be equal in both models.
+_EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
-# Tables whose number of rows may change: rows in common are taken over, others start fresh.
+# Tables whose number of rows may change: common rows are copied, the others are initialised.
 _TABLES = ("embed_positions", "embed_length", "embed_tokens")
 
 
@@ -27,57 +26,58 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     """The parameters of `config.init_from` in the shapes of this run's model.
 
     Args:
-      net: the run's model; tables of positions and lengths may be longer or shorter than the checkpoint's, and only one of
-        both may have CTC rows: a blank that the checkpoint lacks starts fresh, one that the run lacks is left out.
-      config: the run's.
-      tokenizer: of the run's data; ids must mean what they meant.
+      net: the model of the run. Its tables of positions and lengths may be longer or shorter than those of the checkpoint. If only
+        one of the two has CTC, the blank is initialised or left out.
+      config: of the run.
+      tokenizer: of the run's data; must equal that of the checkpoint.
 
     Returns:
-      Parameters (numpy), and what differs from the checkpoint's, for the log.
+      Parameters (numpy), and notes for the log: what was not copied.
 
     Raises:
       ConfigError: another tokenizer, or an architecture that the parameters do not fit.
-      CheckpointError: nothing to read there.
+      CheckpointError: the checkpoint can't be read.
     """
     loaded = checkpoint.load(config.init_from)
-    where = f"config.init_from: {config.init_from}"
+    setting = f"config.init_from: {config.init_from}"
     if loaded.tokenizer != tokenizer:
         raise ConfigError(
-            f"{where} has another tokenizer than {config.data.prepared}; prepare the data with this init_from (or with "
+            f"{setting} has another tokenizer than {config.data.prepared}; prepare the data with this init_from (or with "
             "text.model naming the same checkpoint), and --overwrite"
         )
-    theirs, ours = loaded.config.model, net.config
-    if not theirs.vocab_size:  # it is the tokenizer's, which is the same
-        theirs = dataclasses.replace(theirs, vocab_size=ours.vocab_size)
-    wrong = [name for name in _SAME if getattr(theirs, name) != getattr(ours, name)]
-    if wrong:
-        name = wrong[0]
-        raise ConfigError(
-            f"config.model.{name}: {getattr(ours, name)!r}, but {config.init_from} has {getattr(theirs, name)!r}; set it to that"
-        )
+    source, target = loaded.config.model, net.config
+    if not source.vocab_size:  # it is that of the tokenizer, which both have
+        source = dataclasses.replace(source, vocab_size=target.vocab_size)
+    for name in _EQUAL:
+        if getattr(source, name) != getattr(target, name):
+            raise ConfigError(
+                f"config.model.{name}: {getattr(target, name)!r}, but {config.init_from} has {getattr(source, name)!r}; set it to that"
+            )
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
+    stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
     notes: list[str] = []
 
-    def taken(path: Any, mine: np.ndarray) -> np.ndarray:
-        keys = [key.key for key in path]
-        name, node = "/".join(keys), loaded.params
-        for key in keys:
-            node = node.get(key) if isinstance(node, dict) else None
-        if node is None:
+    def initial(path: Any, new: np.ndarray) -> np.ndarray:
+        name = _name(path)
+        old = stored.get(name)
+        if old is None:
             notes.append(f"{name}: new")
-            return mine
-        node = np.asarray(node)
-        if keys[0] == "embed_tokens" and outputs(theirs) != outputs(ours):
-            # Whatever the shapes: the row of one's blank may be padding, all zero, in the other.
-            became = "new: train it before decoding mode ctc" if ours.ctc_ratio else "left out: no CTC rows here"
-            notes.append(f"{name}: row {ours.vocab_size}, CTC's blank, is {became}")
-            return np.concatenate([node[: ours.vocab_size], mine[ours.vocab_size :]])
-        if node.shape == mine.shape:
-            return node
-        if keys[-2] not in _TABLES or node.shape[1:] != mine.shape[1:]:
-            raise ConfigError(f"{where}: {name} has shape {node.shape}, this model wants {mine.shape}")
-        rows = min(len(node), len(mine))
-        notes.append(f"{name}: {rows} rows of {len(node)}, {len(mine) - rows} new")
-        return np.concatenate([node[:rows], mine[rows:]])
+            return new
+        if name.startswith("embed_tokens/") and outputs(source) != outputs(target):
+            # Even where the shapes are equal: the blank's row in one model may be padding, all zero, in the other.
+            blank = "new: train it before decoding mode ctc" if target.ctc_ratio else "left out: no CTC rows here"
+            notes.append(f"{name}: row {target.vocab_size}, CTC's blank, is {blank}")
+            return np.concatenate([old[: target.vocab_size], new[target.vocab_size :]])
+        if old.shape == new.shape:
+            return old
+        if name.split("/")[-2] not in _TABLES or old.shape[1:] != new.shape[1:]:
+            raise ConfigError(f"{setting}: {name} has shape {old.shape}, this model needs {new.shape}")
+        rows = min(len(old), len(new))
+        notes.append(f"{name}: {rows} rows of {len(old)}, {len(new) - rows} new")
+        return np.concatenate([old[:rows], new[rows:]])
 
-    return jax.tree_util.tree_map_with_path(taken, fresh), notes
+    return jax.tree_util.tree_map_with_path(initial, fresh), notes
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,4 +1,4 @@
-"""What a run shows: a bar or lines, metrics.jsonl, TensorBoard, a plot of the loss curves."""
+"""Progress of a run: a bar or lines on stderr, metrics.jsonl, TensorBoard, a plot of the loss curves."""
 
 import contextlib
 import json
@@ -7,20 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 
 class RunLog:
-    """Writes one record a log interval to everything that shows it.
+    """Writes records of metrics to stderr, metrics.jsonl and TensorBoard.
 
-    A resumed run writes what the uninterrupted one would have, figures under `time/` (of the machine) apart.
+    A resumed run writes the same records as an uninterrupted one, except `time/...`, which describe the machine.
 
     Args:
       workdir: gets metrics.jsonl, tensorboard/ and curves.png.
-      start_step: records of later steps are cut off (they will be made again).
+      start_step: records of later steps are removed; the run writes them again.
       total: steps of the whole run.
-      active: False on the processes that write nothing, all but the first.
+      active: False on all processes but the first: they write nothing.
     """
 
     def __init__(self, workdir: Path, start_step: int, total: int, active: bool = True):
@@ -28,6 +27,9 @@ class RunLog:
         self._bar = None
         if not active:
             return
+        # Imported here, on the one process that writes: it imports torch where that is installed, which takes seconds.
+        from tensorboardX import SummaryWriter
+
         self.path = workdir / "metrics.jsonl"
         _truncate(self.path, start_step)
         self._file = self.path.open("a")
@@ -35,7 +37,7 @@ class RunLog:
         self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
     def advance(self, figures: dict[str, float]) -> None:
-        """Moves the bar by a step; it shows these figures of `Meter.figures`, if any, until it gets others."""
+        """Moves the bar by a step. It shows these figures of `Meter.figures` until the next ones; {} changes nothing."""
         if self._bar:
             if figures:
                 names = {"tokens/s": "tokens_per_second", "MFU": "flops_utilisation", "goodput": "goodput"}
@@ -44,7 +46,7 @@ class RunLog:
             self._bar.update()
 
     def record(self, step: int, metrics: dict[str, float]) -> None:
-        """One record of scalars."""
+        """Writes one record of scalars."""
         if not self.active:
             return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
@@ -54,15 +56,15 @@ class RunLog:
         self.message(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k)))
 
     def message(self, text: str) -> None:
-        """A line for the reader, above the bar where there is one."""
-        with contextlib.suppress(BrokenPipeError):  # a reader that is gone must not end the run
+        """Prints a line, above the bar where there is one."""
+        with contextlib.suppress(BrokenPipeError):  # a closed stderr must not end the run
             if self._bar:
                 self._bar.write(text, file=sys.stderr)
             elif self.active:
                 print(text, file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Closes the files. Records are on disk already; what cannot be written any more was told when it was tried."""
+        """Closes the files. Records are on disk already; an error of writing was raised by `record`."""
         if not self.active:
             return
         for file in (self._file, self._board):
@@ -72,43 +74,46 @@ class RunLog:
             self._bar.close()
 
 
-class Window:
-    """Means of a step's metrics since the last record: batches hold sentences of like lengths, so that one step's loss
-    says little.
+# A step's metrics that are recorded as they are, not as means over a log interval.
+_NOT_AVERAGED = ("learning_rate", "weight/")
+
+
+class IntervalMeans:
+    """Means of the step metrics since the last record. (The examples of a batch have similar lengths, so that the loss of
+    one step says little.)
 
     Args:
-      steps, sums, skipped: what `stored` gave, to go on within an interval.
+      steps, sums, skipped: the result of `state`, to resume within an interval.
     """
 
     def __init__(
         self, steps: dict[str, int] | int | None = None, sums: dict[str, float] | None = None, skipped: int = 0
     ):
         self.skipped = skipped  # steps of the whole run that were not finite
-        # Counted by name: a term without weight is not computed.
-        # (Older checkpoints hold one number for all.)
+        # Steps are counted by name, since a term without weight is not computed. (Older checkpoints have one count.)
         self._sums = dict(sums or {})
         self._steps = dict.fromkeys(self._sums, steps) if isinstance(steps, int) else dict(steps or {})
 
     def add(self, values: dict[str, float]) -> None:
-        """One step's figures; the learning rate and the scheduled weights are left out."""
+        """Adds the metrics of a step; the learning rate and the scheduled weights are left out."""
         for name, value in values.items():
-            if name.startswith(("loss/", "nll/", "ctc/", "grad_norm")):
+            if not name.startswith(_NOT_AVERAGED):
                 self._steps[name] = self._steps.get(name, 0) + 1
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
-        """Mean of each figure ({} if no step was added); starts anew."""
-        found = {name: value / self._steps[name] for name, value in self._sums.items()}
+        """Mean of each metric ({} if no step was added); starts the next interval."""
+        means = {name: value / self._steps[name] for name, value in self._sums.items()}
         self._steps, self._sums = {}, {}
-        return found
+        return means
 
-    def stored(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the interval is whole after a resume."""
+    def state(self) -> dict[str, Any]:
+        """The unfinished interval as JSON values, for the checkpoint."""
         return {"steps": dict(self._steps), "sums": dict(self._sums), "skipped": self.skipped}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order; a last line cut short by a crash is left out."""
+    """The records of a metrics.jsonl, in order, without a last line that a crash cut short."""
     records = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -120,7 +125,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def last_evaluation(workdir: Path) -> dict[str, float]:
-    """The figures of a run's newest evaluation; empty if there was none."""
+    """The metrics of a run's newest evaluation; empty if there was none."""
     for record in reversed(read_metrics(workdir / "metrics.jsonl")):
         if "valid/loss" in record:
             return {name: value for name, value in record.items() if name != "step"}
@@ -155,7 +160,7 @@ def plot_curves(workdir: Path) -> Path:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Drops the records after `step`, by way of a temporary file."""
+    """Removes the records after `step`; a rename replaces the file."""
     records = [r for r in read_metrics(path) if r["step"] <= step]
     if path.exists():
         partial = path.with_suffix(".partial")

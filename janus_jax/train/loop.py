@@ -1,6 +1,6 @@
-"""The training loop: the only stateful code of the room.
+"""The training loop: the only stateful code of this package.
 
-Legend: A micro-batches of a step, B sentences.
+Legend: A micro-batches of a step, B examples of a micro-batch.
 """
 
 import contextlib
@@ -15,34 +15,40 @@ import jax
 import numpy as np
 
 from janus_jax import parallel, processes, text
-from janus_jax.checkpoint import Checkpoints, unwritable
+from janus_jax.checkpoint import Checkpoints, write_error
 from janus_jax.config import Config, ConfigError, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
-from janus_jax.objective import active_terms
-from janus_jax.train.changes import begun, changes_since, check_shared, held, keep
+from janus_jax.objective.joint import active_terms
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
-from janus_jax.train.log import RunLog, Window, last_evaluation, plot_curves
-from janus_jax.train.meter import Meter, Spikes, peak_flops
-from janus_jax.train.profile import Profile
+from janus_jax.train.log import IntervalMeans, RunLog, last_evaluation, plot_curves
+from janus_jax.train.meter import Meter, SpikeDetector, peak_flops
+from janus_jax.train.profile import Profiler
 from janus_jax.train.step import init_state, jit_train_step, state_from_params
+from janus_jax.train.workdir import (
+    changed_settings,
+    check_workdir_is_shared,
+    has_checkpoint,
+    save_settings,
+    workdir_lock,
+)
 from janus_jax.types import TrainState
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training met a loss or gradient that is not finite more often than allowed."""
+    """More steps than allowed had a loss or gradient that is not finite."""
 
 
 def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -> dict[str, float]:
-    """Trains, or goes on training, the run in `workdir`.
+    """Starts or resumes the run in `workdir` and trains it to its end.
 
     Args:
       config: the experiment; `model.vocab_size` 0 is taken from the tokenizer.
       workdir: gets checkpoints/, config.json, metrics.jsonl, tensorboard/ and curves.png. If it holds a checkpoint, the
-        run continues from the newest, bitwise as if it had never stopped.
-      allow_changes: continue although settings that change what is computed differ from those that the run began with.
+        run resumes from the newest, bitwise as if it had never stopped.
+      allow_changes: resume although settings that change what is computed differ from those that the run started with.
 
     Returns:
       The metrics of the last evaluation (empty if there was none).
@@ -51,7 +57,7 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
       ConfigError: the config contradicts the prepared data, the devices, `init_from`, or the run in `workdir`.
       CheckpointError: a checkpoint cannot be written, or none can be read.
       NonFiniteLossError: see train.max_bad_steps.
-      LostProcessError: another process of the run is gone.
+      LostProcessError: another process of the run is lost.
     """
     return train_or_stop(config, workdir, allow_changes=allow_changes)[0]
 
@@ -59,17 +65,17 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
 def train_or_stop(
     config: Config, workdir: str | Path, *, allow_changes: bool = False, profile: tuple[int, int] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """`train`, which also says whether the run was asked to stop (SIGTERM) before its end.
+    """`train`, and whether SIGTERM stopped the run before its end.
 
     Args:
       config, workdir, allow_changes: see `train`.
-      profile: first and last of the steps that are traced, into workdir/profile.
+      profile: first and last step to trace, into workdir/profile.
     """
-    with contextlib.ExitStack() as lock, processes.stop_request() as request:
+    with contextlib.ExitStack() as lock, processes.stop_on_sigterm() as request:
         try:
-            return _Run(config, Path(workdir), allow_changes, profile, lock, request).go()
+            return _TrainingRun(config, Path(workdir), allow_changes, profile, lock, request).run()
         except OSError as error:  # of the log, for example on a full disk
-            raise unwritable(Path(workdir) / "checkpoints", error) from error
+            raise write_error(Path(workdir) / "checkpoints", error) from error
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -87,22 +93,22 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is gone, or its devices are."""
+    """Another process of the run is lost, or its devices are."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pending:
-    """A step that was given to the device and whose figures weren't read yet."""
+class _StepInFlight:
+    """A step that the device runs; the host has not read its metrics yet."""
 
     step: int
     terms: tuple[str, ...]
     metrics: Any
     example_ids: np.ndarray
     flops: float
-    stop: Any  # whether any process was asked to stop; see processes.anyone
+    stop: Any  # whether any process was asked to stop; see processes.any_process
 
 
-class _Run:
+class _TrainingRun:
     def __init__(
         self,
         config: Config,
@@ -110,11 +116,11 @@ class _Run:
         allow_changes: bool,
         profile: tuple[int, int] | None,
         lock: contextlib.ExitStack,
-        request: processes.Request,
+        request: processes.StopRequest,
     ):
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.workdir = workdir
-        with processes.together():
+        with processes.fail_together():
             self.prepared = Prepared.open(config.data.prepared, config)
             self.config = resolve_with_data(config, self.prepared)
             self.tokenizer = text.load(self.prepared.tokenizer_bytes)
@@ -122,62 +128,63 @@ class _Run:
             self.mesh = parallel.make_mesh(config.parallel)
             parallel.check_rows(self.mesh, config.data.batch_multiple)
             self.share = parallel.batch_share(self.mesh)
-            TrainBatches(self.prepared, self.config, *self.share)  # raises what is wrong with the plan
-            self.prepared.split("train").load()  # and this, what is wrong with the files
+            TrainBatches(self.prepared, self.config, *self.share)  # raises errors of the batch plan
+            self.prepared.split("train").load()  # raises errors of the files
             initial, notes = None, []
-            if self.config.init_from and not begun(workdir):
+            if self.config.init_from and not has_checkpoint(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
-            lock.enter_context(held(workdir, write=self.process == 0))
-        with processes.together():
-            check_shared(workdir)
-            changed = changes_since(self.config, self.prepared.contents, workdir, allow_changes)
+            lock.enter_context(workdir_lock(workdir, write=self.process == 0))
+        with processes.fail_together():
+            check_workdir_is_shared(workdir)
+            changed = changed_settings(self.config, self.prepared.contents, workdir, allow_changes)
         self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
-        self.profile = Profile(workdir / "profile", profile)
+        self.profiler = Profiler(workdir / "profile", profile)
         with jax.set_mesh(self.mesh):
             self.abstract = self._abstract_state()
             shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
-            # One for every set of loss terms that has a weight at some step.
+            # One step function for each set of loss terms that have a weight at the same step.
             self.step_fn = functools.cache(
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
-            self.state, window = self._first_state(shardings, initial)
+            self.state, interval = self._first_state(shardings, initial)
         if self.process == 0:
-            keep(self.config, self.prepared.contents, workdir)
-        self.window = Window(**window)
-        self.spikes = Spikes(config.train.spike)
-        self.anyone = processes.anyone(self.mesh)
-        self.request = request  # made to this process
-        self.stopping = False  # agreed on by all
-        self.stopped = False  # and done, before the last step
+            save_settings(self.config, self.prepared.contents, workdir)
+        self.interval = IntervalMeans(**interval)
+        self.spikes = SpikeDetector(config.train.spike)
+        self.any_process = processes.any_process(self.mesh)
+        self.request = request  # to this process
+        self.stopping = False  # all processes know of a request to one of them
+        self.stopped = False  # the run stopped before its last step
         self.last_evaluation: dict[str, float] = {}
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
         for note in self.checkpoints.notes:
             self.log.message(note)
         if changed:
-            self.log.message(f"continues with other settings: {'; '.join(changed)}")
+            self.log.message(f"resumes with other settings: {'; '.join(changed)}")
         if initial is not None:
             self.log.message(f"starts from {self.config.init_from}{''.join(f'; {note}' for note in notes)}")
 
-    def go(self) -> tuple[dict[str, float], bool]:
-        """The last evaluation, and whether the run was stopped before its end."""
+    def run(self) -> tuple[dict[str, float], bool]:
+        """Trains; returns the metrics of the last evaluation and whether the run was stopped before its end."""
         try:
             with jax.set_mesh(self.mesh):
                 self._steps()
                 self.checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
-            told = str(error)
-            if self.processes == 1 or any(own in told for own in ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")):
+            message = str(error)
+            # These two are errors of this process, whatever became of the others.
+            if self.processes == 1 or "RESOURCE_EXHAUSTED" in message or "INVALID_ARGUMENT" in message:
                 raise
             raise LostProcessError(
-                f"the processes of this run lost each other ({told.splitlines()[0][:200]}). Newest checkpoint: step "
-                f"{self.checkpoints.latest}. Start all of them again: the same command continues from it"
+                f"another process of this run is lost ({message.splitlines()[0][:200]}). Newest checkpoint: step "
+                f"{self.checkpoints.latest}. Start all processes again: the same command resumes from it"
             ) from error
         finally:
             if not isinstance(sys.exception(), LostProcessError):
-                self.checkpoints.close()  # whatever happened, what is being written gets complete
-            self.profile.close()
+                self.checkpoints.close()  # completes what is being written
+            self.profiler.close()
             self.meter.close()
             self.log.close()
         self._plot()
@@ -190,32 +197,31 @@ class _Run:
     def _steps(self) -> None:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
-        pending: _Pending | None = None
+        pending: _StepInFlight | None = None
         self.meter.restart()
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
                 batch = next(batches)
             terms = active_terms(objective, step - 1)
-            self.profile.before(step)
+            self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
-            given = _Pending(
-                step, terms, metrics, batch.example_id, self._flops(batch, terms), self.anyone(self.request.made)
-            )
-            # Figures are read a step late, so that the device never waits for the host.
+            stop = self.any_process(self.request.received)
+            current = _StepInFlight(step, terms, metrics, batch.example_id, self._flops(batch, terms), stop)
+            # Metrics are read a step late, so that the device never waits for the host.
             self._read(pending)
-            pending = given
+            pending = current
             last = step == settings.steps or self.stopping
             evaluates = step % settings.eval_every == 0 or step == settings.steps
             pauses = evaluates or last or step % settings.checkpoint_every == 0
-            if pauses or self.profile.after(step):
+            if pauses or self.profiler.after(step):
                 self._read(pending)
                 pending = None
-            if self.profile.after(step):
-                self.profile.close()
+            if self.profiler.after(step):
+                self.profiler.close()
             if pauses:
                 self._pause(step, evaluates, last)
             if last and step < settings.steps:
-                self.log.message(f"stopped on request after step {step}; the same command continues from here")
+                self.log.message(f"stopped on request after step {step}; the same command resumes the run")
                 self.stopped = True
                 return
 
@@ -225,7 +231,7 @@ class _Run:
         return step_flops(self.config, *sizes, terms)
 
     def _pause(self, step: int, evaluates: bool, last: bool) -> None:
-        """Evaluation and checkpoint, in this order, since the metrics go in with the checkpoint."""
+        """Evaluation and checkpoint, in this order: the checkpoint keeps the metrics."""
         self.meter.pause()
         metrics = self._evaluate(step) if evaluates else {}
         if last or step % self.config.train.checkpoint_every == 0:
@@ -233,13 +239,13 @@ class _Run:
                 raise ConfigError(
                     f"config.train.best_metric: {self.config.train.best_metric!r} is not measured; choose from {sorted(metrics)}"
                 )
-            self.checkpoints.save(self.state, metrics or None, self.window.stored())
+            self.checkpoints.save(self.state, metrics or None, self.interval.state())
         if evaluates:
             self._plot()
         self.meter.restart()
 
-    def _read(self, pending: _Pending | None) -> None:
-        """Takes the figures of a step that is done to the host: fault checks, and a record if one is due."""
+    def _read(self, pending: _StepInFlight | None) -> None:
+        """Reads the metrics of a step once it is done: checks for faults, and writes a record if one is due."""
         if pending is None:
             return
         step = pending.step
@@ -247,37 +253,39 @@ class _Run:
         self.stopping = self.stopping or bool(pending.stop)
         self.meter.count(values.pop("target_tokens"), pending.flops)
         if values.pop("finite"):
-            self.window.add(values)
-            if above := self.spikes.judge(values["loss/total"], pending.terms):
+            self.interval.add(values)
+            if above := self.spikes.check(values["loss/total"], pending.terms):
                 self.log.message(
                     f"step {step}: loss {values['loss/total']:.4g} is {above:.1f} standard deviations above the steps before. "
-                    f"Training examples of the step: {_named(pending.example_ids)}."
+                    f"Training examples of the step: {_format_ids(pending.example_ids)}."
                 )
         else:
             self._bad_step(pending, values)
         figures = {}
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            own = {name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))}
-            own |= {"skipped_steps": float(self.window.skipped)} if self.window.skipped else {}
+            of_step = {name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))}
+            of_step |= {"skipped_steps": float(self.interval.skipped)} if self.interval.skipped else {}
             figures = self.meter.figures()
-            self.log.record(step, self.window.means() | own | figures)
+            self.log.record(step, self.interval.means() | of_step | figures)
         self.log.advance(figures)
 
-    def _bad_step(self, pending: _Pending, values: dict[str, float]) -> None:
-        self.window.skipped += 1
+    def _bad_step(self, pending: _StepInFlight, values: dict[str, float]) -> None:
+        self.interval.skipped += 1
         message = (
             f"step {pending.step}: loss {values['loss/total']}, gradient norm {values['grad_norm']}: not finite, so the step "
-            f"changed nothing. Training examples of the step: {_named(pending.example_ids)}."
+            f"changed nothing. Training examples of the step: {_format_ids(pending.example_ids)}."
         )
-        if self.window.skipped <= self.config.train.max_bad_steps:
-            self.log.message(f"{message} Skipped ({self.window.skipped} of {self.config.train.max_bad_steps} allowed).")
+        if self.interval.skipped <= self.config.train.max_bad_steps:
+            self.log.message(
+                f"{message} Skipped ({self.interval.skipped} of {self.config.train.max_bad_steps} allowed)."
+            )
             return
-        self.checkpoints.wait()  # what is being written counts once it is complete
+        self.checkpoints.wait()  # so that the message names a checkpoint that is being written
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
             "model.dtype=float32 (with --allow_changes), or look at these examples; train.max_bad_steps tolerates some. "
             + (
-                f"The newest checkpoint, step {self.checkpoints.latest}, is intact, and the run continues from it."
+                f"The newest checkpoint, step {self.checkpoints.latest}, is intact, and the run resumes from it."
                 if self.checkpoints.latest is not None
                 else "No checkpoint had been saved yet."
             )
@@ -297,15 +305,15 @@ class _Run:
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     def _first_state(self, shardings: Any, initial: Any) -> tuple[TrainState, dict[str, Any]]:
-        """The state to begin with, and the log's unfinished interval."""
-        if found := self.checkpoints.restore(self.abstract):
-            return found
+        """The state to start from, and the unfinished interval of the log."""
+        if restored := self.checkpoints.restore(self.abstract):
+            return restored
         if initial is not None:
             return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial), {}
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)(), {}
 
 
-def _named(example_ids: np.ndarray) -> str:
-    """The examples of a step, those of all processes, at most 20 of them by number."""
-    ids = sorted(set(itertools.chain(*processes.gathered(example_ids[example_ids >= 0].tolist()))))
+def _format_ids(example_ids: np.ndarray) -> str:
+    """The ids of a step's examples on all processes; at most 20 are named."""
+    ids = sorted(set(itertools.chain(*processes.all_gather(example_ids[example_ids >= 0].tolist()))))
     return ", ".join(map(str, ids[:20])) + (f", ... ({len(ids)} in all)" if len(ids) > 20 else "")

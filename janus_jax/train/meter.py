@@ -1,7 +1,7 @@
-"""How well a run uses its machine: rates, utilisation, memory, waiting, compiling, and the share of time that steps got.
+"""How well a run uses its machine: rates, utilisation, memory, waiting, compiling, and the share of time spent in steps.
 
-Figures are of this process since it started, or since the last record; they differ from machine to machine and from life to life
-of a run, and are kept under `time/`.
+The metrics describe this process since it started, or since the last record. They differ between machines and between starts of
+a run; their names begin with `time/`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ PEAKS = (
     ("v5p", 459e12),
     ("v5", 459e12),
     ("v4", 275e12),
-    ("v3", 61.5e12),  # a core, which is a device there
+    ("v3", 61.5e12),  # of a core: a device of a v3 is a core
     ("v2", 22.5e12),
     ("B200", 2250e12),
     ("GH200", 990e12),
@@ -37,12 +37,14 @@ PEAKS = (
     ("T4", 65e12),
 )
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_MATRIX = 1024  # of the product that an unknown device's rate is measured with
+_MATRIX = 1024  # size of the product that measures an unknown device
 
 
 def peak_flops(device: jax.Device) -> float:
-    """FLOP/s that a device's matrix products can reach: from its datasheet, or measured in float32 (0.2 s), which for the CPU
-    counts all its cores and so is shared out among its devices."""
+    """FLOP/s that matrix products reach on a device: from its datasheet, else measured in float32 (0.2 s).
+
+    CPU devices share the cores: each gets an equal part of what was measured.
+    """
     for name, rate in PEAKS:
         if name.lower() in device.device_kind.lower():
             return rate
@@ -72,7 +74,7 @@ class Meter:
 
     def __init__(self, peak: float | None = None):
         self._peak = peak
-        self._born = time.perf_counter()
+        self._started = time.perf_counter()
         self._useful = self._compiled = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         self.restart()
@@ -86,89 +88,92 @@ class Meter:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def restart(self) -> None:
-        """Begins an interval; what came since the last record counts for nothing."""
+        """Starts an interval; what was counted since the last record is forgotten."""
         self._start, self._compiled_before = time.perf_counter(), self._compiled
         self._waited = self._tokens = self._flops = 0.0
         self._steps = 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What runs inside counts as waiting for data."""
+        """The time of the block counts as waiting for data."""
         begin = time.perf_counter()
         yield
         self._waited += time.perf_counter() - begin
 
     def pause(self) -> None:
-        """The steps since the last record are useful time; what follows, up to `restart`, is not."""
+        """Ends the useful time of the interval: what follows, up to `restart`, doesn't count as steps."""
         taken = time.perf_counter() - self._start
         self._useful += max(0.0, taken - self._waited - (self._compiled - self._compiled_before))
 
     def count(self, tokens: float, flops: float) -> None:
-        """A step of so many target tokens and model FLOPs is done."""
+        """Counts a step: its target tokens and model FLOPs."""
         self._tokens += tokens
         self._flops += flops
         self._steps += 1
 
     def figures(self) -> dict[str, float]:
-        """Of the interval: seconds a step, target tokens/s, model FLOPs against the peak, share of the time spent waiting for data.
-        Of this process: seconds of compiling, goodput (the share of its life spent in steps, without waiting and compiling), the
-        most memory used, GiB. Begins the next interval."""
+        """The metrics, and starts the next interval.
+
+        Of the interval: seconds per step, target tokens/s, share of the time spent waiting for data, model FLOPs / peak FLOPs.
+        Of this process: seconds of compiling, goodput (share of its time spent in steps, without waiting and compiling), peak
+        memory in GiB.
+        """
         seconds = max(time.perf_counter() - self._start, 1e-9)
         self.pause()
-        found = {
+        metrics = {
             "time/seconds_per_step": seconds / max(self._steps, 1),
             "time/tokens_per_second": self._tokens / seconds,
             "time/data_wait": self._waited / seconds,
             "time/compile_seconds": self._compiled,
-            "time/goodput": self._useful / (time.perf_counter() - self._born),
+            "time/goodput": self._useful / (time.perf_counter() - self._started),
             "time/memory_gib": memory_gib(),
         }
         if self._peak:
-            found["time/flops_utilisation"] = self._flops / seconds / self._peak
+            metrics["time/flops_utilisation"] = self._flops / seconds / self._peak
         self.restart()
-        return found
+        return metrics
 
 
 def memory_gib() -> float:
-    """The most memory that was in use at once: of this process's fullest accelerator, or of the process on a CPU; GiB."""
+    """Peak memory in GiB: of this process's fullest accelerator, or of the process on a CPU."""
     used = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
     if max(used):
         return max(used) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
 
 
-class Spikes:
-    """Finds losses far above those before them.
+class SpikeDetector:
+    """Detects losses far above those before them.
 
-    Compared is with the mean and standard deviation of the steps before, older ones counting less, of steps with the same terms of the
-    loss: another term is another loss.
+    A loss is compared with the moving mean and standard deviation of the steps before it that had the same loss terms, since another
+    set of terms is another loss.
 
     Args:
-      deviations: how many standard deviations are a spike; 0: none is.
+      deviations: a loss so many standard deviations above the mean is a spike; 0: no loss is.
     """
 
-    _MEMORY = 100  # steps
-    _SEEN = 30  # before which nothing is judged
+    _WINDOW = 100  # steps of the moving mean
+    _WARM_UP = 30  # steps before the first check
 
     def __init__(self, deviations: float):
         self._limit = deviations
         self._terms: tuple[str, ...] | None = None
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._count, self._mean, self._square = 0, 0.0, 0.0
 
-    def judge(self, loss: float, terms: tuple[str, ...]) -> float:
-        """How many standard deviations above the mean the loss is, if that is a spike; else 0. A spike isn't learned from."""
+    def check(self, loss: float, terms: tuple[str, ...]) -> float:
+        """The standard deviations between the mean and a loss that is a spike; 0 for other losses. A spike doesn't move the mean."""
         if terms != self._terms:
             self._terms = terms
-            self._begin()
+            self._reset()
         deviation = max(self._square - self._mean**2, 1e-12) ** 0.5
         above = (loss - self._mean) / deviation
-        if self._limit and self._count >= self._SEEN and above > self._limit:
+        if self._limit and self._count >= self._WARM_UP and above > self._limit:
             return above
         self._count += 1
-        rate = 1 / min(self._count, self._MEMORY)
+        rate = 1 / min(self._count, self._WINDOW)
         self._mean += rate * (loss - self._mean)
         self._square += rate * (loss**2 - self._square)
         return 0.0

@@ -15,7 +15,7 @@ Rate = Callable[[jax.Array], jax.Array]
 
 def _inverse_sqrt(c: OptimizerConfig, steps: int) -> Rate:
     del steps
-    # fairseq's rule: the peak is reached at warmup_steps, from where lr falls with 1 / sqrt(step).
+    # fairseq's rule: the rate peaks at warmup_steps and then falls with 1 / sqrt(step).
     return lambda step: c.learning_rate * jnp.sqrt(max(c.warmup_steps, 1) / jnp.maximum(step, 1.0))
 
 
@@ -46,10 +46,11 @@ SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Rate]] = {
 
 
 def learning_rate(c: OptimizerConfig, steps: int) -> Rate:
-    """The rate at a step (steps done before it, from 0): linear warm-up from warmup_init, then the schedule.
+    """The learning rate by the number of steps done: linear warm-up from warmup_init, then the schedule.
 
     Args:
-      c: optimizer settings; steps: length of the run.
+      c: optimizer settings.
+      steps: length of the run.
     """
     after = SCHEDULES[c.schedule](c, steps)
 
@@ -78,7 +79,11 @@ OPTIMIZERS: dict[str, Callable[[OptimizerConfig], optax.GradientTransformation]]
 
 
 def make_optimizer(c: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients -> updates before the learning rate, which the training step applies from its own step count."""
-    # The state has the same structure with and without clipping, so that a run can take it up.
+    """The transformation of gradients to updates, without the learning rate, which the training step applies.
+
+    Args:
+      c: optimizer settings.
+    """
+    # The state has the same structure with and without clipping, so that a resumed run may change it.
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     return optax.chain(clip, OPTIMIZERS[c.name](c))

@@ -12,7 +12,7 @@ def profiled_steps(text: str) -> tuple[int, int] | None:
     """First and last step of `--profile=FIRST:LAST`; None for the empty text.
 
     Raises:
-      ConfigError: it is written otherwise.
+      ConfigError: the text has another form.
     """
     if not text:
         return None
@@ -22,30 +22,30 @@ def profiled_steps(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-class Profile:
+class Profiler:
     """Traces the steps `first` to `last`, device and host, into a directory.
 
     Args:
-      directory: gets plugins/profile/...; every process writes its own file there.
+      directory: gets plugins/profile/...; every process writes a file there.
       steps: first and last; None: nothing is traced.
     """
 
     def __init__(self, directory: Path, steps: tuple[int, int] | None):
-        self._directory, self._steps, self._on = directory, steps, False
+        self._directory, self._steps, self._tracing = directory, steps, False
 
     def before(self, step: int) -> None:
-        """Call before the step is given to the device."""
-        # A run that goes on within the interval traces the rest of it.
-        if self._steps and not self._on and self._steps[0] <= step <= self._steps[1]:
+        """Call before the step starts on the device."""
+        # A run that resumes between the two steps traces the rest.
+        if self._steps and not self._tracing and self._steps[0] <= step <= self._steps[1]:
             jax.profiler.start_trace(self._directory)
-            self._on = True
+            self._tracing = True
 
     def after(self, step: int) -> bool:
-        """Call after it was; whether `close` is due, once the step is done."""
-        return self._on and step >= self._steps[1]
+        """Call after the step has started; whether to call `close` once it is done."""
+        return self._tracing and step >= self._steps[1]
 
     def close(self) -> None:
-        """Writes what was traced."""
-        if self._on:
-            self._on = False
+        """Writes the trace."""
+        if self._tracing:
+            self._tracing = False
             jax.profiler.stop_trace()

@@ -1,6 +1,6 @@
 """The training step and the evaluation step, as pure functions.
 
-Legend: A micro-batches of a step, B sentences.
+Legend: A micro-batches of a step, B examples of a micro-batch.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import optax
 from janus_jax import parallel
 from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
-from janus_jax.objective import OBJECTIVES, denominators, weight_at
+from janus_jax.objective.joint import denominators, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.types import Batch, Params, TrainState
 
@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 
 
 def init_state(net: Janus, config: Config) -> TrainState:
-    """A fresh training state; pure, so that it can be traced for its shapes."""
+    """The initial training state; pure, so that JAX can trace its shapes."""
     params = net.init(jax.random.key(config.train.seed))
     return state_from_params(config, params)
 
@@ -37,11 +37,15 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step(state, batch[A, B, ...]) -> (state, metrics)`, to be jitted with the state donated.
 
-    Loss and gradients are those of the whole step's batch, whatever A. Where loss or gradient norm is not finite the
-    parameters stay as they were and metrics["finite"] is 0; the step is counted all the same, since data follow it.
-    Only `terms` of the loss are computed (default: all of the objective).
+    Loss and gradients are those of the whole batch of the step, for any A. Where the loss or the gradient norm is not finite,
+    the parameters don't change and metrics["finite"] is 0. Such a step is counted too, since the data depend on the count.
+
+    Args:
+      net: the model.
+      config: of the run.
+      terms: of the loss, to compute only these; None: all terms of the objective.
     """
-    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
+    objective = scheduled(config)
     optimizer = make_optimizer(config.optimizer)
     rate = learning_rate(config.optimizer, config.train.steps)
 
@@ -54,19 +58,19 @@ def make_train_step(
             return loss(net, objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms)
 
         (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        new = TrainState(state.step, params, opt_state, _moved(config.optimizer.ema_decay, state.ema, params))
+        new = TrainState(state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.ema, params))
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        moving = {
+        scheduled_weights = {
             f"weight/{name}": weight_at(weight, state.step)
             for name, weight in objective_terms(objective).items()
             if isinstance(weight, tuple)
         }
-        metrics |= moving | {
+        metrics |= scheduled_weights | {
             "loss/total": total,
             "grad_norm": norm,
             "learning_rate": lr,
@@ -84,27 +88,32 @@ def _accumulated(gradient: Callable[..., Any], params: Params, batch: Batch) -> 
     if count == 1:
         return gradient(params, jax.tree.map(lambda x: x[0], batch), 0)
 
-    def one(carry: Any, part: Any) -> Any:
+    def add(carry: Any, part: Any) -> Any:
         return jax.tree.map(jnp.add, carry, gradient(params, *part)), None
 
     parts = (batch, jnp.arange(count))
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(one, zeros, parts)[0]
+    return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _moved(decay: float, ema: Params | None, params: Params) -> Params | None:
+def _moving_average(decay: float, ema: Params | None, params: Params) -> Params | None:
+    """The exponential moving average after a step.
+
+    optax.incremental_update computes decay * e + (1 - decay) * p. In float32 those two factors don't add up to 1, and with a
+    decay of 0.9999 the average comes out 1.6e-4 too small; this form has no such bias.
+    """
     if ema is None:
         return None
     return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
 
 
 def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:
-    """`eval_step(params, batch[B, ...]) -> metrics`: sums over the batch of each term and its weight, without dropout.
+    """`eval_step(params, batch[B, ...]) -> metrics`: sums of each loss term and of its weights over the batch, without dropout.
 
-    Sums are kept under `sum/<term>` and weights under `weight/<kind>`, so that batches add up.
+    The names are `sum/<term>` and `weight/<kind>`. The sums of several batches are added.
     """
-    objective, loss = scheduled(config), OBJECTIVES[config.objective.name]
+    objective = scheduled(config)
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
         weights = denominators(batch, net.config, objective, net.specials.pad)
@@ -131,16 +140,16 @@ def jit_train_step(
 
 
 def compiler_options(config: Config) -> dict[str, str | bool]:
-    """What the compiler of a training step must be told.
+    """Options of the compiler for a training step.
 
-    XLA's CPU compiler takes away early the barriers that keep what is rematerialised apart, and then merges it with the
-    first computation: nothing would be saved.
+    XLA's CPU compiler removes the barriers around rematerialised computations early, and then merges each with the first
+    computation of the same values: no memory would be saved. One option keeps the barriers.
     """
     options: dict[str, str | bool] = {}
     if config.model.remat != "none" and jax.default_backend() == "cpu":
         options["xla_disable_hlo_passes"] = "cse_barrier_expander"
     if config.train.deterministic:
-        options["xla_gpu_deterministic_ops"] = True  # other devices are so anyway and take no notice
+        options["xla_gpu_deterministic_ops"] = True  # other devices are deterministic and ignore it
     return options
 
 

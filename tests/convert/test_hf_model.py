@@ -84,8 +84,8 @@ def lively(params, factor=8.0):
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def pair(request, tmp_path_factory):
     """A random model in both forms: (net, params, model)."""
-    net, params = tiny.model(**request.param | {"nar_layernorm_embedding": True})  # touches every parameter
-    net, params = Janus(dataclasses.replace(net.config, **request.param), SPECIALS), lively(params)
+    net, params = tiny.model(**request.param)
+    params = lively(params)
     return net, params, load(export(net, params, tmp_path_factory.mktemp("export") / "model"))
 
 
@@ -240,8 +240,8 @@ def train_batch(seed, sampler):
             made[name][row, : len(tokens) + 2] = [SPECIALS.bos, *tokens, SPECIALS.eos]
     lengths = np.asarray([len(tokens) + 2 for tokens in targets])
     number = np.arange(len(lengths))
-    uniforms = corruption.row_uniforms(0, seed, number, lengths, sampler.numbers)
-    masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(LONGEST))
+    uniforms = corruption.row_uniforms(0, seed, number, lengths, sampler.uniforms)
+    masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.max_masked(LONGEST))
     batch = Batch(made["source"], made["target"], masked, count, number.astype(np.int32))
     return jax.tree.map(lambda x: x[None], batch)
 
@@ -261,7 +261,7 @@ def trained(tmp_path_factory):
             "train": {"steps": 300},
         }
     )  # fmt: skip
-    net, sampler = Janus(config.model, SPECIALS), corruption.sampler_of(config.data)
+    net, sampler = Janus(config.model, SPECIALS), corruption.make_sampler(config.data)
     state = jax.jit(lambda: init_state(net, config))()
     step = jax.jit(make_train_step(net, config), donate_argnums=0)
     for number in range(config.train.steps):

@@ -1,4 +1,4 @@
-"""A small prepared corpus that the tests of the data room share."""
+"""A small prepared corpus that the tests of the data package share."""
 
 import dataclasses
 

@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax.config import DataConfig
 from janus_jax.data import DataError, buckets
-from janus_jax.data.corruption import sampler_of
+from janus_jax.data.corruption import make_sampler
 
 
 def lengths(count, seed=0, high=60):
@@ -26,7 +26,7 @@ def test_every_example_is_in_one_bucket_that_holds_it(accumulation):
         # Shapes are as tight as the members allow
         assert bucket.source_length == source[bucket.examples].max()
         assert bucket.target_length == target[bucket.examples].max()
-        assert bucket.masked == sampler_of(config).most(bucket.target_length)
+        assert bucket.masked == make_sampler(config).max_masked(bucket.target_length)
         assert bucket.rows % 8 == 0
         assert bucket.rows * max(bucket.source_length, bucket.target_length) <= 1024
         assert bucket.batches % accumulation == 0

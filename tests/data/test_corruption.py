@@ -76,20 +76,20 @@ def test_poisson_tail_is_cut_and_long_spans_work():
 @pytest.mark.parametrize("sampler", corruption.SAMPLERS)
 @pytest.mark.parametrize(("ratio", "suffix"), [(0.1, 0.0), (0.5, 0.3), (0.7, 0.0), (1.0, 0.0)])
 def test_bound_holds_and_ends_are_spared(sampler, ratio, suffix):
-    chosen = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_ratio=ratio, mask_suffix=suffix))
+    chosen = corruption.make_sampler(DataConfig(mask_sampler=sampler, mask_ratio=ratio, mask_suffix=suffix))
     for length in (2, 3, 4, 5, 7, 10, 19):
         lengths = np.full(3000, length)
-        uniforms = np.random.default_rng(length).random((3000, chosen.numbers(length)))
+        uniforms = np.random.default_rng(length).random((3000, chosen.uniforms(length)))
         masks = chosen.masks(uniforms, lengths)
         counts = masks.sum(axis=1)
         assert not masks[:, 0].any()
         assert not masks[:, -1].any()
-        assert counts.max() <= chosen.most(length)
+        assert counts.max() <= chosen.max_masked(length)
         assert (counts.min() > 0) == (length > 2)
 
 
 def test_span_bound_is_reached():
-    most = corruption.sampler_of(DataConfig()).most
+    most = corruption.make_sampler(DataConfig()).max_masked
     for length in (3, 4, 6, 9):
         assert many(length, 200_000).sum(axis=1).max() == most(length)
     # Every T: uniforms built so that all spans have length 1 and start at 1, 2, ...
@@ -103,12 +103,12 @@ def test_span_bound_is_reached():
 
 def test_bound_grows_with_length():
     for sampler, suffix in [("span", 0.0), ("uniform", 0.0), ("span", 0.1)]:
-        most = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=suffix)).most
+        most = corruption.make_sampler(DataConfig(mask_sampler=sampler, mask_suffix=suffix)).max_masked
         bounds = [most(length) for length in range(2, 300)]
         assert bounds == sorted(bounds)
         assert bounds[:3] == [0, 1, 2]
     assert (
-        corruption.sampler_of(DataConfig(mask_ratio=0.55)).most(100) == 55
+        corruption.make_sampler(DataConfig(mask_ratio=0.55)).max_masked(100) == 55
     )  # 0.55 * 100 is 55.00000000000001 in floats
 
 
@@ -124,8 +124,8 @@ def test_suffix_masks_are_suffixes_of_which_long_ones_are_frequent():
 @pytest.mark.parametrize("sampler", corruption.SAMPLERS)
 def test_a_share_of_suffix_masks_leaves_the_other_rows_as_they_were(sampler):
     ids, lengths = np.arange(4000), np.random.default_rng(0).integers(3, 30, 4000)
-    chosen = [corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=share)) for share in (0.0, 0.25)]
-    plain, mixed = (c.masks(corruption.row_uniforms(0, 0, ids, lengths, c.numbers), lengths) for c in chosen)
+    chosen = [corruption.make_sampler(DataConfig(mask_sampler=sampler, mask_suffix=share)) for share in (0.0, 0.25)]
+    plain, mixed = (c.masks(corruption.row_uniforms(0, 0, ids, lengths, c.uniforms), lengths) for c in chosen)
     changed = (plain != mixed).any(axis=1)
     assert 0.15 < changed.mean() < 0.26  # a quarter, less those that were the same suffix anyway
     inner = (np.arange(mixed.shape[1]) > 0) & (np.arange(mixed.shape[1]) < lengths[:, None] - 1)
@@ -146,8 +146,8 @@ def test_row_depends_on_its_key_alone(sampler):
     ids, lengths = np.array([5, 17, 3, 900]), np.array([12, 30, 3, 7])
 
     def masks(order, seed=1, epoch=2):
-        chosen = corruption.sampler_of(DataConfig(mask_sampler=sampler, mask_suffix=0.3))
-        uniforms = corruption.row_uniforms(seed, epoch, ids[order], lengths[order], chosen.numbers)
+        chosen = corruption.make_sampler(DataConfig(mask_sampler=sampler, mask_suffix=0.3))
+        uniforms = corruption.row_uniforms(seed, epoch, ids[order], lengths[order], chosen.uniforms)
         masks = chosen.masks(uniforms, lengths[order])
         return [np.flatnonzero(row).tolist() for row in masks]
 

@@ -51,7 +51,7 @@ def test_rules_reorder():
 
 
 def test_phrases_read_as_in_cldr(corpus):
-    both = demo._Both(demo._locale("de", ""), demo._locale("en", ""))
+    both = demo._AtomFactory(demo._locale("de", ""), demo._locale("en", ""))
     assert ("Deutschland", "Germany") in both._territories
     assert ("Rumänisch", "Romanian") in both._languages
     rng = demo.random.Random(0)

@@ -9,7 +9,7 @@ import pytest
 from janus_jax.config import DataConfig
 from janus_jax.data import denoising
 from janus_jax.data.corruption import row_generators, span_lengths
-from janus_jax.data.denoising import most_masked, noise
+from janus_jax.data.denoising import max_masked, noise
 from janus_jax.types import Specials
 
 SPECIALS = Specials(mask=999)
@@ -38,10 +38,10 @@ def shown(noised):
 
 
 def test_about_26_percent_of_the_tokens_are_masked_and_half_of_them_stay_in_the_source():
-    made = list(many())
-    total = sum(len(tokens) for tokens, _, _ in made)
-    masked = sum(len(noised.masked) for _, _, noised in made)
-    visible = sum(len(noised.masked) - (len(tokens) - len(shown(noised))) for tokens, _, noised in made)
+    draws = list(many())
+    total = sum(len(tokens) for tokens, _, _ in draws)
+    masked = sum(len(noised.masked) for _, _, noised in draws)
+    visible = sum(len(noised.masked) - (len(tokens) - len(shown(noised))) for tokens, _, noised in draws)
     assert masked / total == pytest.approx(0.26, abs=0.015)
     assert visible / masked == pytest.approx(0.5, abs=0.03)
 
@@ -108,7 +108,7 @@ def test_spans_of_length_zero_insert_masks(monkeypatch):
         return np.array([(noised.source == SPECIALS.mask).sum() for _, _, noised in many(400, noise_hidden=1.0)])
 
     inserted, spans = masks(), denoising._spans
-    monkeypatch.setattr(denoising, "_spans", lambda *given: (*spans(*given)[:2], 0))
+    monkeypatch.setattr(denoising, "_spans", lambda *arguments: (*spans(*arguments)[:2], 0))
     inserted -= masks()
     # Of 190 words 58 are masked, in about 20 spans: one of them is a zero.
     assert inserted.min() == 0
@@ -117,13 +117,13 @@ def test_spans_of_length_zero_insert_masks(monkeypatch):
 
 def test_bounds_hold_and_are_seldom_reached():
     for length in (3, 8, 32, 512):
-        most, reached = most_masked(length, 0.3), 0
+        most, reached = max_masked(length, 0.3), 0
         for tokens, _, noised in many(200, length):
             assert 1 <= len(noised.masked) <= most
             assert len(noised.source) <= len(tokens)
             reached += len(noised.masked) == most
         assert length < 512 or reached < 10
-    assert most_masked(512, 0.3) < 0.33 * 512
+    assert max_masked(512, 0.3) < 0.33 * 512
 
 
 def test_rotation_keeps_the_tokens_and_happens_as_often_as_asked():
@@ -158,14 +158,14 @@ def test_noise_depends_on_seed_epoch_and_example_alone():
     text = np.random.default_rng(1)
     blocks = [block(text) for _ in range(6)]
 
-    def made(ids, seed=0, epoch=0):
+    def batches(ids, seed=0, epoch=0):
         rows = row_generators(seed, epoch, np.array(ids))
         return [
             noise(rng, *(blocks[i][0], WORD_STARTS, blocks[i][1]), PLAIN, SPECIALS).source.tolist()
             for i, rng in zip(ids, rows, strict=True)
         ]
 
-    every = made([0, 1, 2, 3, 4, 5])
-    assert made([4, 1]) == [every[4], every[1]]
-    assert made([0], epoch=1) != [every[0]]
-    assert made([0], seed=1) != [every[0]]
+    every = batches([0, 1, 2, 3, 4, 5])
+    assert batches([4, 1]) == [every[4], every[1]]
+    assert batches([0], epoch=1) != [every[0]]
+    assert batches([0], seed=1) != [every[0]]

@@ -1,4 +1,4 @@
-"""Preparing a dataset: filters and their account, what is written, all or nothing, the door."""
+"""Preparing a dataset: filters and their statistics, what is written, all or nothing, the command."""
 
 import importlib
 import json
@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from janus_jax import config as config_lib
 from janus_jax import data, text
-from janus_jax.data import __main__ as door
+from janus_jax.data import __main__ as command
 from janus_jax.data import report, store
 from tests.data.conftest import small_config, with_data
 
@@ -96,7 +96,7 @@ def test_dataset_is_what_the_tokenizer_says(prepared):
         "config.json", "janus_pairs", "lengths.npz", "report.json", "text", "tokenizer.model"
     ]  # fmt: skip
     assert config_lib.from_json((prepared.directory / "config.json").read_text()) == prepared.config
-    with pytest.raises(data.DataError, match="train split is not kept"):
+    with pytest.raises(data.DataError, match="train split is not stored"):
         prepared.text("train")
 
 
@@ -110,7 +110,7 @@ def test_report_adds_up(prepared):
     cells = [b["batches"] * b["rows"] * (b["source_length"] + b["target_length"]) for b in table]
     real = sum(c * (1 - b["padding"]) for c, b in zip(cells, table, strict=True))
     assert real == pytest.approx(tokens, rel=1e-3)
-    shown = report.readable(prepared.report)
+    shown = report.format_report(prepared.report)
     assert "kept 700 of 700" in shown
 
 
@@ -262,16 +262,16 @@ def config_file(tmp_path):
     return path
 
 
-def test_door(tmp_path, capsys):
+def test_command(tmp_path, capsys):
     path = config_file(tmp_path)
-    assert door.main([f"--config={path}:550", "--config.data.buckets=2"]) == 0
+    assert command.main([f"--config={path}:550", "--config.data.buckets=2"]) == 0
     assert "wrote" in capsys.readouterr().out
     assert data.Prepared.open(tmp_path / "demo").report["tokenizer"]["vocab_size"] == 550
-    assert door.main([f"--config={path}:550"]) == 0
-    assert "kept" in capsys.readouterr().out
-    assert door.main([f"--config={path}:560"]) == 2
+    assert command.main([f"--config={path}:550"]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert command.main([f"--config={path}:560"]) == 2
     assert "text.vocab_size was 550, is 560" in capsys.readouterr().err
-    assert door.main([f"--config={path}:560", "--overwrite"]) == 0
+    assert command.main([f"--config={path}:560", "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -288,13 +288,13 @@ def test_door(tmp_path, capsys):
 )
 def test_door_errors(tmp_path, capsys, arguments, message):
     path = config_file(tmp_path)
-    assert door.main([a.format(path=path) for a in arguments]) == 2
+    assert command.main([a.format(path=path) for a in arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared data are not beside the checkout")
-def test_real_files_and_given_tokenizer(tmp_path):
+def test_real_files_and_an_existing_tokenizer(tmp_path):
     folder = SHARED / "data/multi30k"
     settings = config_lib.default_config()
     settings.text.model = str(folder / "deen4000.model")

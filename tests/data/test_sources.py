@@ -82,8 +82,8 @@ def test_misaligned_files_are_named_with_their_counts(tmp_path, source, target):
 
 def test_tsv_line_without_two_sides_is_marked(tmp_path):
     (tmp_path / "train").write_text("a\tb\nno tab\nc\td\te\n\tx\n")
-    found = list(sources.open_splits(config(tmp_path, "tsv"))["train"])
-    assert found == [(1, b"a", b"b"), (2, b"no tab", None), (3, b"c\td\te", None), (4, b"", b"x")]
+    pairs = list(sources.open_splits(config(tmp_path, "tsv"))["train"])
+    assert pairs == [(1, b"a", b"b"), (2, b"no tab", None), (3, b"c\td\te", None), (4, b"", b"x")]
 
 
 def test_missing_files_and_splits(tmp_path):
@@ -127,8 +127,8 @@ def test_tfds_dataset_by_name(tmp_path, tfds_directory):
         tmp_path, "tfds", tfds_name="my_pairs", tfds_data_dir=str(tfds_directory), train="train", valid="validation"
     )
     splits = sources.open_splits(settings)
-    found = [(_text(s), _text(t)) for _, s, t in splits["train"]]
-    assert sorted(found) == sorted(zip(SOURCE, TARGET, strict=True))
+    pairs = [(_text(s), _text(t)) for _, s, t in splits["train"]]
+    assert sorted(pairs) == sorted(zip(SOURCE, TARGET, strict=True))
     assert len(list(splits["valid"])) == 1
     assert splits["train"].where(2) == "my_pairs train[1]"
     half = dict(vars(settings), train="train[:2]")
@@ -152,7 +152,7 @@ def test_tfds_errors(tmp_path, tfds_directory):
         attempt(tfds_name="no_such_pairs")
     with pytest.raises(DataError, match=r"is not in .*; add --download"):
         attempt(tfds_data_dir=str(tmp_path / "empty"))
-    assert not (tmp_path / "empty" / "my_pairs").exists()  # nothing was made or fetched
+    assert not (tmp_path / "empty" / "my_pairs").exists()  # nothing was written or fetched
 
 
 def test_tfds_download_prepares_the_dataset(tmp_path):
@@ -188,6 +188,6 @@ def test_tfds_examples_are_read_in_chunks(tmp_path):
 
     ManyPairs(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     settings = config(tmp_path, "tfds", tfds_name="many_pairs", tfds_data_dir=str(tmp_path), train="train")
-    found = list(sources.open_splits(settings)["train"])
-    assert [n for n, *_ in found] == list(range(1, 2501))
-    assert {_text(s) for _, s, _ in found} == set(many)
+    pairs = list(sources.open_splits(settings)["train"])
+    assert [n for n, *_ in pairs] == list(range(1, 2501))
+    assert {_text(s) for _, s, _ in pairs} == set(many)

@@ -11,7 +11,7 @@ import pytest
 from janus_jax import config as config_lib
 from janus_jax import data, text
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.data import __main__ as door
+from janus_jax.data import __main__ as command
 from janus_jax.data import blocks, clean, prepare_text
 
 WORDS = (
@@ -77,10 +77,10 @@ def test_sentences(document, sentences):
 
 def test_blocks_hold_whole_sentences_in_order(prepared):
     tokenizer = text.load(prepared.tokenizer_bytes)
-    made = list(blocks.pack(DOCUMENTS, tokenizer, 48))
-    assert max(len(block["target"]) for block in made) <= 48
+    packed = list(blocks.pack(DOCUMENTS, tokenizer, 48))
+    assert max(len(block["target"]) for block in packed) <= 48
     rebuilt = []
-    for block in made:
+    for block in packed:
         assert block["target"][0] == 0
         assert block["target"][-1] == 2
         assert block["sentences"][0] == 1
@@ -90,7 +90,7 @@ def test_blocks_hold_whole_sentences_in_order(prepared):
     # Only what is longer than a block is cut.
     assert len(rebuilt) - len(expected) <= sum(len(tokenizer.encode(sentence)) > 46 for sentence in expected) * 3
     # A block is not closed while the next sentence would fit.
-    for block, following in itertools.pairwise(made):
+    for block, following in itertools.pairwise(packed):
         first = np.split(following["target"][:-1], following["sentences"])[1]
         assert len(block["target"]) + len(first) > 48
 
@@ -98,9 +98,9 @@ def test_blocks_hold_whole_sentences_in_order(prepared):
 def test_a_sentence_longer_than_a_block_is_cut(prepared):
     tokenizer = text.load(prepared.tokenizer_bytes)
     long = " ".join(WORDS * 20)
-    made = list(blocks.pack([long], tokenizer, 48))
-    assert [len(block["target"]) for block in made[:-1]] == [48] * (len(made) - 1)
-    assert "".join(tokenizer.decode(block["target"]) for block in made) == long
+    packed = list(blocks.pack([long], tokenizer, 48))
+    assert [len(block["target"]) for block in packed[:-1]] == [48] * (len(packed) - 1)
+    assert "".join(tokenizer.decode(block["target"]) for block in packed) == long
 
 
 def test_held_out_documents_are_not_trained_on(prepared):
@@ -124,8 +124,8 @@ def test_any_number_of_processes_writes_the_same(folder, prepared, tmp_path, mon
     for processes in (1, 2):
         config = settings(folder, prepared=str(tmp_path / str(processes)))
         data.prepare(config, log=lambda _: None, processes=processes)
-        found = data.Prepared.open(config.data.prepared, config)
-        results.append([row["target"].tolist() for row in found.split("train").examples()])
+        prepared = data.Prepared.open(config.data.prepared, config)
+        results.append([row["target"].tolist() for row in prepared.split("train").examples()])
         shards = sorted(p.name for p in (tmp_path / str(processes) / "janus_text/1.0.0").glob("*train*"))
         assert len(shards) > 2
         assert shards[0].endswith(f"array_record-00000-of-{len(shards):05d}")
@@ -173,7 +173,7 @@ def test_a_sample_for_the_tokenizer_is_spread_evenly(folder):
     assert chosen == DOCUMENTS[::8]
 
 
-def test_door(folder, tmp_path, capsys):
+def test_command(folder, tmp_path, capsys):
     path = tmp_path / "experiment.py"
     raw = json.loads(config_lib.to_json(settings(folder, prepared=str(tmp_path / "out"))))
     path.write_text(
@@ -181,9 +181,9 @@ def test_door(folder, tmp_path, capsys):
         "def get_config():\n"
         f"  c = default_config(); c.data.update({raw['data']!r}); c.text.update({raw['text']!r}); return c\n"
     )
-    assert door.main([f"--config={path}", "--processes=1"]) == 0
+    assert command.main([f"--config={path}", "--processes=1"]) == 0
     assert "kept 380 of 381 documents" in capsys.readouterr().out
-    assert door.main([f"--config={path}", "--config.data.train=absent/*.txt", "--config.data.prepared=x"]) == 2
+    assert command.main([f"--config={path}", "--config.data.train=absent/*.txt", "--config.data.prepared=x"]) == 2
     assert "absent/*.txt" in capsys.readouterr().err
 
 
@@ -193,12 +193,12 @@ def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp
     config = settings(tmp_path, train=str(tmp_path / "*.txt"), hold_out=2)
     opened = data.sources.open_splits(config.data)
     assert list(opened) == ["valid", "train"]
-    account = clean.Account()
-    documents = [text for part in opened.values() for _, text in clean.clean_documents(part, account)]
+    stats = clean.FilterStats()
+    documents = [text for part in opened.values() for _, text in clean.clean_documents(part, stats)]
     # Counted without blank lines: good, bad, more; good, bad, more; ... Every second is held out.
     assert sorted(documents) == ["good text"] * 3 + ["more text"] * 3
-    assert account.read == 9
-    places = [example["where"] for example in account.dropped["not UTF-8"]["examples"]]
+    assert stats.read == 9
+    places = [example["where"] for example in stats.dropped["not UTF-8"]["examples"]]
     assert sorted(places) == [str(tmp_path / f"{name}.txt") + ":3" for name in "abc"]
 
 

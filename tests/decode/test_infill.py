@@ -35,7 +35,7 @@ MOST = 10
 
 @partial(jax.jit, static_argnames="net")
 def run_aux(net, params, batch):
-    rows = net.train_streams(params, net.encode(params, batch.source), batch, streams=("nar", "aux")).aux
+    rows = net.train_rows(params, net.encode(params, batch.source), batch, families=("nar", "aux"))["aux"]
     return jax.nn.log_softmax(net.project(params, rows))
 
 

@@ -54,7 +54,7 @@ def trained(objective, **model):
         }
     )  # fmt: skip
     net = Janus(config.model, SPECIALS)
-    sampler = corruption.sampler_of(config.data)
+    sampler = corruption.make_sampler(config.data)
     state = jax.jit(lambda: init_state(net, config))()
     first = batch_of(*pairs(ROWS, 0), sampler, 0)
     jax.config.update("jax_disable_most_optimizations", False)  # many steps: here the compiler's time is well spent
@@ -83,8 +83,8 @@ def batch_of(sources, targets, sampler, epoch):
             arrays[name][row, : len(ids) + 2] = [SPECIALS.bos, *ids, SPECIALS.eos]
     lengths = np.asarray([len(ids) + 2 for ids in targets])
     ids = np.arange(len(lengths))
-    uniforms = corruption.row_uniforms(0, epoch, ids, lengths, sampler.numbers)
-    masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.most(LONGEST + 1))
+    uniforms = corruption.row_uniforms(0, epoch, ids, lengths, sampler.uniforms)
+    masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.max_masked(LONGEST + 1))
     batch = Batch(arrays["source"], arrays["target"], masked, count, ids.astype(np.int32))
     return jax.tree.map(lambda x: x[None], batch)
 

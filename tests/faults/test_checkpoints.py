@@ -1,39 +1,36 @@
 """Checkpoints that are damaged, directories that cannot be written, a full disk: no good checkpoint is lost."""
 
+import errno
+import fcntl
+import json
 import os
 import shutil
 import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from train import runs
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError, run
-from janus_jax.checkpoint.sums import check_sums
+from janus_jax.checkpoint.checksums import checksums
 from janus_jax.config import ConfigError
 from janus_jax.train import train
-from janus_jax.train.changes import held
-
-
-@pytest.fixture(scope="module")
-def whole(prepared, tmp_path_factory):
-    """A run of 12 steps, with checkpoints 6, 9 and 12."""
-    workdir = tmp_path_factory.mktemp("whole")
-    train(runs.config(prepared), workdir)
-    return workdir
+from janus_jax.train.workdir import workdir_lock
+from tests.faults.conftest import small
+from tests.faults.killed_runs import PYTHON_PATH
 
 
 @pytest.fixture
 def workdir(whole, tmp_path):
-    """A copy of it, of which something will be damaged."""
+    """A copy of the run of 12 steps, with checkpoints 3, 6, 9 and 12, to be damaged."""
     return shutil.copytree(whole, tmp_path / "run")
 
 
 def largest(folder):
-    """The file that holds the most. (Below d/; what single processes wrote has been merged into that.)"""
+    """The largest file. (Below d/, into which Orbax merges the files of the processes.)"""
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
@@ -68,19 +65,21 @@ def numbers(workdir, step):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, forget_parameters, forget_tokenizer, empty])
-def test_the_newest_intact_checkpoint_goes_on_and_the_damaged_one_is_kept(prepared, whole, workdir, capsys, damage):
+def test_a_run_resumes_from_the_newest_intact_checkpoint_and_keeps_the_damaged_one(
+    prepared, whole, workdir, capsys, damage
+):
     damage(workdir / "checkpoints/12")
-    train(runs.config(prepared), workdir)
-    told = capsys.readouterr().err
-    assert "checkpoint 12 (" in told
-    assert "is damaged and kept as damaged-STEP; continues from step 9" in told
+    train(small(prepared), workdir)
+    message = capsys.readouterr().err
+    assert "checkpoint 12 (" in message
+    assert "is damaged and kept as damaged-STEP; resumes from step 9" in message
     assert (workdir / "checkpoints/damaged-12").is_dir()
     expected = numbers(whole, 12)
     for name, array in numbers(workdir, 12).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
-def test_numbers_that_are_not_those_that_were_saved_are_noticed(prepared, workdir, capsys, monkeypatch):
+def test_a_changed_number_in_a_checkpoint_is_noticed(prepared, workdir, capsys, monkeypatch):
     original = ocp.load_checkpointables
 
     def changed(path, *args):
@@ -91,72 +90,93 @@ def test_numbers_that_are_not_those_that_were_saved_are_noticed(prepared, workdi
         return stored
 
     monkeypatch.setattr(run.ocp, "load_checkpointables", changed)
-    train(runs.config(prepared), workdir)
-    assert "12 (ValueError: the numbers of params are not those that were saved)" in capsys.readouterr().err
+    train(small(prepared), workdir)
+    assert "12 (ValueError: the numbers of params differ from those that were saved)" in capsys.readouterr().err
 
 
 def test_the_same_step_may_be_damaged_twice(prepared, workdir, capsys):
     for _ in range(2):
         truncate(workdir / "checkpoints/12")
-        train(runs.config(prepared), workdir)
-    assert capsys.readouterr().err.count("kept as damaged-STEP; continues from step 9") == 2
+        train(small(prepared), workdir)
+    assert capsys.readouterr().err.count("kept as damaged-STEP; resumes from step 9") == 2
     assert {"damaged-12", "damaged-12.2", "12"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
-def test_without_an_intact_checkpoint_nothing_begins_anew(prepared, workdir):
+def test_without_an_intact_checkpoint_the_run_does_not_start_from_the_beginning(prepared, workdir):
     for step in checkpoint.step_directories(workdir):
         truncate(step)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"no checkpoint can be read: 12 \(.*; 9 \(.*; 6 \("):
-            train(runs.config(prepared), workdir)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6", "9"]
-    with pytest.raises(ConfigError, match=r"begun with other settings \(model\.dropout"):
-        train(runs.config(prepared, model__dropout=0.2), workdir)
-    for step in ("12", "9", "6"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint can be read: 12 \(.*; 9 \(.*; 6 \(.*; 3 \("):
+            train(small(prepared), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
+    with pytest.raises(ConfigError, match=r"started with other settings \(model\.dropout"):
+        train(small(prepared, model__dropout=0.2), workdir)
+    for step in ("12", "9", "6", "3"):
         (workdir / "checkpoints" / step).rename(workdir / f"checkpoints/damaged-{step}")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Put back a copy"):
-        train(runs.config(prepared), workdir)
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Restore a copy"):
+        train(small(prepared), workdir)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("RESOURCE_EXHAUSTED: out of memory"), PermissionError(13, "no")])
-def test_what_the_machine_cannot_do_is_not_held_against_the_checkpoint(prepared, workdir, monkeypatch, error):
+def test_an_error_of_the_machine_does_not_count_as_damage(prepared, workdir, monkeypatch, error):
     def fails(*_):
         raise error
 
     monkeypatch.setattr(run.ocp, "load_checkpointables", fails)
     with pytest.raises(CheckpointError, match=r"checkpoints/12: cannot be read now \("):
-        train(runs.config(prepared), workdir)
-    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "6", "9"]
+        train(small(prepared), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
 
 
 def test_decoding_names_the_checkpoints_beside_a_damaged_one(workdir):
     truncate(workdir / "checkpoints/12")
     shutil.rmtree(workdir / "checkpoints/12/ema")  # so that the parameters are what is read
-    with pytest.raises(CheckpointError, match=r"checkpoints/12: damaged \(.*name another: .*/6, .*/9"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/12: damaged \(.*name another: .*/3, .*/6, .*/9"):
         checkpoint.load(workdir)
     assert checkpoint.load(workdir / "checkpoints/9").step == 9
 
 
 def test_two_runs_do_not_share_a_directory(prepared, tmp_path):
-    with held(tmp_path), pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"):
-        train(runs.config(prepared), tmp_path)
+    with (
+        workdir_lock(tmp_path),
+        pytest.raises(ConfigError, match=rf"in use by another run \(.*\"process\": {os.getpid()}"),
+    ):
+        train(small(prepared), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
-    with held(tmp_path):  # free again
+    with workdir_lock(tmp_path):  # the lock is free again
         pass
 
 
-def test_check_sums_change_with_any_word_and_not_with_the_split():
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    script = f"import os, pathlib; from janus_jax.train.workdir import workdir_lock\nwith workdir_lock(pathlib.Path({str(tmp_path)!r})):\n    os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": PYTHON_PATH}, check=False)
+    assert killed.returncode == -9
+    assert (tmp_path / "lock").read_text()  # its holder's name is still there
+    with workdir_lock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["process"] == os.getpid()
+
+
+def test_a_file_system_without_locks_is_used_without_a_lock(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with workdir_lock(tmp_path), workdir_lock(tmp_path):
+        assert (tmp_path / "lock").exists()
+
+
+def test_checksums_change_with_any_word_and_not_with_the_split():
     tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(3, np.float16), "c": np.int32(7)}
-    base = check_sums({"x": tree})["x"]
+    base = checksums({"x": tree})["x"]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.device_put(tree["a"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
-    assert check_sums({"x": tree | {"a": split}})["x"] == base
+    assert checksums({"x": tree | {"a": split}})["x"] == base
     for name, array in tree.items():
         other = np.array(array)
         other[(0,) * other.ndim] += 1
-        assert check_sums({"x": tree | {name: other}})["x"] != base
+        assert checksums({"x": tree | {name: other}})["x"] != base
     swapped = tree | {"b": np.ones(3, np.float16) * 2}
-    assert check_sums({"x": swapped})["x"] != base
+    assert checksums({"x": swapped})["x"] != base
 
 
 @pytest.fixture
@@ -176,18 +196,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_what_to_do_and_room_lets_it_go_on(prepared, whole, small_disk):
+def test_a_full_disk_ends_the_run_with_the_fix_and_it_resumes_once_there_is_space(prepared, whole, small_disk):
     disk, mount = small_disk
-    train(runs.config(prepared, train__steps=6), disk / "run")
+    train(small(prepared, train__steps=6), disk / "run")
     used = sum(path.stat().st_blocks * 512 for path in disk.rglob("*") if path.is_file())
     assert not mount(f"remount,size={used + 100_000}")
-    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
-        train(runs.config(prepared), disk / "run")
-    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete are steps 3, 6. Make room"):
-        train(runs.config(prepared), disk / "run")  # it is full still
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete checkpoints: 3, 6. Free space"):
+        train(small(prepared), disk / "run")
+    with pytest.raises(CheckpointError, match=r"(?s)could not be written \(.*complete checkpoints: 3, 6. Free space"):
+        train(small(prepared), disk / "run")  # it is full still
     assert [path.name for path in checkpoint.step_directories(disk / "run")] == ["3", "6"]
     assert not mount("remount,size=64m")
-    train(runs.config(prepared), disk / "run")
+    train(small(prepared), disk / "run")
     expected = numbers(whole, 12)
     for name, array in numbers(disk / "run", 12).items():
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
@@ -197,4 +217,4 @@ def test_a_read_only_directory_is_refused_before_any_work(prepared, small_disk):
     disk, mount = small_disk
     assert not mount("remount,ro")
     with pytest.raises(ConfigError, match=r"run: cannot be written \(Read-only file system\); give write permission"):
-        train(runs.config(prepared), disk / "run")
+        train(small(prepared), disk / "run")

@@ -1,6 +1,6 @@
-"""A prepared dataset that gets damaged, loses files or is replaced while a run is under way.
+"""A prepared dataset that is damaged, loses files or is replaced while a run is under way.
 
-The door says which file and what to do, before anything is computed; what the run has saved stays as it is.
+The command names the file and the fix before it computes anything, and does not change what the run has saved.
 """
 
 import hashlib
@@ -12,10 +12,10 @@ import pytest
 from janus_jax import checkpoint
 from janus_jax.config import ConfigError
 from janus_jax.data import DataError, Prepared, prepare, retarget, store
-from janus_jax.train import __main__ as door
+from janus_jax.train import __main__ as command
 from janus_jax.train import loop as loop_module
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
 from tests.faults.conftest import small
 
 RECORDS = "janus_pairs/1.0.0/janus_pairs-{}.array_record-00000-of-00001"
@@ -49,17 +49,17 @@ def contents(directory):
 
 @pytest.fixture
 def run(whole, prepared, tmp_path):
-    """A run that stands at step 6 of 12: its settings, its work directory, its own copy of the data."""
+    """A run at step 6 of 12: its settings, its work directory, a copy of the data."""
     workdir, data = tmp_path / "run", tmp_path / "data"
     shutil.copytree(prepared, data)
-    lives.copy_until(6, whole, workdir)
+    killed_runs.copy_until(6, whole, workdir)
     return small(data), workdir, data
 
 
 def start(config, workdir):
-    """Exit status of the door."""
-    file = lives.experiment(config, workdir.with_suffix(".py"))
-    return door.main([f"--config={file}", f"--workdir={workdir}"])
+    """Exit status of the command."""
+    file = killed_runs.experiment(config, workdir.with_suffix(".py"))
+    return command.main([f"--config={file}", f"--workdir={workdir}"])
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,14 @@ def test_damage_is_named_before_a_step_is_taken(run, file, harm, monkeypatch, ca
     config, workdir, data = run
     before = contents(workdir)
     harm(data / file)
-    monkeypatch.setattr(loop_module, "jit_train_step", lambda *_: pytest.fail("came too late"))
+    monkeypatch.setattr(
+        loop_module, "jit_train_step", lambda *_: pytest.fail("the damage was not noticed before the first step")
+    )
     assert start(config, workdir) == 2
-    told = capsys.readouterr().err
-    assert told.splitlines()[-1].startswith("error: ")
-    assert str(data / file) in told
-    assert "prepare it again" in told
+    message = capsys.readouterr().err
+    assert message.splitlines()[-1].startswith("error: ")
+    assert str(data / file) in message
+    assert "prepare it again" in message
     after = contents(workdir)
     assert {p: h for p, h in after.items() if p in before and p.name != "config.json"} == {
         p: h for p, h in before.items() if p.name != "config.json"
@@ -91,18 +93,18 @@ def test_damage_is_named_before_a_step_is_taken(run, file, harm, monkeypatch, ca
     assert not {p for p in after.keys() - before.keys() if "checkpoints" in p.parts}
 
 
-def test_the_run_goes_on_bitwise_with_the_data_prepared_again(run, whole):
+def test_the_run_resumes_bitwise_once_the_data_are_prepared_again(run, whole):
     config, workdir, data = run
     missing(data / TRAIN)
     assert start(config, workdir) == 2
     shutil.rmtree(data)
     prepare(config, log=lambda *_: None)
     assert start(config, workdir) == 0
-    ours, theirs = (lives.stored(checkpoint.find(where)) for where in (workdir, whole))
+    ours, theirs = (killed_runs.stored(checkpoint.find(where)) for where in (workdir, whole))
     for name in theirs:
         if "config" not in name:  # it names the data's directory
             np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert lives.records(workdir) == lives.records(whole)
+    assert killed_runs.records(workdir) == killed_runs.records(whole)
 
 
 def test_damage_to_examples_that_are_read_from_disk_stops_the_run_and_spares_its_checkpoints(run, monkeypatch, capsys):
@@ -118,11 +120,11 @@ def test_damage_to_examples_that_are_read_from_disk_stops_the_run_and_spares_its
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", save)
     assert start(config, workdir) == 2
-    told = capsys.readouterr().err
-    assert f"{data / TRAIN}: example " in told
+    message = capsys.readouterr().err
+    assert f"{data / TRAIN}: example " in message
     reached = checkpoint.find(workdir)
     assert 9 <= int(reached.name) < 60
-    assert all(np.isfinite(value).all() for name, value in lives.stored(reached).items() if "assets" not in name)
+    assert all(np.isfinite(value).all() for name, value in killed_runs.stored(reached).items() if "assets" not in name)
 
 
 def others(data, directory):
@@ -132,7 +134,7 @@ def others(data, directory):
     retarget(prepared, directory, targets, {})
 
 
-def test_other_data_in_the_place_of_the_runs_are_refused(run, tmp_path):
+def test_other_data_in_place_of_those_of_the_run_are_refused(run, tmp_path):
     config, workdir, data = run
     before = contents(workdir / "checkpoints")
     others(data, tmp_path / "others")
@@ -143,7 +145,7 @@ def test_other_data_in_the_place_of_the_runs_are_refused(run, tmp_path):
     assert contents(workdir / "checkpoints") == before
 
 
-def test_data_with_other_settings_in_the_place_of_the_runs_are_refused(run):
+def test_data_with_other_settings_in_place_of_those_of_the_run_are_refused(run):
     config, workdir, data = run
     shutil.rmtree(data)
     prepare(small(data, data__demo_sizes=(280, 24, 24)), log=lambda *_: None)
@@ -151,8 +153,8 @@ def test_data_with_other_settings_in_the_place_of_the_runs_are_refused(run):
         train(config, workdir)
 
 
-def test_contents_tell_data_apart(prepared, tmp_path):
+def test_contents_differ_for_different_data(prepared, tmp_path):
     others(prepared, tmp_path / "others")
     shutil.copytree(prepared, tmp_path / "copy")
-    found = [Prepared.open(where).contents for where in (prepared, tmp_path / "copy", tmp_path / "others")]
-    assert found[0] == found[1] != found[2]
+    digests = [Prepared.open(directory).contents for directory in (prepared, tmp_path / "copy", tmp_path / "others")]
+    assert digests[0] == digests[1] != digests[2]

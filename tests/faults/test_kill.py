@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, however often, ends as if nothing had happened: bitwise, in state and figures."""
+"""A run that is killed at any moment, any number of times, ends with the same state and metrics as an uninterrupted run, bitwise."""
 
 import collections
 import dataclasses
@@ -7,14 +7,14 @@ import random
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax.config import ParallelConfig, default_config, resolve
 from janus_jax.data import Prepared, TrainBatches, prepare
 from janus_jax.train import loop as loop_module
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
 from tests.faults.conftest import small
+from tests.train import runs
 
 # Settings of an objective, beside its name.
 OBJECTIVES = {
@@ -36,16 +36,16 @@ def kills(config, directory, moments, rng, **where):
     Returns:
       What each killed process was doing.
     """
-    whole = lives.Run(config, directory / "whole", **where)
+    whole = killed_runs.KilledRun(config, directory / "whole", **where)
     whole.finish()
     left, done = list(moments), []
     while left:
-        # On a fast machine a run may come to its end before it was killed often enough: another one takes its place.
-        run = lives.Run(config, directory / f"killed{len(done)}", **where)
+        # On a fast machine a run may end before it was killed often enough: then another run follows.
+        run = killed_runs.KilledRun(config, directory / f"killed{len(done)}", **where)
         while left and run.kill(left[0], rng):
             left.pop(0)
         run.finish()
-        lives.assert_same(run.workdir, whole.workdir)
+        killed_runs.assert_same(run.workdir, whole.workdir)
         assert run.kills, "the run ends before it can be killed; give it more steps"
         done += run.kills
     assert len(done) == len(moments)
@@ -54,8 +54,8 @@ def kills(config, directory, moments, rng, **where):
 
 def test_a_run_killed_five_times_is_bitwise_the_whole_run(prepared, tmp_path):
     config = runs.config(
-        prepared, train__steps=30, train__eval_every=30, train__checkpoint_every=6, optimizer__warmup_steps=10
-    )
+        prepared, objective__name="ar", train__steps=30, train__eval_every=30, train__checkpoint_every=6, optimizer__warmup_steps=10,
+    )  # fmt: skip
     moments = ["start-up", "save", "compile", "steps", "save"]
     done = kills(config, tmp_path, moments, random.Random(0))
     assert done.count("save") >= 2
@@ -127,9 +127,9 @@ def test_killed_often(objective, number, request, tmp_path, cache, record_proper
     assert "save" in done
 
 
-def assert_goes_on_elsewhere(config, whole, workdir, monkeypatch):
-    """A run on a mesh of {8, 1, 1} goes on from step 6 on one of {2, 2, 2}: same examples, same losses."""
-    lives.copy_until(6, whole, workdir)
+def assert_resumes_on_another_mesh(config, whole, workdir, monkeypatch):
+    """A run on a mesh of {8, 1, 1} resumes at step 6 on a mesh of {2, 2, 2}: same examples, same losses."""
+    killed_runs.copy_until(6, whole, workdir)
     batches, seen = TrainBatches(Prepared.open(config.data.prepared), config), []
     original = loop_module.train_batches
 
@@ -141,7 +141,7 @@ def assert_goes_on_elsewhere(config, whole, workdir, monkeypatch):
     monkeypatch.setattr(loop_module, "train_batches", watched)
     train(dataclasses.replace(config, parallel=ParallelConfig(2, 2, 2)), workdir)
     assert seen == [batches.batch_at(step).example_id.tolist() for step in range(6, 12)]
-    pairs = list(zip(lives.records(workdir), lives.records(whole), strict=True))
+    pairs = list(zip(killed_runs.records(workdir), killed_runs.records(whole), strict=True))
     assert [ours["step"] for ours, _ in pairs] == [*range(1, 13), 12]
     for ours, theirs in pairs:
         assert ours.keys() == theirs.keys()
@@ -153,7 +153,7 @@ def assert_goes_on_elsewhere(config, whole, workdir, monkeypatch):
 
 
 def test_resume_on_another_mesh_sees_the_same_examples_and_losses(prepared, whole, tmp_path, monkeypatch):
-    assert_goes_on_elsewhere(small(prepared), whole, tmp_path / "moved", monkeypatch)
+    assert_resumes_on_another_mesh(small(prepared), whole, tmp_path / "moved", monkeypatch)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_resume_on_another_mesh_sees_the_same_examples_and_losses(prepared, whol
 def test_resume_on_another_mesh_for_other_objectives(objective, prepared, tmp_path, monkeypatch):
     config = small(prepared, objective__name=objective, **OBJECTIVES[objective])
     train(config, tmp_path / "whole")
-    assert_goes_on_elsewhere(config, tmp_path / "whole", tmp_path / "moved", monkeypatch)
+    assert_resumes_on_another_mesh(config, tmp_path / "whole", tmp_path / "moved", monkeypatch)
 
 
 def test_no_example_is_skipped_or_repeated_when_the_processes_change(prepared):

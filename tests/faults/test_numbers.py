@@ -1,6 +1,6 @@
-"""Steps whose loss or gradient is not finite, and a run that goes on after them.
+"""Steps whose loss or gradient is not finite, and a run that continues after them.
 
-The fault is real: a term's weight rises for one step to what float32 cannot hold. (Faults that last, and the step by
+The fault is real: the weight of a term rises for one step beyond the range of float32. (Lasting faults, and the step by
 itself, are tested with the training loop.)
 """
 
@@ -10,12 +10,12 @@ import re
 
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint
-from janus_jax.train import __main__ as door
+from janus_jax.train import __main__ as command
 from janus_jax.train import train
-from tests.faults import lives
+from tests.faults import killed_runs
+from tests.train import runs
 
 # At step 2 only the gradient's norm overflows, at step 5 the loss itself.
 SPIKES = {2: 1e25, 5: 3e38}
@@ -33,14 +33,14 @@ def spiky(prepared, **changes):
 
 @pytest.fixture(scope="module")
 def tolerated(prepared, tmp_path_factory):
-    """The run that may have two bad steps."""
+    """A run that tolerates two bad steps."""
     workdir = tmp_path_factory.mktemp("numbers") / "run"
     train(spiky(prepared, train__max_bad_steps=2), workdir)
     return workdir
 
 
 def test_a_bad_step_changes_nothing_and_the_next_one_learns(tolerated):
-    at = {int(path.name): lives.stored(path) for path in checkpoint.step_directories(tolerated)}
+    at = {int(path.name): killed_runs.stored(path) for path in checkpoint.step_directories(tolerated)}
     assert sorted(at) == list(range(1, 8))
     learned = [name for name in at[1] if name.startswith(("['params']", "['opt_state']", "['ema']"))]
     assert any(name.startswith("['ema']") for name in learned)
@@ -50,25 +50,27 @@ def test_a_bad_step_changes_nothing_and_the_next_one_learns(tolerated):
     assert all(np.isfinite(at[7][name]).all() for name in learned)
 
 
-def test_a_bad_step_leaves_no_figure_behind(tolerated):
+def test_a_bad_step_does_not_enter_the_metrics(tolerated):
     lines = (tolerated / "metrics.jsonl").read_text().splitlines()
-    found = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl")) for line in lines]
-    assert [record["step"] for record in found] == [2, 4, 6, 7, 7]
-    totals = [record["loss/total"] for record in found if "loss/total" in record]
+    metrics = [json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} in metrics.jsonl")) for line in lines]
+    assert [record["step"] for record in metrics] == [2, 4, 6, 7, 7]
+    totals = [record["loss/total"] for record in metrics if "loss/total" in record]
     assert len(totals) == 4
     assert all(math.isfinite(total) and total < 10 for total in totals)
 
 
-def test_the_door_stops_at_one_bad_step_too_many_and_goes_on_when_told_to(prepared, tolerated, tmp_path, capsys):
-    file = lives.experiment(spiky(prepared, train__max_bad_steps=1), tmp_path / "run.py")
+def test_the_command_stops_at_one_bad_step_too_many_and_resumes_with_a_higher_limit(
+    prepared, tolerated, tmp_path, capsys
+):
+    file = killed_runs.experiment(spiky(prepared, train__max_bad_steps=1), tmp_path / "run.py")
     arguments = [f"--config={file}", f"--workdir={tmp_path / 'run'}"]
-    assert door.main(arguments) == 3
-    told = capsys.readouterr().err
-    assert re.search(r"step 2: loss \d\S*e\+25, gradient norm inf.*Skipped \(1 of 1 allowed\)", told)
-    assert "error: step 5: loss inf" in told
-    assert "The newest checkpoint, step 4, is intact" in told
-    assert door.main([*arguments, "--config.train.max_bad_steps=2"]) == 0
-    ours, theirs = (lives.stored(checkpoint.find(where)) for where in (tmp_path / "run", tolerated))
+    assert command.main(arguments) == 3
+    message = capsys.readouterr().err
+    assert re.search(r"step 2: loss \d\S*e\+25, gradient norm inf.*Skipped \(1 of 1 allowed\)", message)
+    assert "error: step 5: loss inf" in message
+    assert "The newest checkpoint, step 4, is intact" in message
+    assert command.main([*arguments, "--config.train.max_bad_steps=2"]) == 0
+    ours, theirs = (killed_runs.stored(checkpoint.find(where)) for where in (tmp_path / "run", tolerated))
     for name in theirs:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert lives.records(tmp_path / "run") == lives.records(tolerated)
+    assert killed_runs.records(tmp_path / "run") == killed_runs.records(tolerated)

@@ -1,5 +1,5 @@
-"""Runs of several processes on this machine, by launch/local_processes.sh: equal to one process, and what happens when one of
-them is asked to stop, is lost, or gives up."""
+"""Runs of several processes on this machine, by launch/local_processes.sh: they equal a run of one process, and one process is asked
+to stop, is lost, or fails."""
 
 import json
 import os
@@ -14,20 +14,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint
 from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
-from janus_jax.train.changes import check_shared, held
+from janus_jax.train.__main__ import main
+from janus_jax.train.workdir import check_workdir_is_shared, workdir_lock
+from tests.faults.killed_runs import PYTHON_PATH, ROOT
+from tests.train import runs
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "launch/local_processes.sh"
 SETTINGS = {
     "data__batch_multiple": 8, "train__steps": 24, "train__eval_every": 24, "train__checkpoint_every": 8,
     "train__eval_sentences": 8, "train__log_every": 4,
 }  # fmt: skip
-LONG = {"train__steps": 20_000, "train__eval_every": 20_000, "train__checkpoint_every": 20}
+LONG = SETTINGS | {
+    "objective__name": "ar", "train__steps": 20_000, "train__eval_every": 20_000, "train__checkpoint_every": 20,
+}  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the launcher is a bash script")
 
@@ -37,26 +40,26 @@ def single(prepared, tmp_path_factory):
     """The records of the run of one process, with eight devices."""
     workdir = tmp_path_factory.mktemp("single")
     train(runs.config(prepared, **SETTINGS), workdir)
-    return figures(workdir)
+    return records(workdir)
 
 
-def figures(workdir):
-    """The records of a run, but for those of the machine."""
+def records(workdir):
+    """The records of a run without the metrics of the machine."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if not name.startswith("time/")} for line in lines]
 
 
-def assert_same(found, expected):
-    assert [record["step"] for record in found] == [record["step"] for record in expected]
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    assert [record["step"] for record in actual] == [record["step"] for record in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert one.keys() == other.keys()
         for name, value in other.items():
             # Divergences are differences of nearly equal numbers here.
             np.testing.assert_allclose(one[name], value, rtol=2e-5, atol=1e-6, err_msg=f"step {other['step']} {name}")
 
 
-class Run:
-    """A run of several processes that has begun."""
+class ProcessesRun:
+    """A run of several processes, which starts with this object."""
 
     def __init__(self, count, config, workdir, folder, devices=1):
         settings = {name: value for name, value in leaves(config) if not name.startswith("parallel.")}
@@ -80,10 +83,14 @@ class Run:
                 ],
                 cwd=ROOT,
                 env=os.environ
-                | {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)},
+                | {
+                    "JAX_NUM_CPU_DEVICES": str(devices),
+                    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                    "PYTHONPATH": PYTHON_PATH,
+                },
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Workers of a parallel test run are held to a core each, which several processes had better not share.
+                # A worker of a parallel test run has one core, which is too little for several processes.
                 preexec_fn=lambda: os.sched_setaffinity(0, range(os.cpu_count())),
             )
 
@@ -91,7 +98,7 @@ class Run:
         return self.output.read_text()
 
     def pid(self, index):
-        """The process of the run with this number."""
+        """The id of the process with this index."""
         for entry in Path("/proc").iterdir():
             try:
                 environment = (entry / "environ").read_bytes().split(b"\0") if entry.name.isdigit() else []
@@ -101,7 +108,7 @@ class Run:
                     and f"PPid:\t{self.process.pid}\n" in (entry / "status").read_text()
                 ):
                     return int(entry.name)
-            except OSError:  # it ended meanwhile
+            except OSError:  # it has ended
                 continue
         raise AssertionError(f"no process {index}\n{self.text()}")
 
@@ -130,83 +137,81 @@ class Run:
 )
 def test_several_processes_train_as_one_does(prepared, single, tmp_path, count, devices, sizes):
     config = runs.config(prepared, **SETTINGS, parallel=ParallelConfig(*sizes).__dict__)
-    run, workdir = Run(count, config, tmp_path / "run", tmp_path, devices), tmp_path / "run"
+    run, workdir = ProcessesRun(count, config, tmp_path / "run", tmp_path, devices), tmp_path / "run"
     assert run.status() == 0, run.text()
-    assert_same(figures(workdir), single)
+    assert_same(records(workdir), single)
     assert [path.name for path in checkpoint.step_directories(workdir)] == ["8", "16", "24"]
-    # All have written: Orbax keeps what came from each process apart.
+    # All processes have written: Orbax keeps their files apart.
     written = {path.name for path in (workdir / "checkpoints/24/params").glob("ocdbt.process_*")}
     assert len(written) == (count if sizes[1] > 1 or sizes[2] > 1 else 1), written
 
 
-def test_a_request_to_one_process_stops_all_and_another_count_goes_on(prepared, tmp_path):
-    config, workdir = runs.config(prepared, **(SETTINGS | LONG)), tmp_path / "run"
-    run = Run(2, config, workdir, tmp_path)
+def test_a_request_to_one_process_stops_all_and_one_process_resumes(prepared, tmp_path):
+    config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
+    run = ProcessesRun(2, config, workdir, tmp_path)
     run.wait_for("step 8 ")
     os.kill(run.pid(1), signal.SIGTERM)
     assert run.status(seconds=60) == 0, run.text()
     stopped = int(re.search(r"stopped on request after step (\d+)", run.text())[1])
     assert [path.name for path in checkpoint.step_directories(workdir)][-1] == str(stopped)
-    # Four go on where two stood, some steps more.
-    more = runs.config(prepared, **(SETTINGS | LONG | {"train__steps": stopped + 8}))
-    assert Run(4, more, workdir, tmp_path).status() == 0
-    whole = tmp_path / "whole"
-    train(more, whole)
-    assert_same(figures(workdir), figures(whole))
+    # This process, with eight devices, resumes the run of two for some steps.
+    more = runs.config(prepared, **(LONG | {"train__steps": stopped + 8}))
+    train(more, workdir)
+    assert_equals_uninterrupted(workdir, more, tmp_path / "whole")
+
+
+def assert_equals_uninterrupted(workdir, config, whole):
+    """A run that was interrupted has the records and the last step of one that this process trains in `whole`."""
+    train(config, whole)
+    assert_same(records(workdir), records(whole))
+    assert checkpoint.find(workdir).name == checkpoint.find(whole).name
 
 
 @pytest.mark.parametrize(
     "lost", [pytest.param(0, id="coordinator", marks=pytest.mark.slow), pytest.param(1, id="other")]
 )
-def test_a_lost_process_ends_the_others_and_the_run_goes_on(prepared, tmp_path, lost):
-    config, workdir = runs.config(prepared, **(SETTINGS | LONG)), tmp_path / "run"
-    run = Run(2, config, workdir, tmp_path)
+def test_a_lost_process_ends_the_others_and_another_count_resumes(prepared, tmp_path, lost):
+    config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
+    run = ProcessesRun(2, config, workdir, tmp_path)
     run.wait_for("step 24 ")
     pid = run.pid(1 - lost)
     os.kill(run.pid(lost), signal.SIGKILL)
-    began = time.monotonic()
+    start = time.monotonic()
     assert run.status(seconds=60) != 0
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - start < 60
     assert not Path(f"/proc/{pid}").exists()
-    assert f"[{1 - lost}] error: the processes of this run lost each other" in run.text(), run.text()
+    assert f"[{1 - lost}] error: another process of this run is lost" in run.text(), run.text()
     saved = int(checkpoint.step_directories(workdir)[-1].name)
     assert saved >= 20
-    more = runs.config(prepared, **(SETTINGS | LONG | {"train__steps": saved + 4}))
-    assert Run(2, more, workdir, tmp_path).status() == 0
-    assert int(checkpoint.find(workdir).name) == saved + 4
+    more = runs.config(prepared, **(LONG | {"train__steps": saved + 4}))
+    run = ProcessesRun(4, more, workdir, tmp_path)
+    assert run.status() == 0, run.text()
+    assert_equals_uninterrupted(workdir, more, tmp_path / "whole")
 
 
-def test_when_one_process_gives_up_nobody_waits_for_it(prepared, tmp_path):
-    with held(tmp_path / "run"):  # what only the first process meets
-        run = Run(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
+def test_when_one_process_fails_no_other_waits_for_it(prepared, tmp_path):
+    with workdir_lock(tmp_path / "run"):  # an error of the first process alone
+        run = ProcessesRun(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
         assert run.status(seconds=60) == 2
     assert re.search(r"\[0\] error: .* is in use by another run \(.*\"process\": \d+", run.text())
-    assert "[1] error: another process of this run gave up; its own message says why" in run.text()
+    assert "[1] error: another process of this run failed; its message says why" in run.text()
 
 
 def test_a_directory_that_only_the_first_process_sees_is_refused(tmp_path):
-    with held(tmp_path / "run"):
-        check_shared(tmp_path / "run")
-    with pytest.raises(ConfigError, match="isn't what the first process sees; name a directory that all hosts share"):
-        check_shared(tmp_path / "other", seconds=0)
+    with workdir_lock(tmp_path / "run"):
+        check_workdir_is_shared(tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match="it isn't the directory of the first process; name a directory that all hosts share"
+    ):
+        check_workdir_is_shared(tmp_path / "other", seconds=0)
 
 
-def test_only_a_part_of_where_the_processes_meet_is_refused(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "janus_jax.train",
-        "--config=configs/demo_deen.py",
-        f"--workdir={tmp_path}",
-        "--processes=2",
-    ]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert found.returncode == 2
-    assert "give all three" in found.stderr
-    assert "Traceback" not in found.stderr
+def test_an_incomplete_rendezvous_is_refused(tmp_path, capsys):
+    assert main([f"--config={ROOT / 'configs/demo_deen.py'}", f"--workdir={tmp_path}", "--processes=2"]) == 2
+    assert "give all three" in capsys.readouterr().err
 
 
-def test_the_launchers_scripts_are_whole():
+def test_the_scripts_of_launchers_are_valid(capsys):
     yaml = pytest.importorskip("yaml")
     for name in ("local_processes.sh", "tpu_pod.sh", "slurm.sbatch"):
         assert subprocess.run(["bash", "-n", ROOT / "launch" / name], check=False).returncode == 0, name
@@ -224,12 +229,10 @@ def test_the_launchers_scripts_are_whole():
     assert int(port) == container["ports"][0]["containerPort"]
     volumes = {volume["name"] for volume in job["template"]["spec"]["volumes"]}
     assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-    # Its arguments are ones that the door knows.
-    python, *door = container["command"]
-    assert python == "python"
-    known = subprocess.run(
-        [sys.executable, *door, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    # Its arguments are flags of the command.
+    assert container["command"] == ["python", "-m", "janus_jax.train"]
+    assert main(["--help"]) == 0
+    known = capsys.readouterr().out
     assert {arg.split("=")[0] for arg in container["args"]} == {"--config", "--workdir", "--status_when_stopped"}
     assert all(f"--{flag}" in known for flag in ("config", "workdir", "status_when_stopped"))
 
@@ -239,15 +242,15 @@ def test_a_tpu_worker_starts_once_and_shows_its_log_again(tmp_path):
     command = subprocess.run([script, *arguments], capture_output=True, text=True, check=True).stdout
     python = tmp_path / "janus_jax/.venv/bin/python"
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "began $JANUS_JAX_DISTRIBUTED $*"\nsleep 3\necho ended\n')
+    python.write_text('#!/bin/sh\necho "started $JANUS_JAX_DISTRIBUTED $*"\nsleep 3\necho ended\n')
     python.chmod(0o755)
-    both = []
+    workers = []
     for _ in range(2):
         environment = os.environ | {"HOME": str(tmp_path)}
-        both.append(subprocess.Popen(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, text=True))
+        workers.append(subprocess.Popen(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, text=True))
         time.sleep(1)
-    shown = [process.communicate(timeout=30)[0] for process in both]
-    assert shown == ["began 1 -m janus_jax.train --config=a b\nended\n"] * 2
+    shown = [process.communicate(timeout=30)[0] for process in workers]
+    assert shown == ["started 1 -m janus_jax.train --config=a b\nended\n"] * 2
 
 
 def test_the_first_failure_is_the_status_of_all_and_a_signal_reaches_all():
@@ -257,36 +260,34 @@ def test_the_first_failure_is_the_status_of_all_and_a_signal_reaches_all():
     process = subprocess.Popen(waits, stdout=subprocess.PIPE, text=True)
     assert sorted(process.stdout.readline() for _ in range(2)) == ["[0] ready\n", "[1] ready\n"]
     process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=20)
     assert process.returncode == 0
-    assert sorted(told.split("\n")) == ["", "[0] stopping", "[1] stopping"]
+    assert sorted(output.split("\n")) == ["", "[0] stopping", "[1] stopping"]
 
 
 @pytest.mark.slow
 def test_a_process_that_hangs_ends_the_others(prepared, tmp_path):
-    config = runs.config(prepared, **(SETTINGS | LONG))
-    run = Run(2, config, tmp_path / "run", tmp_path)
+    config = runs.config(prepared, **LONG)
+    run = ProcessesRun(2, config, tmp_path / "run", tmp_path)
     run.wait_for("step 24 ")
     hanging, other = run.pid(1), run.pid(0)
     os.kill(hanging, signal.SIGSTOP)
     try:
-        began = time.monotonic()
+        start = time.monotonic()
         while Path(f"/proc/{other}").exists():
-            assert time.monotonic() - began < 60, run.text()
+            assert time.monotonic() - start < 60, run.text()
             time.sleep(0.2)
     finally:
         os.kill(hanging, signal.SIGKILL)
     assert run.status() != 0
-    assert re.search(r"\[0\] .*(lost each other|heartbeat|distributed service detected fatal errors)", run.text()), (
-        run.text()
-    )
+    assert re.search(r"\[0\] .*(is lost|heartbeat|distributed service detected fatal errors)", run.text()), run.text()
 
 
-def test_launchers_are_told_apart():
+def test_launchers_are_detected():
     from janus_jax import processes
 
     three = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-    assert processes._from_environment(three) == processes.Processes("10.0.0.1:1234", 4, 3)
+    assert processes._from_environment(three) == processes.Rendezvous("10.0.0.1:1234", 4, 3)
     assert processes._from_environment({}) is None
     for alone in (
         {},
@@ -294,10 +295,10 @@ def test_launchers_are_told_apart():
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
     ):
-        assert not processes._launched(alone)
+        assert not processes._has_launcher(alone)
     for several in (
         {"SLURM_STEP_NUM_TASKS": "8"}, {"OMPI_COMM_WORLD_SIZE": "2"}, {"TPU_WORKER_HOSTNAMES": "a,b"},
         {"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1"}, {"JANUS_JAX_DISTRIBUTED": "1"},
     ):  # fmt: skip
-        assert processes._launched(several)
+        assert processes._has_launcher(several)
     assert jax.process_count() == 1

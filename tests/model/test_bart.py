@@ -12,7 +12,7 @@ from janus_jax.config import ConfigError, ObjectiveConfig, resolve
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count
 from janus_jax.model.presets import PRESETS
-from janus_jax.objective import denominators, loss
+from janus_jax.objective.joint import denominators, loss
 from janus_jax.types import Specials
 from tests import tiny
 
@@ -101,7 +101,7 @@ def test_unk_stands_for_masked_tokens_where_the_config_says_so():
     batch = tiny.batch()
     swapped = jax.tree.map(np.array, params)
     swapped["embed_tokens"]["embedding"][[3, 4]] = swapped["embed_tokens"]["embedding"][[4, 3]]
-    run = jax.jit(lambda n, p: n.train_streams(p, n.encode(p, batch.source), batch), static_argnums=0)
+    run = jax.jit(lambda n, p: n.train_rows(p, n.encode(p, batch.source), batch), static_argnums=0)
     a, b = run(net, params), run(dedicated, swapped)
     assert tiny.largest_difference(a, b) == 0.0
 

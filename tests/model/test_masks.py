@@ -1,41 +1,42 @@
-"""Who sees whom, against matrices written out by hand (METHOD section 2)."""
+"""Attention masks against matrices written out by hand (docs/method.md, section 2)."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from janus_jax.config import ModelConfig
-from janus_jax.model import streams
+from janus_jax.model.families import ar, aux, mask_predict
+from janus_jax.model.layout import bidirectional_mask
 from janus_jax.types import Batch, Specials
 
 SPECIALS = Specials()
 
 
 def matrix(text):
-    """Rows of x (sees) and . (does not) as a bool array."""
+    """Rows of x (attends) and . (does not) as a bool array."""
     return np.array([[c == "x" for c in line.split()] for line in text.strip().splitlines()])
 
 
-def test_ar_slots_see_themselves_and_the_past():
+def test_ar_slots_attend_to_themselves_and_the_past():
     expected = matrix("""
         x . .
         x x .
         x x x
     """)
-    np.testing.assert_array_equal(streams.causal_mask(3)[0], expected)
+    np.testing.assert_array_equal(ar.causal_mask(3)[0], expected)
 
 
-def test_nar_rows_see_all_real_rows():
+def test_nar_rows_attend_to_all_real_rows():
     real = jnp.array([[True, True, False]])
-    np.testing.assert_array_equal(streams.nar_mask(real)[0], [[True, True, False]])
+    np.testing.assert_array_equal(bidirectional_mask(real)[0], [[True, True, False]])
 
 
-def test_true_and_aux_rows_bridge_left_truth_and_right_masks():
+def test_gold_and_aux_rows_attend_to_gold_tokens_on_the_left_and_masks_on_the_right():
     # Target: bos a b c d eos pad; b (position 2) and d (position 4) are masked, the third place of M is empty.
     real = jnp.array([[True] * 6 + [False]])
-    mask = streams.bridge_mask(real, jnp.array([[2, 4, 0]]), jnp.array([2]))[0]
-    # Columns: bos a [b] c [d] eos pad | true b, true d, empty. A row sees visible tokens always.
-    expected_true = matrix("""
+    mask = aux.bridge_mask(real, jnp.array([[2, 4, 0]]), jnp.array([2]))[0]
+    # Columns: bos a [b] c [d] eos pad | gold b, gold d, empty. Visible tokens are always attended to.
+    expected_gold = matrix("""
         x x . x x x . x . .
         x x . x . x . x x .
     """)
@@ -43,13 +44,13 @@ def test_true_and_aux_rows_bridge_left_truth_and_right_masks():
         x x x x x x . . . .
         x x . x x x . x . .
     """)
-    np.testing.assert_array_equal(mask[:2], expected_true)
+    np.testing.assert_array_equal(mask[:2], expected_gold)
     np.testing.assert_array_equal(mask[3:5], expected_aux)
 
 
-def test_empty_places_of_m_are_seen_by_nobody():
+def test_no_row_attends_to_empty_places_of_m():
     real = jnp.ones((1, 5), bool)
-    mask = streams.bridge_mask(real, jnp.array([[1, 0, 0]]), jnp.array([1]))[0]
+    mask = aux.bridge_mask(real, jnp.array([[1, 0, 0]]), jnp.array([1]))[0]
     assert not mask[:, 5 + 1 :].any()
 
 
@@ -62,7 +63,8 @@ def test_masked_flags_and_tokens():
         example_id=jnp.arange(2),
     )
     np.testing.assert_array_equal(
-        streams.nar_tokens(batch, SPECIALS), [[0, 7, SPECIALS.mask, 2, 1], [0, SPECIALS.mask, 8, SPECIALS.mask, 2]]
+        mask_predict.masked_tokens(batch, SPECIALS),
+        [[0, 7, SPECIALS.mask, 2, 1], [0, SPECIALS.mask, 8, SPECIALS.mask, 2]],
     )
 
 
@@ -77,10 +79,10 @@ def test_masked_flags_and_tokens():
 def test_ar_slots(start, position, inputs, positions, targets):
     config = ModelConfig(ar_start=start, ar_slot_position=position)
     target = jnp.array([[0, 7, 8, 2]])
-    found = streams.ar_inputs(target, config, SPECIALS)
-    np.testing.assert_array_equal(found[0], inputs)
-    np.testing.assert_array_equal(streams.ar_slot_positions(jnp.arange(len(inputs)), config), positions)
-    np.testing.assert_array_equal(streams.ar_targets(target, config)[0], targets)
+    tokens = ar.inputs(target, config, SPECIALS)
+    np.testing.assert_array_equal(tokens[0], inputs)
+    np.testing.assert_array_equal(ar.slot_positions(jnp.arange(len(inputs)), config), positions)
+    np.testing.assert_array_equal(ar.targets(target, config)[0], targets)
     # The slot that predicts the token at position 2 (here 8) does predict it.
-    slot = int(streams.ar_slot_of(jnp.array(2), config))
-    assert streams.ar_targets(target, config)[0, slot] == 8
+    slot = int(ar.slot_of(jnp.array(2), config))
+    assert ar.targets(target, config)[0, slot] == 8

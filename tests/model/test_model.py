@@ -22,9 +22,9 @@ VARIANTS = [
 ]
 
 
-@partial(jax.jit, static_argnames=("net", "streams"))
-def run(net, params, batch, streams=("ar", "nar", "aux")):
-    return net.train_streams(params, net.encode(params, batch.source), batch, streams=streams)
+@partial(jax.jit, static_argnames=("net", "families"))
+def run(net, params, batch, families=("ar", "nar", "aux")):
+    return net.train_rows(params, net.encode(params, batch.source), batch, families=families)
 
 
 @partial(jax.jit, static_argnames="net")
@@ -47,11 +47,11 @@ def ar_step(net, params, tokens, cache):
     return net.ar_step(params, tokens, cache)
 
 
-def real_rows(streams, batch):
+def real_rows(rows, batch):
     """Hidden rows that losses read, flat, by stream."""
     slots = np.asarray(batch.target[:, 1:] != 1)
     ranks = np.arange(batch.masked.shape[1]) < np.asarray(batch.masked_count)[:, None]
-    return np.asarray(streams.ar)[slots], np.asarray(streams.nar)[ranks], np.asarray(streams.aux)[ranks]
+    return tuple(np.asarray(rows[name])[where] for name, where in (("ar", slots), ("nar", ranks), ("aux", ranks)))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -85,7 +85,7 @@ def test_no_row_depends_on_what_it_must_not_see(variant):
     before = run(net, params, batch)
     for position in range(1, 7):
         after = run(net, params, dataclasses.replace(batch, target=batch.target.at[0, position].set(30)))
-        moved = {name: np.abs(getattr(before, name) - getattr(after, name)).max(-1)[0] for name in ("ar", "nar", "aux")}
+        moved = {name: np.abs(before[name] - after[name]).max(-1)[0] for name in ("ar", "nar", "aux")}
         # AR slot t sees y_0..y_t.
         np.testing.assert_array_equal(moved["ar"] > 1e-6, np.arange(7) >= position)
         if position in (2, 3, 5):
@@ -98,33 +98,37 @@ def test_no_row_depends_on_what_it_must_not_see(variant):
 
 
 def test_mask_rows_of_the_joint_pass_equal_a_plain_bidirectional_pass():
-    from janus_jax.model.streams import nar_tokens
+    from janus_jax.model.families.mask_predict import masked_tokens
 
     net, params = tiny.model()
     batch = tiny.batch()
-    plain = nar_rows(net, params, encode(net, params, batch.source), nar_tokens(batch, net.specials))
-    joint = run(net, params, batch).nar
+    plain = nar_rows(net, params, encode(net, params, batch.source), masked_tokens(batch, net.specials))
+    joint = run(net, params, batch)["nar"]
     ranks = np.arange(batch.masked.shape[1]) < np.asarray(batch.masked_count)[:, None]
     expected = np.take_along_axis(np.asarray(plain), np.asarray(batch.masked)[:, :, None], axis=1)
     np.testing.assert_allclose(np.asarray(joint)[ranks], expected[ranks], atol=2e-6)
 
 
-@pytest.mark.parametrize("streams", [("ar",), ("nar",), ("ar", "nar"), ("nar", "aux")])
-def test_a_stream_alone_equals_its_part_of_the_joint_pass(streams):
+@pytest.mark.parametrize("families", [("ar",), ("nar",), ("ar", "nar"), ("nar", "aux")])
+def test_a_family_alone_equals_its_part_of_the_joint_pass(families):
     net, params = tiny.model()
     batch = tiny.batch()
-    joint, alone = run(net, params, batch), run(net, params, batch, streams=streams)
+    joint, alone = run(net, params, batch), run(net, params, batch, families=families)
     for name in ("ar", "nar", "aux"):
-        if name in streams:
-            np.testing.assert_allclose(getattr(alone, name), getattr(joint, name), atol=2e-6)
+        if name in families:
+            np.testing.assert_allclose(alone[name], joint[name], atol=2e-6)
         else:
-            assert getattr(alone, name) is None
+            assert name not in alone
 
 
-def test_streams_that_make_no_sense_are_refused():
+def test_families_that_make_no_sense_are_refused():
     net, params = tiny.model()
-    with pytest.raises(ValueError, match="nar with aux"):
-        run(net, params, tiny.batch(), streams=("ar", "aux"))
+    with pytest.raises(ValueError, match="with aux also nar"):
+        run(net, params, tiny.batch(), families=("ar", "aux"))
+    with pytest.raises(ValueError, match=r"unknown families of rows \['dag'\]"):
+        run(net, params, tiny.batch(), families=("ar", "dag"))
+    with pytest.raises(ValueError, match="no CTC rows"):
+        run(net, params, tiny.batch(), families=("ctc",))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -134,7 +138,7 @@ def test_cached_steps_equal_teacher_forcing_and_the_joint_pass(variant):
     encoded = encode(net, params, batch.source)
     tokens = batch.target[:, :-1]
     forced = ar_rows(net, params, encoded, tokens)
-    np.testing.assert_allclose(forced, run(net, params, batch).ar, atol=2e-6)
+    np.testing.assert_allclose(forced, run(net, params, batch)["ar"], atol=2e-6)
     cache = net.init_cache(params, encoded, 1, tokens.shape[1])
     hidden = []
     for start, stop in ((0, 1), (1, 2), (2, 5), (5, 7)):  # one token at a time, and several at once
@@ -222,11 +226,11 @@ def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
     net, params = tiny.model()
     half, _ = tiny.model(dtype="bfloat16")
     batch = tiny.batch()
-    rows = run(half, params, batch).ar
+    rows = run(half, params, batch)["ar"]
     assert rows.dtype == jnp.bfloat16
     logits = half.project(params, rows)
     assert logits.dtype == jnp.float32
-    assert float(jnp.abs(logits - net.project(params, run(net, params, batch).ar))[..., : tiny.VOCAB].max()) < 0.1
+    assert float(jnp.abs(logits - net.project(params, run(net, params, batch)["ar"]))[..., : tiny.VOCAB].max()) < 0.1
 
 
 def test_a_vocabulary_without_room_for_specials_is_refused():
@@ -242,7 +246,7 @@ def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
     net, params = tiny.model(**variant)
     batch = tiny.batch(rows=5, seed=4)
     encoded = net.encode(params, batch.source)
-    joint = net.train_streams(params, encoded, batch, streams=("nar", "aux"))
+    joint = net.train_rows(params, encoded, batch, families=("nar", "aux"))
     rank = np.arange(batch.masked.shape[1])
     real = rank < np.asarray(batch.masked_count)[:, None]
     tokens = np.array(batch.target)
@@ -250,7 +254,7 @@ def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
     true = tokens[rows, np.asarray(batch.masked)]
     tokens[np.nonzero(real)[0], np.asarray(batch.masked)[real]] = net.specials.mask
     hidden, cache = net.init_gaps(params, encoded, jnp.asarray(tokens), rank.size)
-    np.testing.assert_allclose(hidden[real], joint.nar[real], atol=2e-5)
+    np.testing.assert_allclose(hidden[real], joint["nar"][real], atol=2e-5)
     # The first token fed is seen by none; then the true ones.
     fed = np.concatenate([np.full((len(tokens), 1), net.specials.bos), true], axis=1)
     made = []
@@ -258,5 +262,5 @@ def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
         rows_made, cache = net.aux_step(params, jnp.asarray(fed[:, start : start + step]), cache)
         made.append(rows_made)
     aux = np.concatenate(made, axis=1)[:, : rank.size]
-    np.testing.assert_allclose(aux[real], joint.aux[real], atol=2e-5)
-    assert np.abs(np.asarray(joint.aux)[real]).max() > 0.1
+    np.testing.assert_allclose(aux[real], joint["aux"][real], atol=2e-5)
+    assert np.abs(np.asarray(joint["aux"])[real]).max() > 0.1

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from janus_jax.config import ObjectiveConfig
-from janus_jax.model.streams import ctc_origins
-from janus_jax.objective import ctc, denominators, loss
+from janus_jax.model.families.ctc import origins
+from janus_jax.objective import ctc
+from janus_jax.objective.joint import denominators, loss
 from tests import tiny
 
 PAD, BLANK = 1, tiny.VOCAB
@@ -43,14 +44,14 @@ def small():
 
 
 @partial(jax.jit, static_argnums=0)
-def rows_of(net, params, batch, glanced=None):
+def rows_of(net, params, batch, shown=None):
     encoded = net.encode(params, batch.source)
-    return net.ctc_rows(params, batch.source, encoded, glanced=glanced)
+    return net.ctc_rows(params, batch.source, encoded, shown=shown)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def streams_of(net, params, batch, streams, glanced=None):
-    return net.train_streams(params, net.encode(params, batch.source), batch, streams=streams, glanced=glanced)
+def joint_rows(net, params, batch, families, shown=None):
+    return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -195,7 +196,7 @@ def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
     logs = np.array(log_probs(net, params, rows))
     found, labels = found_of(net, params, batch, rows)
     best = np.array(ctc.best_alignment(found, labels))
-    ar = np.array(net.project(params, streams_of(net, params, batch, ("ar",)).ar))[..., :BLANK]
+    ar = np.array(net.project(params, joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
     masses, divergences = [], []
     for row in np.flatnonzero(labels.fits):
         for n, token in enumerate(inner(batch.target[row])):
@@ -243,11 +244,11 @@ def test_joint_rows_are_those_of_the_ctc_pass_alone():
         net, params = tiny.model(ctc_ratio=2.0, ctc_input=source)
         batch = tiny.batch()
         alone, real = rows_of(net, params, batch)
-        joint = streams_of(net, params, batch, ("ar", "nar", "aux", "ctc"))
-        without = streams_of(net, params, batch, ("ar", "nar", "aux"))
-        np.testing.assert_allclose(joint.ctc[real], alone[real], atol=2e-5)
+        joint = joint_rows(net, params, batch, ("ar", "nar", "aux", "ctc"))
+        without = joint_rows(net, params, batch, ("ar", "nar", "aux"))
+        np.testing.assert_allclose(joint["ctc"][real], alone[real], atol=2e-5)
         for name in ("ar", "nar", "aux"):
-            np.testing.assert_allclose(getattr(joint, name), getattr(without, name), atol=2e-5)
+            np.testing.assert_allclose(joint[name], without[name], atol=2e-5)
 
 
 def test_rows_of_a_source():
@@ -255,7 +256,7 @@ def test_rows_of_a_source():
     assert [net.config.ctc_slots(length) for length in (1, 9, 10, 11)] == [2, 10, 11, 13]
     source = jnp.array([[False, True, True, True], [True, True, False, False]])
     net, _ = tiny.model(ctc_ratio=2.0)
-    assert ctc_origins(source, net.config).tolist() == [[1, 1, 2, 2, 3, 3, 3, 3], [0, 0, 1, 1, 1, 1, 1, 1]]
+    assert origins(source, net.config).tolist() == [[1, 1, 2, 2, 3, 3, 3, 3], [0, 0, 1, 1, 1, 1, 1, 1]]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
@@ -279,11 +280,11 @@ def test_glancing_shows_so_many_rows_for_each_wrong_one(small, ratio):
     assert not (shown[~np.array(real)] >= 0).any()
 
 
-def test_glanced_rows_read_their_token(small):
+def test_shown_rows_read_their_token(small):
     net, params, batch, rows, real = small
-    glanced = jnp.full(real.shape, -1).at[0, 2].set(9)
-    other, _ = rows_of(net, params, batch, glanced)
+    shown = jnp.full(real.shape, -1).at[0, 2].set(9)
+    other, _ = rows_of(net, params, batch, shown)
     assert not np.allclose(other[0], rows[0], atol=1e-3)
     np.testing.assert_allclose(other[2:], rows[2:], atol=1e-6)
-    joint = streams_of(net, params, batch, ("ctc",), glanced)
-    np.testing.assert_allclose(joint.ctc[real], other[real], atol=2e-5)
+    joint = joint_rows(net, params, batch, ("ctc",), {"ctc": shown})
+    np.testing.assert_allclose(joint["ctc"][real], other[real], atol=2e-5)

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients
+from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients, objective_terms
 from janus_jax.model import project
-from janus_jax.objective import active_terms, denominators, loss, streams_of, weight_at
-from janus_jax.objective.terms import label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
-from janus_jax.objective.vocabulary import VocabularyLoss
+from janus_jax.model.families import with_attended
+from janus_jax.objective.aligned import aligned_sets
+from janus_jax.objective.joint import active_terms, denominators, loss, weight_at
+from janus_jax.objective.terms import TERMS, divisor_of, own_term, read_families
+from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from tests import tiny
 
 ZERO = jnp.int32(0)
@@ -62,23 +64,22 @@ def test_length_loss_caps_the_class():
 
 
 @pytest.mark.parametrize(
-    ("name", "streams"),
+    ("name", "families"),
     [
         ("ar", ("ar",)),
         ("cmlm", ("nar",)),
         ("janus", ("ar", "nar", "aux")),
         ("ctc", ("ctc",)),
         ("janus_ctc", ("ar", "ctc")),
+        ("janus_all", ("ar", "ctc", "nar", "aux")),
     ],
 )
-def test_an_objective_computes_only_the_streams_that_it_reads(name, streams):
-    from janus_jax.config import objective_terms
-
+def test_an_objective_computes_only_the_families_that_it_reads(name, families):
     objective = ObjectiveConfig(name=name)
-    assert streams_of(objective_terms(objective)) == streams
-    net, params = tiny.model(ctc_ratio=1.5 if "ctc" in streams else 0.0)
+    assert with_attended(read_families(objective_terms(objective))) == families
+    net, params = tiny.model(ctc_ratio=1.5 if "ctc" in families else 0.0)
     (_, metrics), _ = value_and_grad(net, params, tiny.batch(), objective)
-    assert {m for m in metrics if m.startswith("nll/")} == {f"nll/{s}" for s in streams}
+    assert {m for m in metrics if m.startswith("nll/")} == {f"nll/{family}" for family in families}
 
 
 def test_without_aux_terms_no_aux_row_is_computed():
@@ -98,8 +99,8 @@ def test_chunks_of_the_projection_change_nothing(chunk):
 
 
 def written_out(net, objective, hidden, table, batch, weights, divisors):
-    """The vocabulary terms as METHOD states them, over whole arrays and without a word on how to compute them."""
-    logits = {n: project(getattr(hidden, n), table, net.config, net.dtype) for n in ("ar", "nar", "aux")}
+    """The token losses as docs/method.md states them, over whole arrays."""
+    logits = {n: project(hidden[n], table, net.config, net.dtype) for n in ("ar", "nar", "aux")}
     is_masked = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
     labels = {"ar": batch.target[:, 1:]} | dict.fromkeys(
         ("nar", "aux"), jnp.take_along_axis(batch.target, batch.masked, axis=1)
@@ -123,7 +124,7 @@ def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
     net, params = tiny.model()
     batch, objective = tiny.batch(), ObjectiveConfig(projection_rows=chunk)
     divisors = denominators(batch, net.config, objective, 1)
-    hidden = net.train_streams(params, net.encode(params, batch.source), batch)
+    hidden = net.train_rows(params, net.encode(params, batch.source), batch)
     terms = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
     weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(terms)}
     table = params["embed_tokens"]["embedding"]
@@ -131,8 +132,8 @@ def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
     def scaled(function):
         return jax.jit(jax.value_and_grad(lambda h, t: 3.0 * function(h, t), argnums=(0, 1)))(hidden, table)
 
-    of = VocabularyLoss(net.config, objective, net.dtype, terms, 1)
-    value, ours = scaled(lambda h, t: of(h, t, batch, weights, divisors)[0])
+    losses = TokenLosses(net.config, objective, net.dtype, terms)
+    value, ours = scaled(lambda h, t: losses(aligned_sets(h, batch, net.config, 1), t, weights, divisors)[0])
     expected, plain = scaled(lambda h, t: written_out(net, objective, h, t, batch, weights, divisors))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert tiny.largest_difference(ours, plain) < 1e-5
@@ -226,3 +227,48 @@ def test_a_batch_without_masked_tokens_is_finite():
     assert np.isfinite(float(value))
     assert float(metrics["loss/nar"]) == 0.0
     assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_janus_all_is_the_sum_of_its_parts(chunk):
+    """AR, NAR, AUX and CTC in one pass: no term is dropped, and each is what the smaller objectives compute."""
+    net, params = tiny.model(ctc_ratio=1.5)
+    batch = tiny.batch()
+
+    def computed(name):
+        return value_and_grad(net, params, batch, ObjectiveConfig(name=name, projection_rows=chunk, ctc_floor=0.0))
+
+    (value, metrics), gradients = computed("janus_all")
+    (of_janus, janus), janus_gradients = computed("janus")
+    (of_ctc, ctc), ctc_gradients = computed("janus_ctc")
+    (of_ar, _), ar_gradients = computed("ar")
+    assert {name for name in metrics if name.startswith("loss/")} == {f"loss/{name}" for name in TERMS}
+    for name, part in (janus | ctc).items():
+        assert float(metrics[name]) == pytest.approx(float(part), rel=1e-5), name
+        assert float(part) > 0 or name == "ctc/unfit"
+    # AR is in both parts.
+    assert float(value) == pytest.approx(float(of_janus + of_ctc - of_ar), rel=1e-5)
+    parts = jax.tree.map(lambda a, b, c: a + b - c, janus_gradients, ctc_gradients, ar_gradients)
+    bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    assert tiny.largest_difference(gradients, parts) <= 1e-4 * bound + 1e-6
+
+
+def test_rows_that_are_aligned_with_no_token_are_refused():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    hidden = net.train_rows(params, net.encode(params, batch.source), batch, families=("ar", "nar"))
+    hidden = {"ar": hidden["ar"], "unknown": hidden["nar"]}
+    with pytest.raises(ValueError, match=r"no loss term .* trains the rows 'unknown'"):
+        aligned_sets(hidden, batch, net.config, 1)
+
+
+def test_every_metric_of_a_step_has_a_divisor_and_an_unknown_name_raises():
+    net, params = tiny.model(ctc_ratio=1.5)
+    batch, objective = tiny.batch(), ObjectiveConfig(name="janus_all")
+    (_, metrics), _ = value_and_grad(net, params, batch, objective)
+    divisors = denominators(batch, net.config, objective, 1)
+    assert {divisor_of(name) for name in metrics} <= set(divisors)
+    for wrong in ("loss/dag", "nll/dag", "ctc/fit", "dag"):
+        with pytest.raises(ValueError, match=r"objective/terms\.py"):
+            divisor_of(wrong)
+    assert [own_term(family) for family in ("ar", "nar", "aux", "ctc")] == ["ar", "nar", "aux", "ctc"]

@@ -55,7 +55,7 @@ def write_fairseq(folder):
 
 def published(**changes):
     """The fields of a tokenizer.json of BART's kind."""
-    return bpe_files.fields(bart_vocab(), MERGES) | changes
+    return bpe_files.tokenizer_fields(bart_vocab(), MERGES) | changes
 
 
 def test_trained_tokenizer_numbers_specials_first_then_every_byte(tokenizer):
@@ -192,7 +192,7 @@ def test_a_byte_outside_the_vocabulary_is_unknown_not_lost():
 def renamed(fields, changes):
     """`fields` with tokens of the vocabulary renamed, and the added tokens with them."""
     vocab = {changes.get(token, token): number for token, number in fields["model"]["vocab"].items()}
-    return bpe_files.fields(vocab, MERGES)
+    return bpe_files.tokenizer_fields(vocab, MERGES)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_errors_of_files_name_them(tmp_path):
         text.read(tmp_path / "half")
     broken = write_hugging_face(tmp_path / "broken")
     (broken / "merges.txt").write_text("#version: 0.2\na b\na never\n")
-    with pytest.raises(text.TokenizerError, match=r"merges\.txt' line 3: 'a never' is no pair"):
+    with pytest.raises(text.TokenizerError, match=r"merges\.txt' line 3: 'a never' is not a pair"):
         text.read(broken)
     (broken / "vocab.json").write_text("{")
     with pytest.raises(text.TokenizerError, match=r"vocab\.json' is not JSON"):
@@ -240,7 +240,7 @@ def test_errors_of_files_name_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [*lines, "777 1"], "'777', which encoder.json does not number"),
+        (lambda lines: [*lines, "777 1"], "'777', which is not an id in encoder.json"),
         (lambda lines: lines[1:], "lacks 1 of encoder.json's tokens"),
         (lambda lines: [*lines, lines[0]], "is there twice"),
         (lambda lines: [*lines, "a b c"], "is not a word and a count"),

@@ -1,4 +1,4 @@
-"""Tokenizers: numbering of special tokens, round trips, given models, errors."""
+"""Tokenizers: numbering of special tokens, round trips, existing models, errors."""
 
 import dataclasses
 import pathlib
@@ -132,9 +132,9 @@ def test_renumbering_drops_control_symbols_in_the_middle(tokenizer):
         1,
         -1,
     )
-    given = text.load(copy.SerializeToString())
-    assert given.vocab_size == 5 + len(kept)
-    assert given.encode_batch(LINES) == tokenizer.encode_batch(LINES)
+    renumbered = text.load(copy.SerializeToString())
+    assert renumbered.vocab_size == 5 + len(kept)
+    assert renumbered.encode_batch(LINES) == tokenizer.encode_batch(LINES)
 
 
 def test_errors_name_the_fix(tmp_path):

@@ -1,8 +1,8 @@
-"""Makes a tiny prepared dataset and tiny experiments; `python -m tests.train.runs CONFIG.json WORKDIR` trains one."""
+"""Tiny experiments on a tiny dataset."""
 
-import sys
-
-from janus_jax.config import resolve
+from janus_jax.config import leaves, resolve
+from janus_jax.train import evaluation, loop
+from janus_jax.train.workdir import FREE_SETTINGS
 
 
 def config(prepared, **changes):
@@ -29,16 +29,27 @@ def config(prepared, **changes):
     return resolve(settings)
 
 
-if __name__ == "__main__":
-    from pathlib import Path
+def share_compiled_steps(patch):
+    """Lets runs of equal settings in one process share their step functions, which JAX then traces and compiles once.
 
-    import jax
+    Args:
+      patch: a MonkeyPatch.
+    """
+    for module, name in ((loop, "jit_train_step"), (evaluation, "jit_eval_step")):
+        patch.setattr(module, name, _shared(getattr(module, name)))
 
-    from janus_jax import parallel
-    from janus_jax.config import from_json
-    from janus_jax.train import train
 
-    jax.config.update("jax_num_cpu_devices", 8)
-    jax.config.update("jax_disable_most_optimizations", True)
-    parallel.start()
-    train(from_json(Path(sys.argv[1]).read_text()), sys.argv[2])
+def _shared(jit_step):
+    functions = {}
+
+    def shared(net, config, mesh, *rest):
+        settings = tuple(leaf for leaf in leaves(config) if leaf[0] not in FREE_SETTINGS - {"train.steps"})
+        key = (
+            repr((net.config, net.specials, settings, rest[1:])),
+            mesh,
+        )  # rest: shardings, which follow from these, and terms
+        if key not in functions:
+            functions[key] = jit_step(net, config, mesh, *rest)
+        return functions[key]
+
+    return shared

@@ -1,10 +1,10 @@
-"""A dry run tells what training would take, and refuses what cannot fit."""
+"""A dry run reports what training would take, and refuses what cannot fit."""
 
+import dataclasses
 import math
 
 import jax
 import pytest
-from train import runs
 
 from janus_jax import config as config_lib
 from janus_jax.config import ConfigError
@@ -13,6 +13,7 @@ from janus_jax.model.cost import step_flops
 from janus_jax.train import dry_run as module
 from janus_jax.train.__main__ import main
 from janus_jax.train.dry_run import dry_run
+from tests.train import runs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def forecast(prepared, **changes):
 
 @pytest.fixture(scope="module")
 def whole(prepared):
-    """Every device holds all parameters."""
+    """The forecast where every device holds all parameters."""
     return forecast(prepared, data__buckets=2, train__accumulation=2)
 
 
@@ -37,9 +38,9 @@ def halved(prepared):
     return forecast(prepared, parallel__data=4, parallel__fsdp=2)
 
 
-def sizes(found):
+def sizes(forecast):
     """Bytes of matrices and of vectors among the parameters."""
-    leaves = jax.tree.leaves(found.params)
+    leaves = jax.tree.leaves(forecast.params)
     return tuple(sum(4 * leaf.size for leaf in leaves if (leaf.ndim > 1) == flag) for flag in (True, False))
 
 
@@ -95,12 +96,14 @@ def test_what_cannot_fit_is_refused_with_numbers_and_remedies(prepared, whole, m
     )
     with pytest.raises(ConfigError, match=message):
         dry_run(runs.config(prepared, data__buckets=2, train__accumulation=2), show=shown.append)
-    assert "1.00" in shown[0].splitlines()[-1]  # the report comes all the same
-    monkeypatch.setattr(module, "available_bytes", lambda: None)
-    assert "unknown" in forecast(prepared, data__buckets=2, train__accumulation=2).report()
+    assert "1.00" in shown[0].splitlines()[-1]  # the report is shown in any case
+    unknown = dataclasses.replace(whole, memory=dataclasses.replace(whole.memory, available=None))
+    unknown.check()
+    assert "a device has" in unknown.report()
+    assert "unknown" in unknown.report().splitlines()[-1]
 
 
-def test_the_door_writes_nothing(prepared, tmp_path, capsys, monkeypatch):
+def test_the_command_writes_nothing(prepared, tmp_path, capsys, monkeypatch):
     path = tmp_path / "experiment.py"
     settings = config_lib.to_json(runs.config(prepared, parallel__data=4, parallel__fsdp=2))
     path.write_text(

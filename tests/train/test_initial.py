@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint, data
 from janus_jax.config import ConfigError, resolve
@@ -15,6 +14,7 @@ from janus_jax.train import train
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import read_metrics
 from tests import tiny
+from tests.train import runs
 
 
 def pretraining(folder, **changes):
@@ -47,6 +47,7 @@ def finetuning(folder, tmp_path, **changes):
     """A run on the demo corpus that starts from the pretrained one."""
     same = {name: value for name, value in vars(pretraining(folder).model).items() if name != "vocab_size"}
     settings = {f"model__{name}": value for name, value in same.items()} | {"init_from": str(folder / "run")}
+    settings |= {"objective__name": "ar"}
     config = runs.config(tmp_path / "demo", **(settings | {"train__steps": 3, "data__max_source_length": 60} | changes))
     return dataclasses.replace(config, text=dataclasses.replace(config.text, model=changes.get("text__model", "")))
 
@@ -87,7 +88,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_vocabulary(pretrai
     assert "decoder/embed_length/embedding: 64 rows of 64, 6 new" in notes
     train(config, tmp_path / "run")
     assert "starts from" in capsys.readouterr().err
-    # A run that has begun goes on from itself.
+    # A run with a checkpoint resumes from it and ignores init_from.
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")
     assert checkpoint.load(tmp_path / "run").step == 4
     assert "starts from" not in capsys.readouterr().err
@@ -117,21 +118,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pretrained, tmp
     assert not (tmp_path / "run").exists()
 
 
-def started(path, *, theirs, ours):
-    """A checkpoint of a tiny model with `theirs`, and what a run with `ours` makes of it: (old table, new table, notes)."""
+def initialised(path, *, theirs, ours):
+    """A checkpoint of a tiny model with `theirs`, and the initial parameters of a run with `ours`: (old table, new table, notes)."""
     lengths = {"max_source_length": 16, "max_target_length": 16}
     net, params = tiny.model(encoder_layers=1, decoder_layers=1, **theirs)
     config = resolve({"model": dataclasses.asdict(net.config), "data": lengths})
     checkpoint.write(path, params, config, b"tokens", {"step": 1})
     net = Janus(dataclasses.replace(net.config, **ours), net.specials)
     config = resolve({"model": dataclasses.asdict(net.config), "data": lengths, "init_from": str(path)})
-    made, notes = initial_params(net, config, b"tokens")
+    initial, notes = initial_params(net, config, b"tokens")
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    assert jax.tree.map(np.shape, made) == jax.tree.map(lambda leaf: leaf.shape, shapes)
+    assert jax.tree.map(np.shape, initial) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     np.testing.assert_array_equal(
-        made["encoder"]["layers_0"]["fc1"]["bias"], params["encoder"]["layers_0"]["fc1"]["bias"]
+        initial["encoder"]["layers_0"]["fc1"]["bias"], params["encoder"]["layers_0"]["fc1"]["bias"]
     )
-    return params["embed_tokens"]["embedding"], made["embed_tokens"]["embedding"], notes
+    return params["embed_tokens"]["embedding"], initial["embed_tokens"]["embedding"], notes
 
 
 # 40 tokens: a table without padding, whose blank makes it longer, and one whose padding becomes the blank.
@@ -139,13 +140,13 @@ def started(path, *, theirs, ours):
 def test_a_blank_starts_fresh_or_is_left_out(multiple, tmp_path):
     size, name = tiny.VOCAB, f"embed_tokens/embedding: row {tiny.VOCAB}, CTC's blank, is"
     plain, ctc = ({"vocab_multiple": multiple, "ctc_ratio": ratio} for ratio in (0.0, 2.0))
-    old, new, notes = started(tmp_path / "plain", theirs=plain, ours=ctc)
+    old, new, notes = initialised(tmp_path / "plain", theirs=plain, ours=ctc)
     np.testing.assert_array_equal(new[:size], old[:size])
     assert 0.005 < new[size].std() < 0.04  # N(0, 0.02), not the padding that stood there
     assert not new[size + 1 :].any()
     assert notes == [f"{name} new: train it before decoding mode ctc"]
 
-    old, new, notes = started(tmp_path / "ctc", theirs=ctc, ours=plain)
+    old, new, notes = initialised(tmp_path / "ctc", theirs=ctc, ours=plain)
     np.testing.assert_array_equal(new[:size], old[:size])
     assert old[size].any()
     assert not new[size:].any()  # padding stays zero
@@ -153,9 +154,9 @@ def test_a_blank_starts_fresh_or_is_left_out(multiple, tmp_path):
 
 
 @pytest.mark.parametrize("multiple", [8, 128])
-def test_a_blank_is_taken_over(multiple, tmp_path):
+def test_a_blank_is_copied(multiple, tmp_path):
     theirs, ours = {"vocab_multiple": 8, "ctc_ratio": 2.0}, {"vocab_multiple": multiple, "ctc_ratio": 3.0}
-    old, new, notes = started(tmp_path / "ctc", theirs=theirs, ours=ours)
+    old, new, notes = initialised(tmp_path / "ctc", theirs=theirs, ours=ours)
     np.testing.assert_array_equal(new[: tiny.VOCAB + 1], old[: tiny.VOCAB + 1])
     assert not new[tiny.VOCAB + 1 :].any()
     assert notes == ([] if multiple == 8 else ["embed_tokens/embedding: 48 rows of 48, 80 new"])

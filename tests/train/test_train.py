@@ -4,25 +4,20 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train import runs
 
 from janus_jax import checkpoint, parallel
-from janus_jax.config import ConfigError, to_json
+from janus_jax.config import ConfigError
 from janus_jax.data import prepare
 from janus_jax.train import NonFiniteLossError, train
 from janus_jax.train import loop as loop_module
 from janus_jax.train.log import read_metrics
-
-RUNNER = Path(__file__).with_name("runs.py")
+from tests.faults.killed_runs import copy_until
+from tests.train import runs
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    """The run that nothing interrupts."""
+    """The uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     train(runs.config(prepared), workdir)
     return workdir
@@ -49,7 +44,7 @@ def stored(workdir):
 
 
 def records(workdir):
-    """metrics.jsonl without what measures the machine."""
+    """The records of metrics.jsonl without the metrics of the machine."""
     return [
         {name: value for name, value in record.items() if not name.startswith("time/")}
         for record in read_metrics(workdir / "metrics.jsonl")
@@ -64,7 +59,7 @@ def assert_same_run(workdir, whole):
     assert records(workdir) == records(whole)
 
 
-def test_a_run_leaves_what_it_promises(whole):
+def test_a_run_writes_all_its_files(whole):
     names = {path.name for path in whole.iterdir()}
     assert {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "curves.png"} <= names
     assert not [name for name in names if "partial" in name]
@@ -102,52 +97,43 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
         train__eval_sentences=3,
     )
     train(config, tmp_path / "whole")
-    found = {record["step"]: record for record in records(tmp_path / "whole") if "loss/total" in record}
-    assert "loss/ctc" not in found[6]
-    assert {"loss/ctc", "loss/kl_ar_ctc", "nll/ctc", "ctc/unfit"} <= found[8].keys()
+    by_step = {record["step"]: record for record in records(tmp_path / "whole") if "loss/total" in record}
+    assert "loss/ctc" not in by_step[6]
+    assert {"loss/ctc", "loss/kl_ar_ctc", "nll/ctc", "ctc/unfit"} <= by_step[8].keys()
     last = records(tmp_path / "whole")[-1]
     assert {"valid/nll/ctc", "valid/ctc/unfit", "valid/bleu_ar", "valid/bleu_ctc"} <= last.keys()
     assert 0 <= last["valid/ctc/unfit"] < 0.5
     np.testing.assert_allclose(
         last["valid/loss"], sum(last[f"valid/loss/{name}"] for name in ("ar", "ctc", "kl_ar_ctc")), rtol=1e-6
     )
-    first = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6))
-    for part in (first, config):
-        train(part, tmp_path / "parts")
-    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    copy_until(6, tmp_path / "whole", tmp_path / "resumed")
+    train(config, tmp_path / "resumed")
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
 
 
-def start(config, workdir, tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(to_json(config))
-    environment = os.environ | {"PYTHONPATH": str(RUNNER.parents[2])}
-    return subprocess.Popen(
-        [sys.executable, str(RUNNER), str(path), str(workdir)],
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
+def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeypatch, capsys):
+    config = runs.config(
+        prepared, objective__name="ar", train__steps=400, train__eval_every=400, train__checkpoint_every=400
     )
+    original = loop_module.train_batches
 
+    def signalling(*args):
+        for number, batch in enumerate(original(*args), 1):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
 
-def wait_for(condition, process, seconds=240):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
-
-
-def test_sigterm_saves_and_stops_and_the_run_goes_on(prepared, tmp_path):
-    config = runs.config(prepared, train__steps=400, train__eval_every=400, train__checkpoint_every=400)
-    workdir = tmp_path / "run"
-    process = start(config, workdir, tmp_path)
-    wait_for(lambda: records(workdir) and records(workdir)[-1]["step"] >= 4, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 0, process.stderr.read()
-    saved = int(checkpoint.find(workdir).name)
-    assert 4 <= saved < 400
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=saved + 2)), workdir)
-    assert int(checkpoint.find(workdir).name) == saved + 2
+    monkeypatch.setattr(loop_module, "train_batches", signalling)
+    before = signal.getsignal(signal.SIGTERM)
+    _, stopped = loop_module.train_or_stop(config, tmp_path)
+    assert stopped
+    assert signal.getsignal(signal.SIGTERM) is before
+    saved = int(checkpoint.find(tmp_path).name)
+    assert 5 <= saved <= 7  # the request is read with the metrics of a step, a step late
+    assert f"stopped on request after step {saved}" in capsys.readouterr().err
+    monkeypatch.undo()
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=saved + 2)), tmp_path)
+    assert int(checkpoint.find(tmp_path).name) == saved + 2
 
 
 @pytest.fixture
@@ -170,7 +156,7 @@ def poisoned(monkeypatch):
 @pytest.mark.usefixtures("poisoned")
 def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(prepared, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step 5: .*not finite.*examples.*learning_rate.*step 3, is intact"):
-        train(runs.config(prepared), tmp_path)
+        train(runs.config(prepared, objective__name="ar"), tmp_path)
     assert int(checkpoint.find(tmp_path).name) == 3
     assert all(np.isfinite(array).all() for name, array in stored(tmp_path).items() if "assets" not in name)
 
@@ -178,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(prepa
 @pytest.mark.usefixtures("poisoned")
 def test_tolerated_bad_steps_are_skipped_and_counted(prepared, tmp_path, capsys):
     with pytest.raises(NonFiniteLossError, match="step 8"):
-        train(runs.config(prepared, train__max_bad_steps=3, train__checkpoint_every=12), tmp_path)
+        train(runs.config(prepared, objective__name="ar", train__max_bad_steps=3, train__checkpoint_every=12), tmp_path)
     assert "Skipped (3 of 3 allowed)" in capsys.readouterr().err
 
 
@@ -188,8 +174,8 @@ def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
 
 
 def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys):
-    train(runs.config(prepared, train__steps=3), tmp_path)
-    changed = runs.config(prepared, train__steps=4, optimizer__clip_norm=1.0)
+    train(runs.config(prepared, objective__name="ar", train__steps=3), tmp_path)
+    changed = runs.config(prepared, objective__name="ar", train__steps=4, optimizer__clip_norm=1.0)
     with pytest.raises(ConfigError, match="--allow_changes"):
         train(changed, tmp_path)
     train(changed, tmp_path, allow_changes=True)
@@ -198,13 +184,13 @@ def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys)
 
 
 def test_the_length_of_a_cosine_run_is_not_free(prepared, tmp_path):
-    config = runs.config(prepared, train__steps=6, optimizer__schedule="cosine")
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=6)), tmp_path)
+    config = runs.config(prepared, objective__name="ar", train__steps=6, optimizer__schedule="cosine")
+    train(config, tmp_path)
     with pytest.raises(ConfigError, match=r"train\.steps: 6, now 8"):
         train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=8)), tmp_path)
 
 
-def test_a_finished_run_gives_its_last_evaluation(prepared, whole):
+def test_a_finished_run_returns_its_last_evaluation(prepared, whole):
     assert train(runs.config(prepared), whole)["valid/loss"] == records(whole)[-1]["valid/loss"]
 
 
@@ -215,7 +201,7 @@ def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_p
 
 def test_an_unknown_best_metric_is_named(prepared, tmp_path):
     with pytest.raises(ConfigError, match="valid/loss"):
-        train(runs.config(prepared, train__best_metric="valid/bleu", train__steps=6), tmp_path)
+        train(runs.config(prepared, objective__name="ar", train__best_metric="valid/bleu", train__steps=6), tmp_path)
 
 
 def test_the_newest_and_those_of_every_few_steps_are_kept(prepared, tmp_path):
@@ -259,7 +245,7 @@ def test_other_objectives_train_and_decode_what_they_trained(objective, prepared
     assert len([name for name in final if name.startswith("valid/bleu")]) == 1
 
 
-def test_the_door_reports_mistakes_with_their_fix(capsys, tmp_path):
+def test_the_command_reports_mistakes_with_their_fix(capsys, tmp_path):
     from janus_jax.train.__main__ import main
 
     assert main([]) == 2

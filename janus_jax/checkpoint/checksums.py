@@ -1,4 +1,4 @@
-"""Check sums of trees of arrays, computed where the arrays are."""
+"""Checksums of trees of arrays, computed on the devices that hold the arrays."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 
 
-def check_sums(items: dict[str, Any]) -> dict[str, int]:
-    """A check sum of each named tree: of its 32-bit words, modulo 2^32, weighted by leaf.
+def checksums(items: dict[str, Any]) -> dict[str, int]:
+    """The checksum of each named tree: the sum of its 32-bit words, weighted by leaf, modulo 2^32.
 
-    It doesn't depend on how arrays are split, and changes with any one word.
+    It doesn't depend on how arrays are split over devices, and it changes with any single word.
     """
-    return {name: int(value) for name, value in jax.device_get(_sums(items)).items()}
+    return {name: int(value) for name, value in jax.device_get(_checksums(items)).items()}
 
 
 @jax.jit
-def _sums(items: dict[str, Any]) -> dict[str, jax.Array]:
+def _checksums(items: dict[str, Any]) -> dict[str, jax.Array]:
     def words(leaf: jax.Array) -> jax.Array:
         if leaf.dtype.itemsize == 2:
             return jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)

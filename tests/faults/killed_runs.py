@@ -1,6 +1,6 @@
-"""Lives of a training run: each is a process of the real door, which ends by itself or is killed at a chosen moment.
+"""Processes of one training run: each runs the real command line, and ends by itself or is killed at a chosen moment.
 
-A kill is SIGKILL: nothing in the process can prepare for it. What the process was doing is told from what it left.
+A kill is SIGKILL: the process cannot prepare for it. The files that it leaves show what it was doing.
 """
 
 import contextlib
@@ -25,6 +25,8 @@ from janus_jax.config import Config, to_json
 from janus_jax.train.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
+# For the processes that the tests start: a process without torch starts in half the time.
+PYTHON_PATH = f"{Path(__file__).with_name('no_torch')}{os.pathsep}{ROOT}"
 MOMENTS = ("start-up", "compile", "steps", "save")
 _PATIENCE = 240  # seconds
 _EXPERIMENT = """
@@ -42,19 +44,19 @@ def get_config():
 
 
 def experiment(config: Config, path: Path) -> Path:
-    """Writes `config` as an experiment file that a door reads."""
+    """Writes `config` as an experiment file for the command line."""
     path.with_suffix(".json").write_text(to_json(config))
     path.write_text(_EXPERIMENT)
     return path
 
 
 @dataclasses.dataclass
-class Run:
-    """A run that lives several times.
+class KilledRun:
+    """A run in one work directory by several processes, one after another.
 
     Args:
-      config: of every life.
-      workdir: of the run; experiment file and what the processes say go beside it.
+      config: of every process.
+      workdir: of the run; the experiment file and the output of the processes lie beside it.
       cache: directory of compiled programs; None: the user's.
       devices: how many CPU devices a process has.
     """
@@ -67,14 +69,14 @@ class Run:
 
     def __post_init__(self):
         self.file = experiment(self.config, self.workdir.with_suffix(".py"))
-        self.said = self.workdir.with_suffix(".log")
+        self.log = self.workdir.with_suffix(".log")
         self.checkpoints = self.workdir / "checkpoints"
 
     @contextlib.contextmanager
-    def life(self) -> Iterator[subprocess.Popen]:
-        """A process that trains; it does not outlive the block."""
+    def process(self) -> Iterator[subprocess.Popen]:
+        """A process that trains; the end of the block kills it."""
         environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": PYTHON_PATH,
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(self.devices),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the tests' time is the compiler's
@@ -82,8 +84,8 @@ class Run:
         if self.cache:
             environment["JANUS_JAX_CACHE"] = str(self.cache)
         command = [sys.executable, "-m", "janus_jax.train", f"--config={self.file}", f"--workdir={self.workdir}"]
-        with self.said.open("w") as said:
-            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=said, stderr=said)
+        with self.log.open("w") as log:
+            process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         try:
             yield process
         finally:
@@ -92,22 +94,22 @@ class Run:
                 process.wait()
 
     def finish(self) -> None:
-        """Lets the run live to its end."""
-        with self.life() as process:
-            assert process.wait(timeout=_PATIENCE) == 0, self.said.read_text()
+        """Trains to the end of the run."""
+        with self.process() as process:
+            assert process.wait(timeout=_PATIENCE) == 0, self.log.read_text()
 
     def kill(self, moment: str, rng: random.Random) -> bool:
-        """Lives, and is killed at a random time within a moment: one of MOMENTS, or "any".
+        """Starts a process and kills it at a random time within a moment: one of MOMENTS, or "any".
 
         Returns:
-          Whether the kill hit; False if the run had come to its end.
+          Whether the process was killed; False if the run came to its end before.
         """
-        with self.life() as process:
+        with self.process() as process:
             self._log_before, self._unfinished_before = self._opened_log(), self._unfinished()
             self._wait(process, moment, rng)
             process.kill()
             if process.wait() != -signal.SIGKILL:
-                assert process.returncode == 0, self.said.read_text()
+                assert process.returncode == 0, self.log.read_text()
                 return False
         self.kills.append(self._doing())
         return True
@@ -127,11 +129,11 @@ class Run:
             self._wait_for_save(process, rng)
 
     def _wait_for_save(self, process: subprocess.Popen, rng: random.Random) -> None:
-        """Leaves the process stopped while a save of its own is half done."""
+        """Stops the process (SIGSTOP) while it is saving."""
         while process.poll() is None:
             self._until(process, self._saving)
             _sleep(process, rng.uniform(0, 0.06))
-            # Frozen, it can't end the save between the look and the kill.
+            # A stopped process can't finish the save between this check and the kill.
             process.send_signal(signal.SIGSTOP)
             if process.poll() is not None or self._saving():
                 return
@@ -140,15 +142,15 @@ class Run:
     def _until(self, process: subprocess.Popen, condition) -> None:
         end = time.monotonic() + _PATIENCE
         while process.poll() is None and not condition():
-            assert time.monotonic() < end, f"nothing happened: {self.said.read_text()}"
+            assert time.monotonic() < end, f"nothing happened: {self.log.read_text()}"
             time.sleep(0.001)
 
     def _opened_log(self) -> int:
-        """Changes when a process opens metrics.jsonl, which it does after it has restored the state."""
+        """Changes when a process opens its log, after it has restored the state."""
         return len(list((self.workdir / "tensorboard").glob("*")))
 
     def _stepped(self) -> bool:
-        return "step " in self.said.read_text()
+        return "step " in self.log.read_text()
 
     def _unfinished(self) -> set[str]:
         """Steps being saved: Orbax's temporary directories."""
@@ -159,7 +161,7 @@ class Run:
         return bool(self._unfinished() - self._unfinished_before)
 
     def _doing(self) -> str:
-        """What the dead process was doing."""
+        """What the killed process was doing."""
         if self._saving():
             return "save"
         if self._stepped():
@@ -173,7 +175,7 @@ def _sleep(process: subprocess.Popen, seconds: float) -> None:
 
 
 def copy_until(step: int, workdir: Path, to: Path) -> None:
-    """Copies a run as it stood when it had saved `step`."""
+    """Copies a run in the state in which it had just saved `step`."""
     shutil.copytree(workdir, to)
     for later in checkpoint.step_directories(to):
         if int(later.name) > step:
@@ -189,7 +191,7 @@ def stored(step_directory: Path) -> dict[str, np.ndarray]:
 
 
 def records(workdir: Path) -> list[dict[str, float]]:
-    """metrics.jsonl without what measures the machine."""
+    """The records of metrics.jsonl without the metrics of the machine."""
     return [
         {name: value for name, value in record.items() if not name.startswith("time/")}
         for record in read_metrics(workdir / "metrics.jsonl")
@@ -197,14 +199,14 @@ def records(workdir: Path) -> list[dict[str, float]]:
 
 
 def assert_same(workdir: Path, whole: Path) -> None:
-    """Two runs left the same: the same checkpoints, bitwise, the same figures, and nothing half done."""
+    """Two runs have the same checkpoints, bitwise, the same metrics, and no unfinished files."""
     ours, theirs = checkpoint.step_directories(workdir), checkpoint.step_directories(whole)
     assert sorted(os.listdir(workdir / "checkpoints")) == sorted(path.name for path in theirs)
     for mine, other in zip(ours, theirs, strict=True):
-        found, expected = stored(mine), stored(other)
-        assert found.keys() == expected.keys()
+        actual, expected = stored(mine), stored(other)
+        assert actual.keys() == expected.keys()
         for name, value in expected.items():
-            np.testing.assert_array_equal(found[name], value, err_msg=f"{mine.name}: {name}")
-            assert found[name].dtype == value.dtype
+            np.testing.assert_array_equal(actual[name], value, err_msg=f"{mine.name}: {name}")
+            assert actual[name].dtype == value.dtype
     assert records(workdir) == records(whole)
     assert not list(workdir.glob("*partial*"))

@@ -1,4 +1,4 @@
-"""Rows cut into chunks, so that few rows' logits live at once, and the token table as the devices of a mesh meet it.
+"""Vocabulary logits of chunks of rows, so that few rows' logits live at once, on one device or a mesh.
 
 Legend: B sentences, X rows a sentence, c chunks, W parts of a batch (data x fsdp), D model width, V' padded vocabulary.
 """
@@ -16,10 +16,10 @@ from janus_jax.model import constrain_logits, project
 from janus_jax.parallel import BATCH, constrain
 
 
-def chunks_of(rows: int, most: int) -> int:
-    """c, a power of two that leaves each part of the mesh about `most` of its share of `rows` rows at once; 1 where `most` is 0."""
+def chunks_of(rows: int, limit: int) -> int:
+    """c, a power of two that leaves each part of the mesh about `limit` of its share of `rows` rows at once; 1 where `limit` is 0."""
     rows //= parallel.batch_ways()
-    return 1 if not most or rows <= most else 1 << math.ceil(math.log2(rows / most))
+    return 1 if not limit or rows <= limit else 1 << math.ceil(math.log2(rows / limit))
 
 
 def cut(x: jax.Array, chunks: int, fill: int) -> jax.Array:
@@ -49,10 +49,10 @@ def copies(table: jax.Array, sentences: int) -> jax.Array:
     table = constrain(table, "tensor", None)
     if ways == 1 or sentences % ways:
         return table
-    return apart(jnp.broadcast_to(table, (ways, *table.shape)))
+    return on_own_parts(jnp.broadcast_to(table, (ways, *table.shape)))
 
 
-def apart(tables: jax.Array) -> jax.Array:
+def on_own_parts(tables: jax.Array) -> jax.Array:
     """`copies`, or their gradient, pinned to the devices of their parts."""
     return constrain(tables, BATCH, "tensor", None) if tables.ndim == 3 else tables
 

@@ -1,0 +1,85 @@
+"""The families of decoder rows, one module each: what the rows read, where they stand, what they attend to.
+
+A family is a pure function of a batch that returns its groups of rows. A new family is a module here and an entry below.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import ModelConfig
+from janus_jax.model.families import ar, aux, ctc, mask_predict
+from janus_jax.model.layout import RowGroup, RowLayout
+from janus_jax.types import Batch, Specials
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of rows: its groups, and the other families that its rows attend to."""
+
+    groups: Callable[[Batch, ModelConfig, Specials], tuple[RowGroup, ...]]
+    attends: tuple[str, ...] = ()
+
+
+# In the order of the joint pass. The key rows that a group attends to must adjoin: aux stands behind nar.
+FAMILIES: dict[str, Family] = {
+    "ar": Family(ar.groups),
+    "ctc": Family(ctc.groups),
+    "nar": Family(mask_predict.groups),
+    "aux": Family(aux.groups, attends=("nar",)),
+}
+
+
+def with_attended(families: Collection[str]) -> tuple[str, ...]:
+    """The families and those that their rows attend to, in the order of the joint pass.
+
+    Raises:
+      ValueError: an unknown family.
+    """
+    if unknown := sorted(set(families) - set(FAMILIES)):
+        raise ValueError(f"unknown families of rows {unknown}; model/families has {', '.join(FAMILIES)}")
+    wanted = {*families, *(other for name in families for other in FAMILIES[name].attends)}
+    return tuple(name for name in FAMILIES if name in wanted)
+
+
+def row_layout(
+    batch: Batch,
+    config: ModelConfig,
+    specials: Specials,
+    families: Collection[str],
+    shown: Mapping[str, jax.Array] | None = None,
+) -> RowLayout:
+    """The rows of the joint pass over a batch.
+
+    Args:
+      batch: one micro-batch.
+      config: the architecture.
+      specials: ids of the special tokens.
+      families: names in `FAMILIES`; rows of other families take no place.
+      shown: family -> [B, R] tokens that its rows read in place of their usual input; -1: the usual input. Only for
+        families of one group.
+
+    Raises:
+      ValueError: no or unknown families, one without the families that it attends to, or one that the model lacks.
+    """
+    if not families or with_attended(families) != tuple(name for name in FAMILIES if name in families):
+        raise ValueError(
+            f"families {tuple(families)}: name at least one, and with aux also nar, to which its rows attend"
+        )
+    groups: list[RowGroup] = []
+    for name, family in FAMILIES.items():
+        if name in families:
+            rows = family.groups(batch, config, specials)
+            if shown and name in shown:
+                (group,) = rows
+                rows = (show(group, shown[name], specials),)
+            groups.extend(rows)
+    return RowLayout(tuple(groups))
+
+
+def show(group: RowGroup, shown: jax.Array, specials: Specials) -> RowGroup:
+    """The group with rows that read other tokens: those of `shown` [B, R]; -1: the usual input."""
+    usual = jnp.full_like(shown, specials.mask) if group.tokens is None else group.tokens
+    return replace(group, tokens=jnp.where(shown >= 0, shown, usual))

@@ -1,0 +1,50 @@
+"""CTC rows: as many as `ctc_ratio` times the source tokens, which attend to each other; each predicts a token or the blank
+(docs/method.md, section 8).
+
+Legend: B sentences, S source length, R CTC rows.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import ModelConfig
+from janus_jax.model.layout import RowGroup, bidirectional_mask
+from janus_jax.types import Batch, Specials
+
+
+def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGroup, ...]:
+    """The R rows of a batch's sources, all of which a loss reads."""
+    return (source_rows(batch.source, config, specials),)
+
+
+def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> RowGroup:
+    """The rows of sources [B, S]: mask tokens, or evenly copied source tokens.
+
+    Raises:
+      ValueError: the model has no CTC rows.
+    """
+    if not config.ctc_ratio:
+        raise ValueError("this model has no CTC rows; set model.ctc_ratio, for example to 2.0")
+    real = source != specials.pad
+    copied = jnp.take_along_axis(source, origins(real, config), axis=1) if config.ctc_input == "source" else None
+    positions = jnp.arange(config.ctc_slots(source.shape[1]))[None]
+    return RowGroup("ctc", "ctc", positions, {"ctc": bidirectional_mask(real_rows(real, config))}, copied)
+
+
+def row_counts(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """The number of each sentence's own CTC rows; source [..., S] True at real tokens -> [...] int32."""
+    table = jnp.array([config.ctc_slots(length) for length in range(source.shape[-1] + 1)], jnp.int32)
+    return table[source.sum(axis=-1)]
+
+
+def real_rows(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """[..., R] True at a sentence's own CTC rows, which come first; source [..., S] True at real tokens."""
+    return jnp.arange(config.ctc_slots(source.shape[-1])) < row_counts(source, config)[..., None]
+
+
+def origins(source: jax.Array, config: ModelConfig) -> jax.Array:
+    """The source token [B, R] that each CTC row copies where it reads the source: they are spread evenly."""
+    row = jnp.arange(config.ctc_slots(source.shape[1]))
+    length, count = source.sum(axis=1, keepdims=True), row_counts(source, config)[:, None]
+    nth = jnp.minimum(row * length // jnp.maximum(count, 1), jnp.maximum(length - 1, 0))
+    return jnp.argmax(source, axis=1)[:, None] + nth  # padding may be on the left

@@ -1,0 +1,234 @@
+"""The rows of a decoder pass: where each group stands, what it attends to, which rows a loss reads.
+
+A family of rows (`model.families`) describes its rows as `RowGroup`s. `RowLayout` is the only code that knows offsets: it
+derives the slices, the attention blocks, the last layer's rows and the split of the result from the groups.
+
+Legend: B sentences, R query rows, S key rows, M rows of a group that a loss reads, D model width.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.types import Encoded
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowGroup:
+    """Decoder rows of one kind.
+
+    A *memory* group gives keys and values, and its rows are also queries. The other groups only ask.
+    """
+
+    name: str = field(metadata={"static": True})
+    family: str = field(metadata={"static": True})
+    positions: jax.Array  # [B or 1, R] int32, 0-based
+    attends: dict[str, jax.Array]  # name of a memory group -> attention mask [B or 1, R or 1, S], True where allowed
+    tokens: jax.Array | None = None  # [B, R] int32 input tokens; None: every row reads the mask token
+    read: jax.Array | None = None  # [B, M] int32, the rows that a loss reads; None: all rows, if `predicts`
+    memory: bool = field(default=True, metadata={"static": True})
+    predicts: bool = field(default=True, metadata={"static": True})  # False: no loss reads these rows
+    layernorm: bool = field(default=True, metadata={"static": True})  # False: without the embedding layer norm
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return self.positions.shape[1]
+
+    @property
+    def read_rows(self) -> int:
+        """How many of the rows a loss reads: M, R or 0."""
+        if not self.predicts:
+            return 0
+        return self.rows if self.read is None else self.read.shape[1]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class AttentionBlock:
+    """Query rows [start, stop) attend to key rows [first, last) where `mask` [B or 1, R or 1, S] is True."""
+
+    start: int = field(metadata={"static": True})
+    stop: int = field(metadata={"static": True})
+    first: int = field(metadata={"static": True})
+    last: int = field(metadata={"static": True})
+    mask: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SourceBlock:
+    """Query rows [start, stop) attend to the real rows of an encoder's states."""
+
+    start: int = field(metadata={"static": True})
+    stop: int = field(metadata={"static": True})
+    encoded: Encoded
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RowLayout:
+    """Groups of rows that go through the decoder's layers together, in this order.
+
+    The last layer computes only the rows that a loss reads: methods with `last=True` speak of that layer's queries.
+
+    Raises:
+      ValueError: two groups of one name, or a group attends to rows that are absent, give no keys, or don't adjoin.
+    """
+
+    groups: tuple[RowGroup, ...]
+
+    def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        if len(set(names)) < len(names):
+            raise ValueError(f"row groups {names}: each name may stand once")
+        for group in self.groups:
+            self._key_range(group)
+
+    @property
+    def rows(self) -> int:
+        """How many rows a sentence has."""
+        return sum(group.rows for group in self.groups)
+
+    @property
+    def memory_rows(self) -> int:
+        """How many of them give keys and values."""
+        return sum(group.rows for group in self.groups if group.memory)
+
+    @property
+    def read_rows(self) -> int:
+        """How many of them a loss reads: the rows of the last layer."""
+        return sum(group.read_rows for group in self.groups)
+
+    def attention_pairs(self, last: bool = False) -> int:
+        """How many pairs of a query row and a key row self-attention computes, allowed or not."""
+        return sum(
+            rows * (stop - first) for group, rows in self._queries(last) for first, stop in [self._key_range(group)]
+        )
+
+    @property
+    def row_slices(self) -> dict[str, slice]:
+        """Where each group's rows stand among all rows."""
+        return _consecutive((group.name, group.rows) for group in self.groups)
+
+    @property
+    def key_slices(self) -> dict[str, slice]:
+        """Where the keys of each memory group stand among all keys."""
+        return _consecutive((group.name, group.rows) for group in self.groups if group.memory)
+
+    def memory(self, x: jax.Array) -> jax.Array:
+        """The rows that give keys and values, of all rows x [B, R, D]."""
+        spans: list[slice] = []
+        for name in self.key_slices:
+            rows = self.row_slices[name]
+            if spans and spans[-1].stop == rows.start:
+                rows = slice(spans.pop().start, rows.stop)
+            spans.append(rows)
+        return _joined([x[:, span] for span in spans])
+
+    def read(self, x: jax.Array) -> jax.Array:
+        """The rows that a loss reads, of all rows x [B, R, D]."""
+        parts = []
+        for group, _ in self._queries(last=True):
+            rows = x[:, self.row_slices[group.name]]
+            parts.append(rows if group.read is None else jnp.take_along_axis(rows, group.read[:, :, None], axis=1))
+        return _joined(parts)
+
+    def split(self, x: jax.Array) -> dict[str, jax.Array]:
+        """The rows of each family [B, M, D], of the last layer's rows x [B, R, D]."""
+        slices = _consecutive((group.name, rows) for group, rows in self._queries(last=True))
+        rows: dict[str, list[jax.Array]] = {}
+        for group, _ in self._queries(last=True):
+            rows.setdefault(group.family, []).append(x[:, slices[group.name]])
+        return {family: _joined(parts) for family, parts in rows.items()}
+
+    def attention(self, last: bool = False) -> tuple[AttentionBlock, ...]:
+        """Self-attention block by block; neighbours that attend to the same key rows share a block."""
+        blocks: list[AttentionBlock] = []
+        start = 0
+        for group, rows in self._queries(last):
+            first, stop = self._key_range(group)
+            mask = self._mask(group, last)
+            before = blocks[-1] if blocks else None
+            if before and (before.first, before.last) == (first, stop):
+                above = _whole(before.mask, before.stop - before.start)
+                mask = _stacked([above, _whole(mask, rows)], axis=1)
+                blocks[-1] = AttentionBlock(before.start, start + rows, first, stop, mask)
+            else:
+                blocks.append(AttentionBlock(start, start + rows, first, stop, mask))
+            start += rows
+        return tuple(blocks)
+
+    def source_attention(self, encoded: Mapping[str, Encoded], last: bool = False) -> tuple[SourceBlock, ...]:
+        """Cross-attention block by block; `encoded` names the encoding that each family reads."""
+        blocks: list[SourceBlock] = []
+        start = 0
+        for group, rows in self._queries(last):
+            states = encoded[group.family]
+            if blocks and blocks[-1].encoded is states:
+                blocks[-1] = SourceBlock(blocks[-1].start, start + rows, states)
+            else:
+                blocks.append(SourceBlock(start, start + rows, states))
+            start += rows
+        return tuple(blocks)
+
+    def _queries(self, last: bool) -> Iterator[tuple[RowGroup, int]]:
+        """The groups that ask, with their number of query rows."""
+        for group in self.groups:
+            if rows := group.read_rows if last else group.rows:
+                yield group, rows
+
+    def _key_range(self, group: RowGroup) -> tuple[int, int]:
+        """The key rows [first, stop) that a group attends to."""
+        keys = self.key_slices
+        spans = [span for name, span in keys.items() if name in group.attends]
+        if not spans or len(spans) < len(group.attends):
+            raise ValueError(
+                f"rows {group.name!r} attend to {list(group.attends)}; the layout has the keys of {list(keys)}"
+            )
+        if any(left.stop != right.start for left, right in itertools.pairwise(spans)):
+            raise ValueError(f"rows {group.name!r}: the groups {list(group.attends)} that they attend to must adjoin")
+        return spans[0].start, spans[-1].stop
+
+    def _mask(self, group: RowGroup, last: bool) -> jax.Array:
+        """What a group attends to, [B or 1, R or 1, S], over its key range."""
+        masks = [group.attends[other.name] for other in self.groups if other.name in group.attends]
+        rows = max(mask.shape[1] for mask in masks)
+        mask = _stacked([_whole(mask, rows) for mask in masks], axis=2)
+        if last and group.read is not None and rows > 1:
+            return jnp.take_along_axis(mask, group.read[:, :, None], axis=1)
+        return mask
+
+
+def bidirectional_mask(real: jax.Array) -> jax.Array:
+    """[B, 1, S]: every row attends to all rows of its kind that are `real` [B, S]."""
+    return real[:, None]
+
+
+def _consecutive(widths: Iterable[tuple[str, int]]) -> dict[str, slice]:
+    slices, start = {}, 0
+    for name, width in widths:
+        slices[name] = slice(start, start + width)
+        start += width
+    return slices
+
+
+def _joined(parts: list[jax.Array]) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _whole(mask: jax.Array, rows: int) -> jax.Array:
+    """A mask with one entry for each query row."""
+    return jnp.broadcast_to(mask, (mask.shape[0], rows, mask.shape[2]))
+
+
+def _stacked(masks: list[jax.Array], axis: int) -> jax.Array:
+    """Masks side by side, whose first axis may be B or 1."""
+    if len(masks) == 1:
+        return masks[0]
+    sentences = max(mask.shape[0] for mask in masks)
+    return jnp.concatenate([jnp.broadcast_to(mask, (sentences, *mask.shape[1:])) for mask in masks], axis=axis)

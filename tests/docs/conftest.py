@@ -1,0 +1,76 @@
+"""The directory in which the commands of the pages run: texts, a random BART, and two trained tiny models."""
+
+import os
+import shutil
+
+import pytest
+
+from janus_jax import text
+from janus_jax.config import TextConfig
+from janus_jax.convert.hf_tokenizer import tokenizer_files
+from janus_jax.data import demo
+from tests.docs import commands
+from tests.docs.pages import ROOT
+
+
+@pytest.fixture(scope="session")
+def bare_desk(tmp_path_factory):
+    """my/train.de and the other texts that the pages speak of, and the experiments of the checkout."""
+    folder = tmp_path_factory.mktemp("bare_desk")
+    for name in ("my", "corpus"):
+        (folder / name).mkdir()
+    pairs = dict(zip(("train", "dev", "test"), demo.generate("de", "en", (200, 12, 8), 0), strict=True))
+    for name, split in pairs.items():
+        (folder / f"my/{name}.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in split))
+        for side, lang in enumerate(("de", "en")):
+            (folder / f"my/{name}.{lang}").write_text("".join(f"{pair[side]}\n" for pair in split))
+    english = [target for _, target in pairs["train"]]
+    (folder / "corpus/a.txt").write_text("".join(f"{'. '.join(english[i : i + 4])}.\n" for i in range(0, 200, 2)))
+    (folder / "input.de").write_text("Montag\n\n3 Stunden\n")
+    (folder / "gaps.tsv").write_text("Montag\t<mask>\n\t\n3 Stunden\t3 <mask><mask>\n")
+    shutil.copytree(ROOT / "configs", folder / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained_desk(bare_desk, tmp_path_factory):
+    """The desk after the commands that all chains share: prepared data, and the runs `mine` and `mine_ctc`."""
+    folder = tmp_path_factory.mktemp("trained_desk") / "desk"
+    shutil.copytree(bare_desk, folder)
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            commands.run_sections(commands.SHARED, folder, patch)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def _entered(folder, monkeypatch):
+    """Makes a directory the current one for a test."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(folder / "modules"))
+    return folder
+
+
+@pytest.fixture
+def desk(trained_desk, tmp_path, monkeypatch):
+    """A copy of the trained desk, as the current directory."""
+    return _entered(shutil.copytree(trained_desk, tmp_path / "desk"), monkeypatch)
+
+
+@pytest.fixture
+def bart_desk(bare_desk, tmp_path, monkeypatch):
+    """A copy of the bare desk with `bart-base`, a random BART of the tiny size, as transformers writes it."""
+    transformers = pytest.importorskip("transformers")
+    folder = shutil.copytree(bare_desk, tmp_path / "desk")
+    lines = (folder / "my/train.en").read_text().splitlines()
+    tokenizer = text.train(lines, TextConfig(model_type="byte_bpe", vocab_size=300))
+    sizes = {"layers": 1, "ffn_dim": 32, "attention_heads": 2}
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    config = transformers.BartConfig(vocab_size=tokenizer.vocab_size, d_model=16, **both)
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder / "bart-base")
+    for name, content in tokenizer_files(tokenizer).items():
+        (folder / "bart-base" / name).write_text(content, encoding="utf-8")
+    return _entered(folder, monkeypatch)

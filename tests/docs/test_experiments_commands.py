@@ -1,0 +1,9 @@
+"""The commands of the pages, chain "experiments": shipped experiments and the programs behind the figures."""
+
+from tests.docs.commands import run_chain
+
+
+def test_commands_run(desk, monkeypatch):
+    run_chain("experiments", desk, monkeypatch)
+    assert (desk / "runs/multi30k_cpu.json").is_file()
+    assert (desk / "runs/iwslt14/metrics.jsonl").is_file()

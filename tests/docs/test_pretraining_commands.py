@@ -1,0 +1,12 @@
+"""The commands of the pages, chain "pretraining"."""
+
+from tests.docs.commands import run_chain, run_command
+from tests.docs.pages import section
+
+
+def test_commands_run(bart_desk, monkeypatch):
+    [importing, *_] = section("pytorch.md", "Start from a BART")[0].commands
+    run_command(importing, bart_desk, monkeypatch)
+    run_chain("pretraining", bart_desk, monkeypatch)
+    for name in ("bart_janus", "bart_tiny", "headline_pretrained", "headline_scratch"):
+        assert (bart_desk / "runs" / name / "metrics.jsonl").is_file(), name
