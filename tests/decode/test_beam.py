@@ -1,14 +1,12 @@
 """Beam search on toy models whose optimum is known."""
 
 import itertools
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import ArDecode
 from janus_jax.decode.search.beam import STOPS, beam_search
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.types import Specials
@@ -285,7 +283,3 @@ def test_wrong_settings_name_themselves():
             constraints=Constraints.default(SPECIALS, 9),
             stop="soon",
         )
-
-
-def test_stopping_rules_are_those_of_the_configuration():
-    assert set(STOPS) == set(typing.get_type_hints(ArDecode)["stop"].__args__)

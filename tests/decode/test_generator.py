@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax import parallel
-from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig, ParallelConfig, resolve
+from janus_jax.config import ConfigError, DecodeConfig, ModelConfig, ParallelConfig, resolve
 from janus_jax.decode import MODES, DecodeRequest, Generator
 from janus_jax.decode.batching import bucket, full_rows, plan_batches
 from janus_jax.decode.keywords import with_keywords
@@ -57,10 +57,6 @@ def generator():
 
 
 LINES = ["hello", "", "a", "quitealongerlineofletters", "   ", "bcd", "hello", "zz top", "x" * 30, "defg"]
-
-
-def test_modes_are_those_of_the_configuration():
-    assert set(MODES) == set(Mode.__args__)
 
 
 def inputs_of(mode, lines=LINES):

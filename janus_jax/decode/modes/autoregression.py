@@ -79,8 +79,11 @@ def ar_limits(request: DecodeRequest, settings: ArDecode) -> tuple[int, np.ndarr
 
 def ar_constraints(net: Janus, settings: ArDecode, released: bool) -> Constraints:
     """What may be emitted; `released`: the released decoders forbid pad alone."""
-    banned = (net.specials.pad,) if released else (net.specials.pad, net.specials.bos, net.specials.mask)
-    return Constraints(banned, net.config.vocab_size, max(settings.min_length, 1), settings.no_repeat_ngram)
+    vocab = net.config.vocab_size
+    rules = {"min_length": max(settings.min_length, 1), "no_repeat_ngram": settings.no_repeat_ngram}
+    if released:
+        return Constraints((net.specials.pad,), vocab, **rules)
+    return Constraints.default(net.specials, vocab, **rules)
 
 
 def ar_callbacks(

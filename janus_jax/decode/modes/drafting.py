@@ -43,8 +43,8 @@ class Bound:
 class Binding(Protocol):
     """Everything static that a mode's drafts depend on; hashable, since compiled code is kept by it."""
 
-    def __call__(self, arrays: Any) -> Bound:
-        """Binds the model to a pytree of arrays."""
+    def __call__(self, arrays: tuple) -> Bound:
+        """Binds the model to its parameters and the arrays of a batch."""
 
 
 def acceptance_of(settings: DraftSettings) -> Acceptance:
@@ -77,7 +77,7 @@ def statistics_of(counts: Statistics, draft_passes: int, before: int = 0) -> dic
 _measured: dict[Any, PassCosts] = {}
 
 
-def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: Any) -> PassCosts:
+def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: tuple) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
     Nothing is measured if drafts are always or never made. They are also always made if acceptance is relaxed:
@@ -88,13 +88,14 @@ def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, a
       settings: when drafts are made, and which tokens of them are accepted.
       widths: W to choose from, ascending.
       binding: binds the model to `arrays`.
-      arrays: of a batch.
+      arrays: the parameters, and the arrays of a batch.
     """
     if settings.draft == "never":
         return PassCosts.of_no_drafts(widths)
     if settings.draft == "always" or not acceptance_of(settings).lossless or jax.process_count() > 1:
         return PassCosts.of_free_drafts(widths)
-    shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arrays))
+    # The shapes of the parameters follow from the binding's model.
+    shapes = tuple(x.shape for x in jax.tree.leaves(arrays[1:]))
     key = (binding, shapes, tuple(widths), jax.sharding.get_abstract_mesh())
     if key not in _measured:
         step, widest = (
@@ -107,7 +108,7 @@ def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, a
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "count"))
-def _run_steps(arrays: Any, rounds: Array, *, binding: Binding, count: int) -> Array:
+def _run_steps(arrays: tuple, rounds: Array, *, binding: Binding, count: int) -> Array:
     """Feeds `count` tokens to the verifying model so many times; to be timed."""
     bound = binding(arrays)
 
@@ -121,7 +122,7 @@ def _run_steps(arrays: Any, rounds: Array, *, binding: Binding, count: int) -> A
 
 
 @functools.partial(jax.jit, static_argnames="binding")
-def _run_drafts(arrays: Any, rounds: Array, *, binding: Binding) -> Array:
+def _run_drafts(arrays: tuple, rounds: Array, *, binding: Binding) -> Array:
     """Makes so many drafts; to be timed."""
     bound = binding(arrays)
 
