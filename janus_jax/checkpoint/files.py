@@ -46,7 +46,7 @@ def load(path: str | Path) -> Loaded:
         return _load(step_dir)
     except (ConfigError, CheckpointError):
         raise
-    except Exception as error:  # whatever a damaged file makes Orbax raise
+    except Exception as error:  # Orbax raises any class for a damaged file
         others = ", ".join(str(other) for other in step_directories(step_dir.parent) if other != step_dir)
         raise CheckpointError(
             f"{step_dir}: damaged ({type(error).__name__}: {first_line(error)}); "

@@ -131,7 +131,7 @@ def _kinds(source: babel.Locale, target: babel.Locale) -> dict[str, list[Atom]]:
 
 
 def _works(atom: Atom) -> bool:
-    """Whether CLDR has the atom's patterns in both languages; Babel signals a gap by whatever its lookup raised."""
+    """Whether CLDR has the atom's patterns in both languages; for a gap Babel raises errors of several classes."""
     try:
         pairs = [atom(random.Random(seed)) for seed in range(20)]
     except (KeyError, ValueError, AttributeError, TypeError, IndexError):

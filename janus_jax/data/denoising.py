@@ -82,7 +82,7 @@ def noise(
 
 
 def _word_positions(block: np.ndarray, word_starts: np.ndarray, sentences: np.ndarray) -> np.ndarray:
-    """[W] positions at which words start. A sentence's first token starts one, whatever it looks like."""
+    """[W] positions at which words start. The first token of a sentence always starts one."""
     begins = word_starts[block]
     begins[sentences] = True
     begins[0] = begins[-1] = False

@@ -108,7 +108,7 @@ def _existing(
     if directory.is_dir() and not any(directory.iterdir()):
         return None
     if not (directory / "report.json").is_file():
-        # Never replaced, whatever the flags: it might be anything.
+        # No flag replaces it: it is not ours.
         raise DataError(
             f"config.data.prepared: {directory} exists and is not a prepared dataset; choose another directory"
         )
