@@ -20,11 +20,14 @@ if worker and hasattr(os, "sched_setaffinity"):
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 # Without optimisation, the older code generator of the compiler takes a third of the time of the newer one (with
-# optimisation it takes three times as long, and makes slower programs). Processes that tests start inherit the flag;
-# a compiler without this generator ignores it.
-OLDER_CODE_GENERATOR = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-if OLDER_CODE_GENERATOR not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_CODE_GENERATOR}".strip()
+# optimisation it takes three times as long, and makes slower programs), and one piece of a program compiles faster than
+# 32 pieces of it. Processes that tests start inherit the flags. A compiler without the older generator ignores the first.
+COMPILER_FLAGS = (
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
+present = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([present, *(flag for flag in COMPILER_FLAGS if flag not in present)]).strip()
 parallel.start()
 
 ROOT = Path(__file__).resolve().parents[1]
