@@ -16,7 +16,7 @@ The rules of a foreign import; the report tells each that applied:
 - float16, bfloat16 and float64 become float32.
 - Settings (heads, norm, activation, scale, dropout) are the file's; --heads overrides, and must be given where the file
   has none. Pickles are read without running anything in them (`pickles`).
-- The written config: ar_start, slot positions and mask token as METHOD says of the released models; BART as stock BART
+- The written config: ar_start, slot positions and mask token as docs/method.md, section 2, says of the released models; BART as stock BART
   (ar_stream "content", masks by `<mask>`), with objective "ar", since nothing else of it is trained; data lengths are
   min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode "ar".
 """
@@ -39,7 +39,7 @@ from janus_jax.convert.report import Report
 from janus_jax.text import Tokenizer
 
 SOURCES = ("fairseq", "hf", "safetensors")
-# What the released pretraining was trained with (METHOD section 6).
+# What the released pretraining was trained with (docs/method.md, section 6).
 _PRETRAINING = {
     "label_smoothing": 0.0,
     "normalize_by": "target",

@@ -14,7 +14,7 @@ NEGATIVE = -1e9  # finite, so that a row which may attend to nothing (padding) g
 
 
 class Attention(nn.Module):
-    """Projections of queries, keys, values and output, all with biases (METHOD section 3)."""
+    """Projections of queries, keys, values and output, all with biases (docs/method.md, section 3)."""
 
     heads: int
     d_model: int

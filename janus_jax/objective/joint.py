@@ -46,7 +46,7 @@ def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, 
     """What each kind of term is divided by, over a whole step's batch [..., B, T].
 
     `ar` real AR targets, `masked` masked tokens, `length` sentences, `ctc` the inner tokens of targets that fit their CTC
-    rows; with normalize_by "target" all are the number of target tokens (pretraining, METHOD section 6). `rows/ar` and so on
+    rows; with normalize_by "target" all are the number of target tokens (pretraining, docs/method.md, section 6). `rows/ar` and so on
     are the former in any case: metrics per token are divided by them.
     """
     real = batch.target != pad

@@ -1,4 +1,4 @@
-"""The noise of denoising pretraining: its statistics (METHOD section 6), and what it must never do."""
+"""The noise of denoising pretraining: its statistics (docs/method.md, section 6), and what it must never do."""
 
 import dataclasses
 import math
