@@ -29,12 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks import common, peers
 from janus_jax import parallel
 from janus_jax.config import DecodeConfig, resolve
-from janus_jax.decode import MODES, nar, remask_counts, speculation
-from janus_jax.decode.ar import ar_callbacks, ar_limits, constraints_of
-from janus_jax.decode.candidates import ranking
-from janus_jax.decode.costs import Costs
-from janus_jax.decode.request import Found, Request
-from janus_jax.decode.speculative import speculative_search
+from janus_jax.decode import MODES, DecodeRequest, DecodeResult, remask_counts
+from janus_jax.decode.keywords import places, with_keywords
+from janus_jax.decode.modes import nar
+from janus_jax.decode.modes.autoregression import ar_constraints, ar_limits
+from janus_jax.decode.modes.filling import fill_settings, rules_of, run_lengths
+from janus_jax.decode.modes.rerank import run_rerank
+from janus_jax.decode.modes.speculative import Speculation
+from janus_jax.decode.search.candidates import hypotheses_of, ranking
+from janus_jax.decode.search.draft_policy import PassCosts
+from janus_jax.decode.search.verify import speculative_search
 from janus_jax.evaluate import parse_setting
 from janus_jax.model import Janus
 from janus_jax.model.cost import mask_predict_flops
@@ -55,15 +59,16 @@ class Decoder:
         # eos comes where it is forced: after 26 tokens, bos not counted.
         full = {"max_length_a": 0.0, "max_length_b": TARGET - 2, "min_length": TARGET - 2}
         self.setting, self.oracle = setting, setting == "oracle"
-        self.decode: DecodeConfig = resolve(
-            {"decode": full | parse_setting("speculative" if self.oracle else setting)}
-        ).decode
+        keywords = parse_setting("speculative" if self.oracle else setting)
+        # The AR limits hold for every mode that reads them.
+        limits = {name: value for name, value in full.items() if name in places(keywords["mode"])}
+        self.decode: DecodeConfig = with_keywords(DecodeConfig(), limits | keywords)
         source = peers.sources(batch).astype(np.int32)
-        self.request = Request(net, params, source, self.decode, TARGET + 1)
-        self.lengths = jnp.tile(TARGET - jnp.arange(self.decode.length_beam), (batch, 1))
+        self.request = DecodeRequest(net, params, source, self.decode, TARGET + 1)
+        self.lengths = jnp.tile(TARGET - jnp.arange(self.decode.nar.length_beam), (batch, 1))
         if self.oracle:
-            greedy = replace(self.request, decode=replace(self.decode, mode="ar", beam=1))
-            self.truth = MODES["ar"](greedy).hypotheses.tokens[:, 0]
+            greedy = with_keywords(DecodeConfig(), full | {"mode": "ar", "beam": 1})
+            self.truth = MODES["ar"].run(replace(self.request, decode=greedy)).hypotheses.tokens[:, 0]
 
     def __call__(self) -> jax.Array:
         """What it emits."""
@@ -72,62 +77,64 @@ class Decoder:
         elif self.decode.mode == "nar":
             found = self._nar()
         else:
-            found = MODES[self.decode.mode](self.request)
+            found = MODES[self.decode.mode].run(self.request)
             # As a Generator hands it on from batch to batch.
-            self.request = replace(self.request, outlook=jax.device_get(found.outlook))
+            self.request = replace(self.request, policy=jax.device_get(found.policy))
         self.passes = found.statistics.get("passes")
         return found.hypotheses.tokens
 
-    def _nar(self) -> Found:
-        """`decode_nar` for lengths that are given."""
-        r, static = self.request, self.request.static
-        count = self.decode.length_beam
-        encoded, _ = nar.run_lengths(r.params, r.source, net=r.net, decode=static, limit=TARGET, count=count)
-        found = nar.run_nar(r.params, encoded, self.lengths, None, net=r.net, decode=static, limit=TARGET, trace=False)
-        if self.decode.rerank == "ar":
-            found = nar.run_rerank(r.params, encoded, found, net=r.net, decode=static)
-        return Found(nar.hypotheses_of(found, ranking(found)), {"passes": found.passes.max(axis=1)})
-
-    def _oracle(self) -> Found:
-        r = self.request
-        encoded, _ = nar.run_lengths(r.params, r.source, net=r.net, decode=r.static, limit=TARGET, count=1)
-        limit, max_lengths = ar_limits(r)
-        found, did, _ = _speculate(
-            r.params, encoded, self.lengths[:, :1], max_lengths, self.truth, net=r.net, decode=r.static, limit=limit
+    def _nar(self) -> DecodeResult:
+        """Mode nar for given lengths."""
+        r, rules = self.request, rules_of(self.decode)
+        settings = fill_settings(self.decode, self.decode.nar.passes, rules)
+        count = self.decode.nar.length_beam
+        encoded, _ = run_lengths(r.params, r.source, net=r.net, rules=rules, limit=TARGET, count=count)
+        found = nar.run_nar(
+            r.params, encoded, self.lengths, None, net=r.net, settings=settings, limit=TARGET, trace=False
         )
-        return Found(found, {"passes": did.drafts + did.rounds + did.steps})
+        if self.decode.nar.rerank == "ar":
+            found = run_rerank(r.params, encoded, found, net=r.net, lenpen=self.decode.ar.lenpen)
+        return DecodeResult(hypotheses_of(found, ranking(found)), {"passes": found.passes.max(axis=1)})
+
+    def _oracle(self) -> DecodeResult:
+        r, rules = self.request, rules_of(self.decode)
+        encoded, _ = run_lengths(r.params, r.source, net=r.net, rules=rules, limit=TARGET, count=1)
+        limit, max_lengths = ar_limits(r, self.decode.ar)
+        filling = fill_settings(self.decode, self.decode.speculative.draft_passes, replace(rules, end_at_eos=False))
+        binding = Speculation(r.net, filling, TARGET + 1, limit)
+        constraints = ar_constraints(r.net, self.decode.ar, released=False)
+        arrays = (r.params, encoded, self.lengths[:, :1] + 1, None)
+        found, did, _ = _speculate(arrays, max_lengths, self.truth, binding=binding, constraints=constraints)
+        return DecodeResult(found, {"passes": did.drafts + did.rounds + did.steps})
 
 
-@functools.partial(jax.jit, static_argnames=("net", "decode", "limit"))
-def _speculate(params, encoded, lengths, max_lengths, truth, *, net, decode, limit):
+@functools.partial(jax.jit, static_argnames=("binding", "constraints"))
+def _speculate(arrays, max_lengths, truth, *, binding, constraints):
     """Speculative search whose drafts are made, and then replaced by what AR will say."""
-    slots = TARGET + 1
-    projected = net.project_source(params, encoded)
-    step, empty_cache = ar_callbacks(net, params, encoded, projected, 1)
-    draft = speculation.drafter(net, params, encoded, projected, decode, slots)
+    bound, net, slots = binding(arrays), binding.net, binding.slots
     want = jnp.pad(truth, ((0, 0), (1, slots)))[:, None, :slots]
     return speculative_search(
         # Never negative, but for the compiler the draft is needed.
-        lambda tokens, at: jnp.where(draft(tokens, at) < 0, tokens, want),
-        step,
-        net.rewind_cache,
+        lambda tokens, at: jnp.where(bound.draft_fn(tokens, at) < 0, tokens, want),
+        bound.verify_fn,
+        bound.rewind_fn,
         net.reorder_cache,
-        empty_cache(limit),
-        lengths=lengths + 1,
+        bound.empty_cache(),
+        lengths=bound.lengths,
         slots=slots,
         max_lengths=max_lengths,
-        limit=limit,
+        limit=binding.limit,
         specials=net.specials,
-        constraints=constraints_of(net, decode),
-        costs=Costs.none((slots - 1,)),
-        realign=False,
+        constraints=constraints,
+        costs=PassCosts.of_free_drafts((slots - 1,)),
+        realign_drafts=False,
     )
 
 
 def share_of_matmul(decoder: Decoder, batch: int, seconds: float, rate: float) -> float | None:
     """Operations that mask-predict needs, each second, as a share of a matrix product's rate; None for other modes."""
-    d = decoder.decode
-    if d.mode != "nar" or d.rerank == "ar":
+    d = decoder.decode.nar
+    if decoder.decode.mode != "nar" or d.rerank == "ar":
         return None
     slots = [TARGET - 2, *remask_counts(TARGET, d.passes, d.mask_schedule)[:-1]]
     model = decoder.request.net.config

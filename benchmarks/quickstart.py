@@ -22,10 +22,10 @@ from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.data import DataError, Prepared
 from janus_jax.decode import Generator
-from janus_jax.evaluate import STANDARD, evaluate_settings, format_table
+from janus_jax.evaluate import evaluate_settings, format_table, standard_settings
 
 SAMPLES = 10
-SHOWN = ("ar:beam=5", "nar:passes=10")  # of STANDARD, beside source and reference
+SHOWN = ("ar:beam=5", "nar:passes=10")  # of the standard settings, beside source and reference
 
 
 def measure(workdir: Path) -> dict[str, Any]:
@@ -48,8 +48,9 @@ def measure(workdir: Path) -> dict[str, Any]:
     pairs = Prepared.open(loaded.config.data.prepared, loaded.config).text("test")
     sources, references = ([pair[i] for pair in pairs] for i in (0, 1))
     generator = Generator.from_checkpoint(step_dir)
-    with tqdm(total=2 * len(STANDARD) * len(pairs), unit="line", disable=not sys.stderr.isatty()) as bar:
-        rows = evaluate_settings(generator, sources, references, progress=bar.update)
+    settings = standard_settings(generator.trained)
+    with tqdm(total=2 * len(settings) * len(pairs), unit="line", disable=not sys.stderr.isatty()) as bar:
+        rows = evaluate_settings(generator, sources, references, settings, progress=bar.update)
     found = about | {
         "machine": machine() | {"cores": os.cpu_count()},
         "rows": rows,

@@ -22,7 +22,7 @@ from benchmarks import common
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
 from janus_jax.train.log import read_metrics
 
@@ -30,7 +30,15 @@ from janus_jax.train.log import read_metrics
 AR = ("ar:beam=5", "ar:beam=1")
 NAR = ("nar:passes=1,length_beam=1", *(f"nar:passes={n},length_beam=3" for n in (1, 2, 5, 10, 11)))
 CTC = ("ctc:beam=1", "ctc:beam=5")
-SETTINGS = {"ar": AR, "cmlm": NAR, "janus": AR + NAR, "ctc": CTC, "janus_ctc": (*AR, *CTC, "ctc:beam=5,rerank=ar")}
+RERANKED_CTC = (*CTC, "ctc:beam=5,rerank=ar")
+SETTINGS = {
+    "ar": AR,
+    "cmlm": NAR,
+    "janus": AR + NAR,
+    "ctc": CTC,
+    "janus_ctc": AR + RERANKED_CTC,
+    "janus_all": AR + NAR + RERANKED_CTC,
+}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks import common
 from janus_jax import parallel
 from janus_jax.decode import Generator, Output
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 
 TIE = 1e-4
 

@@ -31,7 +31,7 @@ from janus_jax import parallel
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting, score
 from janus_jax.train import train
 from janus_jax.train.log import read_metrics
@@ -140,12 +140,14 @@ def decodings(objective: str) -> tuple[str, ...]:
     nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
     # A blank penalty of 1 was best for BLEU on the validation split, of 0, 0.5, ..., 3.
     ctc = ("ctc:beam=1", "ctc:beam=5", "ctc:beam=1,blank_penalty=1", "ctc:beam=5,blank_penalty=1")
+    reranked_nar, reranked_ctc = "nar:passes=4,length_beam=3,rerank=ar", "ctc:beam=5,blank_penalty=1,rerank=ar"
     return {
         "ar": ar,
         "cmlm": nar,
-        "janus": (*ar, *nar, "nar:passes=4,length_beam=3,rerank=ar"),
+        "janus": (*ar, *nar, reranked_nar),
         "ctc": ctc,
-        "janus_ctc": (*ar, *ctc, "ctc:beam=5,blank_penalty=1,rerank=ar"),
+        "janus_ctc": (*ar, *ctc, reranked_ctc),
+        "janus_all": (*ar, *nar, reranked_nar, *ctc, reranked_ctc),
     }[objective]
 
 

@@ -18,7 +18,7 @@ from janus_jax import text
 from janus_jax.config import Config, scheduled
 from janus_jax.data import Prepared, TrainBatches
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines
+from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting
 from janus_jax.model import Janus
 from janus_jax.objective.joint import active_terms

@@ -69,7 +69,7 @@ def _iwslt14_deen():
     config.train.eval_every = 2000
     config.train.checkpoint_every = 2000
 
-    config.decode.passes = 11
+    config.decode.nar.passes = 11
     return config
 
 
@@ -98,7 +98,7 @@ def _wmt(year, tfds_name, source, target, dropout, accumulation=1):
 
     config.train.accumulation = accumulation
 
-    config.decode.passes = 10
+    config.decode.nar.passes = 10
     return config
 
 

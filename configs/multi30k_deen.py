@@ -165,7 +165,7 @@ def _anchor(objective):
     config.train.eval_every = 600
     config.train.checkpoint_every = 600
 
-    config.decode.passes = 11
+    config.decode.nar.passes = 11
     return config
 
 

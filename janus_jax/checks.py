@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from janus_jax.objective.terms import OBJECTIVES, read_families
-from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Range, Setting, Weight, all_settings
+from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings
 
 
 class ConfigError(ValueError):
@@ -63,14 +63,13 @@ def check(config: Config) -> None:
 
 
 def _check_range(setting: Setting, value: Any) -> None:
-    allowed = _DECODE_RANGES.get(setting.name, setting.range)
     for number in _numbers(value):
         if not math.isfinite(number):
             raise ConfigError(f"config.{setting.name}: {number} is not a finite number")
-        if number not in allowed:
+        if number not in setting.range:
             unit = f" ({setting.unit})" if setting.unit else ""
             inside = "" if number is value else f" in {value}"
-            raise ConfigError(f"config.{setting.name}: {number}{inside} must be {allowed}{unit}")
+            raise ConfigError(f"config.{setting.name}: {number}{inside} must be {setting.range}{unit}")
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -249,35 +248,16 @@ def _check_ctc(config: Config) -> None:
 
 
 def _check_decode(decode: DecodeConfig) -> None:
-    if decode.mode in ("speculative", "infill"):
-        if decode.nbest > 1:
-            raise ConfigError(
-                f"config.decode.nbest: {decode.nbest}, but {decode.mode} search finds one output; set it to 1"
-            )
-        if decode.no_repeat_ngram or decode.sample:
-            raise ConfigError(
-                f"config.decode: {decode.mode} search equals greedy search; unset sample and no_repeat_ngram"
-            )
-    elif not (decode.mode == "ar" and decode.sample):
-        name = "length_beam" if decode.mode == "nar" else "beam"
-        if decode.nbest > getattr(decode, name):
-            raise ConfigError(
-                f"config.decode.nbest: {decode.nbest} exceeds {name} {getattr(decode, name)}; raise {name}"
-            )
-
-
-# until DecodeConfig describes itself
-_DECODE_RANGES = {
-    f"decode.{name}": Range(**bounds)
-    for names, bounds in (
-        (
-            "nbest beam passes length_beam ctc_tokens draft_passes draft_lengths accept_top batch_tokens",
-            {"at_least": 1},
-        ),
-        ("max_length_b min_length no_repeat_ngram top_k seed", {"at_least": 0}),
-        ("lenpen max_length_a blank_penalty accept_gap", {"at_least": 0}),
-        ("temperature", {"above": 0}),
-        ("top_p", {"above": 0, "at_most": 1}),
-    )
-    for name in names.split()
-}
+    if decode.mode == "speculative" and (decode.ar.no_repeat_ngram or decode.ar.sample):
+        key = "sample" if decode.ar.sample else "no_repeat_ngram"
+        value = getattr(decode.ar, key)
+        raise ConfigError(
+            f"config.decode.ar.{key}: {value}, but mode speculative gives the output of greedy search; set it to "
+            f"{type(value)()} or choose mode ar"
+        )
+    name, limit = decode.chosen.nbest_limit or ("", decode.nbest)
+    if decode.nbest > limit:
+        path = f"config.decode.{decode.mode}.{name}"
+        reason = f" exceeds {path} {limit}; raise {path} or lower nbest"
+        single = f", but mode {decode.mode} gives one output a sentence; set it to 1"
+        raise ConfigError(f"config.decode.nbest: {decode.nbest}{reason if name else single}")

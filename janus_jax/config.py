@@ -18,14 +18,19 @@ import ml_collections
 
 from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled
 from janus_jax.describe import type_name
+from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
+    ArDecode,
     Config,
+    CtcDecode,
     DataConfig,
     DecodeConfig,
+    InfillDecode,
     LossWeights,
     MaskSampler,
     Mode,
     ModelConfig,
+    NarDecode,
     Objective,
     ObjectiveConfig,
     Optimizer,
@@ -34,6 +39,7 @@ from janus_jax.settings import (
     Remat,
     Schedule,
     Source,
+    SpeculativeDecode,
     StopGradients,
     TextConfig,
     TrainConfig,
@@ -41,14 +47,18 @@ from janus_jax.settings import (
 )
 
 __all__ = [
+    "ArDecode",
     "Config",
     "ConfigError",
+    "CtcDecode",
     "DataConfig",
     "DecodeConfig",
+    "InfillDecode",
     "LossWeights",
     "MaskSampler",
     "Mode",
     "ModelConfig",
+    "NarDecode",
     "Objective",
     "ObjectiveConfig",
     "Optimizer",
@@ -57,6 +67,7 @@ __all__ = [
     "Remat",
     "Schedule",
     "Source",
+    "SpeculativeDecode",
     "StopGradients",
     "TextConfig",
     "TrainConfig",
@@ -65,6 +76,7 @@ __all__ = [
     "default_config",
     "from_json",
     "leaves",
+    "migrate_first_version",
     "objective_terms",
     "preset",
     "resolve",
@@ -119,8 +131,8 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Reads what `to_json` wrote."""
-    return resolve(json.loads(text))
+    """Reads what `to_json` wrote, in this version or the first."""
+    return resolve(migrate_first_version(json.loads(text)))
 
 
 def config_hash(config: Config) -> str:

@@ -477,47 +477,164 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class DecodeConfig:
-    """Defaults of the decoding door and of the dev-set decoding."""
+class ArDecode:
+    """Mode ar: beam search, greedy search or sampling."""
 
-    mode: Mode = "ar"
-    nbest: int = 1  # outputs a sentence: of the beam, of the length candidates, or samples
-    beam: int = 5  # ar, ctc; 1: greedy
-    lenpen: float = 1.0
-    # when beam search is content with its finished hypotheses: no live one can still (best) or would now (current)
-    # beat them, or as soon as there are enough (released)
-    stop: Literal["best", "current", "released"] = "best"
-    rules: Literal["sound", "released"] = "sound"  # released: every rule of the released decoders, faults included
-    max_length_a: float = 1.5  # at most a * source tokens + b target tokens
-    max_length_b: int = 20
-    min_length: int = 1  # target tokens at least
-    no_repeat_ngram: int = 0  # ar: no n-gram of this size twice; 0: off
-    sample: bool = False  # ar: draw tokens instead of searching
-    temperature: float = 1.0
-    top_k: int = 0  # of the k likeliest tokens only; 0: all
-    top_p: float = 1.0  # of the likeliest tokens that together have this probability
-    seed: int = 0
-    passes: int = 10  # decoder passes of mask-predict
-    length_beam: int = 3
-    lengths: Literal["top", "contiguous"] = "top"  # the most probable lengths, or those around the most probable
-    mask_schedule: Literal["linear", "cosine"] = "linear"  # how many slots are masked again after a pass
-    early_stop: bool = False  # nar: stop when a pass changes nothing
-    merge_repeats: bool = False  # nar: a token right after itself is dropped
-    rerank: Literal["none", "ar"] = "none"  # nar, ctc: the model's AR half chooses among the candidates
-    blank_penalty: float = (
-        0.0  # ctc: taken from the blank's log-probability in every row, against outputs that are too short
+    beam: int = setting(5, "Hypotheses a sentence; 1 is greedy search.", at_least=1)
+    lenpen: float = setting(
+        1.0,
+        "Length penalty: a score is the sum of the log-probabilities divided by the number of tokens to this power.",
+        at_least=0,
     )
-    ctc_tokens: int = 16  # ctc: so many of a row's likeliest tokens enter the beam search
-    # speculative, infill: when drafts are made. auto: where they pay, by the clock of this machine
-    draft: Literal["auto", "always", "never"] = "auto"
-    draft_from: Literal["auto", "nar", "ctc"] = (
-        "auto"  # speculative: the half that drafts; auto: ctc where there is one
+    stop: Literal["best", "current", "released"] = setting(
+        "best",
+        "When beam search ends, once `beam` hypotheses are finished: when no live hypothesis can beat them any more (best), when "
+        "none would beat them if it ended now (current), or at once (released).",
     )
-    draft_passes: int = 1  # speculative, infill: passes of mask-predict for a draft
-    draft_lengths: int = 1  # speculative: drafts of so many lengths are verified side by side
-    accept_top: int = 1  # speculative, infill: a drafted token among the so many best is accepted; above 1 not lossless
-    accept_gap: float = 0.0  # ... if its log-probability is at most so much below the best; above 0 not lossless
-    batch_tokens: int = 4096  # sentences * hypotheses (or length candidates) * padded length of one decoding batch
+    max_length_a: float = setting(
+        1.5, "An output has at most max_length_a * source tokens + max_length_b tokens.", at_least=0
+    )
+    max_length_b: int = setting(
+        20, "The fixed part of the longest output, see max_length_a.", unit="tokens", at_least=0
+    )
+    min_length: int = setting(1, "An output has at least so many tokens.", unit="tokens", at_least=0)
+    no_repeat_ngram: int = setting(
+        0, "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.", at_least=0
+    )
+    sample: bool = setting(False, "Draw tokens at random instead of searching. Not possible in mode speculative.")
+    temperature: float = setting(1.0, "Sampling: divides the logits.", above=0)
+    top_k: int = setting(0, "Sampling: only the k likeliest tokens; 0: all.", at_least=0)
+    top_p: float = setting(
+        1.0, "Sampling: only the likeliest tokens that together have this probability.", above=0, at_most=1
+    )
+    seed: int = setting(0, "Sampling: another seed draws other tokens.", at_least=0, at_most=2**31 - 1)
+
+    @property
+    def nbest_limit(self) -> tuple[str, int] | None:
+        """The field that bounds nbest and its value; None: nothing does."""
+        return None if self.sample else ("beam", self.beam)
+
+
+@dataclass(frozen=True)
+class NarDecode:
+    """Mode nar: mask-predict."""
+
+    passes: int = setting(10, "Decoder passes (the released iteration n is n + 1 passes).", at_least=1)
+    length_beam: int = setting(3, "Target lengths that are tried for a sentence.", at_least=1)
+    lengths: Literal["top", "contiguous"] = setting(
+        "top",
+        "Which lengths are tried: the most probable ones (top), or those around the most probable one (contiguous).",
+    )
+    mask_schedule: Literal["linear", "cosine"] = setting(
+        "linear",
+        "How many tokens are masked again after pass s of P: of n tokens n (P - s) / P (linear), or n cos(pi s / 2P) (cosine).",
+    )
+    early_stop: bool = setting(False, "Stop as soon as a pass changes nothing.")
+    merge_repeats: bool = setting(False, "Drop a token that equals the one before it.")
+    rerank: Literal["none", "ar"] = setting(
+        "none",
+        "Who chooses among the length candidates: mask-predict's score (none), or the score of the AR half (ar).",
+    )
+
+    @property
+    def nbest_limit(self) -> tuple[str, int] | None:
+        """The field that bounds nbest and its value."""
+        return "length_beam", self.length_beam
+
+
+@dataclass(frozen=True)
+class CtcDecode:
+    """Mode ctc: one pass, then the best path or a prefix beam search."""
+
+    beam: int = setting(5, "Prefixes a sentence; 1 is the best path.", at_least=1)
+    tokens: int = setting(16, "So many of a row's likeliest tokens enter the prefix beam search.", at_least=1)
+    blank_penalty: float = setting(
+        0.0, "Subtracted from the blank's log-probability in every row, against outputs that are too short.", at_least=0
+    )
+    rerank: Literal["none", "ar"] = setting(
+        "none", "Who chooses among the outputs of the beam: their probability (none), or the score of the AR half (ar)."
+    )
+
+    @property
+    def nbest_limit(self) -> tuple[str, int] | None:
+        """The field that bounds nbest and its value."""
+        return "beam", self.beam
+
+
+Draft = Literal["auto", "always", "never"]
+_DRAFT = "When drafts are made: if they save time on this machine (auto), always, or never."
+_DRAFT_PASSES = "Passes of mask-predict that make a draft."
+_ACCEPT_TOP = (
+    "A drafted token is accepted if it is among so many best tokens (see accept_gap). If accept_top is above 1 and accept_gap "
+    "above 0, outputs depend on the drafts."
+)
+_ACCEPT_GAP = "A drafted token is accepted only if its log-probability is at most so much below that of the best token (see accept_top)."
+
+
+@dataclass(frozen=True)
+class SpeculativeDecode:
+    """Mode speculative: greedy search under config.decode.ar in fewer passes, by drafts that the AR half verifies."""
+
+    draft: Draft = setting("auto", _DRAFT)
+    draft_from: Literal["auto", "nar", "ctc"] = setting(
+        "auto",
+        "The half of the model that makes the drafts: NAR rows, CTC rows, or CTC if the model was trained for it (auto).",
+    )
+    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1)
+    draft_lengths: int = setting(1, "Drafts of so many lengths are verified side by side.", at_least=1)
+    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1)
+    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0)
+
+    @property
+    def nbest_limit(self) -> tuple[str, int] | None:
+        """No field bounds nbest: a sentence has one output."""
+        return "", 1
+
+
+@dataclass(frozen=True)
+class InfillDecode:
+    """Mode infill: the gaps of a given target, left to right by the AUX rows, drafted by the NAR rows."""
+
+    draft: Draft = setting("auto", _DRAFT)
+    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1)
+    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1)
+    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0)
+
+    @property
+    def nbest_limit(self) -> tuple[str, int] | None:
+        """No field bounds nbest: a sentence has one output."""
+        return "", 1
+
+
+ModeSettings = ArDecode | NarDecode | CtcDecode | SpeculativeDecode | InfillDecode
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How sentences are decoded: what all modes share, and the settings of each mode in a group of its own."""
+
+    mode: Mode = setting(
+        "ar",
+        "ar: beam search, greedy search or sampling. nar: mask-predict. ctc: one pass, best path or prefix beam search. "
+        "speculative: greedy search's output in fewer passes. infill: the gaps of a given target.",
+    )
+    nbest: int = setting(1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1)
+    rules: Literal["default", "released"] = setting(
+        "default", "The rules of our decoders (default), or of the released ones with their faults (released)."
+    )
+    batch_tokens: int = setting(
+        4096, "Sentences * hypotheses * padded length of a batch stay below it.", unit="tokens", at_least=1
+    )
+    ar: ArDecode = field(default_factory=ArDecode)
+    nar: NarDecode = field(default_factory=NarDecode)
+    ctc: CtcDecode = field(default_factory=CtcDecode)
+    speculative: SpeculativeDecode = field(default_factory=SpeculativeDecode)
+    infill: InfillDecode = field(default_factory=InfillDecode)
+
+    @property
+    def chosen(self) -> ModeSettings:
+        """The settings of the chosen mode."""
+        return getattr(self, self.mode)
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs where the package is not installed
 
-from janus_jax.config import DecodeConfig, LossWeights, ObjectiveConfig
+from janus_jax.config import ArDecode, DecodeConfig, LossWeights, NarDecode, ObjectiveConfig
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
-from janus_jax.decode import MODES, remask_counts
-from janus_jax.decode.request import Request
+from janus_jax.decode import MODES, DecodeRequest, remask_counts
 from janus_jax.model import Janus
 from janus_jax.model.families import row_layout
 from janus_jax.model.families.aux import bridge_mask
@@ -279,17 +278,15 @@ def check_decoding(g: Golden) -> Iterator[Line]:
             longest = g[name].shape[-1] - 1  # the last place is for the eos that is forced there
             settings = DecodeConfig(
                 rules="released",
-                beam=int(match[1]),
                 nbest=int(match[1]),
-                max_length_a=0.0,
-                max_length_b=max(longest, 40),
+                ar=ArDecode(beam=int(match[1]), max_length_a=0.0, max_length_b=max(longest, 40)),
             )
-            found = MODES["ar"](Request(g.net, g.params, source, settings, room)).hypotheses
+            found = MODES["ar"].run(DecodeRequest(g.net, g.params, source, settings, room)).hypotheses
             yield from _check_hypotheses(g, name, found.tokens, found.lengths, found.scores, found.token_scores)
         elif match := re.fullmatch(r"dec/nar_iter(\d+)_lb(\d+)_force_tokens", name):
             passes, length_beam = int(match[1]) + 1, int(match[2])
-            settings = DecodeConfig(mode="nar", rules="released", passes=passes, length_beam=length_beam)
-            found = MODES["nar"](Request(g.net, g.params, source, settings, room)).hypotheses
+            settings = DecodeConfig(mode="nar", rules="released", nar=NarDecode(passes=passes, length_beam=length_beam))
+            found = MODES["nar"].run(DecodeRequest(g.net, g.params, source, settings, room)).hypotheses
             front = ((0, 0), (1, 0))  # the released arrays keep bos, at score 0
             tokens, scores = np.pad(found.tokens[:, 0], front), np.pad(found.token_scores[:, 0], front)
             yield from _check_hypotheses(g, name, tokens, found.lengths[:, 0] + 1, found.scores[:, 0], scores)

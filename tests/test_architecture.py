@@ -23,7 +23,7 @@ PACKAGE = ROOT / "janus_jax"
 PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
 FOUNDATION = {
     "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
-    "checkpoint",
+    "checkpoint", "first_version",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"
@@ -125,7 +125,7 @@ def test_all_commands_are_tested():
         (config.Optimizer, optimizer.OPTIMIZERS),
         (config.Schedule, optimizer.SCHEDULES),
         (config.Mode, decode.MODES),
-        (config.DecodeConfig.__annotations__["stop"], decode.STOPS),
+        (config.ArDecode.__annotations__["stop"], decode.STOPS),
     ],
     ids=["sources", "samplers", "objectives", "optimizers", "schedules", "modes", "stops"],
 )

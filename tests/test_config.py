@@ -81,7 +81,7 @@ def test_unknown_keys_name_the_nearest():
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),
         ({"parallel__fsdp": -2}, "config.parallel.fsdp: -2 must be at least -1 (devices)"),
         ({"data__max_source_length": 2}, "config.data.max_source_length: 2 must be at least 3 (tokens)"),
-        ({"decode__top_p": 0.0}, "config.decode.top_p: 0.0 must be above 0 and at most 1"),
+        ({"decode__ar__top_p": 0.0}, "config.decode.ar.top_p: 0.0 must be above 0 and at most 1"),
         # contradictions
         ({"model__heads": 5}, "config.model.heads: 5 heads do not divide model.d_model 512"),
         ({"data__max_source_length": 2000}, "config.data.max_source_length: 2000 exceeds model.max_positions 1024"),
@@ -115,7 +115,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__name": "ctc", "model__ctc_ratio": 5.0}, "config.model.max_positions: 1024 positions do not hold the 1280 CTC rows"),
         ({"objective__name": "ctc", "model__ctc_ratio": 2.0, "data__source": "text"}, "config.objective.name: CTC needs sentence pairs"),
         ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must be at least 0 (rows per source token)"),
-        ({"decode__mode": "ctc", "decode__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds beam 2"),
+        ({"decode__mode": "ctc", "decode__ctc__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds config.decode.ctc.beam 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -208,7 +208,7 @@ def test_command_line_overrides(file):
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.zzz=2"], "--config.zzz: unknown setting; --help_settings lists all"),
-        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.seed?"),
+        (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.ar.seed?"),
         (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
         (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
         (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be at least 1"),
@@ -240,11 +240,7 @@ def test_a_range_holds_for_each_number_of_a_list_and_each_value_of_a_schedule():
     assert resolve(changed(objective__glancing=schedule)).objective.glancing == schedule
 
 
-# until DecodeConfig describes itself
-DESCRIBED = [setting for setting in all_settings() if not setting.name.startswith("decode.")]
-
-
-@pytest.mark.parametrize("setting", DESCRIBED, ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)
 def test_a_setting_describes_itself_and_its_default_is_in_range(setting):
     assert setting.help.endswith((".", ")."))
     text = describe.type_name(setting.type)

@@ -67,10 +67,10 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
     data, modes = config.data, trained_modes(config.objective)
     calls = [
         call.format(
-            passes=config.decode.passes,
-            length_beam=config.decode.length_beam,
-            beam=config.decode.beam,
-            penalty=f", blank_penalty={config.decode.blank_penalty}" if config.decode.blank_penalty else "",
+            passes=config.decode.nar.passes,
+            length_beam=config.decode.nar.length_beam,
+            beam=config.decode.ctc.beam,
+            penalty=f", blank_penalty={config.decode.ctc.blank_penalty}" if config.decode.ctc.blank_penalty else "",
             trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()

@@ -114,24 +114,24 @@ def _hf(made: Exported, directory: Path, report: Report) -> None:
 
 def generation_config(made: Exported) -> dict[str, Any]:
     """generation_config.json: settings of transformers' `generate` that equal the checkpoint's of mode ar."""
-    decode, model, specials = made.config.decode, made.model, made.specials
-    released = decode.rules == "released"
+    ar, model, specials = made.config.decode.ar, made.model, made.specials
+    released = made.config.decode.rules == "released"
     longest = min(made.config.data.max_target_length, model.max_positions)
     banned = [specials.pad] if released else [specials.pad, specials.bos, specials.mask]
-    beams = {"early_stopping": _EARLY_STOPPING["released" if released else decode.stop]} if decode.beam > 1 else {}
+    beams = {"early_stopping": _EARLY_STOPPING["released" if released else ar.stop]} if ar.beam > 1 else {}
     return {
         **{f"{name}_token_id": getattr(specials, name) for name in ("bos", "pad", "eos")},
         "decoder_start_token_id": specials.eos if model.ar_start == "eos" else specials.bos,
-        "num_beams": decode.beam,
-        "length_penalty": decode.lenpen,
+        "num_beams": ar.beam,
+        "length_penalty": ar.lenpen,
         **beams,
         "do_sample": False,
         "suppress_tokens": banned,
-        "min_new_tokens": max(decode.min_length, 1),
-        "no_repeat_ngram_size": decode.no_repeat_ngram,
+        "min_new_tokens": max(ar.min_length, 1),
+        "no_repeat_ngram_size": ar.no_repeat_ngram,
         "max_length": longest + (model.ar_start == "eos"),
-        "max_length_a": decode.max_length_a,
-        "max_length_b": decode.max_length_b,
+        "max_length_a": ar.max_length_a,
+        "max_length_b": ar.max_length_b,
     }
 
 

@@ -141,7 +141,7 @@ def _own(
         raise ConvertError(
             "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave them out"
         )
-    config = config_lib.resolve(raw)
+    config = config_lib.resolve(config_lib.migrate_first_version(raw))
     tokenizer = _tokenizer(request, directory)
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     if tokenizer.vocab_size != model.vocab_size:

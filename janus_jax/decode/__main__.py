@@ -1,7 +1,7 @@
 """Decodes sentences: `python -m janus_jax.decode --checkpoint=DIR --mode=nar --passes=4 < in.txt > out.txt`.
 
-As many lines come out as went in, in their order (with --nbest as many a line as there are). With --output a run that was
-killed goes on where it stood when the same command is given again. Exit status: 0, or 2 when the input cannot be used.
+Writes one line for each input line, in order (with --nbest as many lines as there are outputs). With --output a killed run
+resumes when the same command is given again. Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse
@@ -16,63 +16,50 @@ from tqdm import tqdm
 from janus_jax import checkpoint, parallel
 from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared
-from janus_jax.decode import Generator, jobs
+from janus_jax.decode import Generator, io
 from janus_jax.decode.distill import distill
-from janus_jax.decode.files import read_lines, write_lines
-from janus_jax.decode.output import Output
+from janus_jax.decode.keywords import SHARED, places
+from janus_jax.decode.modes import MODES
+from janus_jax.decode.types import Output
 
 _KEYWORD = {"prefix": "prefixes", "target": "targets"}
-_HELP = {
-    "mode": "ar: beam search, greedy search or sampling; nar: mask-predict; ctc: one pass, best path or prefix beam search; "
-    "speculative: greedy search's output, drafted by nar or ctc; infill: the gaps of a given target, left to right by the auxiliary rows, drafted by nar",
-    "nbest": "outputs a sentence, a line each: number, score, text",
-    "beam": "ar, ctc: hypotheses a sentence; 1 is greedy, or the best path",
-    "lenpen": "ar: exponent of the length that sums of log-probabilities are divided by",
-    "stop": "ar: when a sentence is finished",
-    "rules": "released: the released decoders' rules, faults included",
-    "max_length_a": "ar: at most a * source tokens + b target tokens",
-    "max_length_b": "",
-    "min_length": "ar: target tokens at least",
-    "no_repeat_ngram": "ar: no n-gram of this size twice",
-    "sample": "ar: draw tokens at random instead of searching",
-    "temperature": "sample: divides the logits",
-    "top_k": "sample: of the k likeliest tokens only",
-    "top_p": "sample: of the likeliest tokens that together have this probability",
-    "seed": "sample: another seed draws other tokens",
-    "passes": "nar: decoder passes (the released iteration n is n+1 passes)",
-    "length_beam": "nar: target lengths tried a sentence",
-    "lengths": "nar: the most probable lengths, or those around the most probable",
-    "mask_schedule": "nar: how many slots are masked again after a pass",
-    "early_stop": "nar: stop when a pass changes nothing",
-    "merge_repeats": "nar: drop a token right after itself",
-    "rerank": "nar, ctc: the AR half chooses among the candidates",
-    "blank_penalty": "ctc: taken from the blank's log-probability, against outputs that are too short",
-    "ctc_tokens": "ctc: so many of a row's likeliest tokens enter the beam search",
-    "draft": "speculative, infill: make drafts where they pay on this machine, always, or never",
-    "draft_from": "speculative: the half that drafts; auto: CTC where the model has it",
-    "draft_passes": "speculative, infill: passes of mask-predict for a draft",
-    "draft_lengths": "speculative: drafts of so many lengths are verified side by side",
-    "accept_top": "speculative, infill: accept a drafted token among the so many best (above 1: not lossless, and outputs depend on their batch)",
-    "accept_gap": "speculative, infill: ... at most so much less log-probable than the best (above 0: not lossless)",
-    "batch_tokens": "sentences * hypotheses * padded length of a batch",
-}
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """The settings of a search; one that is left out comes from the checkpoint's own configuration."""
-    hints = get_type_hints(DecodeConfig)
-    for field in dataclasses.fields(DecodeConfig):
-        name, kind, text = f"--{field.name}", hints[field.name], _HELP[field.name]
+    """A flag for each setting of each mode, described by its field; one that is left out comes from the checkpoint."""
+    for name, (kind, text) in _flags().items():
         if kind is bool:
-            parser.add_argument(name, action=argparse.BooleanOptionalAction, default=None, help=text)
+            parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=None, help=text)
         elif get_args(kind):
-            parser.add_argument(name, choices=get_args(kind), help=text)
+            parser.add_argument(f"--{name}", choices=get_args(kind), help=text)
         else:
-            parser.add_argument(name, type=kind, help=text)
+            parser.add_argument(f"--{name}", type=kind, help=text)
+
+
+def _flags() -> dict[str, tuple[Any, str]]:
+    """The type and the help of each flag; modes that share a name share the flag."""
+    hints, fields = get_type_hints(DecodeConfig), {f.name: f for f in dataclasses.fields(DecodeConfig)}
+    flags = {name: (hints[name], _described(fields[name])) for name in SHARED}
+    helps: dict[str, dict[str, list[str]]] = {}  # flag -> help -> modes
+    kinds: dict[str, Any] = {}
+    for mode, entry in MODES.items():
+        for f in dataclasses.fields(entry.settings):
+            readers = [other for other in MODES if other != mode and places(other).get(f.name) == (mode, f.name)]
+            helps.setdefault(f.name, {}).setdefault(_described(f), []).extend([mode, *readers])
+            kinds[f.name] = get_type_hints(entry.settings)[f.name]
+    for name, by_text in helps.items():
+        flags[name] = (kinds[name], " ".join(f"[{', '.join(modes)}] {text}" for text, modes in by_text.items()))
+    return flags
+
+
+def _described(field: dataclasses.Field) -> str:
+    """The help of a field with its unit and range, as argparse takes it."""
+    notes = [note for note in (field.metadata["unit"], str(field.metadata["range"])) if note]
+    return (field.metadata["help"] + (f" ({', '.join(notes)})" if notes else "")).replace("%", "%%")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the door with these arguments (default: the process's own) and returns its exit status."""
+    """Runs the command line with these arguments (default: the process's own) and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m janus_jax.decode", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--checkpoint", required=True, help="a step directory, or a directory of checkpoints (the latest)"
@@ -80,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--input", help="file to read; default: standard input")
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument(
-        "--format", choices=jobs.FORMATS, default="lines",
+        "--format", choices=io.FORMATS, default="lines",
         help="tsv: source TAB prefix (ar) or target with <mask> gaps (nar, infill); jsonl: objects with source, prefix or "
         "target; with infill, the texts of a target's gaps, these are scored",
     )  # fmt: skip
@@ -88,35 +75,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--devices", type=int, help="share the sentences of a batch; default: all accelerators, or one CPU"
     )
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
-    parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, what each pass did")
-    parser.add_argument("--distill", help="prepared dataset whose training targets are translated anew into --output")
-    add_search_arguments(parser)
+    parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, the tokens of each pass")
+    parser.add_argument("--distill", help="prepared dataset; its translated training set is written into --output")
+    add_search_arguments(
+        parser.add_argument_group("search", "Settings of the chosen --mode; default: the checkpoint's own.")
+    )
     args = parser.parse_args(argv)
     parallel.start()
     try:
         generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
-        decode = generator.settings(
-            {field.name: getattr(args, field.name) for field in dataclasses.fields(DecodeConfig)}
-        )
+        keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
+        decode = generator.settings(keywords)
         if args.distill:
-            return _distill(parser, generator, args, dataclasses.asdict(decode))
-        _decode_file(generator, args, decode)
+            return _distill(parser, generator, args, decode, keywords)
+        _decode_file(generator, args, decode, keywords)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeConfig) -> None:
-    """Reads, decodes and writes what the arguments name."""
-    key = "target" if decode.mode in ("nar", "infill") else "prefix"
-    infill = decode.mode == "infill"
-    if infill and args.format == "lines":
+def _decode_file(
+    generator: Generator, args: argparse.Namespace, decode: DecodeConfig, keywords: dict[str, Any]
+) -> None:
+    """Reads, decodes and writes the files of the command line."""
+    mode = MODES[decode.mode]
+    key = "target" if "targets" in mode.inputs else "prefix"
+    if args.format == "lines" and (missing := [name for name in _KEYWORD if _KEYWORD[name] in mode.required]):
         raise ValueError(
-            "--mode=infill: lines hold no targets; give --format=tsv (source TAB target with <mask>) or jsonl"
+            f"--mode={decode.mode}: lines hold no {missing[0]}s; give --format=tsv (source TAB {missing[0]}) or jsonl"
         )
-    items = jobs.parse(read_lines(args.input), args.format, args.input or "standard input", key, scored=infill)
-    # A directory's newest checkpoint may be another one by the time a killed run goes on.
+    scored = "infills" in mode.inputs
+    items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", key, scored)
+    # The step directory, since the newest checkpoint may be another one when a killed run resumes.
     signature = [
         dataclasses.asdict(decode),
         str(checkpoint.find(args.checkpoint)),
@@ -126,21 +117,21 @@ def _decode_file(generator: Generator, args: argparse.Namespace, decode: DecodeC
     ]
     with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
 
-        def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
-            outputs = _outputs(generator, start, part, key, bar.update, bool(args.trace), dataclasses.asdict(decode))
+        def records(start: int, part: Sequence[io.Item]) -> list[str]:
+            outputs = _outputs(generator, start, part, key, bar.update, bool(args.trace), keywords)
             if args.trace:
                 traces = (
-                    jobs.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
+                    io.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
                 )
-                write_lines(args.trace, traces)
+                io.write_lines(args.trace, traces)
             return [
-                jobs.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
+                io.render(number, item, output, args.format, scores=args.scores, nbest=decode.nbest)
                 for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
             ]
 
-        # A trace is written at once: it is for looking at, not for large inputs.
-        chunk = max(len(items), 1) if args.trace else jobs.CHUNK
-        jobs.run(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
+        # A trace is written in one chunk: it is meant for small inputs.
+        chunk = max(len(items), 1) if args.trace else io.CHUNK
+        io.write_resumable(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
 
 
 def _devices(count: int | None) -> list[jax.Device] | None:
@@ -154,30 +145,35 @@ def _devices(count: int | None) -> list[jax.Device] | None:
 def _outputs(
     generator: Generator,
     start: int,
-    part: Sequence[jobs.Item],
+    part: Sequence[io.Item],
     key: str,
     progress: Callable[[int], Any],
     trace: bool,
-    settings: dict[str, Any],
+    keywords: dict[str, Any],
 ) -> list[Output]:
-    """What becomes of a chunk whose first sentence is number `start`."""
+    """The outputs of a chunk; `start` sentences stand before it."""
     lines = [item.source for item in part]
     if part and part[0].infill is not None:
         if trace:
-            raise ValueError("--trace: scoring given texts has no passes to look at")
-        targets, infills = [item.given or "" for item in part], [item.infill or () for item in part]
-        return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **settings)
-    given = {} if part[0].given is None else {_KEYWORD[key]: [item.given for item in part]}
-    return generator.generate(lines, progress=progress, trace=trace, first_line=start, **given, **settings)
+            raise ValueError("--trace: scoring texts has no passes to record")
+        targets, infills = [item.text or "" for item in part], [item.infill or () for item in part]
+        return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **keywords)
+    texts = {} if part[0].text is None else {_KEYWORD[key]: [item.text for item in part]}
+    return generator.generate(lines, progress=progress, trace=trace, first_line=start, **texts, **keywords)
 
 
 def _distill(
-    parser: argparse.ArgumentParser, generator: Generator, args: argparse.Namespace, settings: dict[str, Any]
+    parser: argparse.ArgumentParser,
+    generator: Generator,
+    args: argparse.Namespace,
+    decode: DecodeConfig,
+    keywords: dict[str, Any],
 ) -> int:
     if not args.output or args.input or args.trace:
         parser.error("--distill=PREPARED needs --output=DIRECTORY, and takes no --input and no --trace")
-    if settings["mode"] == "infill":
-        parser.error("--distill: mode infill completes given targets; use --mode=ar, nar or speculative")
+    if required := MODES[decode.mode].required:
+        modes = ", ".join(name for name, mode in MODES.items() if not mode.required)
+        parser.error(f"--distill: mode {decode.mode} needs {' and '.join(required)}; use one of --mode={modes}")
     total = len(Prepared.open(args.distill).split("train"))
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         report = distill(
@@ -186,7 +182,7 @@ def _distill(
             args.output,
             checkpoint=str(checkpoint.find(args.checkpoint)),
             progress=bar.update,
-            **settings,
+            **keywords,
         )
     part = report["splits"]["train"]
     print(

@@ -1,13 +1,13 @@
-"""Sequence-level knowledge distillation: the targets of a prepared training set, translated anew by a model."""
+"""Sequence-level knowledge distillation: a model translates the sources of a prepared training set; its outputs are the new targets."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from janus_jax.data import DataError, Prepared, retarget
-from janus_jax.decode import jobs
-from janus_jax.decode.files import read_lines
 from janus_jax.decode.generator import Generator
+from janus_jax.decode.io import CHUNK, Item, read_lines, write_resumable
 
 
 def distill(
@@ -17,20 +17,20 @@ def distill(
     *,
     checkpoint: str,
     progress: Callable[[int], Any] | None = None,
-    chunk: int = jobs.CHUNK,
+    chunk: int = CHUNK,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Writes the prepared dataset `output`: `prepared` with the model's outputs as its training targets.
+    """Writes the prepared dataset `output`: `prepared` with the model's outputs as training targets.
 
-    A run that was killed goes on where it stood: what is translated so far is kept beside `output`.
+    A killed run resumes: finished translations are kept beside `output`.
 
     Args:
       generator: the model; its tokenizer must be that of the dataset.
       prepared: directory of the dataset to translate.
       output: directory to write, which must not exist.
-      checkpoint: where the model came from, for the report.
-      progress: called with the number of sentences just done.
-      chunk: sentences between two states that a killed run goes on from.
+      checkpoint: path of the model, for the report.
+      progress: called with the number of sentences just decoded.
+      chunk: sentences between two states from which a killed run resumes.
       **settings: of `Generator.generate`.
 
     Returns:
@@ -44,23 +44,23 @@ def distill(
         raise DataError(f"{output} exists; remove it or name another directory")
     if generator.tokenizer is None or generator.tokenizer.to_bytes() != data.tokenizer_bytes:
         raise DataError(
-            f"{data.directory} was made with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
+            f"{data.directory} was prepared with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
         )
     decode = generator.settings(settings)
     if data.config.data.source == "text":
         raise DataError(f"{data.directory} holds blocks of text for denoising; only sentence pairs can be distilled")
-    items = [jobs.Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
+    items = [Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")
 
-    def records(start: int, part: Sequence[jobs.Item]) -> list[str]:
+    def records(start: int, part: Sequence[Item]) -> list[str]:
         sources = [list(map(int, item.source.split())) for item in part]
         outputs = generator.generate_ids(sources, first_line=start, progress=progress, **settings)
         return [" ".join(map(str, one.tokens)) for one in outputs]
 
-    made = {"checkpoint": checkpoint, "decode": {**vars(decode)}}
-    jobs.run(items, translated, records, signature=made, chunk=chunk, skipped=progress)
+    origin = {"checkpoint": checkpoint, "decode": dataclasses.asdict(decode)}
+    write_resumable(items, translated, records, signature=origin, chunk=chunk, skipped=progress)
     targets = [list(map(int, line.split())) for line in read_lines(translated)]
-    report = retarget(data, output, targets, made)
+    report = retarget(data, output, targets, origin)
     translated.unlink()
     return report

@@ -1,12 +1,11 @@
-"""Scores and speed."""
+"""Scores and speed of decoded text."""
 
 from janus_jax.evaluate.latency import Latency, measure
 from janus_jax.evaluate.scores import SCORERS, AlignmentError, score
-from janus_jax.evaluate.settings import STANDARD, evaluate_settings, format_table, parse_setting
+from janus_jax.evaluate.settings import evaluate_settings, format_table, parse_setting, standard_settings
 
 __all__ = [
     "SCORERS",
-    "STANDARD",
     "AlignmentError",
     "Latency",
     "evaluate_settings",
@@ -14,4 +13,5 @@ __all__ = [
     "measure",
     "parse_setting",
     "score",
+    "standard_settings",
 ]

@@ -1,11 +1,12 @@
-"""Scores files of lines, or decodes with a checkpoint and scores that.
+"""Scores files of lines, or decodes with a checkpoint and scores the output.
 
     python -m janus_jax.evaluate --hypotheses=out.en --references=test.en
     python -m janus_jax.evaluate --traces=trace.jsonl --trace_html=trace.html
     python -m janus_jax.evaluate --checkpoint=DIR --source=test.de --references=test.en --setting=ar:beam=1 --setting=nar:passes=4
 
-Without --setting the last form tries AR greedy, AR beam 5 and NAR with 1, 4 and 10 passes. Sentences a second leave out
-compilation. Exit status: 0, or 2 when the input cannot be used.
+Without --setting the last form compares, of the modes that the model was trained for: greedy search and beam 5 (ar), 1, 4 and
+10 passes (nar), best path and beam 5 (ctc). Sentences a second do not include compilation. Exit status: 0, or 2 if the input
+cannot be used.
 """
 
 import argparse
@@ -18,14 +19,14 @@ from tqdm import tqdm
 
 from janus_jax import parallel
 from janus_jax.decode import Generator
-from janus_jax.decode.files import read_lines, write_lines
+from janus_jax.decode.io import read_lines, write_lines
 from janus_jax.evaluate import trace_html
 from janus_jax.evaluate.scores import AlignmentError, score
-from janus_jax.evaluate.settings import STANDARD, evaluate_settings, format_table, parse_setting
+from janus_jax.evaluate.settings import evaluate_settings, format_table, parse_setting, standard_settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the door with these arguments (default: the process's own) and returns its exit status."""
+    """Runs the command line with these arguments (default: the process's own) and returns its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m janus_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,11 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", help="short for one --setting without values")
     parser.add_argument("--runs", type=int, default=1, help="timed runs of each setting; the median counts")
     parser.add_argument(
-        "--batch_tokens", type=int, help="of every setting: sentences * hypotheses * padded length of a batch"
+        "--batch_tokens",
+        type=int,
+        help="of every setting: sentences * hypotheses * padded length of a batch stay below it",
     )
     parser.add_argument("--output_dir", help="also write the decoded lines there, a file for each setting")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--trace_html", "--trace-html", help="page to write, on which a reader steps through --traces")
+    parser.add_argument(
+        "--trace_html", "--trace-html", help="page to write, on which a reader steps through the passes of --traces"
+    )
     parser.add_argument("--traces", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     args = parser.parse_args(argv)
     if args.trace_html or args.traces:
@@ -80,11 +85,11 @@ def _write_traces(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
 def _score_files(args: argparse.Namespace) -> None:
     hypotheses, references = read_lines(args.hypotheses), read_lines(args.references)
     _check_aligned(args.hypotheses, hypotheses, args.references, references)
-    figures = score(hypotheses, references)
+    metrics = score(hypotheses, references)
     if args.json:
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(metrics, indent=2))
     else:
-        for name, value in figures.items():
+        for name, value in metrics.items():
             print(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:.4f}")
 
 
@@ -92,27 +97,26 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     parallel.start()
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
     generator = Generator.from_checkpoint(args.checkpoint)
-    standard = [setting for setting in STANDARD if setting["mode"] in generator.trained]
-    settings = [dict(s) for s in ([parse_setting(text) for text in texts] or standard)]
+    settings = [parse_setting(text) for text in texts] or standard_settings(generator.trained)
     if args.batch_tokens:
         settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
     sources, references = read_lines(args.source), read_lines(args.references)
     _check_aligned(args.source, sources, args.references, references)
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
-        rows = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
-    for row in rows:
-        hypotheses = row.pop("hypotheses")
+        results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
+    for result in results:
+        hypotheses = result.pop("hypotheses")
         if args.output_dir:
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            name = row["setting"].replace(":", "_").replace(",", "_").replace("=", "")
+            name = result["setting"].replace(":", "_").replace(",", "_").replace("=", "")
             write_lines(Path(args.output_dir) / f"{name}.txt", hypotheses)
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        print(format_table(rows))
+        print(format_table(results))
         print(
-            f"\n{rows[0]['bleu_signature']}; {rows[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
+            f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
 
 

@@ -1,4 +1,4 @@
-"""How many sentences a second something decodes."""
+"""Sentences a second of a function that decodes."""
 
 import statistics
 import time
@@ -11,9 +11,9 @@ from typing import Any
 class Latency:
     """Result of `measure`."""
 
-    sentences_per_second: float  # of the median run
+    sentences_per_second: float  # in the median run
     seconds: tuple[float, ...]  # of each run over all lines
-    results: Any  # what the function returned in the last run
+    results: Any  # return value of the last run
 
 
 def measure(
@@ -22,10 +22,10 @@ def measure(
     """Times `function(lines)`.
 
     Args:
-      function: must return only when its results are on the host.
+      function: returns when its results are on the host.
       lines: all are passed in one call.
       runs: timed runs; the median counts.
-      warmup: runs before them that are not timed, so that compilation is not counted.
+      warmup: untimed runs before them, for compilation.
 
     Raises:
       ValueError: no lines or no runs.

@@ -1,4 +1,4 @@
-"""Scores of a system's output against references: sacreBLEU, chrF, ROUGE, and plain counts that explain them."""
+"""Scores of output against references: sacreBLEU, chrF, ROUGE, and counts that explain them."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ def chrf(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
 def rouge(hypotheses: Lines, references: Lines) -> dict[str, float]:
     """ROUGE-1, -2 and -L (0-100): mean F1 over the lines, by Google's rouge-score without stemming.
 
-    It compares lower-cased runs of Latin letters and digits: of no use for other scripts.
+    It compares lower-cased runs of Latin letters and digits only: do not use it for other scripts.
     """
-    from rouge_score.rouge_scorer import RougeScorer  # a second, for what it imports
+    from rouge_score.rouge_scorer import RougeScorer  # its imports take a second
 
     names = ("rouge1", "rouge2", "rougeL")
     scorer = RougeScorer(list(names))
-    found = [scorer.score(reference, line) for line, reference in zip(hypotheses, references, strict=True)]
-    return {name: 100 * sum(one[name].fmeasure for one in found) / len(found) for name in names}
+    pairs = [scorer.score(reference, line) for line, reference in zip(hypotheses, references, strict=True)]
+    return {name: 100 * sum(one[name].fmeasure for one in pairs) / len(pairs) for name in names}
 
 
 def exact_match(hypotheses: Lines, references: Lines) -> dict[str, float]:
-    """Share (0-1) of lines equal to their reference, white space at the ends aside."""
+    """Share (0-1) of lines that equal their reference, without white space at the ends."""
     same = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     return {"exact_match": same / len(references)}
 
@@ -49,7 +49,7 @@ def exact_match(hypotheses: Lines, references: Lines) -> dict[str, float]:
 def repetition(hypotheses: Lines, references: Lines) -> dict[str, float]:
     """Share (0-1) of a text's words that repeat the word before, of the hypotheses and of the references.
 
-    Words are separated by white space. Non-autoregressive output repeats words where it is torn between two sentences.
+    Words are separated by white space. Non-autoregressive output repeats words where it mixes two possible sentences.
     """
     return {"repeated": repeated_rate(hypotheses), "repeated_reference": repeated_rate(references)}
 
@@ -72,11 +72,11 @@ SCORERS: dict[str, Callable[[Lines, Lines], dict]] = {
 
 
 def score(hypotheses: Lines, references: Lines, scorers: Sequence[str] = tuple(SCORERS)) -> dict[str, float | str]:
-    """All figures of the named scorers in one dictionary.
+    """All metrics of the named scorers in one dictionary.
 
     Args:
-      hypotheses: detokenised lines of a system.
-      references: one reference line each.
+      hypotheses: detokenised lines.
+      references: one reference for each.
       scorers: keys of `SCORERS`.
 
     Raises:

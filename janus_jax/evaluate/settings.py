@@ -1,4 +1,4 @@
-"""One model under several decoding settings: quality beside speed."""
+"""One model under several decoding settings: quality and speed side by side."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,29 +8,26 @@ from janus_jax.decode import MODES, Generator
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
 
-Setting = dict[str, Any]  # fields of config.DecodeConfig
-
-STANDARD: tuple[Setting, ...] = (
-    {"mode": "ar", "beam": 1},
-    {"mode": "ar", "beam": 5},
-    {"mode": "nar", "passes": 1},
-    {"mode": "nar", "passes": 4},
-    {"mode": "nar", "passes": 10},
-)
+Keywords = dict[str, Any]  # of `Generator.generate`: mode, and settings of that mode
 
 
-def parse_setting(text: str) -> Setting:
+def standard_settings(modes: Sequence[str]) -> list[Keywords]:
+    """The settings that are compared by default, of these modes."""
+    return [{"mode": name, **trial} for name, mode in MODES.items() if name in modes for trial in mode.trials]
+
+
+def parse_setting(text: str) -> Keywords:
     """A setting written "ar:beam=1" or "nar:passes=4,length_beam=3" as a dictionary.
 
     Raises:
-      ConfigError: not of that form.
+      ConfigError: an unknown mode, or not of that form.
     """
     mode, _, rest = text.partition(":")
     if mode not in MODES:
         raise ConfigError(
             f"--setting={text}: {mode!r} is not one of {', '.join(MODES)}; write for example nar:passes=4"
         )
-    setting: Setting = {"mode": mode}
+    setting: Keywords = {"mode": mode}
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
@@ -39,7 +36,7 @@ def parse_setting(text: str) -> Setting:
     return setting
 
 
-def describe(setting: Setting) -> str:
+def describe(setting: Keywords) -> str:
     """A setting as `parse_setting` reads it."""
     rest = ",".join(f"{name}={value}" for name, value in setting.items() if name != "mode")
     return setting["mode"] + (f":{rest}" if rest else "")
@@ -49,24 +46,24 @@ def evaluate_settings(
     generator: Generator,
     sources: Sequence[str],
     references: Sequence[str],
-    settings: Sequence[Setting] = STANDARD,
+    settings: Sequence[Keywords],
     *,
     runs: int = 1,
     progress: Callable[[int], Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Decodes `sources` under each setting; scores and times it.
 
-    Sentences a second leave out compilation: all sentences are decoded once before they are timed.
+    Sentences a second do not include compilation: all sentences are decoded once before they are timed.
 
     Args:
       generator: the model.
       sources, references: aligned lines.
       settings: each as keywords of `Generator.generate`.
-      runs: timed runs of each setting, the median of which counts.
-      progress: called with the number of sentences just decoded; (runs + 1) * len(sources) a setting in all.
+      runs: timed runs of each setting; the median counts.
+      progress: called with the number of sentences just decoded; in total (runs + 1) * len(sources) for each setting.
 
     Returns:
-      A row for each setting: `setting` (text), `sentences_per_second`, every figure of `score`, `hypotheses`.
+      A dict for each setting: `setting` (text), `sentences_per_second`, every metric of `score`, `hypotheses`.
 
     Raises:
       AlignmentError: sources and references differ in number.
@@ -76,23 +73,23 @@ def evaluate_settings(
         raise AlignmentError(
             f"{len(sources)} sources do not match {len(references)} references; both need the same lines in the same order"
         )
-    rows = []
+    results = []
     for setting in settings:
 
-        def decode(lines: Sequence[str], setting: Setting = setting) -> list[str]:
+        def decode(lines: Sequence[str], setting: Keywords = setting) -> list[str]:
             return [output.text for output in generator.generate(lines, progress=progress, **setting)]
 
         latency = measure(decode, sources, runs=runs)
-        figures = score(latency.results, references)
-        rows.append(
+        metrics = score(latency.results, references)
+        results.append(
             {
                 "setting": describe(setting),
                 "sentences_per_second": latency.sentences_per_second,
-                **figures,
+                **metrics,
                 "hypotheses": latency.results,
             }
         )
-    return rows
+    return results
 
 
 _COLUMNS = (
@@ -106,10 +103,10 @@ _COLUMNS = (
 )
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `evaluate_settings` as an aligned table, a line each, that is Markdown too; "-" where a figure is absent."""
+def format_table(results: Sequence[dict[str, Any]]) -> str:
+    """The results of `evaluate_settings` as an aligned Markdown table, a line each; "-" for a metric that is absent."""
     cells = [[title for title, _, _ in _COLUMNS]]
-    cells += [[form.format(row[key]) if key in row else "-" for _, key, form in _COLUMNS] for row in rows]
+    cells += [[form.format(one[key]) if key in one else "-" for _, key, form in _COLUMNS] for one in results]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "

@@ -1,4 +1,4 @@
-"""A page on which a reader steps through the refinement of mask-predict and sees how sure each token was."""
+"""A page on which a reader steps through the passes of mask-predict and sees the probability of each token."""
 
 import html
 import json
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_jax.decode.files import LinesError, read_lines, write_bytes
+from janus_jax.decode.io import LinesError, read_lines, write_bytes
 
 
 def read_traces(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The records that `python -m janus_jax.decode --mode=nar --trace=FILE` wrote.
 
     Raises:
-      LinesError: not such a file.
+      LinesError: the file is missing or holds something else.
     """
     records = []
     for number, line in enumerate(read_lines(path), 1):
@@ -34,7 +34,7 @@ def read_traces(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def render(records: Sequence[dict[str, Any]], title: str = "Refinement") -> str:
-    """One HTML page that needs nothing else: buttons and arrow keys move from pass to pass and from sentence to sentence.
+    """One HTML page without external files: buttons and arrow keys move from pass to pass and from sentence to sentence.
 
     Args:
       records: of `read_traces`.
@@ -46,7 +46,7 @@ def render(records: Sequence[dict[str, Any]], title: str = "Refinement") -> str:
 
 
 def write(path: str | os.PathLike[str], traces: str | os.PathLike[str]) -> int:
-    """Renders a file of traces; how many there were.
+    """Renders a file of traces as a page; returns the number of sentences.
 
     Raises:
       LinesError: a file cannot be read or written.

@@ -112,7 +112,7 @@ def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, 
 
 @dataclass(frozen=True)
 class Janus:
-    """One encoder-decoder with three ways to predict a target (docs/method.md, sections 1 to 3), and CTC.
+    """One encoder-decoder with three ways to predict a target (docs/method.md, sections 1-3), and CTC.
 
     Attributes:
       config: architecture; `vocab_size` must be set.

@@ -7,7 +7,7 @@ Legend: B sentences, T target length, N = T - 2 inner target tokens at most (no 
 V' padded vocabulary, K = 2N + 1 states of an alignment (blank, token, blank, ..., token, blank).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,16 @@ import jax.numpy as jnp
 import optax
 
 from janus_jax.config import ModelConfig, ObjectiveConfig
+from janus_jax.model import Janus
 from janus_jax.model.attention import NEGATIVE
+from janus_jax.model.families import ar
 from janus_jax.model.families.ctc import real_rows, row_counts
+from janus_jax.objective.aligned import Partners
 from janus_jax.objective.logits import chunks_of, copies, cut, joined, logits_of
+from janus_jax.objective.sentence import SentenceTerms
+from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
+from janus_jax.types import Batch, Encoded, Params
 
 BLANK = -1  # in alignments: a row of no token
 
@@ -182,3 +188,61 @@ def glance(
     order = jnp.where(labels.rows, jax.random.uniform(rng, labels.rows.shape), 2.0)
     rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
     return jnp.where((rank < shown[:, None]) & labels.rows & labels.fits[:, None], aligned, -1)
+
+
+def in_model(config: ModelConfig) -> bool:
+    """Whether a model has CTC rows."""
+    return config.ctc_ratio > 0
+
+
+def count_tokens(batch: Batch, config: ModelConfig, pad: int) -> jax.Array:
+    """The inner tokens of targets that fit their CTC rows, in a batch [..., B, T]."""
+    labels = labels_of(batch.source, batch.target, config, pad)
+    return (labels.real & labels.fits[..., None]).sum()
+
+
+def loss(
+    net: Janus, objective: ObjectiveConfig, terms: Collection[str], hidden: Mapping[str, jax.Array], table: jax.Array,
+    batch: Batch, divisors: Mapping[str, jax.Array],
+) -> SentenceTerms:  # fmt: skip
+    """CTC's likelihood if it is a term, its metrics, and the CTC rows beside the AR slots if the two are matched."""
+    labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
+    emitted = emissions(hidden["ctc"], table, labels, net.config, objective, net.dtype)
+    nll = negative_log_likelihood(emitted, labels).sum()
+    unfit = (labels.real.any(axis=1) & ~labels.fits).sum()
+    metrics = {"nll/ctc": nll / divisors[divisor_of("nll/ctc")], "ctc/unfit": unfit / divisors[divisor_of("ctc/unfit")]}
+    values = {"ctc": nll / divisors[term("ctc").divisor]} if "ctc" in terms else {}
+    if "kl_ar_ctc" not in terms:
+        return SentenceTerms(values, metrics)
+    slots = hidden["ar"].shape[1]
+    partners = ar_partners(net, objective, hidden["ctc"], jax.lax.stop_gradient(emitted), labels, slots)
+    return SentenceTerms(values, metrics, {"ctc": partners})
+
+
+def ar_partners(
+    net: Janus, objective: ObjectiveConfig, rows: jax.Array, emitted: Emissions, labels: Labels, slots: int
+) -> Partners:
+    """For each of the U AR slots the CTC row that gives the same token.
+
+    Of the rows that the best alignment assigns to a token, it is the most confident one. Rows that give the blank nearly all
+    probability (objective.ctc_floor) say too little about tokens.
+    """
+    best = confident_rows(best_alignment(emitted, labels), emitted)
+    confident = -jnp.expm1(jnp.take_along_axis(emitted.blank, best, axis=1)) >= objective.ctc_floor
+    inner = ar.predicted_position(jnp.arange(slots), net.config) - 1  # index among the inner target tokens
+    nth = jnp.clip(inner, 0, labels.tokens.shape[1] - 1)
+    exist = (confident & labels.real & labels.fits[:, None])[:, nth] & (inner == nth)
+    return Partners(jnp.take_along_axis(rows, best[:, nth][:, :, None], axis=1), exist)
+
+
+def shown_tokens(
+    net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
+) -> jax.Array:  # fmt: skip
+    """What the CTC rows are shown of the target [B, R], after a first pass without gradient; see `glance`."""
+    params, encoded = jax.lax.stop_gradient((params, encoded))
+    dropout, choice = jax.random.split(rng)
+    rows, _ = net.ctc_rows(params, batch.source, encoded, rng=dropout)
+    labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
+    table = params["embed_tokens"]["embedding"]
+    alignment = best_alignment(scores(rows, table, labels, net.config, net.dtype), labels)
+    return glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)

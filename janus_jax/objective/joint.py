@@ -13,12 +13,18 @@ import numpy as np
 
 from janus_jax.config import ModelConfig, ObjectiveConfig, Weight, objective_terms
 from janus_jax.model import Janus
-from janus_jax.model.families import ar, with_attended
+from janus_jax.model.families import with_attended
 from janus_jax.objective import ctc
-from janus_jax.objective.aligned import Partners, aligned_sets
-from janus_jax.objective.terms import divisor_of, read_families, term
-from janus_jax.objective.token_losses import Rows, Scalars, TokenLosses, length_nll
-from janus_jax.types import Batch, Encoded, Params
+from janus_jax.objective.aligned import aligned_sets
+from janus_jax.objective.sentence import SentenceLoss
+from janus_jax.objective.terms import read_families, term
+from janus_jax.objective.token_losses import Scalars, TokenLosses, length_nll
+from janus_jax.types import Batch, Params
+
+# Families whose rows have a likelihood of whole targets. The losses of all other families are those of single tokens.
+SENTENCE_LOSSES: dict[str, SentenceLoss] = {
+    "ctc": SentenceLoss(ctc.in_model, ctc.count_tokens, ctc.loss, ctc.shown_tokens),
+}
 
 
 def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
@@ -46,15 +52,13 @@ def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, 
     """What each kind of term is divided by, over a whole step's batch [..., B, T].
 
     `ar` real AR targets, `masked` masked tokens, `length` sentences, `ctc` the inner tokens of targets that fit their CTC
-    rows; with normalize_by "target" all are the number of target tokens (pretraining, docs/method.md, section 6). `rows/ar` and so on
+    rows; with normalize_by "target" all are the number of target tokens (pretraining; docs/method.md, section 6). `rows/ar` and so on
     are the former in any case: metrics per token are divided by them.
     """
     real = batch.target != pad
     tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
     counts = {"ar": tokens, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
-    if config.ctc_ratio:
-        labels = ctc.labels_of(batch.source, batch.target, config, pad)
-        counts["ctc"] = (labels.real & labels.fits[..., None]).sum()
+    counts |= {name: one.count(batch, config, pad) for name, one in SENTENCE_LOSSES.items() if one.in_model(config)}
     rows = {f"rows/{name}": count for name, count in counts.items()}
     if objective.normalize_by == "target":
         counts = dict.fromkeys(counts, tokens)
@@ -98,16 +102,19 @@ def loss(
     two = objective.encoder_passes == 2 and "ar" in families and len(families) > 1 and rng is not None
     parallel = net.encode(params, batch.source, keys[2]) if two else encoded
     shown = {}
-    if "ctc" in families and rng is not None and objective.glancing != 0:
-        ratio = weight_at(objective.glancing, step)
-        shown["ctc"] = _glanced(net, objective, params, parallel, batch, ratio=ratio, rng=jax.random.fold_in(rng, 3))
+    if rng is not None and objective.glancing != 0:
+        ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
+        for name in [name for name in families if name in SENTENCE_LOSSES]:
+            glance = SENTENCE_LOSSES[name].shown_tokens
+            shown[name] = glance(net, objective, params, parallel, batch, ratio=ratio, rng=key)
     hidden = net.train_rows(
         params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if two else None, shown=shown
     )
     table = params["embed_tokens"]["embedding"]
     values, metrics, partners = {}, {}, {}
-    if "ctc" in hidden:
-        values, metrics, partners = _ctc_terms(net, objective, terms, hidden, table, batch, divisors)
+    for name in [name for name in hidden if name in SENTENCE_LOSSES]:
+        part = SENTENCE_LOSSES[name].loss(net, objective, terms, hidden, table, batch, divisors)
+        values, metrics, partners = values | part.values, metrics | part.metrics, partners | part.partners
     if "length" in terms:
         real = batch.target != net.specials.pad
         nll = length_nll(parallel.length_logits, real.sum(1)) * real[:, 0]
@@ -117,49 +124,3 @@ def loss(
     total, token_metrics = token_losses(sets, table, weights, divisors)
     total += sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
     return total, token_metrics | metrics | {f"loss/{name}": value for name, value in values.items()}
-
-
-def _ctc_terms(
-    net: Janus, objective: ObjectiveConfig, terms: tuple[str, ...], hidden: Rows, table: jax.Array, batch: Batch, divisors: Scalars
-) -> tuple[Scalars, Scalars, dict[str, Partners]]:  # fmt: skip
-    """CTC's likelihood if it is a term, its metrics, and the CTC rows beside the AR slots if the two are matched."""
-    labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
-    emitted = ctc.emissions(hidden["ctc"], table, labels, net.config, objective, net.dtype)
-    nll = ctc.negative_log_likelihood(emitted, labels).sum()
-    unfit = (labels.real.any(axis=1) & ~labels.fits).sum()
-    metrics = {"nll/ctc": nll / divisors[divisor_of("nll/ctc")], "ctc/unfit": unfit / divisors[divisor_of("ctc/unfit")]}
-    values = {"ctc": nll / divisors[term("ctc").divisor]} if "ctc" in terms else {}
-    if "kl_ar_ctc" not in terms:
-        return values, metrics, {}
-    slots = hidden["ar"].shape[1]
-    partners = _ctc_partners(net, objective, hidden["ctc"], jax.lax.stop_gradient(emitted), labels, slots)
-    return values, metrics, {"ctc": partners}
-
-
-def _ctc_partners(
-    net: Janus, objective: ObjectiveConfig, rows: jax.Array, emitted: ctc.Emissions, labels: ctc.Labels, slots: int
-) -> Partners:
-    """For each of the U AR slots the CTC row that gives the same token.
-
-    Of the rows that the best alignment assigns to a token, it is the most confident one. Rows that give the blank nearly all
-    probability (objective.ctc_floor) say too little about tokens.
-    """
-    best = ctc.confident_rows(ctc.best_alignment(emitted, labels), emitted)
-    confident = -jnp.expm1(jnp.take_along_axis(emitted.blank, best, axis=1)) >= objective.ctc_floor
-    inner = ar.predicted_position(jnp.arange(slots), net.config) - 1  # index among the inner target tokens
-    nth = jnp.clip(inner, 0, labels.tokens.shape[1] - 1)
-    exist = (confident & labels.real & labels.fits[:, None])[:, nth] & (inner == nth)
-    return Partners(jnp.take_along_axis(rows, best[:, nth][:, :, None], axis=1), exist)
-
-
-def _glanced(
-    net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
-) -> jax.Array:  # fmt: skip
-    """What the CTC rows are shown of the target, after a first pass without gradient; see `ctc.glance`."""
-    params, encoded = jax.lax.stop_gradient((params, encoded))
-    dropout, choice = jax.random.split(rng)
-    rows, _ = net.ctc_rows(params, batch.source, encoded, rng=dropout)
-    labels = ctc.labels_of(batch.source, batch.target, net.config, net.specials.pad)
-    table = params["embed_tokens"]["embedding"]
-    alignment = ctc.best_alignment(ctc.scores(rows, table, labels, net.config, net.dtype), labels)
-    return ctc.glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)

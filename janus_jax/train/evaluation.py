@@ -5,7 +5,7 @@ import jax
 from janus_jax import parallel, processes
 from janus_jax.config import Config, ParallelConfig, objective_terms
 from janus_jax.data import Prepared, eval_batches
-from janus_jax.decode import Generator, trained_modes
+from janus_jax.decode import MODES, Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.objective.terms import divisor_of
@@ -63,11 +63,10 @@ class Evaluation:
             mesh=mesh,
         )
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)
-        modes = {"ar": {"mode": "ar", "beam": 1}, "nar": {"mode": "nar"}, "ctc": {"mode": "ctc", "beam": 1}}
         scores = {}
-        for name, settings in modes.items():
-            if name in trained_modes(config.objective):
-                outputs = generator.generate(sources[self._process :: self._processes], **settings)
+        for name in trained_modes(config.objective):
+            if (settings := MODES[name].validation) is not None:
+                outputs = generator.generate(sources[self._process :: self._processes], mode=name, **settings)
                 texts = [""] * count
                 for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
                     texts[process :: self._processes] = part

@@ -102,7 +102,7 @@ def write_checkpoint(path, tokenizer, *, step=12, config=None, change=lambda arr
     groups = {
         "model": settings | {"vocab_size": 0},
         "data": {"max_source_length": 30, "max_target_length": 24},
-        "decode": {"beam": 3, "lenpen": 0.7, "stop": "current"},
+        "decode": {"ar": {"beam": 3, "lenpen": 0.7, "stop": "current"}},
     } | (config or {})
     checkpoint.write(path, params, resolve(groups), tokenizer.to_bytes(), {"step": step, "made_by": "train"})
     return net, params

@@ -138,7 +138,7 @@ def test_more_outputs_fewer_tokens_and_a_limit(made):
     _, _, net, params, model = made("post-norm")
     lines = sources(40, net.config.vocab_size, 3)
     limited = Generator(net, params, None, max_target_length=8)
-    outputs = limited.generate_ids(lines, mode="ctc", beam=5, nbest=3, ctc_tokens=3)
+    outputs = limited.generate_ids(lines, mode="ctc", beam=5, nbest=3, tokens=3)
     ids, scores = model.generate_ctc(
         torch.from_numpy(padded(lines)),
         num_beams=5, ctc_tokens=3, num_return_sequences=3, max_length=8, return_scores=True,

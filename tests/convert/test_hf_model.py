@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig, resolve
+from janus_jax.config import ArDecode, DecodeConfig, resolve
 from janus_jax.convert import params_from_released, params_to_released
 from janus_jax.data import corruption
 from janus_jax.decode import Generator
+from janus_jax.decode.keywords import with_keywords
 from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, make_train_step
@@ -321,15 +322,15 @@ def cases(*groups):
 def test_search_finds_the_same_tokens(both, settings):
     generator, model = both
     sources, _ = pairs(60, 10)
-    decode = DecodeConfig(**{"max_length_a": 1.2, "max_length_b": 4, **settings})
+    decode = with_keywords(DecodeConfig(), {"max_length_a": 1.2, "max_length_b": 4, **settings})
     outputs = generator.generate_ids(sources, mode="ar", **settings, max_length_a=1.2, max_length_b=4)
     names = ("beam", "stop", "lenpen", "max_length_a", "max_length_b", "min_length", "no_repeat_ngram")
-    given = {name: getattr(decode, name) for name in names}
+    given = {name: getattr(decode.ar, name) for name in names}
     config = default_generation_config(model.config, **given, max_target_length=generator.max_target_length)
     config.num_return_sequences, config.return_dict_in_generate, config.output_scores = decode.nbest, True, True
     found = model.generate(padded(sources, "left"), generation_config=config)
     flat = [one for output in outputs for one in (output, *output.others)]
-    if decode.beam == 1:
+    if decode.ar.beam == 1:
         assert bare(found.sequences) == [output.tokens for output in outputs]
         return
     assert differing(generator, flat, found.sequences, found.sequences_scores) == 0
@@ -413,7 +414,7 @@ def test_mistakes_are_explained(trained, call, message):
 
 
 def test_stopping_rules_have_names_of_both():
-    assert set(EARLY_STOPPING) == set(DecodeConfig.__annotations__["stop"].__args__)
+    assert set(EARLY_STOPPING) == set(ArDecode.__annotations__["stop"].__args__)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
-"""Greedy decoding equals teacher forcing of its own output, whatever stands before the first token."""
+"""Greedy decoding equals teacher forcing of its own output, with either ar_start."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES
-from janus_jax.decode.request import Request
+from janus_jax.config import ArDecode, DecodeConfig
+from janus_jax.decode import MODES, DecodeRequest
 from tests import tiny
 
 
@@ -15,9 +14,9 @@ from tests import tiny
 def test_greedy_output_is_the_argmax_of_teacher_forcing(variant):
     net, params = tiny.model(**variant)
     batch = tiny.batch(rows=3)
-    decode = DecodeConfig(beam=1, max_length_a=0.0, max_length_b=9)
-    found = MODES["ar"](Request(net, params, np.asarray(batch.source), decode, 40)).hypotheses
-    tokens = np.asarray(found.tokens[:, 0])
+    decode = DecodeConfig(ar=ArDecode(beam=1, max_length_a=0.0, max_length_b=9))
+    result = MODES["ar"].run(DecodeRequest(net, params, np.asarray(batch.source), decode, 40)).hypotheses
+    tokens = np.asarray(result.tokens[:, 0])
     start = [net.specials.bos] if net.config.ar_start == "bos" else [net.specials.eos, net.specials.bos]
     inputs = np.concatenate([np.tile(start, (3, 1)), tokens[:, :-1]], axis=1)
 
@@ -27,9 +26,9 @@ def test_greedy_output_is_the_argmax_of_teacher_forcing(variant):
         return jax.nn.log_softmax(net.project(params, rows))
 
     logp = np.asarray(forced(params, batch.source, jnp.asarray(inputs)))[:, len(start) - 1 :]
-    for row, length in enumerate(np.asarray(found.lengths[:, 0])):
+    for row, length in enumerate(np.asarray(result.lengths[:, 0])):
         for t in range(length):
-            assert abs(logp[row, t, tokens[row, t]] - float(found.token_scores[row, 0, t])) < 2e-5
+            assert abs(logp[row, t, tokens[row, t]] - float(result.token_scores[row, 0, t])) < 2e-5
             allowed = logp[row, t].copy()
             allowed[
                 [net.specials.bos, net.specials.pad, net.specials.mask] + ([net.specials.eos] if t == 0 else [])

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig
-from janus_jax.decode.beam import STOPS, beam_search
-from janus_jax.decode.loop import Constraints
+from janus_jax.config import ArDecode
+from janus_jax.decode.search.beam import STOPS, beam_search
+from janus_jax.decode.search.constraints import Constraints
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -36,7 +36,7 @@ def _search(log_probs, *, batch, beam, limit, **settings):
 
     vocab_size, forbidden = settings.pop("vocab_size"), settings.pop("forbidden", None)
     watched = {name: settings.pop(name) for name in ("min_length", "no_repeat_ngram") if name in settings}
-    constraints = Constraints.usual(SPECIALS, vocab_size, **watched)
+    constraints = Constraints.default(SPECIALS, vocab_size, **watched)
     if forbidden is not None:
         constraints = Constraints(tuple(forbidden), vocab_size, **watched)
     settings.setdefault("max_lengths", jnp.full(batch, limit))
@@ -65,7 +65,7 @@ def _random_model(seed, batch, limit, vocab, scale=2.0):
 def _brute_force(table, max_length, allowed, lenpen):
     """All sequences of a sentence with their scores, best first; table [L, V+1, V, V]."""
     log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
-    found = []
+    hypotheses = []
     for length in range(2, max_length + 1):
         for inner in itertools.product(allowed, repeat=length - 1):
             tokens = (*inner, SPECIALS.eos)
@@ -73,8 +73,8 @@ def _brute_force(table, max_length, allowed, lenpen):
             for step, token in enumerate(tokens):
                 total += log_probs[step, before + 1, last, token]
                 before, last = last, token
-            found.append((total / length**lenpen, tokens))
-    return sorted(found, reverse=True)
+            hypotheses.append((total / length**lenpen, tokens))
+    return sorted(hypotheses, reverse=True)
 
 
 def _tokens(result, sentence, rank):
@@ -177,7 +177,7 @@ def test_released_stopping_follows_its_rule(beam):
 def test_stopping_by_the_best_rule_loses_nothing():
     batch, limit, vocab = 8, 9, 9
     _, model = _random_model(4, batch, limit, vocab)
-    # Never stopping = a sentence whose finished set can always be beaten: compare with the rule's own early stop.
+    # Never stopping = a sentence whose finished set can always be beaten: compare with the rule's early stop.
     for lenpen in (0.0, 1.0):
         runs = {
             s: _search(model, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=s) for s in STOPS
@@ -197,7 +197,7 @@ def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_each_sentence_has_its_own_length_limit_and_empty_rows_stay_empty(beam):
+def test_each_sentence_has_its_length_limit_and_padding_gets_no_hypothesis(beam):
     batch, limit, vocab = 3, 8, 9
     never_ends = jnp.zeros(vocab).at[SPECIALS.eos].set(-20.0)
 
@@ -228,14 +228,14 @@ def test_growing_the_cache_changes_nothing(beam):
         pad = length - cache["tokens"].shape[1]
         return {"tokens": jnp.pad(cache["tokens"], ((0, 0), (0, pad))), "length": cache["length"]}
 
-    def reorder(c, rows):
-        return {"tokens": c["tokens"][rows], "length": c["length"]}
+    def reorder(c, order):
+        return {"tokens": c["tokens"][order], "length": c["length"]}
 
     settings = {
         "beam": beam,
         "limit": limit,
         "specials": SPECIALS,
-        "constraints": Constraints.usual(SPECIALS, vocab),
+        "constraints": Constraints.default(SPECIALS, vocab),
         "max_lengths": jnp.asarray([12, 4, 9]),
     }
     whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
@@ -262,7 +262,7 @@ def test_a_finished_batch_stops():
             beam=1,
             limit=50,
             specials=SPECIALS,
-            constraints=Constraints.usual(SPECIALS, 8),
+            constraints=Constraints.default(SPECIALS, 8),
             max_lengths=jnp.asarray([50, 50]),
         )
 
@@ -282,10 +282,10 @@ def test_wrong_settings_name_themselves():
             max_lengths=[1],
             limit=3,
             specials=SPECIALS,
-            constraints=Constraints.usual(SPECIALS, 9),
+            constraints=Constraints.default(SPECIALS, 9),
             stop="soon",
         )
 
 
 def test_stopping_rules_are_those_of_the_configuration():
-    assert set(STOPS) == set(typing.get_type_hints(DecodeConfig)["stop"].__args__)
+    assert set(STOPS) == set(typing.get_type_hints(ArDecode)["stop"].__args__)

@@ -1,4 +1,4 @@
-"""Distillation: a prepared set whose training targets a model translated, resumable, and trained on like any other."""
+"""Distillation: a prepared set with training targets translated by a model; it resumes, and is trained on like any other."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from janus_jax import data
 from janus_jax.decode import Generator
 from janus_jax.decode.__main__ import main
 from janus_jax.decode.distill import distill
-from janus_jax.decode.files import LinesError
+from janus_jax.decode.io import LinesError
 from janus_jax.train import train
 from tests.train import runs
 
@@ -32,7 +32,7 @@ def ids(directory, split="train"):
     ]
 
 
-def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, capsys):
+def test_targets_become_the_outputs_of_the_model_and_nothing_else_changes(original, tmp_path, capsys):
     config, workdir = original
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
     assert (
@@ -42,11 +42,11 @@ def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, c
     assert "60 pairs" in capsys.readouterr().out
     before, after = ids(config.data.prepared), ids(tmp_path / "new")
     assert [source for source, _ in before] == [source for source, _ in after]
-    found = Generator.from_checkpoint(workdir).generate_ids([source for source, _ in before], **SETTINGS)
-    assert [target[1:-1] for _, target in after] == [one.tokens for one in found]
+    outputs = Generator.from_checkpoint(workdir).generate_ids([source for source, _ in before], **SETTINGS)
+    assert [target[1:-1] for _, target in after] == [one.tokens for one in outputs]
     assert ids(config.data.prepared, "valid") == ids(tmp_path / "new", "valid")
     report = data.Prepared.open(tmp_path / "new").report
-    assert report["distilled"]["decode"]["beam"] == 1
+    assert report["distilled"]["decode"]["ar"]["beam"] == 1
     assert report["splits"]["train"]["tokens"]["target"] == sum(len(target) for _, target in after)
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     # It is trained on like the original: only its place differs.
@@ -54,7 +54,7 @@ def test_targets_are_the_models_outputs_and_all_else_stays(original, tmp_path, c
     assert np.isfinite(train(moved, tmp_path / "run")["valid/loss"])
 
 
-def test_a_stopped_distillation_goes_on(original, tmp_path, monkeypatch):
+def test_a_stopped_distillation_resumes(original, tmp_path, monkeypatch):
     config, workdir = original
     generator = Generator.from_checkpoint(workdir)
     done, whole = [], Generator.generate_ids
@@ -80,7 +80,7 @@ def test_a_stopped_distillation_goes_on(original, tmp_path, monkeypatch):
     assert ids(tmp_path / "new") == ids(tmp_path / "at_once")
 
 
-def test_what_cannot_be_distilled_is_named(original, tmp_path):
+def test_unusable_datasets_are_named(original, tmp_path):
     config, workdir = original
     generator = Generator.from_checkpoint(workdir)
     (tmp_path / "there").mkdir()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from janus_jax import parallel
-from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig, ParallelConfig
-from janus_jax.decode import MODES, Generator
-from janus_jax.decode.batches import bucket, full_rows, plan_batches
-from janus_jax.decode.request import Request
+from janus_jax.config import ConfigError, DecodeConfig, Mode, ModelConfig, ParallelConfig, resolve
+from janus_jax.decode import MODES, DecodeRequest, Generator
+from janus_jax.decode.batching import bucket, full_rows, plan_batches
+from janus_jax.decode.keywords import with_keywords
 from janus_jax.model import Janus
 from janus_jax.types import Specials
 
@@ -43,10 +43,17 @@ def generator():
     net = Janus(config, Specials())
     # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, net.init(jax.random.key(0)))
-    decode = DecodeConfig(
-        max_length_a=1.0, max_length_b=4, passes=3, length_beam=2, beam=2, batch_tokens=256, draft="always"
+    decode = {
+        "batch_tokens": 256,
+        "ar": {"beam": 2, "max_length_a": 1.0, "max_length_b": 4},
+        "nar": {"passes": 3, "length_beam": 2},
+        "ctc": {"beam": 2},
+        "speculative": {"draft": "always"},
+        "infill": {"draft": "always"},
+    }
+    return Generator(
+        net, params, Letters(), resolve({"decode": decode}).decode, max_source_length=32, max_target_length=32
     )
-    return Generator(net, params, Letters(), decode, max_source_length=32, max_target_length=32)
 
 
 LINES = ["hello", "", "a", "quitealongerlineofletters", "   ", "bcd", "hello", "zz top", "x" * 30, "defg"]
@@ -56,8 +63,8 @@ def test_modes_are_those_of_the_configuration():
     assert set(MODES) == set(Mode.__args__)
 
 
-def given(mode, lines=LINES):
-    """What a mode needs besides the lines: for infilling a target with gaps for each."""
+def inputs_of(mode, lines=LINES):
+    """Inputs that a mode requires beside the lines: for infilling a target with gaps for each line."""
     return {"targets": [gapped(line) for line in lines]} if mode == "infill" else {}
 
 
@@ -67,7 +74,7 @@ def gapped(line):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
-    together = generator.generate(LINES, mode=mode, **given(mode))
+    together = generator.generate(LINES, mode=mode, **inputs_of(mode))
     assert len(together) == len(LINES)
     assert together[0] == together[6]
     for line, output in zip(LINES, together, strict=True):
@@ -76,7 +83,7 @@ def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
         else:
             assert not set(output.tokens) & {0, 1, 2, 4}
             assert output.text == Letters().decode_batch([output.tokens])[0]
-    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64, **given(mode, LINES[::-1]))[::-1]
+    backwards = generator.generate(LINES[::-1], mode=mode, batch_tokens=64, **inputs_of(mode, LINES[::-1]))[::-1]
     same(together, backwards)
 
 
@@ -94,13 +101,13 @@ def test_several_devices_share_the_sentences_and_change_nothing(generator, mode)
         mesh=mesh,
     )  # fmt: skip
     # 10 lines do not divide by 4.
-    same(shared.generate(LINES, mode=mode, **given(mode)), generator.generate(LINES, mode=mode, **given(mode)))
+    same(shared.generate(LINES, mode=mode, **inputs_of(mode)), generator.generate(LINES, mode=mode, **inputs_of(mode)))
     with jax.set_mesh(mesh):
-        request = Request(
-            generator.net, shared.params, np.full((8, 16), 7, np.int32), DecodeConfig(mode=mode, draft="always"), 20
-        )
+        drafts = {"draft": "always"} if mode in ("speculative", "infill") else {}
+        decode = with_keywords(DecodeConfig(), {"mode": mode, **drafts})
+        request = DecodeRequest(generator.net, shared.params, np.full((8, 16), 7, np.int32), decode, 20)
         request = dataclasses.replace(request, start=np.full((8, 8), 4, np.int32) if mode == "infill" else None)
-        hypotheses = MODES[mode](request).hypotheses
+        hypotheses = MODES[mode].run(request).hypotheses
     assert {shard.data.shape[0] for shard in hypotheses.tokens.addressable_shards} == {2}
 
 
@@ -146,7 +153,7 @@ def test_greedy_is_teacher_forcing_step_by_step(generator):
 
 
 def test_a_second_generator_does_not_compile_again(generator):
-    from janus_jax.decode import ar as module
+    from janus_jax.decode.modes import autoregression as module
 
     generator.generate(["hello"], beam=1)
     compiled = module._run_ar._cache_size()
@@ -159,7 +166,7 @@ def test_a_second_generator_does_not_compile_again(generator):
 
 
 def test_a_second_batch_of_drafts_does_not_compile_again(generator):
-    from janus_jax.decode import speculation as module
+    from janus_jax.decode.modes import speculative as module
 
     committed = Generator(
         generator.net, jax.device_put(generator.params, jax.devices()[0]), Letters(), generator.decode_config,
@@ -177,7 +184,7 @@ def test_progress_counts_every_line(generator):
     assert sum(done) == len(LINES)
 
 
-def test_infilling_keeps_what_is_given(generator):
+def test_infilling_keeps_the_tokens_around_the_gaps(generator):
     lines, targets = ["hello", "abc", "zz top"], ["a<mask>c <mask> <mask>f", "nothing", "<mask>"]
     outputs = generator.generate(lines, mode="infill", targets=targets)
     fixed = [Letters().encode(target.replace("<mask>", "{")) for target in targets]  # "{" follows "z"
@@ -189,7 +196,7 @@ def test_infilling_keeps_what_is_given(generator):
         assert len(output.tokens) == len(ids)
     by_nar = generator.generate(lines, mode="nar", targets=targets)
     assert [len(output.tokens) for output in by_nar] == [len(ids) for ids in fixed]
-    # What was filled in has the score that it was given on the way.
+    # The scores of the search equal those of scoring its output.
     filling = [
         "".join(Letters().decode_batch([[outputs[0].tokens[at]]])[0] for at in places) for places in ([1], [3, 4])
     ]
@@ -199,8 +206,8 @@ def test_infilling_keeps_what_is_given(generator):
     assert generator.score_infills(lines[:1], ["a<mask>c <mask>f"], [["q", "rs"]])[0].score < scored[0].score
 
 
-def test_infilling_names_what_is_missing(generator):
-    with pytest.raises(ValueError, match="mode infill completes given text"):
+def test_infilling_without_targets_or_texts_is_an_error(generator):
+    with pytest.raises(ValueError, match="targets: mode infill needs them; give one with <mask> in it"):
         generator.generate(["a"], mode="infill")
     with pytest.raises(ValueError, match="line 2: 1 texts for 2 gaps"):
         generator.score_infills(["a", "b"], ["<mask>", "<mask>b<mask>"], [["x"], ["y"]])
@@ -211,10 +218,14 @@ def test_infilling_names_what_is_missing(generator):
 
 
 def test_wrong_settings_are_named(generator):
-    with pytest.raises(ConfigError, match=r"config\.decode\.beem: .*beam"):
+    with pytest.raises(ConfigError, match=r"beem: mode ar has no such setting; did you mean beam"):
         generator.generate(["a"], beem=3)
-    with pytest.raises(ConfigError, match="beam"):
+    with pytest.raises(ConfigError, match=r"config\.decode\.ar\.beam: 0 must be at least 1"):
         generator.generate(["a"], beam=0)
+    with pytest.raises(ConfigError, match="passes: mode ar has no such setting; it belongs to mode nar"):
+        generator.generate(["a"], passes=3)
+    with pytest.raises(ConfigError, match=r"config\.decode\.mode: 'narr' is not one of"):
+        generator.generate(["a"], mode="narr")
     with pytest.raises(ValueError, match="length_beam"):
         generator.generate(["a"], mode="nar", length_beam=40)
 

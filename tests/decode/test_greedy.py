@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.beam import beam_search
-from janus_jax.decode.greedy import greedy_search, sampler
-from janus_jax.decode.loop import Constraints
+from janus_jax.decode.search.beam import beam_search
+from janus_jax.decode.search.constraints import Constraints
+from janus_jax.decode.search.greedy import greedy_search
+from janus_jax.decode.search.sampling import sampler
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -21,7 +22,7 @@ def search(logits, *, beam=1, rows=1, limit=6, pick=None, prefix=None, **watched
         "max_lengths": jnp.full(rows, limit),
         "limit": limit,
         "specials": SPECIALS,
-        "constraints": Constraints.usual(SPECIALS, VOCAB, **watched),
+        "constraints": Constraints.default(SPECIALS, VOCAB, **watched),
         "prefix": None if prefix is None else jnp.asarray(prefix),
     }
 
@@ -56,10 +57,10 @@ def test_no_ngram_comes_twice(beam):
     logits = logits_of(w5=4.0, w6=3.0, w7=1.0, eos=-5.0)
     assert words(search(logits, limit=8))[:3] == [5, 5, 5]
     for n in (1, 2, 3):
-        found = words(search(logits, beam=beam, limit=8, no_repeat_ngram=n))
-        grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+        result = words(search(logits, beam=beam, limit=8, no_repeat_ngram=n))
+        grams = [tuple(result[i : i + n]) for i in range(len(result) - n + 1)]
         assert len(grams) == len(set(grams))
-        assert len(found) >= n
+        assert len(result) >= n
     assert words(search(logits, limit=5, no_repeat_ngram=2)) == [5, 5, 6, 5]
 
 
@@ -67,14 +68,14 @@ def test_no_ngram_comes_twice(beam):
 def test_outputs_begin_with_their_prefix(beam):
     logits = logits_of(w5=4.0, w6=3.0, eos=2.0)
     pad = SPECIALS.pad
-    found = search(logits, beam=beam, rows=3, limit=5, prefix=[[8, 7, 6], [7, pad, pad], [pad, pad, pad]])
-    assert words(found, 0)[:3] == [8, 7, 6]
-    assert words(found, 1)[0] == 7
+    result = search(logits, beam=beam, rows=3, limit=5, prefix=[[8, 7, 6], [7, pad, pad], [pad, pad, pad]])
+    assert words(result, 0)[:3] == [8, 7, 6]
+    assert words(result, 1)[0] == 7
     plain = search(logits, beam=beam, rows=3, limit=5)
-    assert words(found, 2) == words(plain, 2)
-    # What was forced counts in the score.
+    assert words(result, 2) == words(plain, 2)
+    # Forced tokens count in the score.
     log_probs = jax.nn.log_softmax(jnp.asarray(logits))
-    assert float(found.token_scores[0, 0, 0]) == pytest.approx(float(log_probs[8]), abs=1e-5)
+    assert float(result.token_scores[0, 0, 0]) == pytest.approx(float(log_probs[8]), abs=1e-5)
 
 
 def draws(count=4000, **settings):
@@ -98,7 +99,7 @@ def test_samples_are_cut_by_rank_and_by_mass():
     assert draws(top_p=0.01)[5] == 1.0
 
 
-def test_a_row_draws_the_same_whatever_stands_beside_it():
+def test_samples_do_not_depend_on_the_rest_of_the_batch():
     logits = logits_of(w5=1.0, w6=1.0, w7=1.0, eos=-1.0)
     keys = jax.random.split(jax.random.key(1), 4)
     together = search(logits, rows=4, limit=12, pick=sampler(keys))

@@ -1,4 +1,4 @@
-"""Infilling equals filling the gaps left to right by AUX, in fewer passes; scores of given fillings."""
+"""Infilling equals filling the gaps left to right by AUX, in fewer passes; scores of texts in the gaps."""
 
 from functools import partial
 
@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES
-from janus_jax.decode.request import Request
+from janus_jax.config import DecodeConfig, InfillDecode
+from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.types import Batch
 from tests import tiny
 
@@ -74,14 +73,14 @@ def test_infilling_is_filling_left_to_right(variant, settings):
     expected, scores = left_to_right(net, params, source, start)
     counts = (start == net.specials.mask).sum(axis=1)
     for draft in ("always", "auto", "never"):
-        decode = DecodeConfig(mode="infill", draft=draft, **settings)
-        found = MODES["infill"](Request(net, params, source, decode, 24, start=start))
-        np.testing.assert_array_equal(found.hypotheses.tokens[:, 0], expected[:, 1:])
-        np.testing.assert_array_equal(found.hypotheses.lengths[:, 0], (start != 1).sum(axis=1) - 1)
-        np.testing.assert_allclose(found.hypotheses.token_scores[:, 0], scores[:, 1:], atol=1e-4)
+        decode = DecodeConfig(mode="infill", infill=InfillDecode(draft=draft, **settings))
+        result = MODES["infill"].run(DecodeRequest(net, params, source, decode, 24, start=start))
+        np.testing.assert_array_equal(result.hypotheses.tokens[:, 0], expected[:, 1:])
+        np.testing.assert_array_equal(result.hypotheses.lengths[:, 0], (start != 1).sum(axis=1) - 1)
+        np.testing.assert_allclose(result.hypotheses.token_scores[:, 0], scores[:, 1:], atol=1e-4)
         means = scores.sum(axis=1) / np.maximum(counts, 1)
-        np.testing.assert_allclose(found.hypotheses.scores[:, 0], means, atol=1e-4)
-        did = {name: np.asarray(values) for name, values in found.statistics.items()}
+        np.testing.assert_allclose(result.hypotheses.scores[:, 0], means, atol=1e-4)
+        did = {name: np.asarray(values) for name, values in result.statistics.items()}
         if draft == "never":
             np.testing.assert_array_equal(did["passes"], 1 + counts)
         if draft == "always":
@@ -90,25 +89,25 @@ def test_infilling_is_filling_left_to_right(variant, settings):
             assert did["rounds"].sum() < counts.sum()
 
 
-def test_scores_of_a_given_filling_are_those_of_the_training_rows():
+def test_scores_of_a_filling_equal_those_of_the_training_rows():
     net, params = model()
     source, start = gaps()
-    true = np.where(start == net.specials.mask, np.random.default_rng(0).integers(5, tiny.VOCAB, start.shape), start)
-    most = int((start == net.specials.mask).sum(axis=1).max())
-    filling = np.zeros((len(start), most), np.int32)
+    gold = np.where(start == net.specials.mask, np.random.default_rng(0).integers(5, tiny.VOCAB, start.shape), start)
+    limit = int((start == net.specials.mask).sum(axis=1).max())
+    filling = np.zeros((len(start), limit), np.int32)
     for row in range(len(start)):
-        tokens = true[row][start[row] == net.specials.mask]
+        tokens = gold[row][start[row] == net.specials.mask]
         filling[row, : len(tokens)] = tokens
-    request = Request(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
-    found = MODES["infill"](request)
-    np.testing.assert_array_equal(found.hypotheses.tokens[:, 0], true[:, 1:])
-    np.testing.assert_array_equal(found.statistics["passes"], 1)
+    request = DecodeRequest(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
+    result = MODES["infill"].run(request)
+    np.testing.assert_array_equal(result.hypotheses.tokens[:, 0], gold[:, 1:])
+    np.testing.assert_array_equal(result.statistics["passes"], 1)
     for row in range(len(start)):
         positions = np.flatnonzero(start[row] == net.specials.mask).astype(np.int32)
         if len(positions):
-            log_probs = aux_log_probs(net, params, source[row], true[row], positions)
-            expected = log_probs[np.arange(len(positions)), true[row, positions]]
-            np.testing.assert_allclose(found.hypotheses.token_scores[row, 0][positions - 1], expected, atol=1e-4)
-            assert float(found.hypotheses.scores[row, 0]) == pytest.approx(expected.mean(), abs=1e-4)
+            log_probs = aux_log_probs(net, params, source[row], gold[row], positions)
+            expected = log_probs[np.arange(len(positions)), gold[row, positions]]
+            np.testing.assert_allclose(result.hypotheses.token_scores[row, 0][positions - 1], expected, atol=1e-4)
+            assert float(result.hypotheses.scores[row, 0]) == pytest.approx(expected.mean(), abs=1e-4)
         else:
-            assert float(found.hypotheses.scores[row, 0]) == 0.0
+            assert float(result.hypotheses.scores[row, 0]) == 0.0

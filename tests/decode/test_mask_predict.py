@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.candidates import MaskPredictRules, candidate_lengths, hypotheses_of, ranking, with_length_scores
-from janus_jax.decode.mask_predict import mask_predict, remask_counts
+from janus_jax.decode.search.candidates import (
+    MaskPredictRules,
+    candidate_lengths,
+    hypotheses_of,
+    ranking,
+    with_length_scores,
+)
+from janus_jax.decode.search.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -21,8 +27,8 @@ def _table_model(table):
     return lambda tokens, slots: jnp.asarray(table, jnp.float32)[slots]
 
 
-def _chosen(candidates, rules=MaskPredictRules.SOUND):
-    """The index of each sentence's best candidate, found by its score."""
+def _chosen(candidates, rules=MaskPredictRules.DEFAULT):
+    """The index of each sentence's best candidate, result by its score."""
     return ranking(candidates, rules)[:, 0].tolist()
 
 
@@ -53,7 +59,7 @@ def test_released_lengths_are_contiguous_and_keep_duplicates(best, k, expected):
     assert candidate_lengths(logits, k, limit=19, rules=RELEASED).tolist() == [expected]
 
 
-def test_the_least_sure_slots_are_masked_again_and_ties_go_to_lower_positions():
+def test_the_least_probable_slots_are_masked_again_and_ties_go_to_lower_positions():
     # Slots 1..4: token 5 with falling, then equal certainty. Two of four slots are masked again after pass 1 of 2.
     table = np.zeros((6, 8))
     table[1:5, 5] = [3.0, 1.0, 1.0, 1.0]
@@ -155,11 +161,11 @@ def test_the_probability_of_the_length_counts_in_the_choice():
     table[1, 5] = table[2, 6] = 9.0
     table[3, 7], table[3, 5] = 1.0, -1.0
     lengths = jnp.array([[4, 5]])
-    found = mask_predict(_table_model(table), lengths, passes=1, specials=SPECIALS, limit=5, vocab_size=8)
-    assert _chosen(found) == [0], "by its tokens alone the shorter candidate wins"
+    result = mask_predict(_table_model(table), lengths, passes=1, specials=SPECIALS, limit=5, vocab_size=8)
+    assert _chosen(result) == [0], "by its tokens alone the shorter candidate wins"
     logits = jnp.log(jnp.array([[0.01, 0.01, 0.01, 0.01, 0.06, 0.9]]))
-    weighted = with_length_scores(found, logits, lengths)
-    np.testing.assert_allclose(weighted.scores - found.scores, [[np.log(0.06) / 2, np.log(0.9) / 3]], rtol=1e-4)
+    weighted = with_length_scores(result, logits, lengths)
+    np.testing.assert_allclose(weighted.scores - result.scores, [[np.log(0.06) / 2, np.log(0.9) / 3]], rtol=1e-4)
     assert _chosen(weighted) == [1]
 
 
@@ -197,7 +203,7 @@ def test_only_slots_that_can_be_masked_are_predicted_and_all_of_them(schedule, p
     assert widths[0] == 10
 
 
-def test_given_tokens_stay_and_gaps_alone_are_scored():
+def test_fixed_tokens_stay_and_only_gaps_are_scored():
     table = np.zeros((7, 10))
     table[:, 5] = np.arange(7)
     start = jnp.asarray([[[0, 8, 4, 9, 4, 2, 1]], [[0, 4, 4, 4, 7, 8, 2]]])
@@ -212,7 +218,7 @@ def test_given_tokens_stay_and_gaps_alone_are_scored():
 
 
 def test_early_stop_keeps_a_complete_output_that_no_longer_changes():
-    """A sentence settles after two equal passes; one that depends on what it sees goes on."""
+    """A sentence settles after two equal passes; one that depends on its input keeps changing."""
 
     def model(tokens, slots):
         masks = jnp.sum(tokens == SPECIALS.mask, axis=-1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.prefix_beam import Emissions, collapse, prefix_beam_search
+from janus_jax.decode.search.prefix_beam import Emissions, collapse, prefix_beam_search
 from janus_jax.types import Specials
 
 SPECIALS = Specials()
@@ -70,12 +70,12 @@ def _output(alignment):
 
 def _enumeration(rows, limit):
     """Every output of at most limit - 1 tokens that has a positive probability, with its log, best first."""
-    found = defaultdict(list)
+    totals_of = defaultdict(list)
     for alignment in itertools.product(*rows):
         total = sum(row[symbol] for row, symbol in zip(rows, alignment, strict=True))
         if total > -math.inf and len(_output(alignment)) < limit:
-            found[_output(alignment)].append(total)
-    return sorted(((_add(*totals), output) for output, totals in found.items()), reverse=True)
+            totals_of[_output(alignment)].append(total)
+    return sorted(((_add(*totals), output) for output, totals in totals_of.items()), reverse=True)
 
 
 def _textbook(rows, beam, limit):

@@ -8,20 +8,21 @@ import numpy as np
 import pytest
 
 from janus_jax.config import DecodeConfig
-from janus_jax.decode import MODES
-from janus_jax.decode.costs import FIRST_PAUSE, Costs, Outlook, costs_from, seconds_a_round
-from janus_jax.decode.drafts import Acceptance, behind, without_stutter
-from janus_jax.decode.greedy import greedy_search
-from janus_jax.decode.loop import Constraints
-from janus_jax.decode.request import Request
-from janus_jax.decode.speculative import speculative_search
+from janus_jax.decode import MODES, DecodeRequest
+from janus_jax.decode.keywords import with_keywords
+from janus_jax.decode.modes.drafting import seconds_per_round
+from janus_jax.decode.search.constraints import Constraints
+from janus_jax.decode.search.draft_policy import FIRST_PAUSE, DraftPolicy, PassCosts
+from janus_jax.decode.search.drafts import Acceptance, realign, without_stutter
+from janus_jax.decode.search.greedy import greedy_search
+from janus_jax.decode.search.verify import speculative_search
 from janus_jax.types import Specials
 from tests import tiny
 
 SPECIALS = Specials()
 VOCAB, LIMIT, SLOTS = 24, 20, 16
 MAX_LENGTHS = np.asarray([20, 3, 0, 11, 20, 20])
-CHEAP = Costs(plain=1.0, draft=0.1, verify=(0.2, 0.4), widths=(3, SLOTS - 1))
+CHEAP = PassCosts(step=1.0, draft=0.1, verify=(0.2, 0.4), widths=(3, SLOTS - 1))
 
 
 def toy(tokens, cache):
@@ -59,11 +60,11 @@ def greedy():
         max_lengths=jnp.asarray(MAX_LENGTHS),
         limit=LIMIT,
         specials=SPECIALS,
-        constraints=Constraints.usual(SPECIALS, VOCAB, min_length=2),
+        constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
     )
 
 
-def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, outlook=None):
+def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, policy=None):
     lengths = jnp.asarray(np.linspace(6, SLOTS, len(MAX_LENGTHS) * drafts).astype(int)).reshape(-1, drafts)
     return jax.jit(
         lambda: speculative_search(
@@ -77,10 +78,10 @@ def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, outlook=None):
             max_lengths=jnp.asarray(MAX_LENGTHS),
             limit=LIMIT,
             specials=SPECIALS,
-            constraints=Constraints.usual(SPECIALS, VOCAB, min_length=2),
+            constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
             costs=costs,
             acceptance=acceptance,
-            outlook=outlook,
+            policy=policy,
         )
     )()
 
@@ -103,13 +104,13 @@ def half_right(tokens, lengths):
 
 @pytest.mark.parametrize("drafts", [1, 3])
 @pytest.mark.parametrize("draft", [perfect, useless, half_right])
-def test_output_is_that_of_greedy_search(draft, drafts):
+def test_output_equals_that_of_greedy_search(draft, drafts):
     expected = greedy()
     assert len({tuple(row) for row in np.asarray(expected.tokens)[:, 0].tolist()}) > 3, "the toy must not be trivial"
-    found, did, _ = speculative(draft, drafts)
-    np.testing.assert_array_equal(found.tokens, expected.tokens)
-    np.testing.assert_array_equal(found.lengths, expected.lengths)
-    np.testing.assert_allclose(found.token_scores, expected.token_scores, atol=1e-5)
+    result, did, _ = speculative(draft, drafts)
+    np.testing.assert_array_equal(result.tokens, expected.tokens)
+    np.testing.assert_array_equal(result.lengths, expected.lengths)
+    np.testing.assert_allclose(result.token_scores, expected.token_scores, atol=1e-5)
     # A round emits what it had accepted and one token more.
     np.testing.assert_array_equal(did.rounds + did.drafted + did.steps, did.tokens)
     np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
@@ -117,63 +118,63 @@ def test_output_is_that_of_greedy_search(draft, drafts):
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():
     _, good, _ = speculative(perfect)
-    # The last token may lie behind the draft's own length.
+    # The last token may lie behind the end of the draft.
     assert (np.asarray(good.rounds + good.steps)[MAX_LENGTHS > 3] <= 5).all()
-    _, bad, _ = speculative(useless, costs=Costs(plain=1.0, draft=3.0, verify=(2.0,), widths=(8,)))
+    _, bad, _ = speculative(useless, costs=PassCosts(step=1.0, draft=3.0, verify=(2.0,), widths=(8,)))
     assert int(bad.drafted.max()) <= 1  # the end of a sentence may be guessed
     # A pause lies between drafts that fail.
     assert (np.asarray(bad.rounds) <= 1 + np.asarray(bad.steps) // FIRST_PAUSE).all()
 
 
 def test_drafts_that_cannot_pay_are_never_made():
-    _, did, _ = speculative(perfect, costs=Costs(plain=1.0, draft=9.0, verify=(4.0, 8.0), widths=(4, 15)))
+    _, did, _ = speculative(perfect, costs=PassCosts(step=1.0, draft=9.0, verify=(4.0, 8.0), widths=(4, 15)))
     assert int(did.drafts.max()) == 0
 
 
-def test_what_failed_is_not_repeated_by_the_next_search():
-    costs = Costs(plain=1.0, draft=3.0, verify=(2.0,), widths=(8,))
-    outlook, drafts = Outlook.unknown(), []
+def test_the_next_search_does_not_repeat_failed_drafts():
+    costs = PassCosts(step=1.0, draft=3.0, verify=(2.0,), widths=(8,))
+    policy, drafts = DraftPolicy.initial(), []
     for _ in range(6):
-        found, did, outlook = speculative(useless, costs=costs, outlook=outlook)
+        result, did, policy = speculative(useless, costs=costs, policy=policy)
         drafts.append(int(did.drafts.max()))
-        np.testing.assert_array_equal(found.tokens, greedy().tokens)
+        np.testing.assert_array_equal(result.tokens, greedy().tokens)
     # 8 steps a search, pauses of 16 and 32 steps
     assert drafts[0] == 1
     assert sum(drafts[1:]) == 1
-    # and drafts that turn out well are made again
-    _, did, outlook = speculative(perfect, outlook=dataclasses.replace(outlook, pause=jnp.int32(0)))
+    # After good drafts the pauses are short again.
+    _, did, policy = speculative(perfect, policy=dataclasses.replace(policy, pause=jnp.int32(0)))
     assert int(did.drafted.max()) > 3
-    assert int(outlook.next_pause) == FIRST_PAUSE
+    assert int(policy.next_pause) == FIRST_PAUSE
 
 
-def test_a_wide_check_is_found_to_pay_where_all_of_a_narrow_one_stands():
-    costs = Costs(plain=1.0, draft=1.0, verify=(1.2, 1.5), widths=(2, SLOTS - 1))
+def test_the_wide_verification_is_chosen_after_all_of_a_narrow_one_was_accepted():
+    costs = PassCosts(step=1.0, draft=1.0, verify=(1.2, 1.5), widths=(2, SLOTS - 1))
     _, did, _ = speculative(perfect, costs=costs)
     assert (np.asarray(did.rounds + did.steps)[MAX_LENGTHS > 10] <= 6).all()
 
 
-def test_costs_between_a_step_and_the_widest_check_are_linear():
-    costs = costs_from(1.0, 4.0, 2.0, (15, 5))
+def test_costs_between_a_step_and_the_widest_verification_are_linear():
+    costs = PassCosts.linear(1.0, 4.0, 2.0, (15, 5))
     assert costs.widths == (5, 15)
     assert costs.verify == pytest.approx((2.0, 4.0))
     # 5 accepted: (5+1) steps for 2 of verifying and 2 of drafting, or for 4 and 2.
     np.testing.assert_allclose(costs.gains(jnp.float32(5.0), True), [1.5, 1.0])
     np.testing.assert_allclose(costs.gains(jnp.float32(15.0), False), [3.0, 4.0])
     assert bool(costs.can_pay())
-    assert float(costs.steps(jnp.int32(1), jnp.bool_(True))) == 6.0
-    assert not bool(costs_from(1.0, 16.0, 2.0, (15,)).can_pay())
+    assert float(costs.in_steps(jnp.int32(1), jnp.bool_(True))) == 6.0
+    assert not bool(PassCosts.linear(1.0, 16.0, 2.0, (15,)).can_pay())
 
 
-def test_a_round_is_timed_without_what_surrounds_it():
+def test_a_round_is_timed_without_the_time_around_the_rounds():
     import time
 
     def call(rounds):
         time.sleep(0.03 + 0.01 * rounds)
 
-    assert 0.008 < seconds_a_round(call) < 0.02
+    assert 0.008 < seconds_per_round(call) < 0.02
 
 
-def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
+def test_relaxed_acceptance_accepts_tokens_that_ar_scores_nearly_as_high():
     def second_best(tokens, lengths):
         """Greedy's own tokens, but one is AR's second choice."""
         filled = perfect(tokens, lengths)
@@ -194,10 +195,10 @@ def test_relaxed_acceptance_keeps_what_ar_finds_nearly_as_good():
     np.testing.assert_array_equal(narrow.tokens, strict.tokens)
 
 
-def test_repeats_are_taken_out_of_drafts_alone():
+def test_repeats_are_removed_from_drafts_but_not_from_emitted_tokens():
     draft = jnp.asarray([[[0, 5, 5, 6, 6, 7, 7, 2, 1, 1]]])
-    made, length = without_stutter(draft, jnp.asarray([[8]]), jnp.asarray([2]))  # 5 5 is emitted and stays
-    assert made[0, 0, : int(length[0, 0])].tolist() == [0, 5, 5, 6, 7, 2]
+    moved, length = without_stutter(draft, jnp.asarray([[8]]), jnp.asarray([2]))  # 5 5 is emitted and stays
+    assert moved[0, 0, : int(length[0, 0])].tolist() == [0, 5, 5, 6, 7, 2]
 
 
 @pytest.mark.parametrize(
@@ -208,18 +209,18 @@ def test_repeats_are_taken_out_of_drafts_alone():
         ([5, 6], [0, 5, 6, 7, 8, 2]),  # nothing was wrong
     ],
 )
-def test_the_rest_of_a_draft_moves_behind_what_was_emitted(emitted, expected):
+def test_the_rest_of_a_draft_is_aligned_with_the_emitted_tokens(emitted, expected):
     draft = jnp.asarray([[[0, 5, 6, 7, 8, 2, 1]]])
     tokens = jnp.asarray([[[0, *emitted, 0, 0, 0, 0]]])
-    made, length = behind(draft, jnp.asarray([[6]]), tokens, jnp.asarray([len(emitted)]))
-    assert made[0, 0, : int(length[0, 0])].tolist() == expected
+    moved, length = realign(draft, jnp.asarray([[6]]), tokens, jnp.asarray([len(emitted)]))
+    assert moved[0, 0, : int(length[0, 0])].tolist() == expected
 
 
-def test_ngrams_cannot_be_watched():
+def test_no_repeat_ngram_is_refused():
     with pytest.raises(ValueError, match="no_repeat_ngram"):
         speculative_search(
             None, None, None, None, None, lengths=jnp.ones((1, 1)), slots=4, max_lengths=jnp.ones(1), limit=3,
-            specials=SPECIALS, constraints=Constraints.usual(SPECIALS, 9, no_repeat_ngram=2), costs=CHEAP,
+            specials=SPECIALS, constraints=Constraints.default(SPECIALS, 9, no_repeat_ngram=2), costs=CHEAP,
         )  # fmt: skip
 
 
@@ -231,30 +232,34 @@ def test_ngrams_cannot_be_watched():
         ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
     ],
 )
-def test_the_model_speculates_what_it_decodes_greedily(variant, settings):
+def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     net, params = tiny.model(**variant)
     # Ten times the usual spread: clear preferences, so that rounding cannot tip a choice.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
     source = np.array(tiny.batch(rows=8, seed=3).source)
     source[5] = net.specials.pad
     shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": settings.get("min_length", 1)}
-    greedily = MODES["ar"](Request(net, params, source, DecodeConfig(beam=1, **shared), 24)).hypotheses
-    decode = DecodeConfig(mode="speculative", draft="always", **(shared | settings))
-    found = MODES["speculative"](Request(dataclasses.replace(net), params, source, decode, 24))
-    assert int(found.statistics["drafts"].max()) > 0
-    np.testing.assert_array_equal(found.hypotheses.lengths, greedily.lengths)
-    np.testing.assert_array_equal(found.hypotheses.tokens, greedily.tokens)
-    np.testing.assert_allclose(found.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)
-    # By the clock: whatever it finds, the output is the same. In a long pause nothing is drafted, and the pause runs out.
-    auto = Request(net, params, source, dataclasses.replace(decode, draft="auto"), 24)
-    timed = MODES["speculative"](auto)
+    greedily = (
+        MODES["ar"]
+        .run(DecodeRequest(net, params, source, with_keywords(DecodeConfig(), {"beam": 1, **shared}), 24))
+        .hypotheses
+    )
+    decode = with_keywords(DecodeConfig(), {"mode": "speculative", "draft": "always", **shared, **settings})
+    result = MODES["speculative"].run(DecodeRequest(dataclasses.replace(net), params, source, decode, 24))
+    assert int(result.statistics["drafts"].max()) > 0
+    np.testing.assert_array_equal(result.hypotheses.lengths, greedily.lengths)
+    np.testing.assert_array_equal(result.hypotheses.tokens, greedily.tokens)
+    np.testing.assert_allclose(result.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)
+    # With measured costs the output is the same. In a long pause nothing is drafted, and the pause gets shorter.
+    auto = DecodeRequest(net, params, source, with_keywords(decode, {"draft": "auto"}), 24)
+    timed = MODES["speculative"].run(auto)
     np.testing.assert_array_equal(timed.hypotheses.tokens, greedily.tokens)
-    paused = jax.device_get(dataclasses.replace(timed.outlook, pause=np.int32(30)))
-    resting = MODES["speculative"](dataclasses.replace(auto, outlook=paused))
+    paused = jax.device_get(dataclasses.replace(timed.policy, pause=np.int32(30)))
+    resting = MODES["speculative"].run(dataclasses.replace(auto, policy=paused))
     np.testing.assert_array_equal(resting.hypotheses.tokens, greedily.tokens)
     assert int(np.max(resting.statistics["drafts"])) == 0
-    assert resting.outlook.pause < 30
-    shorter = dataclasses.replace(auto, outlook=dataclasses.replace(paused, pause=np.int32(5)))
-    tried = MODES["speculative"](shorter)
+    assert resting.policy.pause < 30
+    shorter = dataclasses.replace(auto, policy=dataclasses.replace(paused, pause=np.int32(5)))
+    tried = MODES["speculative"].run(shorter)
     np.testing.assert_array_equal(tried.hypotheses.tokens, greedily.tokens)
     assert int(np.max(tried.statistics["passes"])) >= 5

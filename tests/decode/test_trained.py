@@ -1,10 +1,10 @@
-"""Every mode on a tiny model that has learned something: a task whose one right answer each of them has to find."""
+"""Every mode on a tiny model that has learned something: a task with one right output, which each of them has to find."""
 
 import jax
 import numpy as np
 import pytest
 
-from janus_jax.config import ConfigError, DecodeConfig, resolve
+from janus_jax.config import ArDecode, ConfigError, CtcDecode, DecodeConfig, NarDecode, resolve
 from janus_jax.data import corruption
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
@@ -66,22 +66,26 @@ def trained(objective, **model):
         batch = batch_of(*pairs(ROWS, 1000 + number, distinct=net.config.ctc_ratio > 0), sampler, number)
         state, metrics = step(state, batch)
     assert float(metrics["nll/ar"]) < 0.2
-    decode = DecodeConfig(beam=3, passes=3, length_beam=2, max_length_a=1.0, max_length_b=5)
+    decode = DecodeConfig(
+        ar=ArDecode(beam=3, max_length_a=1.0, max_length_b=5),
+        nar=NarDecode(passes=3, length_beam=2),
+        ctc=CtcDecode(beam=3),
+    )
     return Generator(net, state.params, None, decode, max_source_length=LONGEST, max_target_length=LONGEST + 1)
 
 
 def batch_of(sources, targets, sampler, epoch):
     """A batch [1, B, ...] with its masks."""
-    made = {}
+    arrays = {}
     for name, rows in (("source", sources), ("target", targets)):
-        made[name] = np.full((len(rows), LONGEST + 1), SPECIALS.pad, np.int32)
+        arrays[name] = np.full((len(rows), LONGEST + 1), SPECIALS.pad, np.int32)
         for row, ids in enumerate(rows):
-            made[name][row, : len(ids) + 2] = [SPECIALS.bos, *ids, SPECIALS.eos]
+            arrays[name][row, : len(ids) + 2] = [SPECIALS.bos, *ids, SPECIALS.eos]
     lengths = np.asarray([len(ids) + 2 for ids in targets])
     ids = np.arange(len(lengths))
     uniforms = corruption.row_uniforms(0, epoch, ids, lengths, sampler.uniforms)
     masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.max_masked(LONGEST + 1))
-    batch = Batch(made["source"], made["target"], masked, count, ids.astype(np.int32))
+    batch = Batch(arrays["source"], arrays["target"], masked, count, ids.astype(np.int32))
     return jax.tree.map(lambda x: x[None], batch)
 
 
@@ -103,7 +107,7 @@ def right(outputs, targets):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()))
-def test_every_mode_finds_the_answer(generator, settings):
+def test_every_mode_finds_the_right_output(generator, settings):
     sources, targets = pairs(200, 0)
     outputs = generator.generate_ids(sources, **settings)
     assert right(outputs, targets) > 0.9
@@ -124,7 +128,7 @@ def test_every_mode_finds_the_answer(generator, settings):
     ],
     ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
 )
-def test_ctc_and_ar_of_one_model_find_the_answer(ctc_generator, settings):
+def test_ctc_and_ar_of_one_model_find_the_right_output(ctc_generator, settings):
     sources, targets = pairs(200, 0, distinct=True)
     outputs = ctc_generator.generate_ids(sources, **settings)
     assert right(outputs, targets) > 0.9
@@ -154,7 +158,7 @@ def test_a_penalty_of_the_blank_makes_outputs_longer(ctc_generator, beam):
     assert lengths[0] < lengths[1] <= sum(2 * (len(source) + 2) for source in sources)
 
 
-def test_what_ctc_cannot_do_says_so(generator, ctc_generator):
+def test_impossible_ctc_decoding_raises(generator, ctc_generator):
     with pytest.raises(ConfigError, match=r"no CTC rows.*janus_ctc"):
         generator.generate_ids([[5, 6]], mode="ctc")
     cramped = Generator(ctc_generator.net, ctc_generator.params, None, max_source_length=17)
@@ -177,7 +181,7 @@ def test_good_drafts_take_few_passes(half, request):
     assert passes < 0.6 * np.mean([len(target) + 1 for target in targets])
 
 
-def test_gaps_are_filled_with_what_was_there(generator):
+def test_gaps_are_filled_with_the_original_tokens(generator):
     sources, targets = pairs(200, 2)
     rng = np.random.default_rng(0)
     gapped = [[SPECIALS.mask if rng.random() < 0.5 else token for token in target] for target in targets]
@@ -190,7 +194,7 @@ def test_gaps_are_filled_with_what_was_there(generator):
             ]
 
 
-def test_a_prefix_is_gone_on_with(generator):
+def test_a_prefix_is_continued(generator):
     sources, targets = pairs(100, 3)
     outputs = generator.generate_ids(sources, prefixes=[target[:2] for target in targets], mode="ar", beam=2)
     assert right(outputs, targets) > 0.9

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.decode.vocab import argmax, forbid
+from janus_jax.decode.search.vocab import argmax, forbid
 
 
 @pytest.mark.parametrize("columns", [5, 128, 384, 300])

@@ -1,4 +1,4 @@
-"""Scores against figures worked out by hand or by sacreBLEU's own sentence examples."""
+"""Scores against values worked out by hand or by sacreBLEU's own sentence examples."""
 
 import time
 

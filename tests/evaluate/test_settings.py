@@ -1,14 +1,14 @@
-"""Several decoding settings in one table, and the file-scoring door."""
+"""Several decoding settings in one table, and the command line that scores files."""
 
 import json
 
 import pytest
 
 from janus_jax.config import ConfigError
-from janus_jax.decode import Output
+from janus_jax.decode import MODES, Output
 from janus_jax.evaluate.__main__ import main
 from janus_jax.evaluate.scores import AlignmentError
-from janus_jax.evaluate.settings import STANDARD, describe, evaluate_settings, format_table, parse_setting
+from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
 
 
 class Upper:
@@ -21,15 +21,16 @@ class Upper:
 
 
 def test_settings_are_read_and_written():
-    assert parse_setting("nar:passes=4,lenpen=0.6,stop=best") == {
+    assert parse_setting("nar:passes=4,lenpen=0.6,rules=released") == {
         "mode": "nar",
         "passes": 4,
         "lenpen": 0.6,
-        "stop": "best",
+        "rules": "released",
     }
     assert parse_setting("ar") == {"mode": "ar"}
-    for setting in STANDARD:
+    for setting in standard_settings(MODES):
         assert parse_setting(describe(setting)) == setting
+    assert {setting["mode"] for setting in standard_settings(("nar", "infill"))} == {"nar"}
     with pytest.raises(ConfigError, match="'at' is not one of ar, nar"):
         parse_setting("at:beam=1")
     with pytest.raises(ConfigError, match="name=value"):
@@ -50,17 +51,17 @@ def test_each_setting_gives_a_row():
     assert len({len(line) for line in table}) == 1
     assert "100.0%" in table[2]
     with pytest.raises(AlignmentError, match="2 sources do not match 1"):
-        evaluate_settings(Upper(), lines, ["a"])
+        evaluate_settings(Upper(), lines, ["a"], [{"mode": "ar"}])
 
 
-def test_the_door_scores_files(tmp_path, capsys):
+def test_the_command_line_scores_files(tmp_path, capsys):
     (tmp_path / "out").write_text("a b c d\nx\n")
     (tmp_path / "ref").write_text("a b c d\ny\n")
     assert main([f"--hypotheses={tmp_path / 'out'}", f"--references={tmp_path / 'ref'}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["exact_match"] == 0.5
 
 
-def test_the_door_names_what_is_wrong(tmp_path, capsys):
+def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     (tmp_path / "out").write_text("a\n")
     (tmp_path / "ref").write_text("a\nb\n")
     assert main([f"--hypotheses={tmp_path / 'out'}", f"--references={tmp_path / 'ref'}"]) == 2

@@ -1,4 +1,4 @@
-"""The page of a refinement: its data, and what a browser shows of it."""
+"""The page of passes: its data, and how a browser shows it."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from janus_jax.decode.files import LinesError
+from janus_jax.decode.io import LinesError
 from janus_jax.evaluate import trace_html
 from janus_jax.evaluate.__main__ import main
 

@@ -1,6 +1,6 @@
-"""Beam search over two callbacks and a cache, ignorant of the model.
+"""Beam search over two callbacks and a cache.
 
-Legend: B sentences, K hypotheses a sentence (the beam), N = B*K rows, V vocabulary columns (padded), L longest
+Legend: B sentences, K hypotheses a sentence (the beam), N = B*K hypotheses of a batch, V vocabulary columns (padded), L longest
 hypothesis (eos counted, bos not).
 """
 
@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from janus_jax.decode.greedy import greedy_search
-from janus_jax.decode.loop import FREE, Cache, Constraints, GrowFn, StepFn, forced_token, put, run_in_stages
+from janus_jax.decode.search.constraints import FREE, Constraints, forced_token
+from janus_jax.decode.search.greedy import greedy_search
+from janus_jax.decode.search.loop import Cache, GrowFn, StepFn, put, run_in_stages
 from janus_jax.types import Array, Hypotheses, Specials
 
-ReorderFn = Callable[[Cache, Array], Cache]  # cache, rows [N] -> cache whose row i is the old row rows[i]
+ReorderFn = Callable[[Cache, Array], Cache]  # cache, order [N] -> cache whose entry i is the old entry order[i]
 
 Stop = Literal["best", "current", "released"]
 STOPS: dict[str, str] = {
@@ -31,7 +32,7 @@ _NONE = -jnp.inf  # the score of a hypothesis that does not exist
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Beam:
-    """What the loop carries."""
+    """State of the loop."""
 
     step: Array  # [] int32, tokens emitted so far
     last: Array  # [B, K] int32, the token to feed
@@ -42,7 +43,7 @@ class _Beam:
     done_tokens: Array  # [B, K, L]
     done_token_scores: Array  # [B, K, L]
     done_lengths: Array  # [B, K] int32
-    done: Array  # [B] bool, nothing more to do for this sentence
+    done: Array  # [B] bool, the sentence is finished
     cache: Cache
 
 
@@ -62,26 +63,27 @@ def beam_search(
     grow_fn: GrowFn | None = None,
     stages: Sequence[int] = (),
 ) -> Hypotheses:
-    """Searches the likeliest continuations of bos, a batch at a time (METHOD section 7); to be called under `jax.jit`.
+    """Searches the likeliest continuations of bos, a batch at a time (docs/method.md); to be called under `jax.jit`.
 
-    Each step takes the 2K best continuations of the K live hypotheses: an eos among the first K is finished, the first
-    K others stay live. A beam of 1 is greedy search, by a cheaper path with the same result.
+    Each step takes the 2K best continuations of the K live hypotheses. Of the first K, those that end in eos are
+    finished; the first K that do not end in eos stay live. A beam of 1 runs greedy search: cheaper, same result.
 
     Args:
-      step_fn: feeds tokens [N, 1] to the model and gives logits [N, V] of the next ones; rows of a sentence adjacent.
-      reorder_fn: reorders the rows of a cache; rows stay within their sentence.
-      cache: what `step_fn` expects before the first token (bos), for N rows.
+      step_fn: feeds tokens [N, 1] to the model and gives logits [N, V] of the next ones; the hypotheses of a sentence are
+        adjacent.
+      reorder_fn: reorders the hypotheses of a cache, each within its sentence.
+      cache: what `step_fn` expects before the first token (bos), for N hypotheses.
       beam: K.
-      max_lengths: [B] int32, most tokens of a hypothesis, eos counted, where eos is forced; 0: an empty row, which
-        gets no hypothesis.
+      max_lengths: [B] int32, most tokens of a hypothesis, eos counted; eos is forced there. 0: the sentence gets
+        no hypothesis.
       limit: L, at least the largest of max_lengths.
       specials: ids of the special tokens.
       constraints: what may be emitted. The released code forbids pad only.
       lenpen: score = sum of log-probabilities / (tokens, eos counted) ** lenpen; not negative.
       stop: when a sentence is finished, see `STOPS`.
       prefix: [B, P] int32, tokens that every hypothesis has to begin with, padded.
-      grow_fn: gives the cache more room; with it the loop runs in stages, and a short batch never pays for `limit`.
-      stages: lengths below `limit` that the cache has room for in turn; the cache given has room for the first.
+      grow_fn: gives the cache more room. With it the loop runs in stages, and a short batch never pays for `limit`.
+      stages: lengths below `limit` that the cache has room for, one after the other; `cache` has room for the first.
 
     Returns:
       Hypotheses [B, K, L], best first; scores are -inf where there is no hypothesis.
@@ -116,7 +118,7 @@ def beam_search(
 
 @dataclass(frozen=True)
 class _Rules:
-    """What stays the same during a search."""
+    """Arguments that stay the same during a search."""
 
     max_lengths: Array  # [B] int32
     prefix: Array | None
@@ -133,7 +135,7 @@ def _init_beam(cache: Cache, beam: int, limit: int, rules: _Rules) -> _Beam:
     return _Beam(
         step=jnp.int32(0),
         last=jnp.full((batch, beam), specials.bos, jnp.int32),
-        # The K rows are equal before the first token: one of them counts.
+        # The K hypotheses are equal before the first token: only one counts.
         live_scores=jnp.full((batch, beam), _NONE, jnp.float32).at[:, 0].set(0.0),
         live_tokens=tokens,
         live_token_scores=zeros,
@@ -155,16 +157,16 @@ def _beam_step(s: _Beam, step_fn: StepFn, reorder_fn: ReorderFn, rules: _Rules) 
     is_eos = exists & (ids == rules.specials.eos)
     s = _finish(s, scores, parents, token_scores, is_eos & ~s.done[:, None], rules)
 
-    # The first K candidates that go on. At most K of the 2K are an eos, so there always are K.
+    # The first K candidates that do not end. At most K of the 2K end, so there are always K.
     turn = jnp.arange(2 * beam)
     _, chosen = lax.top_k(jnp.where(is_eos, -2 * beam - turn, -turn), beam)
     parents, ids = _take(parents, chosen), _take(ids, chosen)
     live_scores = _take(scores, chosen)
-    rows = (jnp.arange(batch, dtype=jnp.int32)[:, None] * beam + parents).reshape(-1)
+    order = (jnp.arange(batch, dtype=jnp.int32)[:, None] * beam + parents).reshape(-1)
 
     full = jnp.all(s.done_scores > _NONE, axis=-1)
     if rules.stop != "released":
-        # Sums only fall, so that the best a live hypothesis can become is its sum over the most tokens allowed.
+        # Sums only fall: a live hypothesis can at best have the score of its present sum over the most tokens allowed.
         tokens = (s.step + 1 if rules.stop == "current" else jnp.maximum(rules.max_lengths, 1)).astype(jnp.float32)
         full &= live_scores[:, 0] / tokens**rules.lenpen <= jnp.min(s.done_scores, axis=-1)
     return replace(
@@ -175,14 +177,14 @@ def _beam_step(s: _Beam, step_fn: StepFn, reorder_fn: ReorderFn, rules: _Rules) 
         live_tokens=put(_take(s.live_tokens, parents), ids, s.step),
         live_token_scores=put(_take(s.live_token_scores, parents), _take(token_scores, chosen), s.step),
         done=s.done | full | at_end | (live_scores[:, 0] == _NONE),
-        cache=reorder_fn(cache, rows),
+        cache=reorder_fn(cache, order),
     )
 
 
 def _candidates(s: _Beam, logits: Array, rules: _Rules) -> tuple[Array, Array, Array, Array]:
     """The 2K best continuations: sums, parents, ids and the last token's log-probability, each [B, 2K], best first."""
     batch, beam = s.last.shape
-    # The best of a row need no softmax over it: only these few are normalised.
+    # Finding the best tokens needs no softmax over the vocabulary: only these few are normalised.
     width = min(2 * beam, logits.shape[-1])
     emitted = s.live_tokens.reshape(batch * beam, -1)
     values, ids = lax.top_k(logits + rules.constraints.bias(logits.shape[-1], s.step, rules.specials, emitted), width)
@@ -202,12 +204,12 @@ def _finish(s: _Beam, scores: Array, parents: Array, token_scores: Array, ends: 
     length = s.step + 1
     new = jnp.where(ends, scores / length.astype(jnp.float32) ** rules.lenpen, _NONE)[:, :beam]
     every = jnp.concatenate([s.done_scores, new], axis=1)
-    # Released: the first K to come stay. Else: the K best stay.
+    # Released: the first K to finish stay. Else: the K best stay.
     key = jnp.where(every > _NONE, -jnp.arange(2.0 * beam), _NONE) if rules.stop == "released" else every
     _, kept = lax.top_k(key, beam)
     is_new = (kept >= beam) & (_take(every, kept) > _NONE)
-    own = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32), (batch, beam))
-    origin = _take(jnp.concatenate([own, beam + parents[:, :beam]], axis=1), kept)
+    done = jnp.broadcast_to(jnp.arange(beam, dtype=jnp.int32), (batch, beam))
+    origin = _take(jnp.concatenate([done, beam + parents[:, :beam]], axis=1), kept)
     here = (jnp.arange(s.done_tokens.shape[-1]) == s.step) & is_new[..., None]
     tokens = _take(jnp.concatenate([s.done_tokens, s.live_tokens], axis=1), origin)
     before = _take(jnp.concatenate([s.done_token_scores, s.live_token_scores], axis=1), origin)

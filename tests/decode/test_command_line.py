@@ -1,16 +1,16 @@
 """`python -m janus_jax.decode` and `python -m janus_jax.evaluate` on a checkpoint, called as functions."""
 
 import dataclasses
-import io
 import json
 import logging
 import types
+from io import BytesIO
 
 import jax
 import pytest
 
 from janus_jax import checkpoint, config, text
-from janus_jax.decode import Generator, jobs, remask_counts
+from janus_jax.decode import Generator, io, remask_counts
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
@@ -30,7 +30,9 @@ def saved(tmp_path_factory):
                 "length_classes": 64, "dropout": 0.0,
             },
             "data": {"max_source_length": 48, "max_target_length": 48},
-            "decode": {"beam": 2, "passes": 2, "length_beam": 2, "max_length_a": 0.0, "max_length_b": 6},
+            "decode": {
+                "ar": {"beam": 2, "max_length_a": 0.0, "max_length_b": 6}, "nar": {"passes": 2, "length_beam": 2},
+            },
         }
     )  # fmt: skip
     net = Janus(
@@ -48,7 +50,7 @@ def _no_compile_cache(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["ar", "nar", "speculative"])
-def test_as_many_lines_come_out_as_went_in(saved, tmp_path, mode):
+def test_each_input_line_gives_one_output_line(saved, tmp_path, mode):
     source = tmp_path / "in.txt"
     source.write_bytes(b"a man\n\nthe \xff dogs ride\n  \ntwo\xe2\x80\xa8horse\r\na man")
     arguments = [f"--checkpoint={saved}", f"--mode={mode}", f"--input={source}"]
@@ -64,7 +66,7 @@ def test_as_many_lines_come_out_as_went_in(saved, tmp_path, mode):
 
 
 def test_standard_input_to_standard_output(saved, monkeypatch, capfdbinary, caplog):
-    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=io.BytesIO(b"a man\n" + b"dogs " * 100 + b"\n")))
+    monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=BytesIO(b"a man\n" + b"dogs " * 100 + b"\n")))
     with caplog.at_level(logging.WARNING):
         assert main([f"--checkpoint={saved}", "--beam=1"]) == 0
     out, err = capfdbinary.readouterr()
@@ -73,14 +75,14 @@ def test_standard_input_to_standard_output(saved, monkeypatch, capfdbinary, capl
     assert "1 of 2 sources are longer than 46 tokens" in caplog.text
 
 
-def test_what_cannot_be_used_is_named_with_status_2(saved, tmp_path, capsys):
+def test_unusable_input_is_named_with_status_2(saved, tmp_path, capsys):
     assert main([f"--checkpoint={tmp_path / 'nothing'}"]) == 2
     assert "nothing: no such directory" in capsys.readouterr().err
     assert main([f"--checkpoint={saved}", f"--input={tmp_path / 'none.txt'}"]) == 2
     assert "none.txt" in capsys.readouterr().err
     (tmp_path / "in.txt").write_text("a\n")
     assert main([f"--checkpoint={saved}", f"--input={tmp_path / 'in.txt'}", "--beam=-1"]) == 2
-    assert "config.decode.beam" in capsys.readouterr().err
+    assert "config.decode.ar.beam" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main(["--mode=ar"])
     assert exit_.value.code == 2
@@ -101,11 +103,11 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert "| nar:passes=2,length_beam=1 |" in table
     assert "without compilation" in table
     assert evaluate_main([f"--checkpoint={saved}", *files, "--setting=ar:beem=1"]) == 2
-    assert "did you mean config.decode.beam" in capsys.readouterr().err
+    assert "did you mean beam?" in capsys.readouterr().err
 
 
 def decoded(saved, tmp_path, *arguments, lines=LINES[:5]):
-    """The lines that the door writes."""
+    """The lines that the command writes."""
     (tmp_path / "in").write_text("".join(f"{line}\n" for line in lines))
     assert (
         main([f"--checkpoint={saved}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *arguments]) == 0
@@ -133,7 +135,7 @@ def test_samples_do_not_depend_on_the_chunk(saved, tmp_path, monkeypatch):
     lines = [LINES[0]] * 8  # the same sentence: only the line's number tells its samples apart
     whole = decoded(saved, tmp_path, "--sample", lines=lines)
     assert len(set(whole)) > 1
-    monkeypatch.setattr(jobs, "CHUNK", 3)
+    monkeypatch.setattr(io, "CHUNK", 3)
     assert decoded(saved, tmp_path, "--sample", lines=lines) == whole
 
 
@@ -143,19 +145,19 @@ def test_prefixes_and_targets_to_complete(saved, tmp_path):
     assert rows[1].split("\t")[1].startswith("sees")
     target = json.dumps({"source": "two dogs", "target": "the <mask> dogs <mask> in"})
     (row,) = decoded(saved, tmp_path, "--format=jsonl", "--mode=nar", lines=[target])
-    made = json.loads(row)
-    assert made["target"] == "the <mask> dogs <mask> in"
-    assert made["text"].startswith("the")
-    assert made["text"].endswith("in")
-    assert made["statistics"]["passes"] == 2
+    record = json.loads(row)
+    assert record["target"] == "the <mask> dogs <mask> in"
+    assert record["text"].startswith("the")
+    assert record["text"].endswith("in")
+    assert record["statistics"]["passes"] == 2
 
 
 def test_reranking_gives_the_scores_of_teacher_forcing(saved):
     generator = Generator.from_checkpoint(saved)
     sources = generator.tokenizer.encode_batch(LINES[:6])
-    found = generator.generate_ids(sources, mode="nar", rerank="ar", nbest=2)
+    reranked = generator.generate_ids(sources, mode="nar", rerank="ar", nbest=2)
     plain = generator.generate_ids(sources, mode="nar", nbest=2)
-    for source, output, other in zip(sources, found, plain, strict=True):
+    for source, output, other in zip(sources, reranked, plain, strict=True):
         candidates = [output, *output.others]
         assert {tuple(one.tokens) for one in candidates} == {tuple(one.tokens) for one in (other, *other.others)}
         assert candidates[0].score >= candidates[1].score
@@ -186,14 +188,16 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     (tmp_path / "in").write_text("a\tb\n")
     arguments = [f"--checkpoint={saved}", f"--input={tmp_path / 'in'}"]
     assert main([*arguments, "--nbest=3"]) == 2
-    assert "config.decode.nbest: 3 exceeds beam 2" in capsys.readouterr().err
+    assert "config.decode.nbest: 3 exceeds config.decode.ar.beam 2" in capsys.readouterr().err
+    assert main([*arguments, "--passes=2"]) == 2
+    assert "error: passes: mode ar has no such setting; it belongs to mode nar" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2
-    assert "speculative search equals greedy search" in capsys.readouterr().err
+    assert "mode speculative gives the output of greedy search" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
     assert "mode speculative takes none; use mode=ar" in capsys.readouterr().err
 
 
-def test_gaps_are_filled_and_given_texts_scored(saved, tmp_path, capsys):
+def test_gaps_are_filled_or_their_texts_scored(saved, tmp_path, capsys):
     source = tmp_path / "in.jsonl"
     gaps = [{"source": LINES[i], "target": "a <mask> runs on <mask><mask>", "id": i} for i in range(3)]
     source.write_text("".join(json.dumps(one) + "\n" for one in gaps))
@@ -208,21 +212,21 @@ def test_gaps_are_filled_and_given_texts_scored(saved, tmp_path, capsys):
         assert what["tokens"][len(around[0]) + 1 :][: len(around[1])] == around[1]
         assert what["score"] < 0
         assert 1 <= what["statistics"]["passes"] <= 5
-    given = [{**one, "infill": ["dog", "a horse"]} for one in gaps]
-    source.write_text("".join(json.dumps(one) + "\n" for one in given))
+    with_texts = [{**one, "infill": ["dog", "a horse"]} for one in gaps]
+    source.write_text("".join(json.dumps(one) + "\n" for one in with_texts))
     assert main([*arguments, f"--output={tmp_path / 'scored.jsonl'}"]) == 0
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     assert [one["text"] for one in scored] == ["a dog runs on a horse"] * 3
     assert all(one["statistics"] == {"passes": 1} and one["score"] < 0 for one in scored)
-    source.write_text(json.dumps(given[0]) + "\n" + json.dumps(gaps[1]) + "\n")
+    source.write_text(json.dumps(with_texts[0]) + "\n" + json.dumps(gaps[1]) + "\n")
     assert main(arguments) == 2
     assert "line 2: no infill, which other lines have" in capsys.readouterr().err
-    source.write_text(json.dumps({**given[0], "infill": "dog"}) + "\n")
+    source.write_text(json.dumps({**with_texts[0], "infill": "dog"}) + "\n")
     assert main(arguments) == 2
     assert "a list of texts, one for each gap" in capsys.readouterr().err
 
 
-def test_devices_are_those_at_hand(saved, tmp_path, capsys):
+def test_devices_are_limited_to_the_local_ones(saved, tmp_path, capsys):
     source = tmp_path / "in.txt"
     source.write_text("\n".join(LINES[:5]) + "\n")
     arguments = [f"--checkpoint={saved}", "--beam=1", f"--input={source}"]

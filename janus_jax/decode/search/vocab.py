@@ -1,6 +1,6 @@
 """Choosing from vocabulary logits.
 
-Legend: N rows of a search, V vocabulary columns (padded), L longest hypothesis, D model width.
+Legend: V vocabulary columns (padded).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ _BLOCK = 128
 
 
 def forbid(columns: int, banned: Sequence[int], vocab_size: int) -> np.ndarray:
-    """[V] float32 to add to logits: -inf at `banned` ids and from vocab_size on, 0 elsewhere."""
-    fixed = np.zeros(columns, np.float32)
-    fixed[list(banned)] = -np.inf
-    fixed[vocab_size:] = -np.inf
-    return fixed
+    """Bias [V] float32 to add to logits: -inf at `banned` ids and from vocab_size on, 0 elsewhere."""
+    bias = np.zeros(columns, np.float32)
+    bias[list(banned)] = -np.inf
+    bias[vocab_size:] = -np.inf
+    return bias
 
 
 def argmax(logits: Array) -> Array:
@@ -39,39 +39,18 @@ def argmax(logits: Array) -> Array:
     return (block * _BLOCK + jnp.argmax(best, axis=-1)).astype(jnp.int32)
 
 
-def by_chunks(of: Callable[..., Any], *arrays: Array, chunk: int) -> Any:
-    """`of(*arrays)` over the leading axis in pieces of at most `chunk`, so that the logits of one piece live at once."""
+def by_chunks(function: Callable[..., Any], *arrays: Array, chunk: int) -> Any:
+    """`function(*arrays)` over the leading axis in pieces of at most `chunk`, so that only the logits of one piece exist at once."""
     count = arrays[0].shape[0]
     pieces = -(-count // chunk)
     if pieces <= 1:
-        return of(*arrays)
+        return function(*arrays)
     size = -(-count // pieces)
     padded = [jnp.pad(x, [(0, pieces * size - count)] + [(0, 0)] * (x.ndim - 1)) for x in arrays]
-    parts = lax.map(lambda part: of(*part), tuple(x.reshape(pieces, size, *x.shape[1:]) for x in padded))
+    parts = lax.map(lambda part: function(*part), tuple(x.reshape(pieces, size, *x.shape[1:]) for x in padded))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], parts)
 
 
 def log_probs_of(logits: Array, ids: Array) -> Array:
     """log p [...] of ids [...] under logits [..., V]."""
     return jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-
-
-def repeats(tokens: Array, step: Array, n: int, columns: int) -> Array:
-    """[N, V] float32 to add to logits: -inf at every token that would complete an n-gram seen before.
-
-    Args:
-      tokens: [N, L], emitted so far below `step`.
-      step: [] int32, how many.
-      n: at least 1.
-      columns: V.
-    """
-    rows, length = tokens.shape
-    if length < n:
-        return jnp.zeros((rows, columns), jnp.float32)
-    ends = jnp.arange(n - 1, length)  # where an n-gram may end
-    last = lax.dynamic_slice_in_dim(jnp.pad(tokens, ((0, 0), (n - 1, 0))), step, n - 1, axis=1)
-    seen = jnp.broadcast_to(ends < step, (rows, ends.size)) & (step >= n - 1)
-    for back in range(1, n):
-        seen &= tokens[:, ends - back] == last[:, n - 1 - back, None]
-    bias = jnp.where(seen, -jnp.inf, 0.0)
-    return jnp.zeros((rows, columns), jnp.float32).at[jnp.arange(rows)[:, None], tokens[:, ends]].min(bias)

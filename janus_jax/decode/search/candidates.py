@@ -1,4 +1,4 @@
-"""Length candidates of non-autoregressive decoding: which lengths are tried, and which candidate wins.
+"""Length candidates of non-autoregressive decoding: which lengths are tried, and which candidate is chosen.
 
 Legend: B sentences, K length candidates a sentence, T slots (bos and eos counted), C length classes, P passes.
 """
@@ -17,22 +17,22 @@ SHORTEST = 2  # bos and eos
 
 @dataclass(frozen=True)
 class MaskPredictRules:
-    """What differs between our search and the released one; `SOUND` (the defaults) is ours, `GAPS` for targets that are partly given, `RELEASED` theirs."""
+    """Rules in which searches differ: `DEFAULT`, `GAPS` for targets of which a part is fixed, `RELEASED` as in the released code."""
 
     lengths: Literal["top", "contiguous"] = "top"  # the K most probable lengths, or K around the most probable
     score_edges: bool = False  # average bos and eos into a candidate's score, at 0
     forbid_specials: bool = True  # never emit mask, pad or bos
     end_at_eos: bool = True  # an inner eos ends the sentence
-    forbid_eos: bool = False  # never emit eos: what is given behind a gap stays
+    forbid_eos: bool = False  # never emit eos, so that fixed tokens behind a gap stay
     refuse_empty: bool = True  # a candidate without inner tokens loses to any other
     score_length: bool = True  # the probability of its length counts in a candidate's score
 
-    SOUND: ClassVar["MaskPredictRules"]
+    DEFAULT: ClassVar["MaskPredictRules"]
     GAPS: ClassVar["MaskPredictRules"]
     RELEASED: ClassVar["MaskPredictRules"]
 
 
-MaskPredictRules.SOUND = MaskPredictRules()
+MaskPredictRules.DEFAULT = MaskPredictRules()
 MaskPredictRules.GAPS = MaskPredictRules(end_at_eos=False, forbid_eos=True)
 MaskPredictRules.RELEASED = MaskPredictRules(
     lengths="contiguous",
@@ -47,7 +47,7 @@ MaskPredictRules.RELEASED = MaskPredictRules(
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Trace:
-    """Every pass of a search, for looking at."""
+    """Tokens of every pass of a search."""
 
     tokens: Array  # [P, B, K, T] after the pass filled its slots
     scores: Array  # [P, B, K, T] log-probability of each
@@ -61,10 +61,8 @@ class Candidates:
 
     tokens: Array  # [B, K, T] int32, bos ... eos, then padding
     lengths: Array  # [B, K] int32, bos and eos counted
-    scores: (
-        Array  # [B, K] float32, mean log-probability of the slots filled; what the choice between candidates compares
-    )
-    token_scores: Array  # [B, K, T] float32, 0 at bos, eos, padding and given tokens
+    scores: Array  # [B, K] float32, mean log-probability of the filled slots; the best candidate has the largest
+    token_scores: Array  # [B, K, T] float32, 0 at bos, eos, padding and fixed tokens
     empty: Array  # [B, K] bool, no inner token
     passes: Array  # [B, K] int32, decoder passes until the candidate was final
     trace: Trace | None
@@ -77,8 +75,8 @@ def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPr
       length_logits: [B, C], class = target length with bos and eos.
       k: how many lengths a sentence.
       limit: longest length allowed.
-      rules: `lengths` "top" takes the k most probable from 2 to limit, most probable first; "contiguous" the released
-        a - k//2 ... around the most probable a, at least 2, so that short ones repeat.
+      rules: `lengths` "top" takes the k most probable from 2 to limit, most probable first; "contiguous" takes
+        a - k//2 ... around the most probable a, as released: at least 2, so that short lengths repeat.
 
     Returns:
       [B, k] int32.
@@ -101,23 +99,23 @@ def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPr
 
 
 def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Array) -> Candidates:
-    """Adds log p(length) to what a candidate's mean log-probability averages.
+    """Adds log p(length) to the sum that a candidate's score averages.
 
-    The mean alone is blind to what a short candidate leaves out: it prefers a length that drops a phrase to the right
-    one with a difficult word. With it the score is that of length and tokens together, a token's worth each.
+    The mean of the tokens alone does not notice what a short candidate leaves out: it prefers a length that drops a
+    phrase to the right length with a difficult word. The new score is log p(length, tokens) / tokens.
 
     Args:
       candidates: of `mask_predict`.
       length_logits: [B, C] of the length head.
-      lengths: [B, K] lengths that were asked for, bos and eos counted.
+      lengths: [B, K] requested lengths, bos and eos counted.
     """
     logp = jnp.take_along_axis(jax.nn.log_softmax(length_logits), lengths, axis=-1)
     inner = jnp.maximum(lengths - 2, 1)
     return replace(candidates, scores=candidates.scores + logp / inner)
 
 
-def ranking(candidates: Candidates, rules: MaskPredictRules = MaskPredictRules.SOUND, count: int = 1) -> Array:
-    """Indices [B, count] int32 of each sentence's best candidates, best first; of equals the first."""
+def ranking(candidates: Candidates, rules: MaskPredictRules = MaskPredictRules.DEFAULT, count: int = 1) -> Array:
+    """Indices [B, count] int32 of each sentence's best candidates, best first; of equal scores the lower index."""
     scores = candidates.scores
     if rules.refuse_empty:
         scores = jnp.where(candidates.empty, -jnp.inf, scores)

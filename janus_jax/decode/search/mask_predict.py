@@ -1,4 +1,4 @@
-"""Mask-predict: fill masked slots, re-mask the least sure, repeat (Ghazvininejad et al. 2019; METHOD section 7).
+"""Mask-predict: fill masked slots, mask the least probable ones again, repeat (Ghazvininejad et al. 2019; docs/method.md).
 
 Legend: B sentences, K length candidates a sentence, N = B*K rows, T slots (bos and eos counted), M slots that may be
 masked, V vocabulary columns, C length classes, P passes, D model width.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from janus_jax.decode.candidates import SHORTEST, Candidates, MaskPredictRules, Trace
-from janus_jax.decode.vocab import argmax, by_chunks, forbid, log_probs_of
+from janus_jax.decode.search.candidates import SHORTEST, Candidates, MaskPredictRules, Trace
+from janus_jax.decode.search.vocab import argmax, by_chunks, forbid, log_probs_of
 from janus_jax.types import Array, Specials
 
 Schedule = Literal["linear", "cosine"]
@@ -24,16 +24,16 @@ Schedule = Literal["linear", "cosine"]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _State:
-    """What the loop over passes carries."""
+    """State of the loop over passes."""
 
     number: Array  # [] int32, passes done
-    tokens: Array  # [N, T], what it reads
-    scores: Array  # [N, T] log-probability of each token of `tokens`, 0 where masked or given
-    filled: Array  # [N, T], tokens after the pass before, no slot masked
+    tokens: Array  # [N, T], input of the next pass
+    scores: Array  # [N, T] log-probability of each token of `tokens`, 0 where masked or fixed
+    filled: Array  # [N, T], tokens after the last pass, before any is masked again
     filled_scores: Array  # [N, T]
     done: Array  # [N, 1] bool, final
-    used: Array  # [N, 1] int32, passes so far
-    seen: Trace | None
+    used: Array  # [N, 1] int32, passes until the candidate was final
+    trace: Trace | None
 
 
 def remask_counts(length: int, passes: int, schedule: Schedule = "linear") -> list[int]:
@@ -56,7 +56,7 @@ def mask_predict(
     specials: Specials,
     limit: int,
     vocab_size: int,
-    rules: MaskPredictRules = MaskPredictRules.SOUND,
+    rules: MaskPredictRules = MaskPredictRules.DEFAULT,
     start: Array | None = None,
     schedule: Schedule = "linear",
     early_stop: bool = False,
@@ -64,27 +64,27 @@ def mask_predict(
     chunk: int = 2048,
     trace: bool = False,
 ) -> Candidates:
-    """Fills bos, mask..., eos in `passes` decoder passes (METHOD section 7); to be called under `jax.jit`.
+    """Fills bos, mask..., eos in `passes` decoder passes; to be called under `jax.jit`.
 
     Args:
       predict_fn: tokens [N, T], slots [N, M] -> logits [N, M, V] of the tokens at these slots; with `project_fn`,
-        hidden rows [N, M, D]. It is only asked for as many slots as can still be masked.
+        hidden rows [N, M, D]. It is called with as few slots as can still be masked.
       lengths: [B, K] int32, lengths to try, bos and eos counted, 2 to limit.
       passes: how often the decoder runs (the released "iteration n" is n + 1).
       specials: ids of the special tokens.
       limit: T.
       vocab_size: logit columns from here on are padding and never emitted.
       rules: see `MaskPredictRules`.
-      start: [B, K, T] int32, targets of these lengths to begin from, bos ... eos: what is not mask in them stays as it is.
+      start: [B, K, T] int32, targets of these lengths to start from, bos ... eos: tokens that are not mask stay as they are.
       schedule: see `remask_counts`.
-      early_stop: a candidate that a pass has left as it was before is final, and the search ends when all are. What it
-        keeps is complete: masks are filled before the comparison.
-      project_fn: hidden rows [X, D] -> logits [X, V]; logits of at most `chunk` rows then live at once.
+      early_stop: a candidate that a pass has not changed is final, and the search ends when all are. The comparison
+        is between filled targets, without masks.
+      project_fn: hidden rows [X, D] -> logits [X, V]; logits of at most `chunk` rows then exist at once.
       chunk: see `project_fn`.
-      trace: also return what each pass did.
+      trace: also return the tokens of each pass.
 
     Returns:
-      Candidates [B, K, T] with bos and eos; `choose` picks one a sentence.
+      Candidates [B, K, T] with bos and eos; `candidates.ranking` orders those of a sentence.
 
     Raises:
       ValueError: an impossible setting.
@@ -110,18 +110,18 @@ def mask_predict(
         again=jnp.asarray(table)[:, free.sum(axis=-1)],
         early_stop=early_stop,
     )
-    # Where mask may be emitted, more slots can be open than were masked again.
-    most = table.max(axis=1) if rules.forbid_specials else np.full(passes, limit - SHORTEST)
+    # Where mask may be predicted, more slots can be masked than were masked again.
+    open_slots = table.max(axis=1) if rules.forbid_specials else np.full(passes, limit - SHORTEST)
     state = search.first(tokens, (passes, batch, k) if trace else None)
-    for last, width in _stages([limit - SHORTEST, *most[:-1].tolist()]):
+    for last, width in _stages([limit - SHORTEST, *open_slots[:-1].tolist()]):
         state = lax.while_loop(
             lambda s, end=last: (s.number < end) & ~jnp.all(s.done), lambda s, w=width: search.one_pass(s, w), state
         )
-    tokens, scores, given = state.filled, state.filled_scores, inner & ~free
+    tokens, scores, fixed = state.filled, state.filled_scores, inner & ~free
     if rules.end_at_eos:
         tokens, scores, length, inner = _end_at_eos(tokens, scores, length, specials)
     # With end_at_eos an inner eos is a prediction too, and counts in the mean.
-    counted = length[:, 0] if rules.score_edges else jnp.maximum(jnp.sum(inner & ~given, axis=-1), 1)
+    counted = length[:, 0] if rules.score_edges else jnp.maximum(jnp.sum(inner & ~fixed, axis=-1), 1)
     means = jnp.sum(scores, axis=-1) / counted.astype(jnp.float32)
     return Candidates(
         tokens=tokens.reshape(batch, k, limit),
@@ -130,13 +130,13 @@ def mask_predict(
         token_scores=scores.reshape(batch, k, limit),
         empty=(length <= SHORTEST).reshape(batch, k),
         passes=state.used.reshape(batch, k),
-        trace=state.seen,
+        trace=state.trace,
     )
 
 
 @dataclass(frozen=True)
 class _Search:
-    """What stays the same from pass to pass."""
+    """Arguments that stay the same from pass to pass."""
 
     predict_fn: Callable[[Array, Array], Array]
     pick_fn: Callable[[Array], tuple[Array, Array]]  # rows [N, M, ...] -> tokens [N, M] and their log-probabilities
@@ -149,17 +149,17 @@ class _Search:
         """The state before the first pass; with `trace`, its leading axes [P, B, K]."""
         rows, limit = tokens.shape
         zeros = jnp.zeros((rows, limit), jnp.float32)
-        seen = None
+        empty_trace = None
         if trace:
             shape = (*trace, limit)
-            seen = Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
+            empty_trace = Trace(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32), jnp.zeros(shape, bool))
         nothing = jnp.full((rows, limit), -1, jnp.int32)
         done, used = jnp.zeros((rows, 1), bool), jnp.zeros((rows, 1), jnp.int32)
-        return _State(jnp.int32(0), tokens, zeros, nothing, zeros, done, used, seen)
+        return _State(jnp.int32(0), tokens, zeros, nothing, zeros, done, used, empty_trace)
 
     def one_pass(self, state: _State, width: int) -> _State:
-        """Fills the masked slots, at most `width` a row, and masks the least sure again."""
-        # Where the rules let mask be emitted, such a slot stays open.
+        """Fills the masked slots, at most `width` a candidate, and masks the least probable ones again."""
+        # Where the rules allow the mask token as a prediction, such a slot stays masked.
         masked = self.free & (state.tokens == self.mask)
         at = jnp.argsort(~masked, axis=-1, stable=True)[:, :width].astype(jnp.int32)
         is_open = jnp.take_along_axis(masked, at, axis=1)
@@ -173,10 +173,10 @@ class _Search:
             done = done | jnp.all(tokens == state.filled, axis=-1, keepdims=True)
         count = self.again[state.number][:, None]
         again = self.free & (_ranks(jnp.where(self.free, scores, jnp.inf)) < count) & ~done
-        seen = state.seen
-        if seen is not None:
+        trace = state.trace
+        if trace is not None:
             new = Trace(tokens, scores, again)
-            seen = jax.tree.map(lambda every, one: every.at[state.number].set(one.reshape(every.shape[1:])), seen, new)
+            trace = jax.tree.map(lambda all_, one: all_.at[state.number].set(one.reshape(all_.shape[1:])), trace, new)
         return _State(
             number=state.number + 1,
             tokens=jnp.where(again, self.mask, tokens),
@@ -185,7 +185,7 @@ class _Search:
             filled_scores=scores,
             done=done,
             used=state.used + ~state.done,
-            seen=seen,
+            trace=trace,
         )
 
 
@@ -213,10 +213,10 @@ def _picker(
 
 
 def _stages(open_slots: list[int]) -> list[tuple[int, int]]:
-    """Runs of passes of one static shape, a new one where half of the slots suffice.
+    """Divides the passes into runs of one static shape; a new run begins where half of the slots suffice.
 
     Args:
-      open_slots: how many slots may be masked before each pass, never rising.
+      open_slots: how many slots may be masked before each pass, in falling order.
 
     Returns:
       (last pass, slots) of each run.
@@ -239,12 +239,12 @@ def _put_slots(values: Array, slots: Array, new: Array, where: Array) -> Array:
 
 
 def _ranks(scores: Array) -> Array:
-    """The rank [N, T] of each slot when a row is sorted upwards; of equals the lower position comes first."""
+    """The rank [N, T] of each slot by ascending score; of equal scores the lower position comes first."""
     return jnp.argsort(jnp.argsort(scores, axis=-1, stable=True), axis=-1, stable=True)
 
 
 def _end_at_eos(tokens: Array, scores: Array, length: Array, specials: Specials) -> tuple[Array, Array, Array, Array]:
-    """Cuts each row behind its first eos: tokens, scores, length [N, 1] and the slots [N, T] whose scores count."""
+    """Cuts each candidate behind its first eos: tokens, scores, length [N, 1] and the slots [N, T] whose scores count."""
     slot = jnp.arange(tokens.shape[-1], dtype=jnp.int32)
     first = jnp.argmax(tokens == specials.eos, axis=-1).astype(jnp.int32)[:, None]
     early = first < length - 1

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from janus_jax.decode.files import LinesError, read_lines, split_lines, write_lines
+from janus_jax.decode.io import LinesError, read_lines, split_lines, write_lines
 
 
 def test_lines_split_at_line_feeds_alone():

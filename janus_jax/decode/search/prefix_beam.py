@@ -1,4 +1,4 @@
-"""Searches over the outputs of connectionist temporal classification (CTC), ignorant of the model.
+"""Searches over the outputs of connectionist temporal classification (CTC).
 
 Every row of a sentence emits a token or the blank. An alignment is one choice a row; its output is what remains when
 repeats are merged and blanks dropped, so that a b b - b and a - b - b both read a b b. A prefix here is the output of
@@ -17,13 +17,13 @@ from jax import lax
 from janus_jax.types import Array, Hypotheses, Specials
 
 _NONE = -jnp.inf  # the log-probability of what cannot be
-_NO_TOKEN = -1  # stands where a token would, before the first and at blanks
+_NO_TOKEN = -1  # instead of a token, before the first one and at blanks
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Emissions:
-    """What every row may emit. Log-probabilities are over vocabulary and blank together; -inf forbids."""
+    """Tokens that every row may emit. Log-probabilities are over vocabulary and blank together; -inf forbids."""
 
     tokens: Array  # [B, R, k] int32, the k likeliest tokens of each row, all different, the blank not among them
     log_probs: Array  # [B, R, k] float32
@@ -34,7 +34,7 @@ class Emissions:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Beam:
-    """What the scan over rows carries: K different prefixes, best first. Without B, for one sentence."""
+    """State of the scan over rows: K different prefixes, best first. Of one sentence, without B."""
 
     tokens: Array  # [K, L] int32, padded
     lengths: Array  # [K] int32
@@ -51,7 +51,7 @@ def collapse(emissions: Emissions, *, limit: int, specials: Specials) -> Hypothe
 
     Args:
       emissions: of B sentences. A sentence without real rows has the empty output, of probability 1.
-      limit: L, most tokens of a hypothesis, eos counted; what is longer is cut.
+      limit: L, most tokens of a hypothesis, eos counted; longer outputs are cut.
       specials: ids of the special tokens.
 
     Returns:
@@ -99,8 +99,8 @@ def prefix_beam_search(emissions: Emissions, *, beam: int, limit: int, specials:
     )
 
     def search(sentence: Emissions) -> Hypotheses:
-        end, _ = lax.scan(lambda s, row: (_after_row(s, row, limit), None), start, sentence)
-        return _closed(end.tokens, end.lengths, _total(end), jnp.zeros((beam, limit), jnp.float32), specials)
+        last, _ = lax.scan(lambda s, row: (_after_row(s, row, limit), None), start, sentence)
+        return _closed(last.tokens, last.lengths, _total(last), jnp.zeros((beam, limit), jnp.float32), specials)
 
     return jax.vmap(search)(emissions)
 
@@ -167,7 +167,7 @@ def _begins(before: Array, tokens: Array, lengths: Array, last: Array, exists: A
     """Which prefixes begin which, [K, K], from the same of their origins a row ago.
 
     Only one token of each pair has to be compared. If i begins j, then i's origin began j's origin: else it would be
-    j itself, grown anew although it is in the beam, and such growth is merged. The other way round, if i's origin
+    j itself, grown a second time although it is in the beam, and such growth is merged. The other way round, if i's origin
     began j's, then i begins j as soon as j has i's last token in its place.
     """
     agrees = (lengths[:, None] == 0) | (tokens.T[lengths - 1] == last[:, None])

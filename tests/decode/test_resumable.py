@@ -9,11 +9,10 @@ import sys
 
 import pytest
 
-from janus_jax.decode import jobs
-from janus_jax.decode.files import LinesError
-from janus_jax.decode.output import Output
+from janus_jax.decode import Output, io
+from janus_jax.decode.io import Item, LinesError
 
-ITEMS = [jobs.Item(f"line {i}") for i in range(10)]
+ITEMS = [Item(f"line {i}") for i in range(10)]
 
 
 def shout(start, part):
@@ -25,18 +24,18 @@ def expected(count=10):
 
 
 def test_a_run_writes_one_record_an_item_and_leaves_nothing_else(tmp_path):
-    jobs.run(ITEMS, tmp_path / "out", shout, signature=1, chunk=3)
+    io.write_resumable(ITEMS, tmp_path / "out", shout, signature=1, chunk=3)
     assert (tmp_path / "out").read_text() == expected()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_killed_run_goes_on_where_it_stood(tmp_path, caplog):
+def test_a_killed_run_resumes_after_its_last_whole_chunk(tmp_path, caplog):
     """kill -9 in the third chunk, half of which is on the disk already."""
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
-from janus_jax.decode import jobs
-from tests.decode.test_jobs import ITEMS, shout
+from janus_jax.decode import io
+from tests.decode.test_resumable import ITEMS, shout
 
 def decode(start, part):
     if start == 6:
@@ -45,13 +44,13 @@ def decode(start, part):
         os.kill(os.getpid(), signal.SIGKILL)
     return shout(start, part)
 
-jobs.run(ITEMS, {str(tmp_path / "out")!r}, decode, signature=1, chunk=3)
+io.write_resumable(ITEMS, {str(tmp_path / "out")!r}, decode, signature=1, chunk=3)
 """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == -signal.SIGKILL
     assert not (tmp_path / "out").exists()
     starts = []
-    jobs.run(
+    io.write_resumable(
         ITEMS,
         tmp_path / "out",
         lambda s, p: starts.append(s) or shout(s, p),
@@ -60,56 +59,58 @@ jobs.run(ITEMS, {str(tmp_path / "out")!r}, decode, signature=1, chunk=3)
         skipped=starts.append,
     )
     assert starts == [6, 6, 9]
-    assert "after the 6 of 10" in caplog.text
+    assert "resumes after 6 of 10" in caplog.text
     assert (tmp_path / "out").read_text() == expected()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("change", ["signature", "input", "extra"])
-def test_another_job_begins_anew(tmp_path, change):
+def test_a_run_with_other_input_or_settings_starts_from_the_first_item(tmp_path, change):
     def fail(start, part):
         if start:
             raise LinesError("stop")
         return shout(start, part)
 
     with pytest.raises(LinesError):
-        jobs.run(ITEMS, tmp_path / "out", fail, signature=1, chunk=4)
-    items = [jobs.Item("other"), *ITEMS[1:]] if change == "input" else ITEMS
+        io.write_resumable(ITEMS, tmp_path / "out", fail, signature=1, chunk=4)
+    items = [Item("other"), *ITEMS[1:]] if change == "input" else ITEMS
     if change == "extra":
-        items = [jobs.Item("line 0", extra={"id": 1}), *ITEMS[1:]]
+        items = [Item("line 0", extra={"id": 1}), *ITEMS[1:]]
     starts = []
     signature = 2 if change == "signature" else 1
-    jobs.run(items, tmp_path / "out", lambda s, p: starts.append(s) or shout(s, p), signature=signature, chunk=4)
+    io.write_resumable(
+        items, tmp_path / "out", lambda s, p: starts.append(s) or shout(s, p), signature=signature, chunk=4
+    )
     assert starts == [0, 4, 8]
     assert len((tmp_path / "out").read_text().splitlines()) == 10
 
 
 def test_an_empty_input_gives_an_empty_file(tmp_path):
-    jobs.run([], tmp_path / "out", shout, signature=1)
+    io.write_resumable([], tmp_path / "out", shout, signature=1)
     assert (tmp_path / "out").read_bytes() == b""
 
 
-def test_where_nothing_can_be_written_is_named(tmp_path):
+def test_an_unwritable_output_is_named(tmp_path):
     with pytest.raises(LinesError, match="absent/out: No such file"):
-        jobs.run(ITEMS, tmp_path / "absent" / "out", shout, signature=1)
+        io.write_resumable(ITEMS, tmp_path / "absent" / "out", shout, signature=1)
 
 
 def test_formats():
-    assert jobs.parse(["a\tb"], "lines", "f", "prefix") == [jobs.Item("a\tb")]
-    assert jobs.parse(["a\tb", "c\t"], "tsv", "f", "prefix") == [jobs.Item("a", "b"), jobs.Item("c", "")]
+    assert io.parse(["a\tb"], "lines", "f", "prefix") == [Item("a\tb")]
+    assert io.parse(["a\tb", "c\t"], "tsv", "f", "prefix") == [Item("a", "b"), Item("c", "")]
     line = '{"source": "a", "target": "x <mask>", "id": 7}'
-    (item,) = jobs.parse([line], "jsonl", "f", "target")
-    assert (item.source, item.given) == ("a", "x <mask>")
-    assert jobs.parse([line], "jsonl", "f", "prefix")[0].given is None
+    (item,) = io.parse([line], "jsonl", "f", "target")
+    assert (item.source, item.text) == ("a", "x <mask>")
+    assert io.parse([line], "jsonl", "f", "prefix")[0].text is None
     output = Output("y", -0.5, [7], {"passes": 3}, (Output("z", -0.7, [8]),))
-    assert json.loads(jobs.render(1, item, output, "jsonl", scores=False, nbest=1)) == {
+    assert json.loads(io.render(1, item, output, "jsonl", scores=False, nbest=1)) == {
         "source": "a", "target": "x <mask>", "id": 7, "text": "y", "score": -0.5, "tokens": [7], "statistics": {"passes": 3},
     }  # fmt: skip
-    assert json.loads(jobs.render(1, item, output, "jsonl", scores=False, nbest=2))["others"][0]["text"] == "z"
-    assert jobs.render(4, item, output, "lines", scores=False, nbest=2) == "4\t-0.5000\ty\n4\t-0.7000\tz"
+    assert json.loads(io.render(1, item, output, "jsonl", scores=False, nbest=2))["others"][0]["text"] == "z"
+    assert io.render(4, item, output, "lines", scores=False, nbest=2) == "4\t-0.5000\ty\n4\t-0.7000\tz"
     output = Output("y", -0.5, [7])
-    assert jobs.render(4, item, output, "lines", scores=True, nbest=1) == "-0.5000\ty"
-    assert jobs.render(4, item, output, "tsv", scores=False, nbest=1) == "a\ty"
+    assert io.render(4, item, output, "lines", scores=True, nbest=1) == "-0.5000\ty"
+    assert io.render(4, item, output, "tsv", scores=False, nbest=1) == "a\ty"
 
 
 @pytest.mark.parametrize(
@@ -124,5 +125,5 @@ def test_formats():
 )
 def test_lines_of_another_form_are_named(lines, form, message):
     with pytest.raises(LinesError) as caught:
-        jobs.parse(lines, form, "f", "prefix")
+        io.parse(lines, form, "f", "prefix")
     assert message in str(caught.value)

@@ -1,0 +1,257 @@
+"""Files of sentences: lines, TSV and JSON lines in and out, and output that a killed run can resume.
+
+Lines are split only at line feeds, so that line numbers never change.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_jax.decode.types import Output
+
+log = logging.getLogger(__name__)
+
+FORMATS = ("lines", "tsv", "jsonl")
+CHUNK = 8192  # sentences between two states from which a killed run resumes
+
+
+class LinesError(ValueError):
+    """A file of lines cannot be used; the message names the file and the fix."""
+
+
+def split_lines(data: bytes, name: str) -> list[str]:
+    r"""Lines of UTF-8 text, split at "\n" alone (`b"a\nb\n"` -> ["a", "b"]); a "\r" before it is dropped.
+
+    Bytes that are not UTF-8 are replaced, with one warning that names the lines.
+    """
+    raw = data.split(b"\n")
+    if raw[-1] == b"":
+        raw.pop()
+    lines, broken = [], []
+    for number, piece in enumerate(raw, 1):
+        try:
+            line = piece.decode("utf-8")
+        except UnicodeDecodeError:
+            broken.append(number)
+            line = piece.decode("utf-8", errors="replace")
+        lines.append(line.removesuffix("\r"))
+    if broken:
+        some = ", ".join(map(str, broken[:10])) + (", ..." if len(broken) > 10 else "")
+        log.warning("%s: bytes that are not UTF-8 were replaced in %d lines: %s", name, len(broken), some)
+    return lines
+
+
+def read_lines(path: str | os.PathLike[str] | None) -> list[str]:
+    """The lines of a file, or of standard input where `path` is None or "-"; see `split_lines`.
+
+    Raises:
+      LinesError: the file is missing or cannot be read.
+    """
+    if path is None or str(path) == "-":
+        return split_lines(sys.stdin.buffer.read(), "standard input")
+    try:
+        return split_lines(Path(path).read_bytes(), str(path))
+    except OSError as error:
+        raise LinesError(f"{path}: {error.strerror}; name a readable text file, a sentence a line") from error
+
+
+def write_lines(path: str | os.PathLike[str] | None, lines: Iterable[str]) -> None:
+    """Writes one line each, whole file or nothing; to standard output where `path` is None or "-".
+
+    Raises:
+      LinesError: the file cannot be written.
+    """
+    write_bytes(path, "".join(f"{one_line(line)}\n" for line in lines).encode("utf-8", errors="replace"))
+
+
+def one_line(text: str) -> str:
+    """Text with spaces instead of line feeds and carriage returns, which byte-level tokenizers can produce."""
+    return text.replace("\n", " ").replace("\r", " ")
+
+
+def write_bytes(path: str | os.PathLike[str] | None, data: bytes) -> None:
+    """Writes a file, whole or not at all; to standard output where `path` is None or "-".
+
+    Raises:
+      LinesError: the file cannot be written.
+    """
+    if path is None or str(path) == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LinesError(f"{path}: {error.strerror}; name a file in a writable directory") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sentence to decode."""
+
+    source: str
+    text: str | None = None  # a prefix of the output, or a target with gaps
+    infill: tuple[str, ...] | None = None  # text of each gap of the target, to be scored
+    extra: dict[str, Any] | None = None  # the object of a JSON line
+
+
+def parse(lines: Sequence[str], form: str, name: str, key: str, scored: bool = False) -> list[Item]:
+    """The sentences of a file.
+
+    Args:
+      lines: of the file.
+      form: "lines": a source in each; "tsv": source, or source TAB prefix or target; "jsonl": objects with `source`, optionally
+        `prefix` or `target`, and optionally `infill` with a target, a list of the texts of its gaps.
+      name: name of the file, for messages.
+      key: "prefix" or "target", whichever the mode takes.
+      scored: objects may hold `infill`.
+
+    Raises:
+      LinesError: a line has another form, or some lines have a prefix, target or infill and others have none.
+    """
+    if form == "lines":
+        return [Item(line) for line in lines]
+    if form == "tsv":
+        items = []
+        for number, line in enumerate(lines, 1):
+            cells = line.split("\t")
+            if len(cells) > 2:
+                raise LinesError(f"{name}, line {number}: {len(cells)} columns; give source, or source TAB {key}")
+            items.append(Item(cells[0], cells[1] if len(cells) > 1 else None))
+    else:
+        items = [_parse_object(line, f"{name}, line {number}", key, scored) for number, line in enumerate(lines, 1)]
+    for what, field in ((key, "text"), ("infill", "infill")):
+        absent = [number for number, item in enumerate(items, 1) if getattr(item, field) is None]
+        if absent and len(absent) < len(items):
+            raise LinesError(
+                f"{name}, line {absent[0]}: no {what}, which other lines have; give every line one (it may be empty)"
+            )
+    return items
+
+
+def _parse_object(line: str, where: str, key: str, scored: bool) -> Item:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise LinesError(f"{where}: not JSON ({error.msg}); write one object a line") from error
+    if not isinstance(value, dict) or not isinstance(value.get("source"), str):
+        raise LinesError(f'{where}: no text under "source"; write {{"source": "..."}}')
+    text = value.get(key)
+    if text is not None and not isinstance(text, str):
+        raise LinesError(f'{where}: "{key}" must be text')
+    infill = value.get("infill") if scored else None
+    if infill is not None and not (isinstance(infill, list) and all(isinstance(one, str) for one in infill)):
+        raise LinesError(f'{where}: "infill" must be a list of texts, one for each gap')
+    return Item(value["source"], text, None if infill is None else tuple(infill), value)
+
+
+def render(number: int, item: Item, output: Output, form: str, *, scores: bool, nbest: int) -> str:
+    """The record of sentence `number` (from 1), without the last line feed."""
+    ranked = (output, *output.others)
+    if form == "jsonl":
+        record = {
+            **(item.extra or {}),
+            "text": output.text,
+            "score": output.score,
+            "tokens": output.tokens,
+            "statistics": output.statistics,
+        }
+        if nbest > 1:
+            record["others"] = [{"text": o.text, "score": o.score, "tokens": o.tokens} for o in output.others]
+        return json.dumps(record, ensure_ascii=False)
+    lines = []
+    for one in ranked:
+        cells = [str(number)] if nbest > 1 else []
+        cells += [f"{one.score:.4f}"] if scores or nbest > 1 else []
+        cells += [item.source] if form == "tsv" else []
+        lines.append(one_line("\t".join([*cells, one.text])))
+    return "\n".join(lines)
+
+
+def render_trace(number: int, item: Item, output: Output) -> str:
+    """The record of the passes of a sentence: JSON, for `python -m janus_jax.evaluate --trace_html`."""
+    record = {"line": number, "source": item.source, "text": output.text, "score": output.score, "passes": output.trace}
+    return json.dumps(record, ensure_ascii=False)
+
+
+def write_resumable(
+    items: Sequence[Item],
+    output: str | os.PathLike[str] | None,
+    decode: Callable[[int, Sequence[Item]], Sequence[str]],
+    *,
+    signature: Any,
+    chunk: int = CHUNK,
+    skipped: Callable[[int], Any] | None = None,
+) -> None:
+    """Decodes items in chunks and writes a record for each, in order; a killed run resumes after its last whole chunk.
+
+    Records are collected in OUTPUT.partial. OUTPUT.state.json holds how much of it is whole, and a hash of input and
+    settings: a run with the same hash resumes, any other starts from the first item. OUTPUT appears at the end.
+
+    Args:
+      items: sentences to decode.
+      output: file to write; None or "-": standard output, without resuming.
+      decode: (number of items before a chunk, its items) -> a record for each.
+      signature: JSON of all that decides the output: settings, checkpoint.
+      chunk: items between two states.
+      skipped: called with the number of items that an earlier run has decoded.
+
+    Raises:
+      LinesError: the file cannot be written.
+    """
+    if output is None or str(output) == "-":
+        for start in range(0, len(items), chunk):
+            write_bytes(None, _records(decode(start, items[start : start + chunk])))
+        return
+    partial, state = Path(f"{output}.partial"), Path(f"{output}.state.json")
+    digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
+    for item in items:
+        digest.update(repr(item).encode())
+    mark = digest.hexdigest()
+    done, size = _resume(state, partial, mark)
+    if done:
+        log.warning("%s: resumes after %d of %d sentences, which an earlier run has decoded", output, done, len(items))
+        if skipped:
+            skipped(done)
+    try:
+        with partial.open("r+b" if done else "wb") as file:
+            file.truncate(size)
+            file.seek(size)
+            while done < len(items):
+                part = items[done : done + chunk]
+                file.write(_records(decode(done, part)))
+                file.flush()
+                os.fsync(file.fileno())
+                done += len(part)
+                write_bytes(state, json.dumps({"signature": mark, "done": done, "bytes": file.tell()}).encode())
+        os.replace(partial, output)
+        state.unlink(missing_ok=True)
+    except OSError as error:
+        raise LinesError(
+            f"{output}: {error.strerror}; name a file in a writable directory with room (the same command resumes later)"
+        ) from error
+
+
+def _resume(state: Path, partial: Path, mark: str) -> tuple[int, int]:
+    """Items and bytes of `partial` that are whole and have the same input and settings."""
+    try:
+        saved = json.loads(state.read_bytes())
+        if saved["signature"] == mark and partial.stat().st_size >= saved["bytes"]:
+            return int(saved["done"]), int(saved["bytes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return 0, 0
+
+
+def _records(records: Sequence[str]) -> bytes:
+    return "".join(record + "\n" for record in records).encode("utf-8", errors="replace")

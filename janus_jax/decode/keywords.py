@@ -1,0 +1,60 @@
+"""Settings of a mode as keywords: `Generator.generate(lines, mode="nar", passes=4)`, `--mode=nar --passes=4`, `nar:passes=4`.
+
+A keyword is the name of a field: of the fields that all modes share, of the mode's own, or of another mode's that it reads.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from janus_jax import config
+from janus_jax.config import ConfigError, DecodeConfig
+from janus_jax.decode.modes import MODES
+
+SHARED = tuple(f.name for f in dataclasses.fields(DecodeConfig) if f.name not in MODES)
+
+
+def places(mode: str) -> dict[str, tuple[str, ...]]:
+    """The keywords of a mode, each with the place of its value in config.decode, for example ("ar", "beam")."""
+    entry = MODES[mode]
+    shared = {name: (name,) for name in SHARED}
+    read = {name: (other, name) for other, names in entry.reads.items() for name in names}
+    return shared | read | {f.name: (mode, f.name) for f in dataclasses.fields(entry.settings)}
+
+
+def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeConfig:
+    """The settings with some changed.
+
+    Args:
+      decode: settings to start from.
+      keywords: new values by name; None: no change. `mode` chooses the mode, and so which names there are.
+
+    Raises:
+      ConfigError: an unknown setting, one of another mode, or an impossible value.
+    """
+    changes = {name: value for name, value in keywords.items() if value is not None}
+    raw = dataclasses.asdict(decode)
+    mode = changes.get("mode", decode.mode)
+    if mode in MODES:  # else `resolve` names the fault
+        known = places(mode)
+        for name, value in changes.items():
+            if name not in known:
+                raise ConfigError(_unknown(name, mode))
+            *groups, key = known[name]
+            group = raw
+            for part in groups:
+                group = group[part]
+            group[key] = value
+    else:
+        raw["mode"] = mode
+    return config.resolve({"decode": raw}).decode
+
+
+def _unknown(name: str, mode: str) -> str:
+    known = places(mode)
+    if others := [other for other in MODES if name in places(other)]:
+        return f"{name}: mode {mode} has no such setting; it belongs to mode {' and '.join(others)}"
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"its settings: {', '.join(known)}"
+    return f"{name}: mode {mode} has no such setting; {hint}"

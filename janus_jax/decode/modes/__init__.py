@@ -1,0 +1,107 @@
+"""The modes of decoding: each binds a search to the model. `MODES` is the only place that knows them all.
+
+A new mode needs a module here with a function `run`, an entry in `MODES`, and its settings in `settings.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from janus_jax import config
+from janus_jax.config import DecodeConfig, LossWeights
+from janus_jax.decode.modes import ar, ctc, infill, nar, speculative
+from janus_jax.decode.modes.autoregression import ar_hypotheses
+from janus_jax.decode.types import DecodeRequest, DecodeResult
+from janus_jax.model import Janus
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One mode of decoding.
+
+    Raises:
+      KeyError: `needs` names a loss term that does not exist.
+    """
+
+    run: Callable[[DecodeRequest], DecodeResult]
+    settings: type  # its dataclass; the field of `DecodeConfig` has the mode's name
+    needs: tuple[frozenset[str], ...]  # sets of loss terms; all terms of one set must have been trained
+    rows: Callable[[DecodeConfig], int]  # decoder rows of a sentence relative to its length, for the size of a batch
+    reads: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # settings of other modes that it reads: mode -> fields
+    inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
+    required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
+    traces: bool = False  # whether it can record the tokens of each pass
+    # Raises ConfigError if the model cannot decode sources of at most so many tokens.
+    check: Callable[[Janus, DecodeConfig, int], None] | None = None
+    validation: Mapping[str, Any] | None = None  # settings that score the mode during training; None: not scored
+    trials: tuple[Mapping[str, Any], ...] = ()  # settings that `janus_jax.evaluate` compares by default
+
+    def __post_init__(self) -> None:
+        terms = {f.name for f in dataclasses.fields(LossWeights)}
+        if unknown := frozenset().union(*self.needs) - terms:
+            raise KeyError(f"needs: unknown loss terms {sorted(unknown)}; known: {', '.join(sorted(terms))}")
+
+
+MODES: dict[str, Mode] = {
+    "ar": Mode(
+        ar.run,
+        config.ArDecode,
+        needs=(frozenset({"ar"}),),
+        rows=lambda decode: ar_hypotheses(decode.ar, decode.nbest),
+        inputs=frozenset({"prefixes"}),
+        validation={"beam": 1},
+        trials=({"beam": 1}, {"beam": 5}),
+    ),
+    "nar": Mode(
+        nar.run,
+        config.NarDecode,
+        needs=(frozenset({"nar", "length"}),),
+        rows=lambda decode: decode.nar.length_beam,
+        reads={"ar": ("lenpen",)},  # of reranking
+        inputs=frozenset({"targets"}),
+        traces=True,
+        validation={},
+        trials=({"passes": 1}, {"passes": 4}, {"passes": 10}),
+    ),
+    "ctc": Mode(
+        ctc.run,
+        config.CtcDecode,
+        needs=(frozenset({"ctc"}),),
+        # Without reranking one pass of the rows, of which there are usually two a source token.
+        rows=lambda decode: decode.ctc.beam if decode.ctc.rerank == "ar" else 2,
+        reads={"ar": ("lenpen",)},  # of reranking
+        check=ctc.check,
+        validation={"beam": 1},
+        trials=({"beam": 1}, {"beam": 5}),
+    ),
+    "speculative": Mode(
+        speculative.run,
+        config.SpeculativeDecode,
+        needs=(frozenset({"ar", "nar", "length"}), frozenset({"ar", "ctc"})),
+        rows=lambda decode: decode.speculative.draft_lengths,
+        reads={
+            # The output is that of greedy search: its limits and its score are those of mode ar.
+            "ar": ("lenpen", "max_length_a", "max_length_b", "min_length", "no_repeat_ngram", "sample"),
+            "nar": ("lengths", "mask_schedule", "early_stop"),  # of drafts by the NAR half
+            "ctc": ("blank_penalty",),  # of drafts by the CTC half
+        },
+    ),
+    "infill": Mode(
+        infill.run,
+        config.InfillDecode,
+        needs=(frozenset({"nar", "aux"}),),
+        rows=lambda decode: 1,
+        reads={"nar": ("mask_schedule", "early_stop")},  # of drafts
+        inputs=frozenset({"targets", "infills"}),
+        required=frozenset({"targets"}),
+    ),
+}
+
+
+def trained_modes(objective: config.ObjectiveConfig) -> tuple[str, ...]:
+    """The modes whose rows an objective trains."""
+    terms = set(config.objective_terms(objective))
+    return tuple(name for name, mode in MODES.items() if any(needed <= terms for needed in mode.needs))

@@ -1,0 +1,1 @@
+"""Searches over callbacks and a cache: they know nothing of the model."""

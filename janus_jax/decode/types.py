@@ -1,0 +1,70 @@
+"""A batch to decode, the result of a batch, and the output of a sentence.
+
+Legend: B sentences of a batch, S padded source length, L longest hypothesis, T target slots, P prefix tokens, M gaps at
+most, n outputs a sentence.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from janus_jax.config import DecodeConfig
+from janus_jax.decode.search.candidates import Trace
+from janus_jax.decode.search.draft_policy import DraftPolicy
+from janus_jax.model import Janus
+from janus_jax.types import Array, Hypotheses, Params
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One batch to decode. Sentences that fill up the batch are all padding; they get no output."""
+
+    net: Janus
+    params: Params
+    source: np.ndarray  # [B, S] int32, bos ... eos, padding
+    decode: DecodeConfig
+    max_target_length: int  # tokens, bos and eos counted
+    trained: tuple[str, ...] | None = None  # modes that the model was trained for; None: all
+    lines: np.ndarray | None = (
+        None  # [B] int32, line number of each sentence, for sampling; default: its number in the batch
+    )
+    prefix: np.ndarray | None = None  # [B, P] int32, tokens that an output has to begin with, padded
+    start: np.ndarray | None = None  # [B, T] int32, targets to complete, bos ... eos with masks, padded
+    filling: np.ndarray | None = None  # [B, M] int32, tokens of the gaps of `start`, to score instead of search
+    trace: bool = False  # keep the tokens of each pass
+    policy: DraftPolicy | None = None  # of the batch before
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """The result of one batch."""
+
+    hypotheses: Hypotheses  # [B, n, L]
+    statistics: dict[str, Array]  # [B] int32 each; "passes": decoder passes until the sentence was finished
+    trace: Trace | None = None  # of the best candidate, [P, B, T]
+    policy: DraftPolicy | None = None  # for the next batch
+    merge_repeats: bool = False  # tokens of an output that equal the one before them are to be dropped
+
+
+@dataclass(frozen=True)
+class Output:
+    """The output of one sentence."""
+
+    text: str  # detokenised; empty if the generator has no tokenizer
+    # ar and reranked: sum of log-probabilities / tokens ** lenpen; nar: mean log-probability of the filled tokens; ctc:
+    # log p(output) with the blank penalty; infill: mean log-probability of the gap tokens; 0 for an empty line
+    score: float
+    tokens: list[int]  # without bos and eos
+    statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and others by mode
+    others: tuple["Output", ...] = ()  # with nbest > 1 the next best outputs, without statistics
+    # With trace: for each pass tokens (text), scores (log-probabilities) and remasked (flags), a list over the slots
+    trace: tuple[dict[str, list], ...] = ()
+
+
+@dataclass(frozen=True)
+class SentenceResult:
+    """The result of one sentence, as numbers on the host."""
+
+    ranked: list[tuple[list[int], float]]  # tokens and score, best first
+    statistics: dict[str, int]
+    trace: list[dict[str, list]]
