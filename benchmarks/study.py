@@ -3,7 +3,7 @@
     python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # trains and scores what is missing
     python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
     python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
-    python benchmarks/study.py --table       # the tables of the README; --plot=FILE.svg draws them
+    python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
     python benchmarks/study.py --list        # the cells, what each changes, which are done
 
 Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. The text is in data/multi30k,

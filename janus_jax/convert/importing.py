@@ -17,8 +17,8 @@ The rules for another program's model; the report lists every rule that applied:
 - float16, bfloat16 and float64 become float32.
 - Settings (heads, norm, activation, scale, dropout) come from the file; --heads overrides, and is required if the file
   records no number of heads. Pickles are read without running anything in them (`pickles`).
-- The written config: ar_start, slot positions and mask token as docs/method.md describes the released models; BART like
-  stock BART (ar_stream "content", masks by `<mask>`), with objective "ar", since it was trained for nothing else; data
+- The written config: ar_start, slot positions and mask token as docs/method.md, section 2, describes the released models; BART
+  like stock BART (ar_stream "content", masks by `<mask>`), with objective "ar", since it was trained for nothing else; data
   lengths are min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode
   "ar".
 """
@@ -41,7 +41,7 @@ from janus_jax.convert.report import Report
 from janus_jax.text import Tokenizer
 
 SOURCES = ("fairseq", "hf", "safetensors")
-# The objective of the released pretraining (docs/method.md).
+# The objective of the released pretraining (docs/method.md, section 6).
 _PRETRAINING = {
     "label_smoothing": 0.0,
     "normalize_by": "target",

@@ -1,4 +1,4 @@
-"""Mask samplers: against a plain reference, figures of docs/method.md, bounds and independence of rows."""
+"""Mask samplers: against a plain reference, figures of docs/method.md, section 4, bounds and independence of rows."""
 
 import math
 import typing
@@ -11,7 +11,7 @@ from janus_jax.data import corruption
 
 
 def reference_span_mask(rng, length, ratio, mean):
-    """The text of docs/method.md word for word, one span at a time, with another source of randomness."""
+    """docs/method.md, section 4 word for word, one span at a time, with another source of randomness."""
     budget = math.ceil(ratio * length - 1e-9)
     spans = []
     while sum(spans) < budget:
@@ -39,7 +39,7 @@ def test_samplers_are_those_of_the_config():
 
 @pytest.mark.parametrize(("length", "share"), [(27, 0.52), (10, 0.47)])
 def test_share_of_masked_tokens(length, share):
-    # docs/method.md: "about 52% at T=27 and 47% at T=10"
+    # docs/method.md, section 4: "about 52% at T=27 and 47% at T=10"
     masks = many(length, 20_000)
     assert masks.sum(axis=1).mean() / length == pytest.approx(share, abs=0.015)
 

@@ -1,4 +1,4 @@
-"""The noise of denoising pretraining: its statistics (docs/method.md), and its bounds."""
+"""The noise of denoising pretraining: its statistics (docs/method.md, section 6), and its bounds."""
 
 import dataclasses
 import math

@@ -137,7 +137,7 @@ def test_scores_belong_to_their_tokens(stop, lenpen):
 
 
 def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
-    """The rules of METHOD section 7 for one sentence, in plain Python."""
+    """The rules of docs/method.md, section 7 for one sentence, in plain Python."""
     log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
     live, finished = [(0.0, ())], []
     for step in range(limit):

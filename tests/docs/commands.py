@@ -70,6 +70,7 @@ INLINE_NOT_RUN: dict[str, str] = {
     "./launch/local_processes.sh": "tests/faults/test_processes.py runs it with 2 and 4 processes",
     "python -m janus_jax.train": "names the command; its flags stand in blocks, which run",
     "python -m janus_jax.decode": "names the command; its flags stand in blocks, which run",
+    "python -m janus_jax.describe": "writes a page of the checkout; tests/test_config.py compares it with the settings",
     "python -m benchmarks.draw_rows": "tests/test_draw_rows.py runs it",
     "ruff": "./launch/test.sh runs it",
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",

@@ -54,7 +54,8 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", WRITTEN)
 def test_nothing_is_left_to_fill_in(page):
     assert not re.findall(r"TODO|TBD|FIXME|XXX|\?\?\?", text_of(page))
-    assert not re.findall(r"\b[A-Z]{4,}_[A-Z]{4,}\b", prose_of(page).replace("NOT_RUN", ""))
+    # A name in code is set as code; what is left is a placeholder.
+    assert not re.findall(r"\b[A-Z]{4,}_[A-Z]{4,}\b", re.sub(r"`[^`]*`", "", prose_of(page)))
 
 
 def tree_of(page, title):
