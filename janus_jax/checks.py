@@ -9,8 +9,8 @@ import operator
 from collections.abc import Iterator
 from typing import Any
 
-from janus_jax.objective.terms import OBJECTIVES, read_families
-from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings
+from janus_jax.objective.terms import OBJECTIVES, own_term, read_families, term
+from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings, rows_of_source
 
 
 class ConfigError(ValueError):
@@ -203,8 +203,9 @@ def _check_objective(config: Config) -> None:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
     terms = objective_terms(objective)
     families = read_families(terms)
-    if "ctc" in families:
-        _check_ctc(config)
+    for family in sorted(families):
+        if term(own_term(family)).kind == "sentence":
+            _check_source_rows(config, family)
     if objective.ar_first:
         _check_ar_first(objective)
     if not families:
@@ -229,21 +230,24 @@ def _check_ar_first(objective: ObjectiveConfig) -> None:
         )
 
 
-def _check_ctc(config: Config) -> None:
-    ratio = config.model.ctc_ratio
+def _check_source_rows(config: Config, family: str) -> None:
+    """Checks of a family with rows of the source; the setting `model.<family>_ratio` says how many."""
+    key = f"{family}_ratio"
+    ratio, longest = getattr(config.model, key), config.data.max_source_length
     if not ratio:
         raise ConfigError(
-            f"config.model.ctc_ratio: 0, but objective {config.objective.name!r} needs CTC rows; set it, for example to 2.0"
+            f"config.model.{key}: 0, but objective {config.objective.name!r} needs {family.upper()} rows; set it, for example "
+            "to 2.0"
         )
-    rows = config.model.ctc_slots(config.data.max_source_length)
+    rows = rows_of_source(ratio, longest)
     if rows > config.model.max_positions:
         raise ConfigError(
-            f"config.model.max_positions: {config.model.max_positions} positions do not hold the {rows} CTC rows of a source of "
-            f"data.max_source_length {config.data.max_source_length} tokens (model.ctc_ratio {ratio}); raise it or lower one of these"
+            f"config.model.max_positions: {config.model.max_positions} positions do not hold the {rows} {family.upper()} rows of a "
+            f"source of data.max_source_length {longest} tokens (model.{key} {ratio}); raise it or lower one of these"
         )
     if config.data.source == "text":
         raise ConfigError(
-            'config.objective.name: CTC needs sentence pairs, but data.source is "text"; use janus, ar or cmlm'
+            f'config.objective.name: {family.upper()} needs sentence pairs, but data.source is "text"; use janus, ar or cmlm'
         )
 
 

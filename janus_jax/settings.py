@@ -305,8 +305,13 @@ class ModelConfig:
 
     def ctc_slots(self, source_length: int) -> int:
         """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
-        # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
-        return math.ceil(round(self.ctc_ratio * source_length, 6))
+        return rows_of_source(self.ctc_ratio, source_length)
+
+
+def rows_of_source(ratio: float, source_length: int) -> int:
+    """ceil(ratio * source_length), the rows of a family with `ratio` rows per source token."""
+    # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
+    return math.ceil(round(ratio * source_length, 6))
 
 
 @dataclass(frozen=True)

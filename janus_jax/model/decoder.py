@@ -14,7 +14,7 @@ import numpy as np
 
 from janus_jax.model.decoder_layer import DecoderLayer, Source
 from janus_jax.model.encoder import Embedder, remat_layer
-from janus_jax.model.families import ar, aux, ctc, mask_predict, row_layout, show
+from janus_jax.model.families import ar, aux, mask_predict, row_layout, show, source_group
 from janus_jax.model.layers import Table, layer_norm
 from janus_jax.model.layout import RowGroup
 from janus_jax.parallel import BATCH, constrain
@@ -121,15 +121,21 @@ class Decoder(Embedder):
         group = mask_predict.target_rows(tokens, self.config, self.specials, slots)
         return self._bidirectional(table, group, source or self.project_source(encoded))[0]
 
-    def ctc_rows(
-        self, table: Table, tokens: jax.Array, encoded: Encoded, shown: jax.Array | None, source: Source | None
+    def source_rows(
+        self,
+        table: Table,
+        family: str,
+        tokens: jax.Array,
+        encoded: Encoded,
+        shown: jax.Array | None,
+        source: Source | None,
     ) -> tuple[jax.Array, jax.Array]:
-        """CTC rows [B, R', D] of sources `tokens` [B, S], and which are real; see `Janus.ctc_rows`."""
-        group = ctc.source_rows(tokens, self.config, self.specials)
+        """Rows [B, R', D] of sources `tokens` [B, S], and which are real; see `Janus.source_rows`."""
+        group = source_group(family, tokens, self.config, self.specials)
         if shown is not None:
             group = show(group, shown, self.specials)
         rows, _ = self._bidirectional(table, group, source or self.project_source(encoded))
-        return rows, ctc.real_rows(encoded.mask, self.config)
+        return rows, group.attends[group.name][:, 0]
 
     def _bidirectional(self, table: Table, group: RowGroup, source: Source) -> tuple[jax.Array, list]:
         """One group of rows that attend to each other, through the layers.

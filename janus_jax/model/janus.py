@@ -59,10 +59,10 @@ class _Network(nn.Module):
     ) -> jax.Array:
         return self.decoder.nar_rows(self.embed_tokens, encoded, tokens, slots, source)
 
-    def ctc_rows(
-        self, tokens: jax.Array, encoded: Encoded, shown: jax.Array | None, source: Source | None
+    def source_rows(
+        self, family: str, tokens: jax.Array, encoded: Encoded, shown: jax.Array | None, source: Source | None
     ) -> tuple[jax.Array, jax.Array]:
-        return self.decoder.ctc_rows(self.embed_tokens, tokens, encoded, shown, source)
+        return self.decoder.source_rows(self.embed_tokens, family, tokens, encoded, shown, source)
 
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         return self.decoder.init_cache(encoded, rows_per_sentence, max_length, source)
@@ -200,9 +200,10 @@ class Janus:
         cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
         return self.ar_step(params, tokens, cache)[0]
 
-    def ctc_rows(
+    def source_rows(
         self,
         params: Params,
+        family: str,
         source: jax.Array,
         encoded: Encoded,
         *,
@@ -210,17 +211,24 @@ class Janus:
         projected: Source | None = None,
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """CTC rows [B, R, D] of sources, R = ceil(ctc_ratio * S), and which of them are real [B, R]: as many as the sentence's
-        own length asks for.
+        """The rows of a family that needs no target, for example "ctc".
 
         Args:
           params: parameters.
-          source: [B, S] tokens; encoded: their encoding.
+          family: a family of `model.families.FAMILIES` with rows of sources.
+          source: [B, S] tokens.
+          encoded: their encoding.
           shown: [B, R] tokens that rows read in place of their usual input; -1: the usual input.
-          projected: `project_source(encoded)`, where it is at hand.
+          projected: `project_source(encoded)`, if it has been computed.
           rng: dropout is on when given.
+
+        Returns:
+          Hidden rows [B, R, D], and which of them are real [B, R]: as many as the sentence's own length asks for.
+
+        Raises:
+          ValueError: the model has no such rows, or the family's rows need a target.
         """
-        return self._apply(params, rng, _Network.ctc_rows, source, encoded, shown, projected)
+        return self._apply(params, rng, _Network.source_rows, family, source, encoded, shown, projected)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
         """The encoder states as each decoder layer reads them; many passes may share them."""

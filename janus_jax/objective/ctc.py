@@ -241,7 +241,7 @@ def shown_tokens(
     """What the CTC rows are shown of the target [B, R], after a first pass without gradient; see `glance`."""
     params, encoded = jax.lax.stop_gradient((params, encoded))
     dropout, choice = jax.random.split(rng)
-    rows, _ = net.ctc_rows(params, batch.source, encoded, rng=dropout)
+    rows, _ = net.source_rows(params, "ctc", batch.source, encoded, rng=dropout)
     labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
     table = params["embed_tokens"]["embedding"]
     alignment = best_alignment(scores(rows, table, labels, net.config, net.dtype), labels)

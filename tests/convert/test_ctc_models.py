@@ -104,7 +104,7 @@ def test_logits_of_ctc_rows(each):
 
     @jax.jit
     def ours(params, source):
-        rows, real = net.ctc_rows(params, source, net.encode(params, source))
+        rows, real = net.source_rows(params, "ctc", source, net.encode(params, source))
         return net.project(params, rows, blank=True), real
 
     logits, real = map(np.asarray, ours(params, padded(lines)))

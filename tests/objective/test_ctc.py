@@ -46,7 +46,7 @@ def small():
 @partial(jax.jit, static_argnums=0)
 def rows_of(net, params, batch, shown=None):
     encoded = net.encode(params, batch.source)
-    return net.ctc_rows(params, batch.source, encoded, shown=shown)
+    return net.source_rows(params, "ctc", batch.source, encoded, shown=shown)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

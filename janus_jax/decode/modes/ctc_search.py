@@ -58,7 +58,7 @@ def run_ctc(
       limit: L.
     """
     encoded = net.encode(params, source)
-    rows, real = net.ctc_rows(params, source, encoded)
+    rows, real = net.source_rows(params, "ctc", source, encoded)
     emitted = _emissions(net, params, rows, real, 1 if beam == 1 else tokens)
     emitted = replace(emitted, blank=emitted.blank - blank_penalty)
     if beam == 1:

@@ -17,16 +17,23 @@ from janus_jax.types import Batch, Specials
 
 @dataclass(frozen=True)
 class Family:
-    """A family of rows: its groups, and the other families that its rows attend to."""
+    """A family of rows.
+
+    Attributes:
+      groups: the rows of a batch.
+      attends: the other families that its rows attend to.
+      of_source: the rows of sources [B, S], for a family of one group of rows that attend to each other and need no target.
+    """
 
     groups: Callable[[Batch, ModelConfig, Specials], tuple[RowGroup, ...]]
     attends: tuple[str, ...] = ()
+    of_source: Callable[[jax.Array, ModelConfig, Specials], RowGroup] | None = None
 
 
 # In the order of the joint pass. The key rows that a group attends to must adjoin: aux stands behind nar.
 FAMILIES: dict[str, Family] = {
     "ar": Family(ar.groups),
-    "ctc": Family(ctc.groups),
+    "ctc": Family(ctc.groups, of_source=ctc.source_rows),
     "nar": Family(mask_predict.groups),
     "aux": Family(aux.groups, attends=("nar",)),
 }
@@ -77,6 +84,18 @@ def row_layout(
                 rows = (show(group, shown[name], specials),)
             groups.extend(rows)
     return RowLayout(tuple(groups))
+
+
+def source_group(family: str, source: jax.Array, config: ModelConfig, specials: Specials) -> RowGroup:
+    """The rows of sources [B, S] of a family that needs no target.
+
+    Raises:
+      ValueError: the model has no such rows, or the family's rows need a target.
+    """
+    if family not in FAMILIES or FAMILIES[family].of_source is None:
+        able = [name for name, one in FAMILIES.items() if one.of_source]
+        raise ValueError(f"rows {family!r} need a target; those of {', '.join(able)} do not")
+    return FAMILIES[family].of_source(source, config, specials)
 
 
 def show(group: RowGroup, shown: jax.Array, specials: Specials) -> RowGroup:
