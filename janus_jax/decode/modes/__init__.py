@@ -3,17 +3,17 @@
 A new mode needs a module here with a function `run`, an entry in `MODES`, and its settings in `settings.py`.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from janus_jax import config
-from janus_jax.config import DecodeConfig, LossWeights
+from janus_jax.config import DecodeConfig
 from janus_jax.decode.modes import ar, ctc, infill, nar, speculative
 from janus_jax.decode.modes.autoregression import ar_hypotheses
 from janus_jax.decode.types import DecodeRequest, DecodeResult
 from janus_jax.model import Janus
+from janus_jax.objective.terms import term
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Mode:
     """One mode of decoding.
 
     Raises:
-      KeyError: `needs` names a loss term that does not exist.
+      ValueError: `needs` names a loss term that is not in objective/terms.py.
     """
 
     run: Callable[[DecodeRequest], DecodeResult]
@@ -40,9 +40,8 @@ class Mode:
     trials: tuple[Mapping[str, Any], ...] = ()  # settings that `janus_jax.evaluate` compares by default
 
     def __post_init__(self) -> None:
-        terms = {f.name for f in dataclasses.fields(LossWeights)}
-        if unknown := frozenset().union(*self.needs) - terms:
-            raise KeyError(f"needs: unknown loss terms {sorted(unknown)}; known: {', '.join(sorted(terms))}")
+        for name in frozenset().union(*self.needs):
+            term(name)
 
 
 MODES: dict[str, Mode] = {
