@@ -41,10 +41,10 @@ for ((i = 0; i < processes; i++)); do
     pin=()
     if [ "$processes" -gt 1 ] && command -v taskset >/dev/null; then
       # The cores that this shell may use, dealt out in turns.
-      mapfile -t own_cores < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
+      mapfile -t process_cores < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
         awk -F- '{for (c = $1; c <= ($2 == "" ? $1 : $2); c++) print c}' |
         awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')
-      pin=(taskset -c "$(IFS=,; echo "${own_cores[*]}")")
+      pin=(taskset -c "$(IFS=,; echo "${process_cores[*]}")")
     fi
     exec "${pin[@]}" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)
   ) &

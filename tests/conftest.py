@@ -27,6 +27,7 @@ if OLDER_CODE_GENERATOR not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {OLDER_CODE_GENERATOR}".strip()
 parallel.start()
 
+ROOT = Path(__file__).resolve().parents[1]
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 15_000
 
@@ -38,6 +39,21 @@ def _few_compiled_programs():
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """A function: name -> path of a file of released arrays. One file is committed; a missing other one skips the test."""
+
+    def path_of(name):
+        committed, shared = (
+            folder / f"{name}.npz" for folder in (ROOT / "tests/golden", ROOT.parent / "shared/golden")
+        )
+        if not committed.is_file() and not shared.is_file():
+            pytest.skip(f"{shared} is missing: these released arrays are not part of the repository")
+        return committed if committed.is_file() else shared
+
+    return path_of
 
 
 # What takes longest, longest first: a worker that begins it last keeps all others waiting. A file runs on one worker,
@@ -70,7 +86,6 @@ LONGEST_FIRST = (
     "tests/model/test_model.py",
     "tests/convert/test_export.py",
 )
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _place(nodeid: str) -> int:

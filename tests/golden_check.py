@@ -2,7 +2,7 @@
 
     python tests/golden_check.py FILE.npz ...
 
-prints the largest error of each array beside what is allowed, and exits with 1 if any is beyond it. Arrays that carry
+prints the largest error of each array beside its tolerance, and exits with 1 if an error exceeds it. Arrays that show
 a known fault of the released code (its cache, its early stop, its logging) are not compared.
 """
 
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs where the package is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package need not be installed
 
 from janus_jax.config import ArDecode, DecodeConfig, LossWeights, NarDecode, ObjectiveConfig
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
@@ -39,7 +39,7 @@ EXACT = 0.0
 
 @dataclass(frozen=True)
 class Line:
-    """One comparison: the largest error found, and the largest allowed."""
+    """One comparison: the largest error, and the largest allowed error."""
 
     name: str
     error: float
@@ -51,11 +51,11 @@ class Line:
 
 
 class Golden:
-    """The arrays of a golden file with the model that its parameters make."""
+    """The arrays of a golden file, and the model with its parameters."""
 
     def __init__(self, arrays: dict[str, np.ndarray]):
         self.arrays = arrays
-        released = {name[len("param/") :]: a for name, a in self.arrays.items() if name.startswith("param/")}
+        released = {name[len("param/") :]: a for name, a in arrays.items() if name.startswith("param/")}
         self.config = model_config_from_released(released, HEADS)
         self.pretraining = self.config.ar_start == "eos"
         self.net = Janus(self.config, Specials(BOS, PAD, EOS, UNK, mask=UNK))
@@ -91,7 +91,7 @@ class Golden:
         return ObjectiveConfig()
 
     def content_rows(self) -> Iterator[tuple[int, int, str, int]]:
-        """(sentence, row, kind, position or rank) of the released content rows [visible | masks | true]."""
+        """(sentence, row, kind, position or rank) of the released content rows: visible tokens, masks, gold tokens."""
         counts = np.asarray(self.batch.masked_count)
         positions, tokens = self["in/nar_content_p"], self["in/nar_content_w"]
         real = (np.asarray(self.batch.target) != PAD).sum(1)
@@ -102,11 +102,11 @@ class Golden:
             elif row < real[b]:
                 yield b, row, "mask", row - visible
             elif row < real[b] + counts[b]:
-                yield b, row, "true", row - real[b]
+                yield b, row, "gold", row - real[b]
 
 
 def largest(ours: np.ndarray, theirs: np.ndarray, where: np.ndarray | None = None) -> float:
-    """Largest absolute difference, over the rows `where` is True; NaN if either holds one."""
+    """Largest absolute difference, over the rows where `where` is True; NaN if an array holds NaN."""
     difference = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
     if where is not None:
         difference = difference[where]
@@ -114,7 +114,7 @@ def largest(ours: np.ndarray, theirs: np.ndarray, where: np.ndarray | None = Non
 
 
 def check_forward(g: Golden) -> Iterator[Line]:
-    """Encoder, logits and states of all streams, length head, plain forwards."""
+    """Encoder, logits and hidden rows of all families, length head, passes of one family."""
     vocab = g.config.vocab_size
     source_real = np.asarray(g.batch.source) != PAD
     yield Line(
@@ -137,9 +137,9 @@ def check_forward(g: Golden) -> Iterator[Line]:
         if name not in g:
             continue
         errors = [0.0]
-        # True rows of the last layer feed nothing, so that nothing computes them; other layers' do, and show in AUX.
+        # No row reads the gold rows of the last layer, so they are not computed; those of other layers show in AUX.
         for b, row, kind, at in g.content_rows():
-            if kind != "true":
+            if kind != "gold":
                 ours = mask_rows[b, at] if kind == "mask" else visible_rows[b, at]
                 errors.append(largest(ours, g[name][b, row]))
         yield Line(name, max(errors), ACTIVATION)
@@ -169,7 +169,7 @@ def _mask_flags(g: Golden) -> np.ndarray:
 
 
 def check_rows(g: Golden) -> Iterator[Line]:
-    """Embeddings of the row groups, AR content states layer by layer, and the attention masks."""
+    """Embeddings of the row groups, states of AR content rows layer by layer, and attention masks."""
     decoder = g.net.bound(g.params).decoder
     table = g.net.bound(g.params).embed_tokens
     ar = jnp.asarray(g["in/ar_content_w"])
@@ -178,7 +178,7 @@ def check_rows(g: Golden) -> Iterator[Line]:
     group = {name: rows[:, place] for name, place in layout.row_slices.items()}
     errors = [
         largest(
-            (group["aux_gold"] if kind == "true" else group["nar"])[b, _nar_at(g, b, kind, at)],
+            (group["aux_gold"] if kind == "gold" else group["nar"])[b, _nar_at(g, b, kind, at)],
             g["out/nar_content_embed"][b, row],
         )
         for b, row, kind, at in g.content_rows()
@@ -209,21 +209,21 @@ def _check_masks(g: Golden) -> Iterator[Line]:
     rows = list(g.content_rows())
     wrong = {"content": 0, "query": 0}
 
-    def sees(b: int, line: np.ndarray, kind: str, at: int) -> bool:
-        if kind == "true":
+    def attends(b: int, line: np.ndarray, kind: str, at: int) -> bool:
+        if kind == "gold":
             return bool(line[length + at]) if len(line) > length else False
         return bool(line[_nar_at(g, b, kind, at)])
 
     for b, row, kind, at in rows:
-        line = bridge[b, at] if kind == "true" else nar[b, _nar_at(g, b, kind, at)]
+        line = bridge[b, at] if kind == "gold" else nar[b, _nar_at(g, b, kind, at)]
         for c, column, other, other_at in rows:
             if c == b:
-                wrong["content"] += sees(b, line, other, other_at) == bool(g["out/content_mask"][b, row, column])
+                wrong["content"] += attends(b, line, other, other_at) == bool(g["out/content_mask"][b, row, column])
     for b, rank in zip(*np.nonzero(g["in/nar_query_w"] != PAD), strict=True):
         for c, column, other, other_at in rows:
             if c == b:
-                seen = sees(b, bridge[b, masked + rank], other, other_at)
-                wrong["query"] += seen == bool(g["out/query_mask"][b, rank, column])
+                attended = attends(b, bridge[b, masked + rank], other, other_at)
+                wrong["query"] += attended == bool(g["out/query_mask"][b, rank, column])
     for name, count in wrong.items():
         yield Line(f"out/{name}_mask", float(count), EXACT)
 
@@ -270,30 +270,30 @@ def check_losses(g: Golden) -> Iterator[Line]:
 
 
 def check_decoding(g: Golden) -> Iterator[Line]:
-    """AR searches without the released cache fault and NAR searches without its early stop, under the released rules."""
-    room = min(256, g.net.config.max_positions)
+    """Searches with the released rules: AR without the fault of the released cache, NAR without its early stop."""
+    limit = min(256, g.net.config.max_positions)
     source = np.asarray(g["in/src_tokens"], np.int32)
     for name in sorted(g.arrays):
         if match := re.fullmatch(r"dec/ar_beam(\d+)_full_tokens", name):
-            longest = g[name].shape[-1] - 1  # the last place is for the eos that is forced there
+            longest = g[name].shape[-1] - 1  # the last slot is for the forced eos
             settings = DecodeConfig(
                 rules="released",
                 nbest=int(match[1]),
                 ar=ArDecode(beam=int(match[1]), max_length_a=0.0, max_length_b=max(longest, 40)),
             )
-            found = MODES["ar"].run(DecodeRequest(g.net, g.params, source, settings, room)).hypotheses
-            yield from _check_hypotheses(g, name, found.tokens, found.lengths, found.scores, found.token_scores)
+            best = MODES["ar"].run(DecodeRequest(g.net, g.params, source, settings, limit)).hypotheses
+            yield from _check_hypotheses(g, name, best.tokens, best.lengths, best.scores, best.token_scores)
         elif match := re.fullmatch(r"dec/nar_iter(\d+)_lb(\d+)_force_tokens", name):
             passes, length_beam = int(match[1]) + 1, int(match[2])
             settings = DecodeConfig(mode="nar", rules="released", nar=NarDecode(passes=passes, length_beam=length_beam))
-            found = MODES["nar"].run(DecodeRequest(g.net, g.params, source, settings, room)).hypotheses
-            front = ((0, 0), (1, 0))  # the released arrays keep bos, at score 0
-            tokens, scores = np.pad(found.tokens[:, 0], front), np.pad(found.token_scores[:, 0], front)
-            yield from _check_hypotheses(g, name, tokens, found.lengths[:, 0] + 1, found.scores[:, 0], scores)
+            best = MODES["nar"].run(DecodeRequest(g.net, g.params, source, settings, limit)).hypotheses
+            front = ((0, 0), (1, 0))  # the released arrays include bos, with score 0
+            tokens, scores = np.pad(best.tokens[:, 0], front), np.pad(best.token_scores[:, 0], front)
+            yield from _check_hypotheses(g, name, tokens, best.lengths[:, 0] + 1, best.scores[:, 0], scores)
 
 
 def _check_hypotheses(g: Golden, name: str, tokens, lengths, scores, token_scores) -> Iterator[Line]:
-    """Tokens [..., L] exactly, scores [...] and those of tokens [..., L] nearly; golden arrays pad with -1 and NaN."""
+    """Tokens [..., L] must be equal, scores [...] and token scores [..., L] nearly; golden arrays pad with -1 and NaN."""
     width = g[name].shape[-1]
     real = np.arange(np.asarray(tokens).shape[-1]) < np.asarray(lengths)[..., None]
     ours = np.where(real, tokens, -1)
@@ -307,7 +307,7 @@ def _check_hypotheses(g: Golden, name: str, tokens, lengths, scores, token_score
 
 
 def check_remask_counts(arrays: dict[str, np.ndarray]) -> list[Line]:
-    """How many slots are masked again after each pass, for targets of 2.. tokens."""
+    """How many slots are masked again after each pass, for targets of 2 and more tokens."""
     lines = []
     for name, theirs in arrays.items():
         passes = int(name.removeprefix("max_step_"))
@@ -321,7 +321,7 @@ def _relative(ours: jax.Array, theirs: np.ndarray) -> float:
 
 
 def check(path: Path) -> list[Line]:
-    """All comparisons that a file's arrays allow."""
+    """All comparisons for the arrays of a file."""
     arrays = dict(np.load(path))
     if all(name.startswith("max_step_") for name in arrays):
         return check_remask_counts(arrays)

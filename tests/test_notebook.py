@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom at a tiny size, and are kept without outputs."""
+"""The notebooks run from top to bottom at a tiny size, and are stored without outputs."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def parameters(workdir):
-    """A parameter cell with sizes that train in seconds."""
+    """The source of a parameter cell whose sizes train in seconds."""
     settings = {
         "data.prepared": workdir / "prepared", "data.demo_sizes": (300, 8, 8), "data.buckets": 1, "text.vocab_size": 500,
         "model.d_model": 16, "model.ffn_dim": 16, "model.encoder_layers": 1, "model.decoder_layers": 1,
@@ -27,27 +27,27 @@ def parameters(workdir):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_kept_without_outputs(path):
+def test_notebooks_are_stored_without_outputs(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
 
 
 def run(name, parameters, monkeypatch):
-    """The notebook's cells after a run with this parameter cell, and the text that they showed."""
+    """Runs the notebook with this parameter cell; returns its code cells and the text of their outputs."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the compiler takes most of the time
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     cell.source = parameters
-    # Outputs are kept on failure too, so that an error shows the cell's own message.
+    # A failure keeps the outputs too, so that the error shows the message of the cell.
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     cells = [c for c in notebook.cells if c.cell_type == "code"]
-    shown = [
+    texts = [
         output.get("text", "") or "".join(output.get("data", {}).get("text/html", ""))
         for c in cells
         for output in c.outputs
     ]
-    return cells, "\n".join(shown)
+    return cells, "\n".join(texts)
 
 
 def test_quickstart_runs(tmp_path, monkeypatch):
@@ -55,7 +55,7 @@ def test_quickstart_runs(tmp_path, monkeypatch):
     assert "| nar:passes=10 |" in text
     assert f"checkpoint  {tmp_path / 'run' / 'checkpoints' / '2'}" in text
     assert text.count("<p>pass ") == 3
-    assert "line-through" in text  # after the first pass some slots are masked again
+    assert "line-through" in text  # some slots are masked again after the first pass
     assert any("image/png" in output.get("data", {}) for c in cells for output in c.outputs)
 
 
@@ -77,4 +77,4 @@ def test_bart_to_nar_runs(tmp_path, monkeypatch):
     assert "ar: PyTorch gives the same text" in text
     assert "nar: PyTorch gives the same text" in text
     assert "BartForConditionalGeneration" in text
-    assert "embed_length" in text  # what the import had to make
+    assert "embed_length" in text  # the tensor that the import created

@@ -1,17 +1,17 @@
-"""Models of other programs, in and out; averages of our own."""
+"""Imports and exports of other programs' models, and averages of checkpoints."""
 
 from janus_jax.convert.errors import ConvertError
 from janus_jax.convert.exporting import FORMATS, export_model
 from janus_jax.convert.fairseq import model_config_from_released, params_from_released, params_to_released
-from janus_jax.convert.importing import SOURCES, Request, import_model
+from janus_jax.convert.importing import SOURCES, ImportRequest, import_model
 from janus_jax.convert.report import Report
 
 __all__ = [
     "FORMATS",
     "SOURCES",
     "ConvertError",
+    "ImportRequest",
     "Report",
-    "Request",
     "export_model",
     "import_model",
     "model_config_from_released",

@@ -1,13 +1,14 @@
-"""Models in and out, and averages.
+"""Imports models, exports checkpoints, and averages checkpoints.
 
-    python -m janus_jax.convert import --from=fairseq --model=checkpoint_best.pt --tokenizer=dict.txt --output=runs/released
+    python -m janus_jax.convert import --from=fairseq --model=best.pt --tokenizer=dict.txt --output=runs/best
     python -m janus_jax.convert import --from=hf --model=bart-base --output=runs/bart_base
     python -m janus_jax.convert export --checkpoint=runs/x --format=hf --output=exports/x
     python -m janus_jax.convert average --checkpoint=runs/x --last=3 --output=runs/x/average
 
-`import` writes a janus_jax checkpoint that training (init_from), decoding and evaluation take like any other, and tells what
-became of every tensor. `export` writes what transformers (hf, bart), CTranslate2 (bart), fairseq, or anything that reads
-safetensors loads. `average` writes a checkpoint whose parameters are the mean of a run's last ones.
+`import` writes a janus_jax checkpoint that training (init_from), decoding and evaluation read like any other, and
+reports what became of every tensor. `export` writes files that transformers (hf, bart), CTranslate2 (bart), fairseq, or
+any program that reads safetensors can load. `average` writes a checkpoint whose parameters are the mean of the last
+checkpoints of a run.
 """
 
 import argparse
@@ -17,22 +18,23 @@ from pathlib import Path
 
 from janus_jax import checkpoint
 from janus_jax.convert.exporting import FORMATS, export_model
-from janus_jax.convert.importing import SOURCES, Request, import_model
+from janus_jax.convert.importing import SOURCES, ImportRequest, import_model
 
 
 def average(run: str, last: int, output: str | Path) -> None:
-    """Averages the newest `last` checkpoints of a run (their moving averages where they have one) into `output`.
+    """Writes the average of the newest `last` checkpoints of a run (of their moving averages where they have them) to
+    `output`.
 
     Raises:
-      CheckpointError: fewer checkpoints than asked for, or `output` exists.
+      CheckpointError: the run has fewer than `last` checkpoints, or `output` exists.
     """
-    found = checkpoint.step_directories(run)
-    if last < 1 or len(found) < last:
+    directories = checkpoint.step_directories(run)
+    if last < 1 or len(directories) < last:
         raise checkpoint.CheckpointError(
-            f"{run}: holds {len(found)} complete checkpoints, not the {last} to average; lower --last, or keep more with "
+            f"{run}: holds {len(directories)} complete checkpoints, but --last={last}; lower --last, or keep more with "
             "train.keep_last"
         )
-    loaded = [checkpoint.load(path) for path in found[-last:]]
+    loaded = [checkpoint.load(path) for path in directories[-last:]]
     newest = loaded[-1]
     about = {"step": newest.step, "made_by": "average", "of_steps": [one.step for one in loaded]}
     mean = checkpoint.average([one.params for one in loaded])
@@ -40,7 +42,7 @@ def average(run: str, last: int, output: str | Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the door with these arguments (default: the process's own) and returns its exit status."""
+    """Runs the command with these arguments (default: those of the process) and returns its exit status."""
     args = _parser().parse_args(argv)
     try:
         if args.command == "average":
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.command == "export":
             print(export_model(args.checkpoint, args.format, args.output))
         else:
-            request = Request(
+            request = ImportRequest(
                 source=args.source,
                 model=args.model,
                 output=args.output,
@@ -72,31 +74,31 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     output = {"required": True, "type": Path, "help": "directory to write; must not exist"}
 
-    importing = commands.add_parser("import", help="another program's model, or an export, as a checkpoint")
-    importing.add_argument("--from", dest="source", choices=SOURCES, required=True, help="whose model it is")
-    importing.add_argument("--model", type=Path, required=True, help="fairseq: the .pt file; else the directory")
+    importing = commands.add_parser("import", help="make a checkpoint of another program's model or of an export")
+    importing.add_argument(
+        "--from", dest="source", choices=SOURCES, required=True, help="the program or format that the model comes from"
+    )
+    importing.add_argument("--model", type=Path, required=True, help="fairseq: the .pt file; otherwise the directory")
     importing.add_argument(
         "--tokenizer",
         type=Path,
-        help="SentencePiece model, tokenizer.json, dict.txt, or a folder; default: that of --model",
+        help="SentencePiece model, tokenizer.json, dict.txt, or a directory; default: the tokenizer beside --model",
     )
-    importing.add_argument("--heads", type=int, help="attention heads, where the file does not say")
+    importing.add_argument("--heads", type=int, help="number of attention heads, needed if the file does not record it")
     importing.add_argument(
-        "--max_positions", type=int, default=0, help="cut the position tables to so many; default: all"
+        "--max_positions", type=int, default=0, help="keep this many positions of the position tables; default: all"
     )
-    importing.add_argument(
-        "--ignore", default="", metavar="REGEX", help="leave out tensors in whose names this is found"
-    )
+    importing.add_argument("--ignore", default="", metavar="REGEX", help="leave out tensors whose names match")
     importing.add_argument("--output", **output)
 
-    exporting = commands.add_parser("export", help="a checkpoint in another program's form")
+    exporting = commands.add_parser("export", help="write a checkpoint in another program's format")
     exporting.add_argument("--checkpoint", required=True, help="a step directory, or a run's work directory")
-    exporting.add_argument("--format", choices=tuple(FORMATS), required=True, help="the form")
+    exporting.add_argument("--format", choices=tuple(FORMATS), required=True, help="the format to write")
     exporting.add_argument("--output", **output)
 
-    averaging = commands.add_parser("average", help="mean of a run's last checkpoints")
-    averaging.add_argument("--checkpoint", required=True, help="the run's work directory")
-    averaging.add_argument("--last", type=int, default=3, help="how many of the newest checkpoints")
+    averaging = commands.add_parser("average", help="average the last checkpoints of a run")
+    averaging.add_argument("--checkpoint", required=True, help="the work directory of the run")
+    averaging.add_argument("--last", type=int, default=3, help="number of newest checkpoints to average")
     averaging.add_argument("--output", **output)
     return parser
 

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: how to run it, and what it was trained on."""
+"""The model card (README.md) of an exported model: how to run it, and what it was trained on."""
 
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
@@ -12,7 +12,7 @@ tags: [janus, encoder-decoder, non-autoregressive]
 
 # {name}
 
-An encoder-decoder that generates a token at a time (autoregressively) or many at once ({parallel}), with one set of
+An encoder-decoder that generates a token at a time (autoregressively) or many at once ({parallel}), with the same
 weights (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
 
 ```python
@@ -23,17 +23,17 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 batch = tokenizer(["Some text."], return_tensors="pt", padding=True)
 {calls}```
 
-`trust_remote_code=True` runs the two Python files of this directory, which need nothing but transformers and PyTorch.
+`trust_remote_code=True` runs the two Python files of this directory, which need only transformers and PyTorch.
 
 | | |
 |---|---|
 | objective | {objective}: trained for {modes} |
 | training steps | {steps} |
-| config | {hash} (`config.json`, key `janus_jax`, holds it all) |
+| config | {hash} (`config.json` holds it under the key `janus_jax`) |
 | data | {data} |
-| size | {parameters:,} parameters; {vocab} tokens; sources of {source} tokens and targets of {target} at most |
+| size | {parameters:,} parameters; {vocab} tokens; sources of at most {source} tokens and targets of at most {target} |
 
-`python -m janus_jax.convert import --from=hf --model={name} --output=DIR` gives the janus_jax checkpoint back.
+`python -m janus_jax.convert import --from=hf --model={name} --output=DIR` restores the janus_jax checkpoint.
 """
 _CALLS = {
     "ar": """
@@ -47,7 +47,7 @@ ids = model.generate_nar(batch["input_ids"], batch["attention_mask"], passes={pa
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "ctc": """
-# By CTC, in one pass of the decoder, whose outputs are searched for the likeliest text{trained}:
+# By CTC, in one pass of the decoder and a search for the most probable text{trained}:
 ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam}{penalty})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
@@ -58,10 +58,10 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
     """Markdown for an hf export.
 
     Args:
-      name: of the directory.
+      name: the directory's name.
       loaded: the checkpoint.
-      vocab_size: tokens.
-      parameters: how many numbers the model has, the embedding counted once.
+      vocab_size: number of tokens.
+      parameters: number of parameters, the embedding counted once.
     """
     config = loaded.config
     data, modes = config.data, trained_modes(config.objective)
@@ -97,6 +97,6 @@ def _data(loaded: Loaded) -> str:
     if loaded.about.get("made_by") == "import":
         return f"not recorded here; imported from {loaded.about.get('from')}"
     data = loaded.config.data
-    what = data.tfds_name or (data.train if data.source in ("parallel", "tsv", "text") else "built-in corpus")
+    corpus = data.tfds_name or (data.train if data.source in ("parallel", "tsv", "text") else "built-in corpus")
     pair = "" if data.source == "text" else f", {data.source_lang} to {data.target_lang}"
-    return f"{data.source}: {what}{pair}"
+    return f"{data.source}: {corpus}{pair}"

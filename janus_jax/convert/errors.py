@@ -1,4 +1,4 @@
-"""The error of conversions, and libraries that only they need."""
+"""The error of conversions, and the import of libraries that only conversions need."""
 
 import importlib
 from typing import Any
@@ -9,10 +9,10 @@ class ConvertError(ValueError):
 
 
 def library(name: str) -> Any:
-    """A module of a library that is no requirement of training or decoding.
+    """A module of a library that training and decoding do not require.
 
     Raises:
-      ConvertError: it is not installed.
+      ConvertError: the library is not installed.
     """
     try:
         return importlib.import_module(name)

@@ -1,16 +1,18 @@
-"""janus_jax checkpoints in other programs' forms.
+"""Exports janus_jax checkpoints in other programs' formats.
 
-- hf: a directory that transformers loads with trust_remote_code: weights, both Python files, tokenizer, generation settings.
-- bart: the autoregressive half as stock BART, for transformers, CTranslate2 and what else reads BART; needs ar_stream
-  "content", norm "post" and layernorm_embedding. Where bos starts the decoder and slots sit at their targets, the decoder's
-  position table moves up by one row. The length head and CTC's blank are left out. Where eos starts the decoder, bos must be given as the
-  next token, as published BART's settings do (transformers: forced_bos_token_id; CTranslate2: target_prefix).
-- fairseq: model.pt with the released names, and dict.txt. The blank stands beside the model, where an import finds it and the
-  released code, which has no CTC rows, does not.
+- hf: a directory that transformers loads with trust_remote_code: weights, both Python files, tokenizer, generation
+  settings.
+- bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs
+  ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position "target", the
+  decoder's position table moves up by one row. The length head and CTC's blank are left out. With ar_start "eos", bos
+  must be forced as the next token, as for published BARTs (transformers: forced_bos_token_id; CTranslate2:
+  target_prefix).
+- fairseq: model.pt with the released names, and dict.txt. The blank is stored beside the model, for imports: the
+  released code has no CTC rows and refuses unknown tensors.
 - safetensors: the weights with the released names and the whole config, without pickle.
 
-Each directory also holds our tokenizer's bytes. hf, fairseq and safetensors come back bit for bit through
-`python -m janus_jax.convert import`; bart with what it holds.
+Each directory also holds the checkpoint's tokenizer. `python -m janus_jax.convert import` restores hf, fairseq and
+safetensors exports bit for bit, and the part of the model that a bart export holds.
 """
 
 import dataclasses
@@ -37,37 +39,37 @@ from janus_jax.types import Specials
 
 _HF_CODE = Path(__file__).parent / "hf"
 _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
-# Of ModelConfig, what only a running JAX program needs, or what another field says there.
+# Fields of ModelConfig that only JAX needs, or that another field of JanusConfig expresses.
 _NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
 _EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
 
 @dataclass(frozen=True)
-class Exported:
-    """A checkpoint ready to be written in some form."""
+class ExportedModel:
+    """A checkpoint's model with all that a format may need."""
 
-    name: str  # of the directory to come
+    name: str  # of the new directory
     loaded: checkpoint.Loaded
     tokenizer: Tokenizer
-    model: ModelConfig  # with its vocabulary's size
+    model: ModelConfig  # with the size of its vocabulary
     specials: Specials  # the model's, whose mask may be unk
-    arrays: dict[str, np.ndarray]  # released names, the embedding once
+    arrays: dict[str, np.ndarray]  # by released name; the embedding once
 
     @property
     def config(self) -> Config:
-        """The checkpoint's."""
+        """The checkpoint's configuration."""
         return self.loaded.config
 
 
-def export_model(checkpoint_path: str | Path, form: str, output: str | Path) -> Report:
+def export_model(checkpoint_path: str | Path, format_name: str, output: str | Path) -> Report:
     """Writes a checkpoint's model to the directory `output`.
 
     Raises:
-      ConvertError: an unknown form, `output` exists, or the model has no such form; nothing is written then.
-      CheckpointError: no checkpoint there.
+      ConvertError: the format is unknown, `output` exists, or the format cannot hold the model; nothing is written.
+      CheckpointError: `checkpoint_path` holds no complete checkpoint.
     """
-    if form not in FORMATS:
-        raise ConvertError(f"--format={form}: choose from {', '.join(FORMATS)}")
+    if format_name not in FORMATS:
+        raise ConvertError(f"--format={format_name}: choose from {', '.join(FORMATS)}")
     files.refuse_existing(output)
     loaded = checkpoint.load(checkpoint_path)
     tokenizer = text.load(loaded.tokenizer)
@@ -76,15 +78,17 @@ def export_model(checkpoint_path: str | Path, form: str, output: str | Path) -> 
     arrays = params_to_released(loaded.params, model)
     report = Report()
     with files.new_directory(output) as directory:
-        FORMATS[form](Exported(Path(output).name, loaded, tokenizer, model, specials, arrays), directory, report)
+        FORMATS[format_name](
+            ExportedModel(Path(output).name, loaded, tokenizer, model, specials, arrays), directory, report
+        )
         (directory / files.TOKENIZER).write_bytes(loaded.tokenizer)
     return report
 
 
-def _hf(made: Exported, directory: Path, report: Report) -> None:
-    settings = dataclasses.asdict(made.model)
-    start = made.specials.bos if made.model.ar_start == "bos" else made.specials.eos
-    described = {
+def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
+    settings = dataclasses.asdict(exported.model)
+    start = exported.specials.bos if exported.model.ar_start == "bos" else exported.specials.eos
+    hf_config = {
         "model_type": "janus_jax",
         "architectures": ["JanusForConditionalGeneration"],
         "auto_map": {
@@ -92,31 +96,31 @@ def _hf(made: Exported, directory: Path, report: Report) -> None:
             "AutoModelForSeq2SeqLM": "modeling_janus.JanusForConditionalGeneration",
         },
         **{name: value for name, value in settings.items() if name not in _NOT_IN_HF},
-        **{f"{name}_token_id": value for name, value in dataclasses.asdict(made.specials).items()},
+        **{f"{name}_token_id": value for name, value in dataclasses.asdict(exported.specials).items()},
         "decoder_start_token_id": start,
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
         "dtype": "float32",
-        "janus_jax": _plain(made.config),
-        "janus_jax_step": made.loaded.step,
+        "janus_jax": _plain(exported.config),
+        "janus_jax_step": exported.loaded.step,
     }
-    files.write_json(directory / "config.json", described)
-    files.write_json(directory / "generation_config.json", generation_config(made))
+    files.write_json(directory / "config.json", hf_config)
+    files.write_json(directory / "generation_config.json", generation_config(exported))
     for name in _HF_FILES:
         shutil.copyfile(_HF_CODE / name, directory / name)
-    files.write_weights(directory / files.WEIGHTS[0], made.arrays)
-    _write_tokenizer(made.tokenizer, directory)
-    count = sum(array.size for array in made.arrays.values())
-    text_of = card.model_card(made.name, made.loaded, made.model.vocab_size, count)
-    (directory / "README.md").write_text(text_of, encoding="utf-8")
-    report.used += list(made.arrays)
+    files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
+    _write_tokenizer(exported.tokenizer, directory)
+    count = sum(array.size for array in exported.arrays.values())
+    readme = card.model_card(exported.name, exported.loaded, exported.model.vocab_size, count)
+    (directory / "README.md").write_text(readme, encoding="utf-8")
+    report.used += list(exported.arrays)
 
 
-def generation_config(made: Exported) -> dict[str, Any]:
-    """generation_config.json: settings of transformers' `generate` that equal the checkpoint's of mode ar."""
-    ar, model, specials = made.config.decode.ar, made.model, made.specials
-    released = made.config.decode.rules == "released"
-    longest = min(made.config.data.max_target_length, model.max_positions)
+def generation_config(exported: ExportedModel) -> dict[str, Any]:
+    """generation_config.json: settings of transformers' `generate` that equal the checkpoint's settings of mode ar."""
+    ar, model, specials = exported.config.decode.ar, exported.model, exported.specials
+    released = exported.config.decode.rules == "released"
+    max_length = min(exported.config.data.max_target_length, model.max_positions)
     banned = [specials.pad] if released else [specials.pad, specials.bos, specials.mask]
     beams = {"early_stopping": _EARLY_STOPPING["released" if released else ar.stop]} if ar.beam > 1 else {}
     return {
@@ -129,40 +133,40 @@ def generation_config(made: Exported) -> dict[str, Any]:
         "suppress_tokens": banned,
         "min_new_tokens": max(ar.min_length, 1),
         "no_repeat_ngram_size": ar.no_repeat_ngram,
-        "max_length": longest + (model.ar_start == "eos"),
+        "max_length": max_length + (model.ar_start == "eos"),
         "max_length_a": ar.max_length_a,
         "max_length_b": ar.max_length_b,
     }
 
 
-def _bart(made: Exported, directory: Path, report: Report) -> None:
-    if reason := huggingface.why_not_bart(made.model):
+def _bart(exported: ExportedModel, directory: Path, report: Report) -> None:
+    if reason := huggingface.why_not_bart(exported.model):
         raise ConvertError(f"--format=bart: {reason}")
-    arrays = huggingface.bart_arrays(made.arrays, made.model, report)
-    files.write_json(directory / "config.json", huggingface.bart_config(made.model, made.specials))
+    arrays = huggingface.bart_arrays(exported.arrays, exported.model, report)
+    files.write_json(directory / "config.json", huggingface.bart_config(exported.model, exported.specials))
     files.write_weights(directory / files.WEIGHTS[0], arrays)
-    generation = generation_config(made)
-    del generation["max_length_a"], generation["max_length_b"]  # stock BART's generate knows no such rule
-    generation["forced_eos_token_id"] = made.specials.eos
-    if made.model.ar_start == "eos":
-        # As published BART: bos is forced, and counts as a token there. What suppresses bos would undo it.
-        generation["forced_bos_token_id"] = made.specials.bos
+    generation = generation_config(exported)
+    del generation["max_length_a"], generation["max_length_b"]  # stock BART's generate has no such setting
+    generation["forced_eos_token_id"] = exported.specials.eos
+    if exported.model.ar_start == "eos":
+        # As in published BARTs, bos is forced, and counts as a token there. suppress_tokens would suppress it.
+        generation["forced_bos_token_id"] = exported.specials.bos
         generation["min_new_tokens"] += 1
         generation["bad_words_ids"] = [[token] for token in generation.pop("suppress_tokens")]
     files.write_json(directory / "generation_config.json", generation)
-    _write_tokenizer(made.tokenizer, directory)
-    report.notes.append("max_length_a and max_length_b have no counterpart: outputs end at max_length")
+    _write_tokenizer(exported.tokenizer, directory)
+    report.notes.append("max_length_a and max_length_b do not exist in stock BART: outputs end at max_length")
 
 
-def _fairseq(made: Exported, directory: Path, report: Report) -> None:
+def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:
     torch = library("torch")
-    arrays = dict(made.arrays) | dict.fromkeys(COPIES, made.arrays[SHARED])
+    arrays = dict(exported.arrays) | dict.fromkeys(COPIES, exported.arrays[SHARED])
     arrays |= {f"{side}.version": np.full(1, fairseq_settings.VERSION, np.float32) for side in ("encoder", "decoder")}
-    config, model = made.config, made.model
-    # Copies and not views: a view would bring all of its base along.
+    config, model = exported.config, exported.model
+    # Copies, not views: torch.save would write the whole base of a view.
     weights = {name: torch.from_numpy(np.array(value, np.float32, order="C")) for name, value in arrays.items()}
-    # fairseq refuses a model with a tensor that it does not know.
-    beside = {"tensors": {BLANK: weights.pop(BLANK)}} if model.ctc_ratio else {}
+    # fairseq refuses a model with an unknown tensor.
+    extra = {"tensors": {BLANK: weights.pop(BLANK)}} if model.ctc_ratio else {}
     state = {
         "args": fairseq_settings.namespace(config, model),
         "cfg": None,
@@ -172,23 +176,23 @@ def _fairseq(made: Exported, directory: Path, report: Report) -> None:
                 "criterion_name": "janus_loss",
                 "optimizer_name": "FairseqAdam",
                 "lr_scheduler_state": {},
-                "num_updates": made.loaded.step,
+                "num_updates": exported.loaded.step,
             }
         ],
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,
-        "janus_jax": {"config": config_lib.to_json(config), "step": made.loaded.step, **beside},
+        "janus_jax": {"config": config_lib.to_json(config), "step": exported.loaded.step, **extra},
     }
-    (directory / "dict.txt").write_bytes(_dictionary(made))
+    (directory / "dict.txt").write_bytes(_dictionary(exported))
     torch.save(state, directory / "model.pt")
-    report.used += list(made.arrays)
+    report.used += list(exported.arrays)
     report.created += [(name, f"equal to {SHARED}") for name in COPIES]
-    report.created += [(f"{side}.version", "fairseq's") for side in ("encoder", "decoder")]
+    report.created += [(f"{side}.version", "the version of the format") for side in ("encoder", "decoder")]
     report.notes += _differences(model)
 
 
 def _differences(model: ModelConfig) -> list[str]:
-    """What the released code computes otherwise than this model was trained to."""
+    """Notes on what the released code computes differently from this model."""
     released_position = "target" if model.ar_start == "eos" else "input"
     checks = {
         "ar_stream": (model.ar_stream, "query"),
@@ -199,18 +203,18 @@ def _differences(model: ModelConfig) -> list[str]:
     if model.layernorm_embedding:
         checks["nar_layernorm_embedding"] = (model.nar_layernorm_embedding, False)
     notes = [
-        f"model.{name} is {ours!r}; the released code computes as with {theirs!r}, so its outputs differ"
-        for name, (ours, theirs) in checks.items()
-        if ours != theirs
+        f"model.{name} is {value!r}; the released code computes as with {released!r}, so its outputs differ"
+        for name, (value, released) in checks.items()
+        if value != released
     ]
     if model.ctc_ratio:
-        notes.append(f"{BLANK}: stands under 'janus_jax', for an import; the released code has no CTC rows")
+        notes.append(f"{BLANK}: stored under 'janus_jax', for imports; the released code has no CTC rows")
     return notes
 
 
-def _dictionary(made: Exported) -> bytes:
-    """dict.txt: a token and a count a line, id 4 first; fillers where a token cannot stand in such a file."""
-    tokenizer, first = made.tokenizer, made.specials.unk + 1
+def _dictionary(exported: ExportedModel) -> bytes:
+    """dict.txt: one token and one count a line, from id 4; a filler replaces a token that the format cannot hold."""
+    tokenizer, first = exported.tokenizer, exported.specials.unk + 1
     if isinstance(tokenizer, DictionaryTokenizer):
         words = tokenizer.words
     elif isinstance(tokenizer, BpeTokenizer):
@@ -222,7 +226,7 @@ def _dictionary(made: Exported) -> bytes:
         words = tokenizer.pieces(range(tokenizer.vocab_size))
     taken = {"<s>", "<pad>", "</s>", "<unk>"}
     lines = []
-    for number in range(first, made.model.vocab_size):
+    for number in range(first, exported.model.vocab_size):
         word = words[number] if number < len(words) else ""
         if not word or word in taken or "\n" in word or "\r" in word or word.endswith(" "):
             word = f"madeupword{number:04d}"
@@ -231,11 +235,11 @@ def _dictionary(made: Exported) -> bytes:
     return "".join(lines).encode()
 
 
-def _safetensors(made: Exported, directory: Path, report: Report) -> None:
-    files.write_weights(directory / files.WEIGHTS[0], made.arrays)
-    files.write_json(directory / "config.json", _plain(made.config))
-    files.write_json(directory / files.ABOUT, {"janus_jax_step": made.loaded.step})
-    report.used += list(made.arrays)
+def _safetensors(exported: ExportedModel, directory: Path, report: Report) -> None:
+    files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
+    files.write_json(directory / "config.json", _plain(exported.config))
+    files.write_json(directory / files.ABOUT, {"janus_jax_step": exported.loaded.step})
+    report.used += list(exported.arrays)
 
 
 def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
@@ -247,7 +251,7 @@ def _plain(config: Config) -> dict[str, Any]:
     return json.loads(config_lib.to_json(config))
 
 
-FORMATS: dict[str, Callable[[Exported, Path, Report], None]] = {
+FORMATS: dict[str, Callable[[ExportedModel, Path, Report], None]] = {
     "hf": _hf,
     "fairseq": _fairseq,
     "bart": _bart,

@@ -1,8 +1,9 @@
-"""Released (fairseq) parameter arrays <-> our parameter tree.
+"""Released (fairseq) parameter arrays <-> the parameter tree of janus_jax.
 
 Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1/kernel`. Weights are transposed
-([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or stripped. CTC's
-blank, here the table's row behind the vocabulary, is a tensor of its own there: what knows of no CTC rows has none to spare.
+([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or removed. CTC's
+blank is a row of the embedding here (the one after the vocabulary), and a separate tensor there, so that programs
+without CTC rows see only the vocabulary.
 """
 
 import re
@@ -19,15 +20,15 @@ from janus_jax.types import Params, Specials
 SHARED = "encoder.embed_tokens.weight"
 COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
-BLANK = "decoder.embed_blank.weight"  # [1, D], of models with CTC rows; the released ones have none
+BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows; released models have none
 _IGNORED = re.compile(r"\.version$")
 _TABLES = ("embed_tokens", "embed_positions", "embed_length")
 
 
 def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> ModelConfig:
-    """The architecture that released arrays belong to; the number of heads cannot be read off them.
+    """The architecture of released arrays; the number of heads is an argument, since no shape shows it.
 
-    An embedding layer norm marks the pretraining (BART) model, which differs in more than it.
+    An embedding layer norm marks the pretraining (BART) model, which also differs in other settings.
     """
     vocab_size, d_model = arrays[SHARED].shape
     common = {
@@ -56,10 +57,10 @@ def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> 
 
 
 def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
-    """Our parameter tree from released arrays (without the `param/` prefix of the golden files).
+    """The parameter tree of released arrays (named without the `param/` prefix of the golden files).
 
     Raises:
-      ValueError: a copy of the embedding differs from it.
+      ValueError: a copy of the embedding differs from the embedding.
     """
     params: Params = {}
     for name, array in arrays.items():
@@ -67,9 +68,9 @@ def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) 
             continue
         if name in COPIES:
             if not np.array_equal(array, arrays[SHARED]):
-                raise ValueError(f"{name} differs from {SHARED}: this model has one shared embedding matrix")
+                raise ValueError(f"{name} differs from {SHARED}: a janus_jax model has one shared embedding matrix")
             continue
-        path, value = _ours(name, np.asarray(array, np.float32))
+        path, value = _tree_path(name, np.asarray(array, np.float32))
         if path == ("embed_tokens", "embedding"):
             if config.ctc_ratio:
                 value = np.concatenate([value, np.asarray(arrays[BLANK], np.float32)])
@@ -82,10 +83,10 @@ def params_from_released(arrays: Mapping[str, np.ndarray], config: ModelConfig) 
 
 
 def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Released names and layouts of our parameters (or of their gradients); the embedding under `SHARED` only."""
+    """Parameters (or their gradients) with released names and layouts; the embedding appears once, as `SHARED`."""
     released = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name, kind = _theirs(path)
+        name, kind = _released_name(path)
         value = np.asarray(leaf)
         if name == SHARED:
             if config.ctc_ratio:
@@ -96,12 +97,12 @@ def params_to_released(params: Params, config: ModelConfig) -> dict[str, np.ndar
 
 
 def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of what `params_to_released` gives for a model; nothing is computed."""
+    """Names and shapes of the arrays that `params_to_released` returns for a model; computes no array."""
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(
         jax.eval_shape(Janus(config, specials).init, jax.random.key(0))
     ):
-        name, kind = _theirs(path)
+        name, kind = _released_name(path)
         shape = (config.vocab_size, leaf.shape[1]) if name == SHARED else leaf.shape
         shapes[name] = shape[::-1] if kind == "kernel" else shape
     if config.ctc_ratio:
@@ -110,13 +111,13 @@ def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[
 
 
 def count_layers(arrays: Mapping[str, Any], side: str) -> int:
-    """Layers of a side, by the largest number in a name."""
+    """Number of layers of a side ("encoder" or "decoder"), from the largest layer number in a name."""
     numbers = [int(m[1]) for name in arrays if (m := re.match(rf"{side}\.layers\.(\d+)\.", name))]
     return max(numbers, default=-1) + 1
 
 
-def _theirs(path: Any) -> tuple[str, str]:
-    """The released name of a leaf of our tree, and its kind here: kernel, bias, scale or embedding."""
+def _released_name(path: Any) -> tuple[str, str]:
+    """The released name of a leaf of the tree, and the leaf's kind in the tree: kernel, bias, scale or embedding."""
     keys = [key.key for key in path]
     if keys == ["embed_tokens", "embedding"]:
         return SHARED, "embedding"
@@ -125,7 +126,7 @@ def _theirs(path: Any) -> tuple[str, str]:
     return f"{name}.{'bias' if kind == 'bias' else 'weight'}", kind
 
 
-def _ours(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _tree_path(name: str, value: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     if name == SHARED:
         return ("embed_tokens", "embedding"), value
     *module, kind = re.sub(r"\blayers\.(\d+)", r"layers_\1", name).split(".")

@@ -1,8 +1,9 @@
-"""fairseq's settings of a model <-> our architecture.
+"""fairseq's settings of a model <-> the architecture of janus_jax.
 
-A checkpoint holds them as `args` (a flat namespace) or as `cfg` (OmegaConf; its `model` is flat, or has groups `encoder` and
-`decoder`). Three families are told apart by their tensors: `decoder.embed_length` marks JANUS, an embedding layer norm marks
-BART; both mark the JANUS pretraining model, neither a plain Transformer, which is refused (its targets begin otherwise).
+A checkpoint holds them as `args` (a flat namespace) or as `cfg` (OmegaConf; its `model` is flat, or has groups
+`encoder` and `decoder`). The tensors distinguish three families: `decoder.embed_length` marks JANUS, an embedding layer
+norm marks BART; both mark the JANUS pretraining model, neither a plain Transformer, which is refused (its targets start
+differently).
 """
 
 import argparse
@@ -20,33 +21,33 @@ from janus_jax.convert.report import Report
 
 Family = Literal["translation", "pretraining", "bart"]
 
-VERSION = 3.0  # of fairseq's encoder and decoder, a buffer of every checkpoint
+VERSION = 3.0  # a buffer of encoder and decoder in every fairseq checkpoint
 _ACTIVATIONS = {"relu": "relu", "gelu": "gelu"}
 _ACTIVATION_OF = {"translation": "relu", "pretraining": "gelu", "bart": "gelu"}
 
 
 @dataclass(frozen=True)
-class Settings:
+class FairseqSettings:
     """fairseq's settings; a side's may be prefixed ("encoder_layers") or grouped ("encoder": {"layers": ...})."""
 
     values: Mapping[str, Any]
 
     def get(self, *names: str) -> Any:
-        """The first of these settings that is there, or None."""
+        """The value of the first of these settings that is set, or None."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
     def both(self, name: str) -> Any:
-        """A setting that encoder and decoder must share, or None.
+        """The value of a setting that encoder and decoder must share, or None if it is not set.
 
         Raises:
           ConvertError: they differ.
         """
-        found = [self._of(side, name) for side in ("encoder", "decoder")]
-        if None not in found and found[0] != found[1]:
+        encoder, decoder = (self._of(side, name) for side in ("encoder", "decoder"))
+        if encoder is not None and decoder is not None and encoder != decoder:
             raise ConvertError(
-                f"encoder_{name} is {found[0]!r} but decoder_{name} {found[1]!r}: both sides must be built alike"
+                f"encoder_{name} is {encoder!r} but decoder_{name} is {decoder!r}: encoder and decoder must have the same value"
             )
-        return found[0] if found[0] is not None else found[1]
+        return encoder if encoder is not None else decoder
 
     def _of(self, side: str, name: str) -> Any:
         group = self.values.get(side)
@@ -54,32 +55,32 @@ class Settings:
         return self.values.get(f"{side}_{name}", grouped)
 
     def layers(self, side: str) -> int | None:
-        """Layers of a side, or None."""
+        """Number of layers of a side, or None if it is not set."""
         return self._of(side, "layers")
 
 
-def settings_of(state: Mapping[str, Any]) -> Settings:
+def settings_of(state: Mapping[str, Any]) -> FairseqSettings:
     """The model's settings in a fairseq checkpoint; empty if it holds none."""
     if state.get("args") is not None:
-        return Settings(pickles.plain(state["args"]) or {})
+        return FairseqSettings(pickles.plain(state["args"]) or {})
     cfg = pickles.plain(state.get("cfg"))
     model = cfg.get("model") if isinstance(cfg, Mapping) else None
-    return Settings(model if isinstance(model, Mapping) else {})
+    return FairseqSettings(model if isinstance(model, Mapping) else {})
 
 
 def architecture(
-    arrays: Mapping[str, np.ndarray], settings: Settings, heads: int | None, report: Report
+    arrays: Mapping[str, np.ndarray], settings: FairseqSettings, heads: int | None, report: Report
 ) -> tuple[ModelConfig, Family]:
-    """The architecture of a fairseq model, from its tensors and its settings; the family it belongs to.
+    """The architecture and the family of a fairseq model, from its tensors and settings.
 
     Args:
-      arrays: by released name.
-      settings: of the checkpoint; may be empty.
-      heads: given by the user; counts more than the settings.
-      report: gets what had to be assumed.
+      arrays: tensors by released name.
+      settings: settings of the checkpoint; may be empty.
+      heads: the user's number of heads; overrides the settings.
+      report: receives a note of every assumption.
 
     Raises:
-      ConvertError: the number of heads is not known, or the model is of a kind that has no counterpart here.
+      ConvertError: the number of heads is unknown, or janus_jax has no such architecture.
     """
     for name in (SHARED, "encoder.layers.0.fc1.weight", "decoder.embed_positions.weight"):
         if name not in arrays:
@@ -87,7 +88,7 @@ def architecture(
     family = _family(arrays)
     vocab_size, d_model = arrays[SHARED].shape
     positions = arrays["decoder.embed_positions.weight"].shape[0] - 2
-    found = {
+    common = {
         "vocab_size": vocab_size,
         "d_model": d_model,
         "ffn_dim": settings.both("ffn_embed_dim") or arrays["encoder.layers.0.fc1.weight"].shape[0],
@@ -104,17 +105,17 @@ def architecture(
     }
     if settings.both("learned_pos") is False and settings.values:
         raise ConvertError(
-            "its positions are sinusoidal (encoder_learned_pos is false); only learned ones are supported"
+            "its positions are sinusoidal (encoder_learned_pos is false); only learned positions are supported"
         )
     if family == "translation":
-        return ModelConfig(**found, ar_slot_position="input", mask_token="unk"), family
+        return ModelConfig(**common, ar_slot_position="input", mask_token="unk"), family
     if family == "pretraining":
-        return ModelConfig(**found, nar_layernorm_embedding=False, ar_start="eos", mask_token="unk"), family
-    return ModelConfig(**found, ar_start="eos", ar_stream="content"), family
+        return ModelConfig(**common, nar_layernorm_embedding=False, ar_start="eos", mask_token="unk"), family
+    return ModelConfig(**common, ar_start="eos", ar_stream="content"), family
 
 
 def namespace(config: Config, model: ModelConfig) -> argparse.Namespace:
-    """The `args` of a fairseq checkpoint of our model, with the names that the released code registers."""
+    """The `args` of a fairseq checkpoint of this model, with the names that the released code registers."""
     bart = model.layernorm_embedding
     sides = {
         f"{side}_{name}": value
@@ -178,16 +179,16 @@ def _family(arrays: Mapping[str, np.ndarray]) -> Family:
     )
 
 
-def _heads(settings: Settings, heads: int | None, d_model: int) -> int:
-    found = heads or settings.both("attention_heads")
-    if not found:
+def _heads(settings: FairseqSettings, heads: int | None, d_model: int) -> int:
+    count = heads or settings.both("attention_heads")
+    if not count:
         raise ConvertError("the checkpoint does not record its number of attention heads; give it with --heads")
-    if found < 1 or d_model % found:
-        raise ConvertError(f"--heads: {found} heads do not divide the width {d_model}")
-    return found
+    if count < 1 or d_model % count:
+        raise ConvertError(f"--heads: {count} heads do not divide the width {d_model}")
+    return count
 
 
-def _norm(arrays: Mapping[str, np.ndarray], settings: Settings) -> str:
+def _norm(arrays: Mapping[str, np.ndarray], settings: FairseqSettings) -> str:
     pre = "encoder.layer_norm.weight" in arrays
     recorded = settings.both("normalize_before")
     if recorded is not None and bool(recorded) != pre:
@@ -198,22 +199,22 @@ def _norm(arrays: Mapping[str, np.ndarray], settings: Settings) -> str:
     return "pre" if pre else "post"
 
 
-def _activation(settings: Settings, family: Family) -> str:
+def _activation(settings: FairseqSettings, family: Family) -> str:
     recorded = settings.get("activation_fn") or _ACTIVATION_OF[family]
     if recorded not in _ACTIVATIONS:
-        raise ConvertError(f"activation_fn {recorded!r} has no counterpart here; there are {', '.join(_ACTIVATIONS)}")
+        raise ConvertError(f"activation_fn {recorded!r} is not supported; choose from {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[recorded]
 
 
-def _scaled(settings: Settings, family: Family) -> bool:
+def _scaled(settings: FairseqSettings, family: Family) -> bool:
     unscaled = settings.get("no_scale_embedding")
     return family == "translation" if unscaled is None else not unscaled
 
 
-def _dropouts(settings: Settings, report: Report) -> dict[str, float]:
+def _dropouts(settings: FairseqSettings, report: Report) -> dict[str, float]:
     if not settings.values:
         report.notes.append(
-            "no settings in the checkpoint: activation and scale are its family's, dropout is set to 0.1"
+            "no settings in the checkpoint: activation and scale are those of its family, dropout is 0.1"
         )
         return {"dropout": 0.1}
     return {

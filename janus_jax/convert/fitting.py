@@ -1,4 +1,4 @@
-"""Makes foreign tensors fit a model of ours and a tokenizer, by stated rules; `importing` lists them."""
+"""Makes another program's tensors fit a janus_jax model and a tokenizer, by the rules that `importing` lists."""
 
 import re
 from collections.abc import Mapping
@@ -14,45 +14,46 @@ from janus_jax.text import Tokenizer
 from janus_jax.types import Specials
 
 _HARMLESS = {
-    r"(encoder|decoder)\.version": "number of a format",
+    r"(encoder|decoder)\.version": "the version of a file format",
     r"(encoder|decoder)\.embed_positions\._float_tensor": "left over from sinusoidal positions",
-    r"classification_heads?\..*": "a classifier's head",
+    r"classification_heads?\..*": "the head of a classifier",
 }
 _COPY_NAMES = (*COPIES, "shared.weight", "lm_head.weight")
 _TABLES = tuple(f"{side}.embed_positions.weight" for side in ("encoder", "decoder"))
-_SPARE_ROWS = 128  # so many rows, or a tenth, a vocabulary may have beyond its tokenizer's
+_SPARE_ROWS = 128  # a table may have this many rows, or a tenth of its rows, beyond the tokenizer's vocabulary
 _SEED = 0
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user asks of an import, and what its source calls for."""
+class FitOptions:
+    """Choices of the user, and what the source of the model requires."""
 
     ignore: str = ""  # pattern of tensor names to leave out
-    max_positions: int = 0  # 0: as many as there are
-    mask_is_last: bool = False  # fairseq's BART: the mask's row is the last, behind the fillers
+    max_positions: int = 0  # 0: all
+    mask_is_last: bool = False  # fairseq's BART: the mask's row is the last one, after the fillers
 
 
 def fit(
-    arrays: Mapping[str, np.ndarray], model: ModelConfig, tokenizer: Tokenizer, wishes: Wishes, report: Report
+    arrays: Mapping[str, np.ndarray], model: ModelConfig, tokenizer: Tokenizer, options: FitOptions, report: Report
 ) -> tuple[dict[str, np.ndarray], ModelConfig]:
     """Arrays with exactly the names and shapes of a model that fits the tokenizer, and that model.
 
     Raises:
-      ConvertError: a tensor is missing, unknown or of a wrong shape, the output is not tied, or the tokenizer does not fit.
+      ConvertError: a tensor is missing, unknown or of a wrong shape, the output is not tied to the embedding, or the
+        tokenizer does not fit.
     """
-    arrays = without_harmless(arrays, wishes.ignore, report)
+    arrays = without_harmless(arrays, options.ignore, report)
     drop_copies(arrays, report)
     for name in (SHARED, *_TABLES):
         if name not in arrays:
             raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
-    model = _positions(arrays, model, wishes.max_positions, report)
-    model = _vocabulary(arrays, model, tokenizer, wishes.mask_is_last, report)
-    made = LENGTHS not in arrays
-    if made:
+    model = _positions(arrays, model, options.max_positions, report)
+    model = _vocabulary(arrays, model, tokenizer, options.mask_is_last, report)
+    new_length_head = LENGTHS not in arrays
+    if new_length_head:
         model = _length_head(arrays, model, report)
     check_shapes(arrays, model, tokenizer.specials)
-    report.used += [name for name in arrays if not (made and name == LENGTHS)]
+    report.used += [name for name in arrays if not (new_length_head and name == LENGTHS)]
     return arrays, model
 
 
@@ -69,12 +70,12 @@ def check_shapes(arrays: Mapping[str, np.ndarray], model: ModelConfig, specials:
     if unknown := [name for name in arrays if name not in expected]:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ConvertError(
-            f"{unknown[0]}{more}: no such tensor in this architecture; leave it out with --ignore=REGEX if it does not matter"
+            f"{unknown[0]}{more}: this architecture has no such tensor; leave it out with --ignore=REGEX if it does not matter"
         )
 
 
 def without_harmless(arrays: Mapping[str, np.ndarray], ignore: str, report: Report) -> dict[str, np.ndarray]:
-    """Without tensors that are known not to matter, or that the user leaves out."""
+    """`arrays` without tensors that are known not to matter, and without those that match `ignore`."""
     reasons = {f"^{pattern}$": why for pattern, why in _HARMLESS.items()}
     if ignore:
         try:
@@ -98,23 +99,25 @@ def drop_copies(arrays: dict[str, np.ndarray], report: Report) -> None:
         if name in arrays and SHARED in arrays:
             if not np.array_equal(arrays.pop(name), arrays[SHARED]):
                 raise ConvertError(
-                    f"{name} differs from {SHARED}: untied embeddings and outputs are not supported, since this model has one "
-                    "matrix for all"
+                    f"{name} differs from {SHARED}: untied embeddings and outputs are not supported, since a janus_jax model "
+                    "has one shared matrix"
                 )
             report.ignored.append((name, f"equal to {SHARED}"))
 
 
-def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, wanted: int, report: Report) -> ModelConfig:
-    """Both position tables cut to one length."""
-    have = min(len(arrays[name]) for name in _TABLES) - 2
-    if wanted > have:
+def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, max_positions: int, report: Report) -> ModelConfig:
+    """Cuts both position tables to one length."""
+    available = min(len(arrays[name]) for name in _TABLES) - 2
+    if max_positions > available:
         raise ConvertError(
-            f"--max_positions={wanted}: the position tables hold {have} positions; ask for at most so many"
+            f"--max_positions={max_positions}: the position tables hold {available} positions; choose {available} or fewer"
         )
-    positions = wanted or have
+    positions = max_positions or available
     for name in _TABLES:
         if len(arrays[name]) > positions + 2:
-            report.ignored.append((f"{name} rows {positions + 2} to {len(arrays[name]) - 1}", "positions cut"))
+            report.ignored.append(
+                (f"{name} rows {positions + 2} to {len(arrays[name]) - 1}", "beyond the positions that are kept")
+            )
             arrays[name] = arrays[name][: positions + 2]
     return replace(model, max_positions=positions)
 
@@ -122,17 +125,18 @@ def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, wanted: int, r
 def _vocabulary(
     arrays: dict[str, np.ndarray], model: ModelConfig, tokenizer: Tokenizer, mask_is_last: bool, report: Report
 ) -> ModelConfig:
-    """The embedding with a row for each of the tokenizer's ids."""
+    """Gives the embedding one row for each of the tokenizer's ids."""
     table, size = arrays[SHARED], tokenizer.vocab_size
     extra = len(table) - size
     mask_ends = tokenizer.specials.mask == size - 1
     if extra == -1 and mask_ends:
-        # As a token it is never the likeliest, nor does it take more than 1/V of the probability: its logit is the mean one.
+        # The logit of the mean row is the mean logit: it is never the largest, and takes at most 1/V of the
+        # probability.
         arrays[SHARED] = np.concatenate([table, table.mean(0, keepdims=True)])
         report.created.append((f"{SHARED} row {size - 1}", "for <mask>: the mean of all rows"))
     elif extra < 0 or extra > max(_SPARE_ROWS, len(table) // 10):
         raise ConvertError(
-            f"tokenizer does not fit: it has {size} tokens, {SHARED} {len(table)} rows; give the model's own with --tokenizer"
+            f"tokenizer does not fit: it has {size} tokens, but {SHARED} has {len(table)} rows; give the model's tokenizer with --tokenizer"
         )
     elif extra:
         arrays[SHARED] = table[:size]
@@ -140,7 +144,7 @@ def _vocabulary(
         if mask_is_last and mask_ends:
             arrays[SHARED] = np.concatenate([table[: size - 1], table[-1:]])
             report.notes.append(
-                f"{SHARED}: row {len(table) - 1} is <mask>'s in fairseq's BART, and is row {size - 1} here, as the tokenizer has it"
+                f"{SHARED}: row {len(table) - 1} is <mask> in fairseq's BART, and moved to row {size - 1}, the tokenizer's id of <mask>"
             )
     return replace(model, vocab_size=size)
 

@@ -1,16 +1,18 @@
-"""Our tokenizers as files that `transformers.AutoTokenizer.from_pretrained` reads, with the same ids.
+"""Writes tokenizers as files that `transformers.AutoTokenizer.from_pretrained` reads, with the same ids.
 
-Written for transformers 5 (`PreTrainedTokenizerFast`, no code of ours needed). What cannot be the same there:
+Written for transformers 5 (`PreTrainedTokenizerFast`; needs no code of janus_jax). These differences to janus_jax
+("here") remain in transformers ("there"):
 - Text that spells a special token ("<mask>", "</s>"): the token itself there, plain text here.
 - unk in decoding: dropped with `skip_special_tokens=True`, shown as "<unk>" otherwise; U+2047 here.
-- SentencePiece's byte pieces: text that spells one ("<0xE2>") is that byte there (unigram), and a run of them that is
-  not UTF-8 decodes to U+FFFD throughout; here the characters that are whole in it are kept.
-- SentencePiece's normalisation: text composed by Unicode's rules (NFC) and text decomposed by them are the same. Where
-  a composed letter has one more mark that composes ("ü" and U+0300), marks that compose stand out of Unicode's order,
-  or a mark follows what the table replaces by several characters ("№", U+0344), a mark is composed there and not here.
-  So are not compositions that Unicode 16 added; U+FDD0 (no character) is lost there.
-- SentencePiece's unigram: of two cuts that score the same (the same pieces in another order, in long repetitions such
-  as "hahahahaha") rounding chooses one, in float32 here and float64 there. BPE: as much for pieces that score the same.
+- SentencePiece's byte pieces: text that spells one ("<0xE2>") is that byte there (unigram). A sequence of byte pieces
+  that is not valid UTF-8 decodes entirely to U+FFFD there; here its complete characters are kept.
+- SentencePiece's normalisation: text in Unicode's composed form (NFC) and in its decomposed form gives the same ids. In
+  three cases a mark is composed there and not here: a composed letter has one more mark that composes ("ü" and U+0300);
+  marks that compose are not in Unicode's order; a mark follows a character that the table replaces by several ("№",
+  U+0344). Compositions that Unicode 16 added are composed only there. U+FDD0 (a noncharacter) is lost there.
+- SentencePiece's unigram: if two segmentations have the same score (the same pieces in another order, in long
+  repetitions such as "hahahahaha"), rounding decides, in float32 here and float64 there. BPE: the same for pieces of
+  equal score.
 """
 
 import json
@@ -26,21 +28,21 @@ from janus_jax.text.tokenizer import FIRST, MASK
 
 _SPACE = "\u2581"
 _PIECE = model_pb2.ModelProto.SentencePiece
-# Normalisations that SentencePiece brings along, all of composed text; another table may tell composed from decomposed.
+# Normalisations of SentencePiece that treat composed and decomposed text alike; another table may not.
 _COMPOSED = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
 _ALL = 1 << 16
-_APART = "\ufdd0"  # a noncharacter: no text has it
+_APART = "\ufdd0"  # a noncharacter, which no text contains
 
 
 def tokenizer_files(tokenizer: Tokenizer, *, bos_eos: bool = True) -> dict[str, str]:
-    """Names and contents of the files that make a Hugging Face tokenizer of ours.
+    """Names and contents of the files of an equal Hugging Face tokenizer.
 
     Args:
       tokenizer: any of `janus_jax.text`.
       bos_eos: the Hugging Face tokenizer puts bos before and eos after the ids.
 
     Raises:
-      TokenizerError: the SentencePiece model is of a kind that has no equal there.
+      TokenizerError: transformers has no equal of this kind of SentencePiece model.
     """
     if isinstance(tokenizer, BpeTokenizer):
         converted = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
@@ -52,10 +54,12 @@ def tokenizer_files(tokenizer: Tokenizer, *, bos_eos: bool = True) -> dict[str, 
         converted = _from_sentencepiece(tokenizer)
         mask = MASK
     else:
-        raise TokenizerError(f"no Hugging Face form is known for {type(tokenizer).__name__}; use one of janus_jax.text")
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} cannot be written for Hugging Face; use a tokenizer of janus_jax.text"
+        )
     bos, pad, eos, unk = FIRST
     around = (f"{bos} $A {eos}", f"{bos} $A {eos} $B:1 {eos}:1") if bos_eos else ("$A", "$A $B:1")
-    # Given even where it adds nothing: in its absence transformers makes one up.
+    # Set even where it adds nothing: without it transformers adds its own.
     converted.post_processor = processors.TemplateProcessing(
         single=around[0], pair=around[1], special_tokens=[(bos, tokenizer.specials.bos), (eos, tokenizer.specials.eos)]
     )
@@ -79,7 +83,7 @@ def _from_dictionary(tokenizer: DictionaryTokenizer) -> tokenizers.Tokenizer:
     numbers = {word: number for number, word in enumerate(tokenizer.words)}
     numbers |= {word: number for number, word in enumerate(FIRST)}
     converted = tokenizers.Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    # What Python's str.split takes for white space.
+    # White space as Python's str.split defines it.
     converted.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(r"[\s\x1c-\x1f]+"), "removed")
     converted.decoder = decoders.Sequence(
         [
@@ -99,7 +103,7 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokeniz
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     if trainer.treat_whitespace_as_suffix or not normalizer.escape_whitespaces:
         raise TokenizerError(
-            "SentencePiece models with treat_whitespace_as_suffix or without escape_whitespaces have no Hugging Face form"
+            "SentencePiece models with treat_whitespace_as_suffix or without escape_whitespaces cannot be written for Hugging Face"
         )
     pieces = _pieces(tokenizer)
     if trainer.model_type == trainer.UNIGRAM:
@@ -108,7 +112,7 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokeniz
         model = _bpe(pieces, trainer.byte_fallback)
     else:
         raise TokenizerError(
-            "a SentencePiece model of type word or char has no Hugging Face form; unigram and bpe have"
+            "a SentencePiece model of type word or char cannot be written for Hugging Face; use unigram or bpe"
         )
     converted = tokenizers.Tokenizer(model)
     converted.normalizer = _normalizer(normalizer)
@@ -126,7 +130,7 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokeniz
 
 
 def _pieces(tokenizer: SentencePieceTokenizer) -> list[tuple[str, float, int]]:
-    """(text, score, type) of each of our ids; a piece named like a special token of ours gets another name."""
+    """(text, score, type) of each token id; a piece with the name of a special token gets another name."""
     pieces = [(name, 0.0, _PIECE.CONTROL) for name in (*FIRST, MASK)]
     taken = {name for name, _, _ in pieces}
     for number in tokenizer.kept.tolist():
@@ -140,18 +144,18 @@ def _unigram(pieces: list[tuple[str, float, int]], byte_fallback: bool) -> model
     best = max(score for _, score, kind in pieces if kind == _PIECE.NORMAL)
     scored = []
     for text, score, kind in pieces:
-        # SentencePiece's own rule: a user's symbol is worth more than any other way to cut its text.
-        given = len(text.encode()) * best - 0.1 if kind == _PIECE.USER_DEFINED else score
-        scored.append((text, given))
+        # As in SentencePiece: a user-defined symbol scores higher than any other segmentation of its text.
+        score = len(text.encode()) * best - 0.1 if kind == _PIECE.USER_DEFINED else score
+        scored.append((text, score))
     return models.Unigram(scored, unk_id=3, byte_fallback=byte_fallback)
 
 
 def _bpe(pieces: list[tuple[str, float, int]], byte_fallback: bool) -> models.BPE:
-    """SentencePiece joins the two neighbours whose union scores best: every way to cut a piece in two is a merge."""
+    """SentencePiece joins the two neighbours whose union scores best, so every split of a piece into two pieces is a merge."""
     vocab = {text: number for number, (text, _, _) in enumerate(pieces)}
     if any(kind == _PIECE.USER_DEFINED for _, _, kind in pieces):
         raise TokenizerError(
-            "a SentencePiece BPE model with user-defined symbols has no Hugging Face form; unigram has"
+            "a SentencePiece BPE model with user-defined symbols cannot be written for Hugging Face; use unigram"
         )
     scores = {text: score for text, score, kind in pieces if kind == _PIECE.NORMAL}
     merges = []
@@ -164,15 +168,15 @@ def _bpe(pieces: list[tuple[str, float, int]], byte_fallback: bool) -> models.BP
 def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps = []
     if spec.precompiled_charsmap:
-        # `Precompiled` looks up characters one by one, but a short character with marks as a whole, of which it may
-        # lose the marks: each mark is set apart.
+        # `Precompiled` looks up characters one by one, but looks up a short character together with its marks, and may
+        # lose the marks. A separator before each mark prevents that.
         steps += [
             normalizers.Replace(tokenizers.Regex(r"(?!\A)(?=[\p{M}\p{Cf}\x{ff9e}\x{ff9f}])"), _APART),
             normalizers.Precompiled(spec.precompiled_charsmap),
         ]
         if spec.name in _COMPOSED:
-            # SentencePiece's table composes letters and marks, and leaves the order of marks alone: only marks that may
-            # compose, three at most, are put back to their letter.
+            # SentencePiece's table composes letters and marks, and keeps the order of marks. So only marks that may
+            # compose (at most three) are joined to their letter again.
             bases, marks = _composing()
             before = "|".join(rf"[[^\p{{Mn}}{_APART}]{bases}]" + n * (f"{_APART}[{marks}]") for n in range(3))
             apart = f"(?<={before}){_APART}(?=[{marks}])"
@@ -189,7 +193,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _composing() -> tuple[str, str]:
-    """The marks that compose with a mark after them, and the characters that compose with what stands before them."""
+    """Two sets, as strings: marks that compose with a following mark, and characters that compose with the one before."""
     bases, marks = set(), set()
     for number in range(0x20000):  # beyond, characters have no parts
         parts = unicodedata.decomposition(chr(number)).split()

@@ -16,7 +16,7 @@ from janus_jax.convert.fairseq import BLANK, COPIES, LENGTHS, SHARED
 from janus_jax.convert.report import Report
 from janus_jax.types import Specials
 
-_SHARED_NAMES = ("shared.weight", SHARED, COPIES[0], "lm_head.weight")  # whichever is there first is the embedding
+_SHARED_NAMES = ("shared.weight", SHARED, COPIES[0], "lm_head.weight")  # the first one that exists is the embedding
 _BIAS = "final_logits_bias"
 # Settings of older BART variants that newer transformers no longer reads.
 _UNSUPPORTED = {
@@ -24,18 +24,19 @@ _UNSUPPORTED = {
 }  # fmt: skip
 
 
-def released_names(found: Mapping[str, Any], report: Report) -> dict[str, Any]:
-    """Tensors under released names, with or without the prefix `model.`; further copies of the embedding keep theirs.
+def released_names(weights: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """Renames tensors, with or without the prefix `model.`, to released names; further copies of the embedding keep
+    their names.
 
     Raises:
-      ConvertError: an output bias that is not zero.
+      ConvertError: the output bias is not zero.
     """
-    plain = {re.sub(r"^model\.", "", name): value for name, value in found.items()}
+    plain = {re.sub(r"^model\.", "", name): value for name, value in weights.items()}
     if _BIAS in plain:
         bias = np.asarray(plain.pop(_BIAS))
         if bias.any():
-            raise ConvertError(f"{_BIAS} is not zero: this model's output has no bias, so it cannot be taken over")
-        report.ignored.append((_BIAS, "all zero, and outputs have no bias here"))
+            raise ConvertError(f"{_BIAS} is not zero: janus_jax models have no output bias, so it cannot be imported")
+        report.ignored.append((_BIAS, "all zero, and janus_jax models have no output bias"))
     for name in _SHARED_NAMES:
         if name in plain:
             return {SHARED: plain.pop(name)} | plain
@@ -46,25 +47,28 @@ def architecture(config: Mapping[str, Any], heads: int | None, specials: Special
     """The architecture of a BartConfig (as JSON).
 
     Args:
-      config: of config.json.
-      heads: given by the user; counts more than the config.
-      specials: of the tokenizer.
-      where: the file, for messages.
+      config: content of config.json.
+      heads: the user's number of heads; overrides the config.
+      specials: special tokens of the tokenizer.
+      where: path of the file, for messages.
 
     Raises:
-      ConvertError: not BART, a variant that has no counterpart here, or ids that are not the tokenizer's.
+      ConvertError: the model is not BART, is a variant that janus_jax does not have, or its ids differ from the
+        tokenizer's.
     """
     kind = config.get("model_type")
     if kind != "bart":
-        raise ConvertError(f"{where}: model_type is {kind!r}; only bart, and what this program exported, is imported")
+        raise ConvertError(
+            f"{where}: model_type is {kind!r}; only bart models and exports of janus_jax can be imported"
+        )
     for name, value in _UNSUPPORTED.items():
         if config.get(name, not value) == value:
-            raise ConvertError(f"{where}: {name} is {value}; such BART variants have no counterpart here")
+            raise ConvertError(f"{where}: {name} is {value}; janus_jax has no such BART variant")
     for name in ("bos", "pad", "eos"):
         number = config.get(f"{name}_token_id")
         if number is not None and number != getattr(specials, name):
             raise ConvertError(
-                f"{where}: {name}_token_id is {number}, but {getattr(specials, name)} in the tokenizer; give the model's own"
+                f"{where}: {name}_token_id is {number}, but {getattr(specials, name)} in the tokenizer; give the model's tokenizer with --tokenizer"
             )
     start = config.get("decoder_start_token_id", specials.eos)
     if start not in (specials.eos, specials.bos):
@@ -73,7 +77,7 @@ def architecture(config: Mapping[str, Any], heads: int | None, specials: Special
         )
     activation = config.get("activation_function", "gelu")
     if activation not in ("gelu", "relu"):
-        raise ConvertError(f"{where}: activation_function {activation!r} has no counterpart here; there are gelu, relu")
+        raise ConvertError(f"{where}: activation_function {activation!r} is not supported; choose from gelu, relu")
     positions = _number(config, "max_position_embeddings", where)
     return ModelConfig(
         vocab_size=_number(config, "vocab_size", where),
@@ -97,21 +101,21 @@ def architecture(config: Mapping[str, Any], heads: int | None, specials: Special
 
 
 def why_not_bart(model: ModelConfig) -> str | None:
-    """Why a model has no equal among stock BART models, or None if it has."""
+    """Why no stock BART model computes the same as `model`, or None if one does."""
     if model.ar_stream != "content":
         return (
-            'model.ar_stream is "query": its tokens are predicted from mask rows, which BART has not; export with '
+            'model.ar_stream is "query": its tokens are predicted from mask rows, which BART does not have; export with '
             '--format=hf, or train with ar_stream "content"'
         )
     if model.norm != "post":
-        return 'model.norm is "pre": BART normalises behind each half of a layer; export with --format=hf'
+        return 'model.norm is "pre": BART normalises after each half of a layer; export with --format=hf'
     if not model.layernorm_embedding:
         return "model.layernorm_embedding is False: BART always normalises its embeddings; export with --format=hf"
     return None
 
 
 def bart_config(model: ModelConfig, specials: Specials) -> dict[str, Any]:
-    """config.json of the BART that computes what `model` does autoregressively."""
+    """config.json of the BART that computes the same as `model` in mode ar."""
     sides = {
         f"{side}_{name}": value
         for side in ("encoder", "decoder")
@@ -141,7 +145,7 @@ def bart_config(model: ModelConfig, specials: Specials) -> dict[str, Any]:
         "pad_token_id": specials.pad,
         "eos_token_id": specials.eos,
         "decoder_start_token_id": specials.eos if model.ar_start == "eos" else specials.bos,
-        # What CTranslate2's converter reads of a BART.
+        # The converter of CTranslate2 reads these.
         "normalize_before": False,
         "normalize_embedding": True,
         "add_final_layer_norm": False,
@@ -151,22 +155,25 @@ def bart_config(model: ModelConfig, specials: Specials) -> dict[str, Any]:
 
 
 def bart_arrays(released: Mapping[str, np.ndarray], model: ModelConfig, report: Report) -> dict[str, np.ndarray]:
-    """Released arrays under BART's names; the decoder's positions shifted where slots sit at their targets.
+    """Renames released arrays to BART's names, and shifts the decoder's positions where ar_slot_position is "target".
 
-    With ar_start "bos" and ar_slot_position "target" the row that reads bos sits at position 1, in BART at 0: the table moves
-    up by one. Row 0 goes (only non-autoregressive rows read it), and the last, which nothing reads, repeats the one before.
+    With ar_start "bos" and ar_slot_position "target", the row that reads bos has position 1 here and position 0 in
+    BART, so the table moves up by one. Row 0 is dropped (only non-autoregressive rows read it); the new last row is a
+    copy of the row before it, and nothing reads it.
     """
     arrays = dict(released)
     del arrays[LENGTHS]
     report.ignored.append((LENGTHS, "BART predicts no lengths"))
     if BLANK in arrays:
         del arrays[BLANK]
-        report.ignored.append((BLANK, "BART has no CTC rows, and so no blank"))
+        report.ignored.append((BLANK, "BART has no CTC rows and no blank"))
     if model.ar_start == "bos" and model.ar_slot_position == "target":
         name = "decoder.embed_positions.weight"
         table = arrays[name]
         arrays[name] = np.concatenate([table[:2], table[3:], table[-1:]])
-        report.notes.append(f"{name}: moved up by one position, row 0 (read by non-autoregressive rows only) is lost")
+        report.notes.append(
+            f"{name}: moved up by one position, row 0 (only non-autoregressive rows read it) is dropped"
+        )
     report.used += list(arrays)
     shared = {"model.shared.weight": arrays.pop(SHARED)}
     bias = {_BIAS: np.zeros((1, model.vocab_size), np.float32)}
@@ -176,7 +183,7 @@ def bart_arrays(released: Mapping[str, np.ndarray], model: ModelConfig, report: 
 def _number(config: Mapping[str, Any], name: str, where: str) -> int:
     value = config.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConvertError(f"{where}: {name} is {value!r}; a whole number above 0 was expected")
+        raise ConvertError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
     return value
 
 

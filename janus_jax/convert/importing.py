@@ -1,24 +1,26 @@
-"""Other programs' models, and our own exports, as janus_jax checkpoints.
+"""Imports other programs' models, and exports of janus_jax, as janus_jax checkpoints.
 
-What can be read: released JANUS checkpoints of fairseq (translation, pretraining), fairseq's BART, Hugging Face BART
-directories, and the hf, fairseq and safetensors exports of this package, which come back bit for bit.
+Supported: released JANUS checkpoints of fairseq (translation, pretraining), fairseq's BART, Hugging Face BART
+directories, and the hf, fairseq and safetensors exports of this package, which an import restores bit for bit.
 
-The rules of a foreign import; the report tells each that applied:
-- A tensor that this architecture does not have is an error, unless --ignore=REGEX is found in its name. Left out without
-  asking: `*.version`, `*.embed_positions._float_tensor`, `classification_heads.*`, a `final_logits_bias` of zeros.
+The rules for another program's model; the report lists every rule that applied:
+- A tensor that this architecture does not have is an error, unless its name matches --ignore=REGEX. Always left
+  out: `*.version`, `*.embed_positions._float_tensor`, `classification_heads.*`, a `final_logits_bias` of zeros.
 - Copies of the embedding (decoder, output projection, lm_head) must equal it.
-- A missing tensor or a wrong shape is an error. Only a missing length head is made: N(0, 0.02) from a fixed seed, with
-  min(positions, 1024) classes.
-- Embedding rows beyond the tokenizer's are dropped, at most 128 or a tenth of all. In fairseq's BART the mask is the last
-  row, behind fillers: it moves to where the tokenizer has its mask, if that is its last token. If only `<mask>`'s row is
-  missing, and it would be the last, it becomes the mean of all rows. Other sizes: the tokenizer does not fit.
-- Position tables are cut to --max_positions, or to the shorter one; never made longer.
+- A missing tensor or a wrong shape is an error. Only a missing length head is created: N(0, 0.02) from a fixed seed,
+  with min(positions, 1024) classes.
+- Embedding rows beyond the tokenizer's are dropped, at most 128 or a tenth of all. In fairseq's BART the mask is the
+  last row, after filler rows: it moves to the id of the tokenizer's mask, if that is the tokenizer's last token. If
+  only the row of `<mask>` is missing, and `<mask>` is the last token, its row becomes the mean of all rows. Any other
+  size is an error: the tokenizer does not fit.
+- Position tables are cut to --max_positions, or to the length of the shorter one; they are never extended.
 - float16, bfloat16 and float64 become float32.
-- Settings (heads, norm, activation, scale, dropout) are the file's; --heads overrides, and must be given where the file
-  has none. Pickles are read without running anything in them (`pickles`).
-- The written config: ar_start, slot positions and mask token as METHOD says of the released models; BART as stock BART
-  (ar_stream "content", masks by `<mask>`), with objective "ar", since nothing else of it is trained; data lengths are
-  min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode "ar".
+- Settings (heads, norm, activation, scale, dropout) come from the file; --heads overrides, and is required if the file
+  records no number of heads. Pickles are read without running anything in them (`pickles`).
+- The written config: ar_start, slot positions and mask token as docs/method.md describes the released models; BART like
+  stock BART (ar_stream "content", masks by `<mask>`), with objective "ar", since it was trained for nothing else; data
+  lengths are min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode
+  "ar".
 """
 
 import dataclasses
@@ -39,7 +41,7 @@ from janus_jax.convert.report import Report
 from janus_jax.text import Tokenizer
 
 SOURCES = ("fairseq", "hf", "safetensors")
-# What the released pretraining was trained with (METHOD section 6).
+# The objective of the released pretraining (docs/method.md).
 _PRETRAINING = {
     "label_smoothing": 0.0,
     "normalize_by": "target",
@@ -50,8 +52,8 @@ _PRETRAINING = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """An import's arguments, as the door takes them."""
+class ImportRequest:
+    """The arguments of an import; the command line has a flag for each."""
 
     source: str  # of SOURCES
     model: Path  # file or directory
@@ -63,18 +65,18 @@ class Request:
 
 
 @dataclass(frozen=True)
-class _Imported:
-    """A model ready to be written."""
+class _ImportedModel:
+    """A model in the form of a checkpoint."""
 
     arrays: dict[str, np.ndarray]  # released names
-    model: ModelConfig  # with its vocabulary's size
+    model: ModelConfig  # with the size of its vocabulary
     config: Config
     tokenizer: bytes
     step: int
 
 
-def import_model(request: Request) -> Report:
-    """Writes the checkpoint that `request` asks for.
+def import_model(request: ImportRequest) -> Report:
+    """Imports the model of `request` and writes it as a checkpoint.
 
     Raises:
       ConvertError, TokenizerError, ConfigError: what is wrong with the model, the tokenizer or the request; nothing is
@@ -86,93 +88,100 @@ def import_model(request: Request) -> Report:
     if not request.model.exists():
         raise ConvertError(f"{request.model}: no such file or directory")
     report = Report()
-    made = (_from_fairseq if request.source == "fairseq" else _from_directory)(request, report)
-    about = {"step": made.step, "made_by": "import", "from": request.model.name, "source": request.source}
-    params = params_from_released(made.arrays, made.model)
-    checkpoint.write(request.output, params, made.config, made.tokenizer, about)
+    imported = (_from_fairseq if request.source == "fairseq" else _from_directory)(request, report)
+    about = {"step": imported.step, "made_by": "import", "from": request.model.name, "source": request.source}
+    params = params_from_released(imported.arrays, imported.model)
+    checkpoint.write(request.output, params, imported.config, imported.tokenizer, about)
     return report
 
 
-def _from_fairseq(request: Request, report: Report) -> _Imported:
+def _from_fairseq(request: ImportRequest, report: Report) -> _ImportedModel:
     path = request.model / "model.pt" if request.model.is_dir() else request.model
     state = pickles.read(path)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise ConvertError(f"{path}: holds no 'model'; a fairseq checkpoint does (--from=hf reads Hugging Face's)")
     arrays = files.as_float32(files.tensors(state["model"], path), report)
     if "janus_jax" in state:
-        ours = state["janus_jax"]
-        if "tensors" in ours:  # those that the released code has no place for
-            arrays |= files.as_float32(files.tensors(ours["tensors"], path), report)
-        return _own(arrays, json.loads(ours["config"]), ours["step"], path.parent, request, report)
+        export = state["janus_jax"]
+        if "tensors" in export:  # tensors that the released code does not have
+            arrays |= files.as_float32(files.tensors(export["tensors"], path), report)
+        return _from_export(arrays, json.loads(export["config"]), export["step"], path.parent, request, report)
     tokenizer = _tokenizer(request, path.parent)
     settings = fairseq_settings.settings_of(state)
     model, family = fairseq_settings.architecture(arrays, settings, request.heads, report)
-    wishes = fitting.Wishes(request.ignore, request.max_positions, mask_is_last=family != "translation")
-    arrays, model = fitting.fit(arrays, model, tokenizer, wishes, report)
+    options = fitting.FitOptions(request.ignore, request.max_positions, mask_is_last=family != "translation")
+    arrays, model = fitting.fit(arrays, model, tokenizer, options, report)
     history = pickles.plain(state.get("optimizer_history")) or [{}]
     updates = history[-1].get("num_updates") if isinstance(history[-1], dict) else None
-    return _foreign(arrays, model, family, tokenizer, updates if isinstance(updates, int) else 0)
+    return _from_other_program(arrays, model, family, tokenizer, updates if isinstance(updates, int) else 0)
 
 
-def _from_directory(request: Request, report: Report) -> _Imported:
+def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
     directory = request.model if request.model.is_dir() else request.model.parent
-    described = files.read_json(directory / "config.json")
+    config = files.read_json(directory / "config.json")
     arrays = files.as_float32(files.read_directory(directory), report)
-    if described.get("model_type") == "janus_jax":
-        if not isinstance(raw := described.get("janus_jax"), dict) or not raw:
+    if config.get("model_type") == "janus_jax":
+        if not isinstance(raw := config.get("janus_jax"), dict) or not raw:
             raise ConvertError(f"{directory / 'config.json'}: holds no janus_jax settings; export the model again")
-        return _own(arrays, raw, described.get("janus_jax_step", 0), directory, request, report)
-    if isinstance(described.get("model"), dict):  # settings of ours and nothing else
+        return _from_export(arrays, raw, config.get("janus_jax_step", 0), directory, request, report)
+    if isinstance(config.get("model"), dict):  # a safetensors export: all of it is janus_jax settings
         about = files.read_json(directory / files.ABOUT)
-        return _own(arrays, described, about.get("janus_jax_step", 0), directory, request, report)
+        return _from_export(arrays, config, about.get("janus_jax_step", 0), directory, request, report)
     tokenizer = _tokenizer(request, directory)
     where = str(directory / "config.json")
-    model = huggingface.architecture(described, request.heads, tokenizer.specials, where)
+    model = huggingface.architecture(config, request.heads, tokenizer.specials, where)
     named = huggingface.released_names(arrays, report)
-    arrays, model = fitting.fit(named, model, tokenizer, fitting.Wishes(request.ignore, request.max_positions), report)
-    return _foreign(arrays, model, "bart", tokenizer, 0)
+    arrays, model = fitting.fit(
+        named, model, tokenizer, fitting.FitOptions(request.ignore, request.max_positions), report
+    )
+    return _from_other_program(arrays, model, "bart", tokenizer, 0)
 
 
-def _own(
-    arrays: dict[str, np.ndarray], raw: dict[str, Any], step: int, directory: Path, request: Request, report: Report
-) -> _Imported:
-    """One of our exports: everything must be there and fit."""
+def _from_export(
+    arrays: dict[str, np.ndarray],
+    raw: dict[str, Any],
+    step: int,
+    directory: Path,
+    request: ImportRequest,
+    report: Report,
+) -> _ImportedModel:
+    """An export of janus_jax: every tensor must exist and fit."""
     if request.heads or request.max_positions or request.ignore:
         raise ConvertError(
-            "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave them out"
+            "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave these flags out"
         )
     config = config_lib.resolve(config_lib.migrate_first_version(raw))
     tokenizer = _tokenizer(request, directory)
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     if tokenizer.vocab_size != model.vocab_size:
         raise ConvertError(
-            f"--tokenizer: {tokenizer.vocab_size} tokens, but the model has {model.vocab_size}; give the one it was exported with"
+            f"--tokenizer: {tokenizer.vocab_size} tokens, but the model has {model.vocab_size}; give the tokenizer that it was exported with"
         )
     kept = fitting.without_harmless(arrays, "", report)
     fitting.drop_copies(kept, report)
     fitting.check_shapes(kept, model, tokenizer.specials)
     report.used += list(kept)
-    return _Imported(kept, model, config, tokenizer.to_bytes(), int(step))
+    return _ImportedModel(kept, model, config, tokenizer.to_bytes(), int(step))
 
 
-def _foreign(
+def _from_other_program(
     arrays: dict[str, np.ndarray], model: ModelConfig, family: str, tokenizer: Tokenizer, step: int
-) -> _Imported:
+) -> _ImportedModel:
     objective = {"translation": {}, "pretraining": _PRETRAINING, "bart": {"name": "ar"}}[family]
-    longest = min(model.max_positions, 1024)
-    # The length head's last class stands for all longer targets: training it on them would teach it nothing.
-    target = min(longest, model.length_classes) if family == "translation" else longest
+    max_length = min(model.max_positions, 1024)
+    # The last class of the length head stands for all longer targets, which would teach it nothing.
+    target = min(max_length, model.length_classes) if family == "translation" else max_length
     settings = {
         "model": dataclasses.asdict(model),
         "objective": objective,
-        "data": {"max_source_length": longest, "max_target_length": target},
+        "data": {"max_source_length": max_length, "max_target_length": target},
         "decode": {"mode": "ar"},
     }
-    return _Imported(arrays, model, config_lib.resolve(settings), tokenizer.to_bytes(), step)
+    return _ImportedModel(arrays, model, config_lib.resolve(settings), tokenizer.to_bytes(), step)
 
 
-def _tokenizer(request: Request, directory: Path) -> Tokenizer:
-    """The tokenizer that is asked for, else the one beside the weights."""
+def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
+    """The tokenizer of --tokenizer, or else the one beside the weights."""
     if request.tokenizer is not None:
         if request.tokenizer.name == files.TOKENIZER:
             return text.load(_bytes(request.tokenizer))

@@ -1,11 +1,12 @@
-"""Reads PyTorch's pickled files (.pt, .bin) without running anything that they hold.
+"""Reads PyTorch's pickled files (.pt, .bin) without running code from them.
 
-`torch.load(weights_only=True)` refuses every name in a pickle that is not on its list of tensor types. fairseq also pickles
-settings: argparse.Namespace, OmegaConf containers, its own dataclasses and enums, NumPy scalars. For those names the
-reader supplies stand-ins that only keep what they are given, so that neither these libraries nor their code is needed.
+`torch.load(weights_only=True)` refuses every name in a pickle that is not on its list of tensor types. fairseq also
+pickles settings: argparse.Namespace, OmegaConf containers, fairseq's dataclasses and enums, NumPy scalars. The reader
+replaces these classes by stand-ins that only store their arguments, so that neither these libraries nor their code is
+needed.
 """
 
-import _compat_pickle  # the renamings of Python 2's modules that protocol 2 writes; torch.load applies the same
+import _compat_pickle  # the renamed modules of Python 2, which protocol 2 writes; torch.load applies the same renamings
 import argparse
 import pickle
 import pickletools
@@ -17,22 +18,22 @@ from typing import Any
 
 from janus_jax.convert.errors import ConvertError, library
 
-# Whatever these names are, the file gets a stand-in.
+# Every class or function of such a name is replaced by a stand-in.
 _SETTINGS = re.compile(
     r"(omegaconf|fairseq|fairseq_cli|hydra|numpy|typing|enum|pathlib)\..*"
     r"|(builtins\.(list|dict|tuple|int|float|bool|str|type))|_?operator\.getitem"
 )
 _EMPTY_DICTS = ("collections.defaultdict",)
-_LEGACY_PICKLES = 5  # a file of before PyTorch 1.6 is so many pickles, then the tensors' data
+_LEGACY_PICKLES = 5  # a file from before PyTorch 1.6 is this many pickles, then the data of the tensors
 
 
 class StandIn:
-    """An object of a class that is not here: holds the constructor's arguments and the attributes."""
+    """Replaces an object of a class that may not be installed: stores the constructor's arguments and the attributes."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
-        made = super().__new__(cls)
-        made.arguments = args
-        return made
+        stand_in = super().__new__(cls)
+        stand_in.arguments = args
+        return stand_in
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -47,7 +48,7 @@ def read(path: Path) -> Any:
     """The object in a file that `torch.save` wrote; unknown settings classes are `StandIn`s.
 
     Raises:
-      ConvertError: no such file, not a PyTorch file, a truncated one, or a pickle that would run code.
+      ConvertError: the file does not exist, is no PyTorch file, is truncated, or its pickle would run code.
     """
     torch = library("torch")
     try:
@@ -65,14 +66,14 @@ def read(path: Path) -> Any:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ConvertError(
                 f"{path}: refused: its pickle calls {refused[1]}, which is neither a tensor nor a setting and could run any "
-                "code; take the file from its source again, or save only its weights where it was made"
+                "code; download the file again, or save only its weights with the program that wrote it"
             ) from error
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConvertError(f"{path}: truncated, or not a file that torch.save wrote ({told[:200]})") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConvertError(f"{path}: truncated, or not a file that torch.save wrote ({reason[:200]})") from error
 
 
 def plain(value: Any) -> Any:
-    """Settings as nested dicts, lists and scalars: namespaces, OmegaConf containers and enums opened."""
+    """Settings as nested dicts, lists and scalars, without namespaces, OmegaConf containers and enums."""
     if isinstance(value, argparse.Namespace):
         return {name: plain(inner) for name, inner in vars(value).items()}
     if isinstance(value, StandIn):
@@ -93,8 +94,8 @@ def _empty_dict(*args: Any) -> dict:
 
 
 def _names(path: Path) -> set[str]:
-    """Every global name in a file's pickles, as Python 3 spells it."""
-    found: set[str] = set()
+    """Every global name in the pickles of a file, as Python 3 spells it."""
+    names: set[str] = set()
     for stream in _pickles(path):
         for op, argument, _ in stream:
             if op.name == "GLOBAL":
@@ -102,8 +103,8 @@ def _names(path: Path) -> set[str]:
                 module, name = _compat_pickle.NAME_MAPPING.get(
                     (module, name), (_compat_pickle.IMPORT_MAPPING.get(module, module), name)
                 )
-                found.add(f"{module}.{name}")
-    return found
+                names.add(f"{module}.{name}")
+    return names
 
 
 def _pickles(path: Path) -> Iterator[Any]:

@@ -1,15 +1,15 @@
-"""What a conversion did, told in full."""
+"""The report of a conversion."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Report:
-    """What became of every part of a model: nothing is left out or made up silently."""
+    """What became of every tensor of a model: nothing is left out or created silently."""
 
-    used: list[str] = field(default_factory=list)  # tensors taken over
-    ignored: list[tuple[str, str]] = field(default_factory=list)  # what was left out, and why
-    created: list[tuple[str, str]] = field(default_factory=list)  # what was not there, and what it is now
+    used: list[str] = field(default_factory=list)  # tensors that were taken over
+    ignored: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of what was left out
+    created: list[tuple[str, str]] = field(default_factory=list)  # (name, how) of what was missing and is new
     notes: list[str] = field(default_factory=list)  # what was changed or assumed
 
     def __str__(self) -> str:

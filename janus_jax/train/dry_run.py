@@ -21,7 +21,7 @@ from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.train.loop import resolve_with_data
-from janus_jax.train.step import init_state, jit_train_step
+from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
 
 _MIB, _GIB = 2**20, 2**30
@@ -120,13 +120,6 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
         show(forecast.report())
     forecast.check()
     return forecast
-
-
-def abstract_state(net: Janus, config: Config, mesh: Mesh) -> TrainState:
-    """The training state as ShapeDtypeStructs with the shardings that it has on a mesh."""
-    shapes = jax.eval_shape(lambda: init_state(net, config))
-    shardings = parallel.state_shardings(mesh, shapes)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def abstract_batch(config: Config, mesh: Mesh, bucket: Bucket) -> Batch:

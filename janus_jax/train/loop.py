@@ -26,7 +26,7 @@ from janus_jax.train.initial import initial_params
 from janus_jax.train.log import IntervalMeans, RunLog, last_evaluation, plot_curves
 from janus_jax.train.meter import Meter, SpikeDetector, peak_flops
 from janus_jax.train.profile import Profiler
-from janus_jax.train.step import init_state, jit_train_step, state_from_params
+from janus_jax.train.step import abstract_state, init_state, jit_train_step, state_from_params
 from janus_jax.train.workdir import (
     changed_settings,
     check_workdir_is_shared,
@@ -121,15 +121,7 @@ class _TrainingRun:
         self.process, self.processes = jax.process_index(), jax.process_count()
         self.workdir = workdir
         with processes.fail_together():
-            self.prepared = Prepared.open(config.data.prepared, config)
-            self.config = resolve_with_data(config, self.prepared)
-            self.tokenizer = text.load(self.prepared.tokenizer_bytes)
-            self.net = Janus(self.config.model, self.tokenizer.specials)
-            self.mesh = parallel.make_mesh(config.parallel)
-            parallel.check_rows(self.mesh, config.data.batch_multiple)
-            self.share = parallel.batch_share(self.mesh)
-            TrainBatches(self.prepared, self.config, *self.share)  # raises errors of the batch plan
-            self.prepared.split("train").load()  # raises errors of the files
+            self._open_data_and_devices(config)
             initial, notes = None, []
             if self.config.init_from and not has_checkpoint(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)
@@ -140,15 +132,15 @@ class _TrainingRun:
         self.meter = Meter(sum(map(peak_flops, jax.local_devices())) * self.processes)
         self.profiler = Profiler(workdir / "profile", profile)
         with jax.set_mesh(self.mesh):
-            self.abstract = self._abstract_state()
-            shardings = jax.tree.map(lambda x: x.sharding, self.abstract)
+            abstract = abstract_state(self.net, self.config, self.mesh)
+            shardings = jax.tree.map(lambda x: x.sharding, abstract)
             # One step function for each set of loss terms that have a weight at the same step.
             self.step_fn = functools.cache(
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
             self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
-            self.state, interval = self._first_state(shardings, initial)
+            self.state, interval = self._first_state(abstract, initial)
         if self.process == 0:
             save_settings(self.config, self.prepared.contents, workdir)
         self.interval = IntervalMeans(**interval)
@@ -166,6 +158,18 @@ class _TrainingRun:
         if initial is not None:
             self.log.message(f"starts from {self.config.init_from}{''.join(f'; {note}' for note in notes)}")
 
+    def _open_data_and_devices(self, config: Config) -> None:
+        """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""
+        self.prepared = Prepared.open(config.data.prepared, config)
+        self.config = resolve_with_data(config, self.prepared)
+        self.tokenizer = text.load(self.prepared.tokenizer_bytes)
+        self.net = Janus(self.config.model, self.tokenizer.specials)
+        self.mesh = parallel.make_mesh(config.parallel)
+        parallel.check_rows(self.mesh, config.data.batch_multiple)
+        self.share = parallel.batch_share(self.mesh)
+        TrainBatches(self.prepared, self.config, *self.share)  # raises errors of the batch plan
+        self.prepared.split("train").load()  # raises errors of the files
+
     def run(self) -> tuple[dict[str, float], bool]:
         """Trains; returns the metrics of the last evaluation and whether the run was stopped before its end."""
         try:
@@ -174,7 +178,7 @@ class _TrainingRun:
                 self.checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
             message = str(error)
-            # These two are errors of this process, whatever became of the others.
+            # These two are errors of this process and no signs of a lost one.
             if self.processes == 1 or "RESOURCE_EXHAUSTED" in message or "INVALID_ARGUMENT" in message:
                 raise
             raise LostProcessError(
@@ -299,15 +303,16 @@ class _TrainingRun:
             self.log.record(step, metrics)
         return metrics
 
-    def _abstract_state(self) -> TrainState:
-        shapes = jax.eval_shape(lambda: init_state(self.net, self.config))
-        shardings = parallel.state_shardings(self.mesh, shapes)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    def _first_state(self, abstract: TrainState, initial: Any) -> tuple[TrainState, dict[str, Any]]:
+        """The state to start from, and the unfinished interval of the log.
 
-    def _first_state(self, shardings: Any, initial: Any) -> tuple[TrainState, dict[str, Any]]:
-        """The state to start from, and the unfinished interval of the log."""
-        if restored := self.checkpoints.restore(self.abstract):
+        Args:
+          abstract: the state as ShapeDtypeStructs with shardings.
+          initial: parameters of another checkpoint; None: random ones.
+        """
+        if restored := self.checkpoints.restore(abstract):
             return restored
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
         if initial is not None:
             return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial), {}
         return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)(), {}

@@ -32,6 +32,13 @@ def state_from_params(config: Config, params: Params) -> TrainState:
     return TrainState(jnp.int32(0), params, make_optimizer(config.optimizer).init(params), ema)
 
 
+def abstract_state(net: Janus, config: Config, mesh: jax.sharding.Mesh) -> TrainState:
+    """The training state as ShapeDtypeStructs with its shardings on a mesh."""
+    shapes = jax.eval_shape(lambda: init_state(net, config))
+    shardings = parallel.state_shardings(mesh, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
 def make_train_step(
     net: Janus, config: Config, terms: tuple[str, ...] | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

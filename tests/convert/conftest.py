@@ -1,12 +1,12 @@
-"""transformers as the tests of this room use it."""
+"""transformers, set up for the tests of this package."""
 
 import pytest
 
 
 @pytest.fixture(scope="session")
 def transformers(tmp_path_factory):
-    """The library, on one thread, with the cache of remote code in a directory of its own: one for all, since Python
-    keeps the package that it makes of it."""
+    """The library, on one thread, with a temporary cache of remote code. One cache serves all tests, since Python keeps the
+    package that transformers makes of it."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Small models in other programs' forms, for the tests of imports and exports."""
+"""Small models in other programs' formats, for the tests of imports and exports."""
 
 import argparse
 import json
@@ -22,32 +22,32 @@ _SPREADS = {"embed_positions": 1.0, "embed_tokens": 0.2}
 
 
 def dictionary(path, words=36, mask=False):
-    """A dict.txt of so many made-up words: 4 more ids, and one for <mask>, the last."""
+    """A dict.txt of `words` words; the vocabulary has 4 ids before them and, with `mask`, <mask> as the last one."""
     names = [f"w{i}" for i in range(words)] + ["<mask>"] * mask
     path.write_text("".join(f"{name} 1\n" for name in names), encoding="utf-8")
     return path
 
 
 def byte_bpe(size=280):
-    """A byte-level BPE tokenizer, <mask> being 4."""
+    """A byte-level BPE tokenizer; the id of <mask> is 4."""
     return text.train(LINES, resolve({"text": {"model_type": "byte_bpe", "vocab_size": size}}).text)
 
 
 def padded_byte_bpe(size):
-    """A byte-level BPE tokenizer of a published size: fillers between its tokens and <mask>, the last."""
+    """A byte-level BPE tokenizer of a published size: fillers between its tokens and <mask>, which is the last id."""
     tokenizer = byte_bpe()
-    described = json.loads(tokenizer.to_bytes())
-    vocab = described["model"]["vocab"]
+    content = json.loads(tokenizer.to_bytes())
+    vocab = content["model"]["vocab"]
     del vocab["<mask>"]
     taken = set(vocab.values())
     vocab |= {f"filler{i}": i for i in range(size - 1) if i not in taken} | {"<mask>": size - 1}
-    for token in described["added_tokens"]:
+    for token in content["added_tokens"]:
         token["id"] = vocab[token["content"]]
-    return text.load(json.dumps(described).encode())
+    return text.load(json.dumps(content).encode())
 
 
 def network(mask=4, **changes):
-    """A tiny model without dropout; changes are ModelConfig's."""
+    """A tiny model without dropout; `changes` are settings of ModelConfig."""
     settings = {
         "vocab_size": 40, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2,
         "max_positions": 40, "length_classes": 40, "dropout": 0.0, "vocab_multiple": 16, "dtype": "float32",
@@ -56,7 +56,7 @@ def network(mask=4, **changes):
 
 
 def arrays_of(net, seed=0):
-    """Random arrays under released names: matrices large enough that a model does not repeat its input for ever."""
+    """Random arrays under released names; matrices are large enough that the model does not copy its input."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in released_shapes(net.config, net.specials).items():
@@ -95,7 +95,7 @@ def save_pt(path, arrays, args=None, legacy=False, **others):
 
 
 def write_checkpoint(path, tokenizer, *, step=12, config=None, change=lambda arrays: arrays, **model):
-    """A janus_jax checkpoint of a random tiny model for `tokenizer`, with `change` of its arrays; its network and parameters."""
+    """Writes a checkpoint of a random tiny model for `tokenizer`, after `change` of its arrays; returns network and parameters."""
     net = network(tokenizer.specials.mask, vocab_size=tokenizer.vocab_size, **model)
     params = params_from_released(change(arrays_of(net)), net.config)
     settings = {name: getattr(net.config, name) for name in net.config.__dataclass_fields__}

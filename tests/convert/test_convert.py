@@ -1,4 +1,4 @@
-"""Released names there and back; averages of checkpoints."""
+"""Conversion to released names and back; averages of checkpoints."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from janus_jax.convert.__main__ import main
 from tests import tiny
 
 
-def test_released_names_there_and_back():
+def test_released_names_and_back():
     net, params = tiny.model()
     released = params_to_released(params, net.config)
     assert released["decoder.layers.1.encoder_attn.q_proj.weight"].shape == (16, 16)
@@ -30,7 +30,7 @@ def test_a_copy_of_the_embedding_that_differs_is_refused():
         params_from_released(released, net.config)
 
 
-def test_average_door(tmp_path, capsys):
+def test_average_on_the_command_line(tmp_path, capsys):
     _, params = tiny.model()
     config = resolve({"model": {"vocab_size": tiny.VOCAB}})
     run = tmp_path / "run"

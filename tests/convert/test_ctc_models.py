@@ -1,5 +1,6 @@
-"""Models with CTC rows in other programs' forms: the blank goes out and comes back, and PyTorch finds the same outputs."""
+"""Exports of models with CTC rows: an import restores the blank, and PyTorch gives the same outputs."""
 
+import functools
 import itertools
 import json
 import sys
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint
-from janus_jax.convert import ConvertError, Request, export_model, import_model
+from janus_jax.convert import ConvertError, ImportRequest, export_model, import_model
 from janus_jax.convert.fairseq import BLANK, LENGTHS, SHARED, params_from_released, params_to_released
 from janus_jax.decode import Generator
 from tests.convert import foreign
@@ -17,14 +18,14 @@ from tests.convert import foreign
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("safetensors.numpy")
 
-# Of 280 tokens: a table whose padding has room for the blank, one without padding but for it, one with plenty.
+# For 280 tokens: a table whose padding includes the blank, one padded only because of the blank, and one with much padding.
 ARCHITECTURES = {
     "post-norm": {"ctc_ratio": 2.0, "vocab_multiple": 16},
     "bart, source rows": foreign.BART | {"ctc_ratio": 1.5, "ctc_input": "source", "vocab_multiple": 8},
     "pre-norm, mask is unk": {"ctc_ratio": 1.1, "norm": "pre", "mask_token": "unk", "vocab_multiple": 128},
 }
 BOS, PAD, EOS = 0, 1, 2
-LONGEST = 16  # tokens of a source
+LONGEST = 16  # most tokens of a source
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def write(path, bpe, **model):
 
 
 def lively(arrays):
-    """Rows that depend little on each other, tokens that none of them always prefers, and a blank that some do."""
+    """Arrays whose rows depend little on each other, where no token wins everywhere, and the blank wins sometimes."""
     for name, array in arrays.items():
         if name.startswith("decoder.layers.") and name.endswith((".self_attn.out_proj.weight", ".fc2.weight")):
             arrays[name] = 0.1 * array
@@ -55,24 +56,22 @@ def load(directory):
 
 
 @pytest.fixture(scope="module")
-def made(bpe, tmp_path_factory, transformers):
-    """By architecture: (checkpoint, export, network, parameters, PyTorch model)."""
-    found = {}
+def export_of(bpe, tmp_path_factory, transformers):
+    """A function: name of an architecture -> (checkpoint, export, network, parameters, PyTorch model), made once."""
 
-    def make(name):
-        if name not in found:
-            folder = tmp_path_factory.mktemp("ctc")
-            net, params = write(folder / "run", bpe, **ARCHITECTURES[name])
-            export_model(folder / "run", "hf", folder / "hf")
-            found[name] = (folder / "run", folder / "hf", net, params, load(folder / "hf"))
-        return found[name]
+    @functools.cache
+    def export_of(name):
+        folder = tmp_path_factory.mktemp("ctc")
+        net, params = write(folder / "run", bpe, **ARCHITECTURES[name])
+        export_model(folder / "run", "hf", folder / "hf")
+        return folder / "run", folder / "hf", net, params, load(folder / "hf")
 
-    return make
+    return export_of
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
-def each(request, made):
-    return made(request.param)
+def each(request, export_of):
+    return export_of(request.param)
 
 
 def sources(count, vocab, seed=0):
@@ -89,14 +88,14 @@ def padded(lines, side="right"):
 
 
 def bare(ids):
-    """Tokens between bos and eos; nothing else may stand there, and only padding behind."""
-    found = []
+    """Tokens between bos and eos of each row; asserts that only padding follows eos."""
+    inner = []
     for row in ids.tolist():
         end = row.index(EOS)
         assert row[0] == BOS
         assert set(row[end + 1 :]) <= {PAD}
-        found.append(row[1:end])
-    return found
+        inner.append(row[1:end])
+    return inner
 
 
 def test_logits_of_ctc_rows(each):
@@ -120,7 +119,7 @@ def test_logits_of_ctc_rows(each):
 
 
 @pytest.mark.parametrize(("beam", "penalty"), [(1, 0.0), (4, 0.0), (4, 0.7)])
-def test_ctc_finds_the_same_tokens(beam, penalty, each):
+def test_ctc_search_gives_the_same_tokens(beam, penalty, each):
     path, _, net, _, model = each
     lines = sources(60, net.config.vocab_size, 2)
     outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="ctc", beam=beam, blank_penalty=penalty)
@@ -131,11 +130,11 @@ def test_ctc_finds_the_same_tokens(beam, penalty, each):
         assert scores.tolist() == pytest.approx([output.score for output in outputs], rel=1e-5, abs=1e-4)
     rows = [model.config.ctc_slots(len(line) + 2) for line in lines]
     assert sum(rows) - sum(len(output.tokens) for output in outputs) > 60, "nothing merged, nothing blank"
-    assert len({tuple(output.tokens) for output in outputs}) > 30, "what any rows give"
+    assert len({tuple(output.tokens) for output in outputs}) > 30, "the rows decide too little"
 
 
-def test_more_outputs_fewer_tokens_and_a_limit(made):
-    _, _, net, params, model = made("post-norm")
+def test_several_outputs_fewer_tokens_and_a_limit(export_of):
+    _, _, net, params, model = export_of("post-norm")
     lines = sources(40, net.config.vocab_size, 3)
     limited = Generator(net, params, None, max_target_length=8)
     outputs = limited.generate_ids(lines, mode="ctc", beam=5, nbest=3, tokens=3)
@@ -153,12 +152,12 @@ def test_more_outputs_fewer_tokens_and_a_limit(made):
         assert not any(bare(model.generate_ctc(torch.from_numpy(padded(lines)), num_beams=beams, max_length=2)))
 
 
-def test_a_search_that_loses_nothing_adds_up_all_alignments(made, transformers):
-    search = sys.modules[type(made("post-norm")[-1]).__module__]
+def test_a_beam_that_holds_every_prefix_adds_up_all_alignments(export_of, transformers):
+    search = sys.modules[type(export_of("post-norm")[-1]).__module__]
     table = torch.log_softmax(2 * torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0)), -1)
     tokens = torch.tensor([7, 9]).expand(3, 4, 2)
     real = torch.arange(4) < torch.tensor([[4], [3], [0]])
-    found, lengths, scores = search.prefix_beam_search(
+    tokens_found, lengths, scores = search.prefix_beam_search(
         search.Emissions(tokens, table[..., :2], table[..., 2], real), beam=40, longest=3
     )
     for b, count in enumerate(real.sum(1).tolist()):
@@ -167,32 +166,32 @@ def test_a_search_that_loses_nothing_adds_up_all_alignments(made, transformers):
             merged = tuple((7, 9)[i] for i, _ in itertools.groupby(path) if i < 2)
             total = sum(float(table[b, row, i]) for row, i in enumerate(path))
             sums[merged] = np.logaddexp(sums.get(merged, -np.inf), total)
-        wanted = sorted(((p, output) for output, p in sums.items() if len(output) <= 3), reverse=True)
+        expected = sorted(((p, output) for output, p in sums.items() if len(output) <= 3), reverse=True)
         exists = scores[b] > -np.inf
-        assert [tuple(row[:n]) for row, n in zip(found[b].tolist(), lengths[b].tolist(), strict=True)] == [
-            output for _, output in wanted
+        assert [tuple(row[:n]) for row, n in zip(tokens_found[b].tolist(), lengths[b].tolist(), strict=True)] == [
+            output for _, output in expected
         ] + [()] * int((~exists).sum())
-        assert scores[b][exists].tolist() == pytest.approx([p for p, _ in wanted], abs=1e-5)
+        assert scores[b][exists].tolist() == pytest.approx([p for p, _ in expected], abs=1e-5)
 
 
-def test_an_empty_source_gives_nothing(made):
-    _, _, _, _, model = made("bart, source rows")
+def test_an_empty_source_gives_nothing(export_of):
+    _, _, _, _, model = export_of("bart, source rows")
     source = torch.tensor([[0, 2, 1, 1], [0, 7, 8, 2], [1, 1, 1, 1]])
     for beams in (1, 3):
-        found = bare(model.generate_ctc(source, num_beams=beams))
-        assert found[0] == found[2] == []
-        assert found[1]
+        outputs = bare(model.generate_ctc(source, num_beams=beams))
+        assert outputs[0] == outputs[2] == []
+        assert outputs[1]
     assert bare(model.generate_ctc(source[:1])) == [[]]
 
 
 @pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_what_goes_out_comes_back_bit_for_bit(name, form, made, tmp_path):
-    path, _, net, params, _ = made(name)
+def test_an_import_restores_an_export_bit_for_bit(name, form, export_of, tmp_path):
+    path, _, net, params, _ = export_of(name)
     report = export_model(path, form, tmp_path / "out")
     assert BLANK in report.used
     assert any(BLANK in note for note in report.notes) == (form == "fairseq")
-    import_model(Request(form, tmp_path / "out", tmp_path / "back"))
+    import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back"))
     before, after = checkpoint.load(path), checkpoint.load(tmp_path / "back")
     assert after.config == before.config
     assert (after.config.objective.name, after.config.model.ctc_ratio) == ("janus_ctc", net.config.ctc_ratio)
@@ -202,17 +201,17 @@ def test_what_goes_out_comes_back_bit_for_bit(name, form, made, tmp_path):
     assert np.any(after.params["embed_tokens"]["embedding"][net.blank])
 
 
-def test_a_model_saved_by_transformers_comes_back(made, bpe, tmp_path):
-    _, _, _, params, model = made("post-norm")
+def test_a_model_saved_by_transformers_is_imported(export_of, bpe, tmp_path):
+    _, _, _, params, model = export_of("post-norm")
     model.save_pretrained(tmp_path / "again")
     (tmp_path / "again" / "janus_tokenizer.bin").write_bytes(bpe.to_bytes())
-    import_model(Request("hf", tmp_path / "again", tmp_path / "back"))
+    import_model(ImportRequest("hf", tmp_path / "again", tmp_path / "back"))
     table = checkpoint.load(tmp_path / "back").params["embed_tokens"]["embedding"]
     np.testing.assert_array_equal(table, params["embed_tokens"]["embedding"])
 
 
-def test_the_other_halves_know_nothing_of_ctc_rows(made, bpe, tmp_path):
-    _, exported, net, _, model = made("bart, source rows")
+def test_ctc_rows_change_nothing_in_the_other_modes(export_of, bpe, tmp_path):
+    _, exported, net, _, model = export_of("bart, source rows")
     without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
     write(tmp_path / "run", bpe, **without)
     export_model(tmp_path / "run", "hf", tmp_path / "hf")
@@ -240,8 +239,8 @@ def test_the_other_halves_know_nothing_of_ctc_rows(made, bpe, tmp_path):
     assert torch.equal(model.generate_nar(source, passes=2), other.generate_nar(source, passes=2))
 
 
-def test_the_card_shows_how(made):
-    _, exported, _, _, _ = made("post-norm")
+def test_the_code_of_the_model_card_runs(export_of):
+    _, exported, _, _, _ = export_of("post-norm")
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert "janus_ctc: trained for ar, ctc, speculative" in card
     code = card.split("```python\n")[1].split("```")[0]
@@ -249,10 +248,10 @@ def test_the_card_shows_how(made):
     exec(compile(code.replace('"hf"', repr(str(exported))), "README.md", "exec"), {})
 
 
-def test_stock_bart_leaves_the_blank_behind(made, bpe, tmp_path):
-    path = made("bart, source rows")[0]
+def test_a_bart_export_has_no_blank(export_of, bpe, tmp_path):
+    path = export_of("bart, source rows")[0]
     report = export_model(path, "bart", tmp_path / "ctc")
-    assert (BLANK, "BART has no CTC rows, and so no blank") in report.ignored
+    assert (BLANK, "BART has no CTC rows and no blank") in report.ignored
     assert BLANK not in report.used
     without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
     write(tmp_path / "run", bpe, **without)
@@ -260,36 +259,36 @@ def test_stock_bart_leaves_the_blank_behind(made, bpe, tmp_path):
     assert [name for name, _ in report.ignored] == [LENGTHS]
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         assert (tmp_path / "ctc" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-    import_model(Request("hf", tmp_path / "ctc", tmp_path / "back"))
+    import_model(ImportRequest("hf", tmp_path / "ctc", tmp_path / "back"))
     assert checkpoint.load(tmp_path / "back").config.model.ctc_ratio == 0
 
 
-def test_fairseq_files_hold_the_released_tensors_only(made, tmp_path):
-    path, _, net, _, _ = made("post-norm")
+def test_fairseq_files_hold_the_released_tensors_only(export_of, tmp_path):
+    path, _, net, _, _ = export_of("post-norm")
     export_model(path, "fairseq", tmp_path / "out")
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=False)
     assert BLANK not in state["model"]
     assert list(state["janus_jax"]["tensors"]) == [BLANK]
     assert len(state["model"][SHARED]) == net.config.vocab_size
-    # What lost it on the way is refused.
+    # A file that has lost the blank is refused.
     del state["janus_jax"]["tensors"]
     torch.save(state, tmp_path / "out" / "model.pt")
     with pytest.raises(ConvertError, match=rf"{BLANK} is missing \(expected shape \(1, 16\)\)"):
-        import_model(Request("fairseq", tmp_path / "out", tmp_path / "back"))
+        import_model(ImportRequest("fairseq", tmp_path / "out", tmp_path / "back"))
 
 
-def test_a_blank_without_ctc_rows_is_refused(made, tmp_path):
-    path = made("post-norm")[0]
+def test_a_blank_without_ctc_rows_is_refused(export_of, tmp_path):
+    path = export_of("post-norm")[0]
     export_model(path, "safetensors", tmp_path / "out")
     config = foreign.read_json(tmp_path / "out" / "config.json")
     config["model"]["ctc_ratio"], config["objective"]["name"] = 0.0, "ar"
     (tmp_path / "out" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ConvertError, match=f"{BLANK}: no such tensor"):
-        import_model(Request("safetensors", tmp_path / "out", tmp_path / "back"))
+    with pytest.raises(ConvertError, match=f"{BLANK}: this architecture has no such tensor"):
+        import_model(ImportRequest("safetensors", tmp_path / "out", tmp_path / "back"))
 
 
-def test_released_names_there_and_back(made):
-    _, _, net, params, _ = made("bart, source rows")
+def test_released_names_there_and_back(export_of):
+    _, _, net, params, _ = export_of("bart, source rows")
     released = params_to_released(params, net.config)
     np.testing.assert_array_equal(released[BLANK][0], params["embed_tokens"]["embedding"][net.blank])
     back = params_from_released(released, net.config)
@@ -304,18 +303,18 @@ def test_released_names_there_and_back(made):
         (lambda m, s: m.generate_ctc(s, num_beams=0), "at least 1"),
         (lambda m, s: m.generate_ctc(s, ctc_tokens=0), "at least 1"),
         (lambda m, s: m.generate_ctc(s, num_beams=2, num_return_sequences=3), "3 of 2 beams"),
-        (lambda m, s: m.generate_ctc(s, max_length=1), "do not hold bos and eos"),
+        (lambda m, s: m.generate_ctc(s, max_length=1), "cannot hold bos and eos"),
         (lambda m, s: m.generate_ctc(s.repeat(1, 9)), "68 CTC rows, but this model has 64 positions; cut the input"),
-        (lambda m, s: m.ctc_forward(encoder_outputs=m.encoder(s)), "read the source tokens; give them"),
+        (lambda m, s: m.ctc_forward(encoder_outputs=m.encoder(s)), "read the source tokens; pass them"),
         (lambda m, s: type(m.config)(ctc_ratio=-1.0), "or more"),
         (lambda m, s: type(m.config)(ctc_input="target"), "is not one of"),
         (lambda m, s: type(m)(type(m.config)(**TINY)).generate_ctc(s), "no CTC rows"),
         (lambda m, s: type(m)(type(m.config)(**TINY)).ctc_forward(s), "no CTC rows"),
     ],
 )
-def test_mistakes_are_explained(made, call, message):
+def test_mistakes_are_explained(export_of, call, message):
     with pytest.raises(ValueError, match=message):
-        call(made("bart, source rows")[-1], torch.tensor([[0, 7, 8, 9, 2]]))
+        call(export_of("bart, source rows")[-1], torch.tensor([[0, 7, 8, 9, 2]]))
 
 
 TINY = {"vocab_size": 12, "d_model": 8, "ffn_dim": 8, "heads": 2, "encoder_layers": 1, "decoder_layers": 1}

@@ -1,6 +1,7 @@
-"""Checkpoints in other programs' forms: what these compute, and that they come back whole."""
+"""Exports compute the same as the checkpoint, and an import restores them completely."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, config
-from janus_jax.convert import ConvertError, Request, export_model, import_model
+from janus_jax.convert import ConvertError, ImportRequest, export_model, import_model
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
@@ -21,7 +22,6 @@ from tests.convert import foreign
 pytest.importorskip("safetensors")
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN = ROOT.parent / "shared" / "golden"
 TABLE = "decoder.embed_positions.weight"
 
 
@@ -46,21 +46,20 @@ ARCHITECTURES = {
 
 
 @pytest.fixture(scope="module")
-def made(bpe, sentencepiece, tmp_path_factory):
-    """Checkpoints by architecture: (directory, network, parameters, tokenizer)."""
-    directory, found = tmp_path_factory.mktemp("checkpoints"), {}
+def checkpoint_of(bpe, sentencepiece, tmp_path_factory):
+    """A function: name of an architecture -> (checkpoint, network, parameters, tokenizer), written once."""
+    directory = tmp_path_factory.mktemp("checkpoints")
 
-    def make(name):
-        if name not in found:
-            tokenizer = bpe if "bart" in name else sentencepiece
-            path = directory / str(len(found))
-            found[name] = (path, *foreign.write_checkpoint(path, tokenizer, **ARCHITECTURES[name]), tokenizer)
-        return found[name]
+    @functools.cache
+    def checkpoint_of(name):
+        tokenizer = bpe if "bart" in name else sentencepiece
+        path = directory / name.replace(" ", "_")
+        return path, *foreign.write_checkpoint(path, tokenizer, **ARCHITECTURES[name]), tokenizer
 
-    return make
+    return checkpoint_of
 
 
-def equal(a, b):
+def identical(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
         jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
     )
@@ -68,94 +67,90 @@ def equal(a, b):
 
 @pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
 @pytest.mark.parametrize("name", ["translation", "pre-norm, content stream", "bart"])
-def test_what_goes_out_comes_back_bit_for_bit(name, form, made, tmp_path, capsys):
+def test_an_import_restores_an_export_bit_for_bit(name, form, checkpoint_of, tmp_path, capsys):
     if form == "fairseq":
         pytest.importorskip("torch")
-    path, _, params, tokenizer = made(name)
+    path, _, params, tokenizer = checkpoint_of(name)
     out, back = tmp_path / "out", tmp_path / "back"
     assert main(["export", f"--checkpoint={path}", f"--format={form}", f"--output={out}"]) == 0
     assert main(["import", f"--from={form}", f"--model={out}", f"--output={back}"]) == 0
     assert capsys.readouterr().out.count("used: ") == 2
     before, after = checkpoint.load(path), checkpoint.load(back)
-    assert equal(after.params, before.params)
-    assert equal(after.params, params)
+    assert identical(after.params, before.params)
+    assert identical(after.params, params)
     assert after.config == before.config
-    assert after.config.model.vocab_size == 0  # as it was: taken from the tokenizer
+    assert after.config.model.vocab_size == 0  # as before: the size comes from the tokenizer
     assert after.tokenizer == before.tokenizer == tokenizer.to_bytes()
     assert (after.step, after.about["made_by"]) == (12, "import")
     with pytest.raises(ConvertError, match="holds its settings"):
-        import_model(Request(form, out, tmp_path / "again", heads=2))
+        import_model(ImportRequest(form, out, tmp_path / "again", heads=2))
 
 
-def test_an_export_that_lost_a_tensor_is_refused(made, tmp_path):
+def test_an_export_without_one_of_its_tensors_is_refused(checkpoint_of, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
-    export_model(made("bart")[0], "safetensors", tmp_path / "out")
+    export_model(checkpoint_of("bart")[0], "safetensors", tmp_path / "out")
     weights = tmp_path / "out" / "model.safetensors"
     arrays = safetensors.load_file(weights)
     assert LENGTHS in arrays
     safetensors.save_file({name: array for name, array in arrays.items() if name != LENGTHS}, weights)
     with pytest.raises(ConvertError, match=f"{LENGTHS} is missing"):
-        import_model(Request("safetensors", tmp_path / "out", tmp_path / "back"))
+        import_model(ImportRequest("safetensors", tmp_path / "out", tmp_path / "back"))
 
 
-def test_safetensors_need_no_torch(made, tmp_path):
+def test_safetensors_need_no_torch(checkpoint_of, tmp_path):
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["transformers"] = None
 from janus_jax.convert.__main__ import main
-assert main(["export", "--checkpoint={made("bart")[0]}", "--format=safetensors", "--output={tmp_path / "out"}"]) == 0
-assert main(["export", "--checkpoint={made("bart")[0]}", "--format=hf", "--output={tmp_path / "hf"}"]) == 0
+assert main(["export", "--checkpoint={checkpoint_of("bart")[0]}", "--format=safetensors", "--output={tmp_path / "out"}"]) == 0
+assert main(["export", "--checkpoint={checkpoint_of("bart")[0]}", "--format=hf", "--output={tmp_path / "hf"}"]) == 0
 assert main(["import", "--from=hf", "--model={tmp_path / "hf"}", "--output={tmp_path / "back"}"]) == 0
-sys.exit(main(["export", "--checkpoint={made("bart")[0]}", "--format=fairseq", "--output={tmp_path / "pt"}"]))
+sys.exit(main(["export", "--checkpoint={checkpoint_of("bart")[0]}", "--format=fairseq", "--output={tmp_path / "pt"}"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "pip install torch" in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "hf", "out"]  # and no half-written directory
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2, process.stderr
+    assert "pip install torch" in process.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "hf", "out"]  # no half-written directory
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["about.json", "config.json", TOKENIZER, "model.safetensors"]
     text = (tmp_path / "out" / "config.json").read_text(encoding="utf-8")
-    assert config.from_json(text) == checkpoint.load(made("bart")[0]).config
+    assert config.from_json(text) == checkpoint.load(checkpoint_of("bart")[0]).config
 
 
 # fairseq
 
 
 @pytest.mark.parametrize("name", ["golden_mt_1", "golden_bart_1"])
-def test_fairseq_files_hold_exactly_the_released_tensors(name, tmp_path):
+def test_fairseq_files_hold_exactly_the_released_tensors(name, golden, tmp_path):
     torch = pytest.importorskip("torch")
-    if not GOLDEN.is_dir():
-        pytest.skip("released arrays are not at hand")
-    golden = {
-        key.removeprefix("param/"): array
-        for key, array in np.load(GOLDEN / f"{name}.npz").items()
-        if key.startswith("param/")
+    params = {
+        key.removeprefix("param/"): array for key, array in np.load(golden(name)).items() if key.startswith("param/")
     }
-    saved = foreign.save_pt(tmp_path / "released.pt", golden)
+    saved = foreign.save_pt(tmp_path / "released.pt", params)
     tokenizer = foreign.dictionary(tmp_path / "dict.txt", words=46)
-    import_model(Request("fairseq", saved, tmp_path / "imported", tokenizer=tokenizer, heads=4))
+    import_model(ImportRequest("fairseq", saved, tmp_path / "imported", tokenizer=tokenizer, heads=4))
     report = export_model(tmp_path / "imported", "fairseq", tmp_path / "out")
-    assert not report.notes  # the released code computes what this model was trained to
+    assert not report.notes  # the released code computes the same as this model
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=False)
     weights = {key: value.numpy() for key, value in state["model"].items()}
     assert {key: (value.shape, value.dtype) for key, value in weights.items()} == {
-        key: (value.shape, value.dtype) for key, value in golden.items()
+        key: (value.shape, value.dtype) for key, value in params.items()
     }
-    for key, value in golden.items():
+    for key, value in params.items():
         assert value.tobytes() == weights[key].tobytes(), key
     assert state["args"].encoder_attention_heads == state["args"].decoder_attention_heads == 4
     assert (tmp_path / "out" / "dict.txt").read_bytes() == tokenizer.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["translation", "bart"])
-def test_lines_of_dict_txt_are_the_ids(name, made, tmp_path):
+def test_lines_of_dict_txt_are_the_ids(name, checkpoint_of, tmp_path):
     pytest.importorskip("torch")
-    path, net, _, tokenizer = made(name)
+    path, net, _, tokenizer = checkpoint_of(name)
     report = export_model(path, "fairseq", tmp_path / "out")
     words = [line.rsplit(" ", 1)[0] for line in (tmp_path / "out" / "dict.txt").read_text("utf-8").splitlines()]
     assert len(words) == len(set(words)) == net.config.vocab_size - 4
     assert words[tokenizer.specials.mask - 4] == "<mask>"
-    space = {"bart": "\u0120", "translation": "\u2581"}[name]  # how each kind of vocabulary writes a space
+    space = {"bart": "\u0120", "translation": "\u2581"}[name]  # how this kind of vocabulary writes a space
     for number in tokenizer.encode("one two"):
         assert words[number - 4].replace(space, "\u2581") == tokenizer.pieces([number])[0]
     assert any("mask_token" in note for note in report.notes) == (name == "bart")
@@ -185,13 +180,14 @@ def torch_logits(model, source, target):
 
     ids = torch.from_numpy(source)
     with torch.no_grad():
-        given = {"attention_mask": (ids != 1).long(), "decoder_input_ids": torch.from_numpy(target)}
-        return model(input_ids=ids, **given).logits.numpy()
+        decoder_input_ids = torch.from_numpy(target)
+        output = model(input_ids=ids, attention_mask=(ids != 1).long(), decoder_input_ids=decoder_input_ids)
+        return output.logits.numpy()
 
 
 @pytest.mark.parametrize("name", ["translation", "bart"])
-def test_hf_directories_load_and_agree(name, made, tmp_path, transformers):
-    path, net, params, tokenizer = made(name)
+def test_hf_directories_load_and_agree(name, checkpoint_of, tmp_path, transformers):
+    path, net, params, tokenizer = checkpoint_of(name)
     export_model(path, "hf", tmp_path / "out")
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
     source, target = batch(net.config.vocab_size, [0] if name == "translation" else [2, 0])
@@ -200,8 +196,7 @@ def test_hf_directories_load_and_agree(name, made, tmp_path, transformers):
         model.config, beam=3, lenpen=0.7, stop="current", max_target_length=24
     )
     written = foreign.read_json(tmp_path / "out" / "generation_config.json")
-    of_ours = {key: value for key, value in expected.to_dict().items() if key in written}
-    assert of_ours == written
+    assert {key: value for key, value in expected.to_dict().items() if key in written} == written
     assert model.config.mask_token_id == (3 if name == "translation" else 4)
     wrapped = transformers.AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert wrapped("one two")["input_ids"] == [0, *tokenizer.encode("one two"), 2]
@@ -215,8 +210,8 @@ BARTS = ["bart", "bart, bos first", "bart, bos first, slots at their inputs"]
 
 
 @pytest.mark.parametrize("name", BARTS)
-def test_stock_bart_computes_the_autoregressive_half(name, made, tmp_path, transformers):
-    path, net, params, _ = made(name)
+def test_stock_bart_computes_the_autoregressive_half(name, checkpoint_of, tmp_path, transformers):
+    path, net, params, _ = checkpoint_of(name)
     report = export_model(path, "bart", tmp_path / "out")
     assert LENGTHS in [ignored for ignored, _ in report.ignored]
     model, info = transformers.BartForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -225,8 +220,8 @@ def test_stock_bart_computes_the_autoregressive_half(name, made, tmp_path, trans
     theirs = torch_logits(model.eval(), source, target)
     assert np.abs(theirs).max() > 1
     np.testing.assert_allclose(theirs, logits(net, params, source, target), atol=1e-4)
-    # And back: a model that computes the same, its positions as BART has them.
-    import_model(Request("hf", tmp_path / "out", tmp_path / "back"))
+    # The import of the export computes the same, with BART's positions.
+    import_model(ImportRequest("hf", tmp_path / "out", tmp_path / "back"))
     before, after = checkpoint.load(path), checkpoint.load(tmp_path / "back")
     assert after.tokenizer == before.tokenizer
     assert after.config.model.ar_start == net.config.ar_start
@@ -246,36 +241,36 @@ def test_stock_bart_computes_the_autoregressive_half(name, made, tmp_path, trans
 
 
 @pytest.mark.parametrize(("name", "message"), [("translation", "ar_stream"), ("pre-norm, content stream", "norm is")])
-def test_models_without_equal_among_barts_are_refused(name, message, made, tmp_path):
+def test_models_that_no_bart_equals_are_refused(name, message, checkpoint_of, tmp_path):
     with pytest.raises(ConvertError, match=message):
-        export_model(made(name)[0], "bart", tmp_path / "out")
+        export_model(checkpoint_of(name)[0], "bart", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", BARTS[:2])
-def test_transformers_generates_with_the_written_settings(name, made, tmp_path, transformers):
+def test_transformers_generates_with_the_written_settings(name, checkpoint_of, tmp_path, transformers):
     import torch
 
-    path, _, _, tokenizer = made(name)
+    path, _, _, tokenizer = checkpoint_of(name)
     export_model(path, "bart", tmp_path / "out")
     model = transformers.BartForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
     ids = torch.tensor([[0, *tokenizer.encode("one two"), 2]])
-    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=1)[0].tolist()
+    generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=1)[0].tolist()
     start = [2, 0] if name == "bart" else [0]
-    assert found[: len(start)] == start
-    inner = found[len(start) : -1]
+    assert generated[: len(start)] == start
+    inner = generated[len(start) : -1]
     assert len(inner) >= 1
     assert not {0, 1, 2, 4} & set(inner)
-    ours = Generator.from_checkpoint(path).generate(
+    [output] = Generator.from_checkpoint(path).generate(
         ["one two"], beam=1, max_length_a=0.0, max_length_b=22, min_length=1
     )
-    assert ours[0].tokens == inner
+    assert output.tokens == inner
 
 
 @pytest.mark.parametrize("name", BARTS[:2])
-def test_ctranslate2_translates_as_we_do(name, made, tmp_path, transformers):
+def test_ctranslate2_gives_the_same_translations(name, checkpoint_of, tmp_path, transformers):
     ctranslate2 = pytest.importorskip("ctranslate2")
-    path = made(name)[0]
+    path = checkpoint_of(name)[0]
     export_model(path, "bart", tmp_path / "out")
     ctranslate2.converters.TransformersConverter(str(tmp_path / "out")).convert(str(tmp_path / "ct2"))
     wrapped = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
@@ -283,7 +278,7 @@ def test_ctranslate2_translates_as_we_do(name, made, tmp_path, transformers):
     translator = ctranslate2.Translator(str(tmp_path / "ct2"), inter_threads=1, intra_threads=1)
     results = translator.translate_batch(
         [wrapped.convert_ids_to_tokens(wrapped(line)["input_ids"]) for line in lines],
-        # After eos our decoders are given bos.
+        # The decoder's prefix is eos, bos; CTranslate2 adds only eos.
         target_prefix=[["<s>"]] * len(lines) if name == "bart" else None,
         beam_size=1,
         max_decoding_length=20,
@@ -299,11 +294,11 @@ def test_ctranslate2_translates_as_we_do(name, made, tmp_path, transformers):
     assert len({tuple(tokens) for tokens in theirs}) > 1
 
 
-# The door
+# Command line
 
 
-def test_mistakes_are_told_and_leave_nothing(made, tmp_path, capsys):
-    path = made("bart")[0]
+def test_mistakes_are_reported_and_write_nothing(checkpoint_of, tmp_path, capsys):
+    path = checkpoint_of("bart")[0]
     argv = ["export", f"--checkpoint={path}", "--format=safetensors"]
     (tmp_path / "there").mkdir()
     assert main([*argv, f"--output={tmp_path / 'there'}"]) == 2
@@ -315,9 +310,9 @@ def test_mistakes_are_told_and_leave_nothing(made, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
-def test_released_names_in_the_weights(made, tmp_path):
+def test_released_names_in_the_weights(checkpoint_of, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
-    path, net, _, tokenizer = made("bart")
+    path, net, _, tokenizer = checkpoint_of("bart")
     export_model(path, "safetensors", tmp_path / "out")
     arrays = safetensors.load_file(tmp_path / "out" / "model.safetensors")
     assert arrays[SHARED].shape == (tokenizer.vocab_size, 16)  # without vocabulary padding

@@ -1,4 +1,4 @@
-"""The PyTorch model that exports carry: its logits and tokens are those of the JAX model."""
+"""The PyTorch model of hf exports computes the logits and the tokens of the JAX model."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("transformers")
 
 
 def export(net, params, directory, **changes):
-    """A directory as `from_pretrained` reads it; the weights under their released names, the embedding once."""
+    """Writes a directory that `from_pretrained` reads: weights under released names, the embedding once."""
     directory.mkdir()
     for name in ("configuration_janus.py", "modeling_janus.py"):
         shutil.copy(Path(hf.__file__).parent / name, directory)
@@ -77,13 +77,13 @@ def load(directory):
 
 
 def lively(params, factor=8.0):
-    """Parameters whose matrices are larger, so that logits differ by more than rounding."""
+    """Parameters with larger matrices, so that logits differ by more than rounding."""
     return jax.tree.map(lambda leaf: leaf * factor if leaf.ndim > 1 else leaf, params)
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def pair(request, tmp_path_factory):
-    """A random model in both forms: (net, params, model)."""
+    """A random model in JAX and in PyTorch: (net, params, model)."""
     net, params = tiny.model(**request.param)
     params = lively(params)
     return net, params, load(export(net, params, tmp_path_factory.mktemp("export") / "model"))
@@ -91,10 +91,10 @@ def pair(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batch():
-    """Sources and targets of different lengths; some of the targets' tokens are masked in a copy."""
-    made = tiny.batch(rows=5, source=9, target=8)
+    """Sources and targets of different lengths, and which target tokens are masked."""
+    sentences = tiny.batch(rows=5, source=9, target=8)
     rng = np.random.default_rng(1)
-    source, target = np.asarray(made.source), np.asarray(made.target)
+    source, target = np.asarray(sentences.source), np.asarray(sentences.target)
     return source, target, (rng.random(target.shape) < 0.5) & (target >= 5)
 
 
@@ -103,14 +103,14 @@ def ids(array):
 
 
 def decoder_inputs(net, target):
-    """What the decoder reads in teacher forcing: padding as eos, which nothing real sees."""
+    """What the decoder reads in teacher forcing, with eos for padding: no real row attends to it."""
     fed = target if net.config.ar_start == "bos" else np.pad(target, ((0, 0), (1, 0)), constant_values=SPECIALS.eos)
     return np.where(fed == SPECIALS.pad, SPECIALS.eos, fed)[:, :-1]
 
 
 @pytest.fixture(scope="module")
 def expected(pair, batch):
-    """What the JAX model computes: AR logits, NAR logits, length logits."""
+    """AR logits, NAR logits and length logits of the JAX model."""
     net, params, _ = pair
     source, target, masked = batch
 
@@ -125,10 +125,10 @@ def expected(pair, batch):
     return np.asarray(ar[..., : tiny.VOCAB]), np.asarray(nar[..., : tiny.VOCAB]), np.asarray(lengths)
 
 
-def assert_equal(found, wanted, real=None):
-    difference = np.abs(found.detach().numpy() - wanted)
+def assert_equal(actual, expected, real=None):
+    difference = np.abs(actual.detach().numpy() - expected)
     assert (difference if real is None else difference[real]).max() < 1e-4
-    assert wanted.std() > 0.2, "logits so flat that any would pass"
+    assert expected.std() > 0.2, "logits are so flat that any would pass"
 
 
 def test_teacher_forcing(pair, batch, expected):
@@ -192,13 +192,13 @@ def test_padding_changes_nothing(pair, batch):
     torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
 
 
-def test_loss_is_the_cross_entropy_of_what_follows(pair, batch, expected):
+def test_loss_is_the_cross_entropy_of_the_next_tokens(pair, batch, expected):
     net, _, model = pair
     source, target, _ = batch
     logits = jax.nn.log_softmax(jnp.asarray(expected[0]))
-    wanted = target[:, 1:] if net.config.ar_start == "bos" else target
-    real = wanted != SPECIALS.pad
-    mean = -np.take_along_axis(np.asarray(logits), wanted[..., None], axis=-1)[..., 0][real].mean()
+    gold = target[:, 1:] if net.config.ar_start == "bos" else target
+    real = gold != SPECIALS.pad
+    mean = -np.take_along_axis(np.asarray(logits), gold[..., None], axis=-1)[..., 0][real].mean()
     ignored = ids(np.where(target == SPECIALS.pad, -100, target))
     for labels in (ids(target), ignored):
         assert abs(model(input_ids=ids(source), labels=labels).loss.item() - mean) < 1e-5
@@ -207,7 +207,7 @@ def test_loss_is_the_cross_entropy_of_what_follows(pair, batch, expected):
     assert abs(model(input_ids=ids(source), decoder_input_ids=fed, labels=ignored).loss.item() - mean) < 1e-5
 
 
-def test_saved_again_and_loaded_again(pair, tmp_path):
+def test_saving_and_loading_change_nothing(pair, tmp_path):
     net, params, model = pair
     released = set(params_to_released(params, net.config))
     copies = {"decoder.embed_tokens.weight", "decoder.output_projection.weight"}
@@ -224,31 +224,31 @@ def test_saved_again_and_loaded_again(pair, tmp_path):
 
 
 def pairs(count, seed):
-    """Sources of 3 to 8 tokens, and their targets: the next token of each, and the first one once more at the end."""
+    """Sources of 3 to 8 tokens, and their targets: each token's successor, and that of the first token again at the end."""
     rng = np.random.default_rng(seed)
     sources = [rng.integers(5, VOCAB, rng.integers(3, LONGEST - 3)).tolist() for _ in range(count)]
     return sources, [[5 + (token - 4) % (VOCAB - 5) for token in [*source, source[0]]] for source in sources]
 
 
 def train_batch(seed, sampler):
-    """A batch [1, B, ...] of the toy task with its masks."""
+    """A batch [1, B, ...] of the toy task, with masked positions."""
     sources, targets = pairs(48, seed)
-    made = {}
+    arrays = {}
     for name, rows in (("source", sources), ("target", targets)):
-        made[name] = np.full((len(rows), LONGEST), SPECIALS.pad, np.int32)
+        arrays[name] = np.full((len(rows), LONGEST), SPECIALS.pad, np.int32)
         for row, tokens in enumerate(rows):
-            made[name][row, : len(tokens) + 2] = [SPECIALS.bos, *tokens, SPECIALS.eos]
+            arrays[name][row, : len(tokens) + 2] = [SPECIALS.bos, *tokens, SPECIALS.eos]
     lengths = np.asarray([len(tokens) + 2 for tokens in targets])
     number = np.arange(len(lengths))
     uniforms = corruption.row_uniforms(0, seed, number, lengths, sampler.uniforms)
     masked, count = corruption.mask_positions(sampler.masks(uniforms, lengths), sampler.max_masked(LONGEST))
-    batch = Batch(made["source"], made["target"], masked, count, number.astype(np.int32))
+    batch = Batch(arrays["source"], arrays["target"], masked, count, number.astype(np.int32))
     return jax.tree.map(lambda x: x[None], batch)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model that has learned half of the toy task: (generator, model)."""
+    """A model that has partly learned the toy task: (generator, model)."""
     config = resolve(
         {
             "data": {"max_source_length": LONGEST, "max_target_length": LONGEST},
@@ -266,14 +266,14 @@ def trained(tmp_path_factory):
     step = jax.jit(make_train_step(net, config), donate_argnums=0)
     for number in range(config.train.steps):
         state, metrics = step(state, train_batch(1 + number, sampler))
-    assert 0.1 < float(metrics["nll/ar"]) < 1.2  # of log 7 = 1.9: searches have something to choose between
+    assert 0.1 < float(metrics["nll/ar"]) < 1.2  # log 7 = 1.9 is chance: searches must choose between probable tokens
     generator = Generator(net, state.params, None, max_source_length=LONGEST, max_target_length=LONGEST + 8)
     return generator, load(export(net, state.params, tmp_path_factory.mktemp("trained") / "model"))
 
 
 @pytest.fixture(scope="module", params=["trained", "random bart"])
 def both(request, tmp_path_factory):
-    """(generator, model): one that has learned something, and one that has not and knows no end."""
+    """(generator, model): a trained one, and a random one that never predicts eos."""
     if request.param == "trained":
         return request.getfixturevalue("trained")
     net, params = tiny.model(vocab_size=VOCAB, **BART)
@@ -294,7 +294,7 @@ def bare(sequences):
 
 
 def differing(generator, outputs, sequences, scores):
-    """How many outputs differ; where they do, both have to score the same."""
+    """Number of outputs that differ; asserts that their scores are equal."""
     differ = 0
     for output, tokens, score in zip(outputs, bare(sequences), scores.tolist(), strict=True):
         assert abs(output.score - score) < 1e-4
@@ -312,54 +312,54 @@ AR = [
 
 
 def cases(*groups):
-    """Marks a test to run on models with settings: (model, settings of it), ..."""
+    """Parametrizes a test over (model, settings for it), ..."""
     chosen = [(model, settings) for model, group in groups for settings in group]
     names = [f"{model}: " + ",".join(f"{k}={v}" for k, v in settings.items()) for model, settings in chosen]
     return pytest.mark.parametrize(("both", "settings"), chosen, ids=names, indirect=["both"])
 
 
 @cases(("trained", AR), ("random bart", AR[::4]))
-def test_search_finds_the_same_tokens(both, settings):
+def test_search_gives_the_same_tokens(both, settings):
     generator, model = both
     sources, _ = pairs(60, 10)
     decode = with_keywords(DecodeConfig(), {"max_length_a": 1.2, "max_length_b": 4, **settings})
     outputs = generator.generate_ids(sources, mode="ar", **settings, max_length_a=1.2, max_length_b=4)
     names = ("beam", "stop", "lenpen", "max_length_a", "max_length_b", "min_length", "no_repeat_ngram")
-    given = {name: getattr(decode.ar, name) for name in names}
-    config = default_generation_config(model.config, **given, max_target_length=generator.max_target_length)
+    search = {name: getattr(decode.ar, name) for name in names}
+    config = default_generation_config(model.config, **search, max_target_length=generator.max_target_length)
     config.num_return_sequences, config.return_dict_in_generate, config.output_scores = decode.nbest, True, True
-    found = model.generate(padded(sources, "left"), generation_config=config)
+    generated = model.generate(padded(sources, "left"), generation_config=config)
     flat = [one for output in outputs for one in (output, *output.others)]
     if decode.ar.beam == 1:
-        assert bare(found.sequences) == [output.tokens for output in outputs]
+        assert bare(generated.sequences) == [output.tokens for output in outputs]
         return
-    assert differing(generator, flat, found.sequences, found.sequences_scores) == 0
+    assert differing(generator, flat, generated.sequences, generated.sequences_scores) == 0
 
 
-def test_a_model_by_itself_generates_as_the_generator_does(both):
+def test_the_default_settings_generate_what_the_generator_does(both):
     generator, model = both
     sources, _ = pairs(20, 11)
     outputs = generator.generate_ids(sources)  # the defaults of DecodeConfig
     config = default_generation_config(model.config, max_target_length=generator.max_target_length)
     model.generation_config.max_length = config.max_length  # as the exporter writes it
-    found = model.generate(input_ids=padded(sources))
-    assert found[:, : len(model.config.start_tokens)].tolist() == [model.config.start_tokens] * len(sources)
-    assert bare(found) == [output.tokens for output in outputs]
+    generated = model.generate(input_ids=padded(sources))
+    assert generated[:, : len(model.config.start_tokens)].tolist() == [model.config.start_tokens] * len(sources)
+    assert bare(generated) == [output.tokens for output in outputs]
     sampled = model.generate(padded(sources), do_sample=True, num_beams=1, max_new_tokens=6)
     assert all(SPECIALS.eos in row[2:] for row in sampled.tolist())
     assert not np.isin(bare(sampled)[0], [SPECIALS.mask]).any()
 
 
-def test_a_prefix_is_gone_on_with(both):
+def test_a_prefix_is_continued(both):
     generator, model = both
     sources, targets = pairs(20, 12)
     outputs = generator.generate_ids(sources, prefixes=[target[:2] for target in targets], beam=3, mode="ar")
     start = torch.tensor([[*model.config.start_tokens, *target[:2]] for target in targets])
     config = default_generation_config(model.config, beam=3, max_target_length=generator.max_target_length)
-    # Here min_new_tokens counts what follows the prefix, our min_length all of it.
+    # min_new_tokens counts only tokens after the prefix, min_length also the prefix.
     config.min_new_tokens = 0
-    found = model.generate(padded(sources), decoder_input_ids=start, generation_config=config)
-    assert bare(found) == [output.tokens for output in outputs]
+    generated = model.generate(padded(sources), decoder_input_ids=start, generation_config=config)
+    assert bare(generated) == [output.tokens for output in outputs]
 
 
 NAR = [
@@ -371,7 +371,7 @@ NAR = [
 
 
 @cases(("trained", NAR), ("random bart", NAR[1:2]))
-def test_mask_predict_finds_the_same_tokens(both, settings):
+def test_mask_predict_gives_the_same_tokens(both, settings):
     generator, model = both
     sources, _ = pairs(60, 13)
     outputs = generator.generate_ids(sources, mode="nar", **settings)
@@ -383,14 +383,14 @@ def test_mask_predict_finds_the_same_tokens(both, settings):
     assert differing(generator, outputs, tokens, scores) == 0
 
 
-def test_an_empty_source_gives_nothing(trained):
+def test_an_empty_source_gives_an_empty_output(trained):
     _, model = trained
-    # Long enough that a model which has learned half of the task doesn't take it for an empty one either.
+    # Long enough that the partly trained model gives it an output.
     sentence = [0, 7, 8, 6, 9, 7, 10, 2]
     source = torch.tensor([[0, 2] + [1] * 6, sentence, [1] * 8])
-    for found in (model.generate_nar(source), model.generate(source), model.generate(source, num_beams=1)):
-        assert bare(found)[0] == bare(found)[2] == []
-        assert bare(found)[1]
+    for generated in (model.generate_nar(source), model.generate(source), model.generate(source, num_beams=1)):
+        assert bare(generated)[0] == bare(generated)[2] == []
+        assert bare(generated)[1]
 
 
 @pytest.mark.parametrize(
@@ -413,13 +413,13 @@ def test_mistakes_are_explained(trained, call, message):
         call(trained[1])
 
 
-def test_stopping_rules_have_names_of_both():
+def test_every_stopping_rule_has_a_name_in_transformers():
     assert set(EARLY_STOPPING) == set(ArDecode.__annotations__["stop"].__args__)
 
 
 @pytest.fixture(scope="module")
 def bart():
-    """A random BART of transformers, and its weights in our model: (bart, net, params, model)."""
+    """A random BART of transformers, and a JAX model with its weights: (bart, net, params)."""
     preset = dataclasses.replace(PRESETS["bart_mini"], vocab_size=40, ar_stream="content", dropout=0.0)
     config = transformers.BartConfig(
         vocab_size=40, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
@@ -446,11 +446,11 @@ def test_stock_bart(bart, tmp_path):
     source = padded(sources)
     mask = (source != SPECIALS.pad).long()
     fed = torch.tensor([[2, 0, *np.random.default_rng(row).integers(5, 40, 7)] for row in range(len(sources))])
-    wanted = stock(input_ids=source, attention_mask=mask, decoder_input_ids=fed).logits.detach().numpy()
-    assert_equal(model(input_ids=source, decoder_input_ids=fed).logits, wanted)
+    logits = stock(input_ids=source, attention_mask=mask, decoder_input_ids=fed).logits.detach().numpy()
+    assert_equal(model(input_ids=source, decoder_input_ids=fed).logits, logits)
     rows = jax.jit(lambda p, s, f: net.project(p, net.ar_rows(p, net.encode(p, s), f)))
     ours = rows(params, source.numpy().astype(np.int32), fed.numpy().astype(np.int32))[..., :40]
-    assert np.abs(np.asarray(ours) - wanted).max() < 1e-4
+    assert np.abs(np.asarray(ours) - logits).max() < 1e-4
 
     config = default_generation_config(model.config, beam=4, max_length_a=0.0, max_length_b=9, max_target_length=11)
     start = fed[:, :2]

@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers made of ours: the same ids and the same text, over lines that try what text can hold."""
+"""Tokenizers written for Hugging Face give the same ids and the same text, on lines of many languages and scripts."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from janus_jax.text import DictionaryTokenizer
 
 transformers = pytest.importorskip("transformers")
 
-GIVEN = pathlib.Path(__file__).resolve().parents[2].parent / "shared/data/multi30k"
+MULTI30K = pathlib.Path(__file__).resolve().parents[2].parent / "shared/data/multi30k"
 STEMS = "der haus baum läuf schnell straß hous tree runn quick stre wald berg tal fluss see wolk sonn mond".split()
 WORDS = [stem + ending for stem in STEMS for ending in ("", "e", "en", "er", "ing", "ly", "chen", "ung")]
 TRAINING = [" ".join(WORDS[(7 * i + i * k * k) % len(WORDS)] for k in range(1, 3 + i % 7)) for i in range(400)]
@@ -60,7 +60,7 @@ def hugging_face(tokenizer, folder, **settings):
 
 
 def check_equal(tokenizer, other, lines):
-    """The same ids with bos and eos around, and the same text out of them (unk, which they drop, left out)."""
+    """Asserts the same ids between bos and eos, and the same text decoded from them (without unk, which transformers drops)."""
     special = tokenizer.specials
     ours = tokenizer.encode_batch(lines)
     assert other(lines)["input_ids"] == [[special.bos, *ids, special.eos] for ids in ours]
@@ -94,14 +94,14 @@ def test_ids_and_text_are_the_same(tokenizer, tmp_path):
     ],
     ids=lambda settings: " ".join(settings),
 )
-def test_given_models_of_many_kinds(settings, tmp_path):
+def test_sentencepiece_models_of_many_kinds(settings, tmp_path):
     lines = [*TRAINING, *LINES, "<sep>haus|haus | das</s und <sep>", "haus|", "Haus <lang> XL"]
-    tokenizer = text.load(trained(**settings))
+    tokenizer = text.load(sentencepiece_model(**settings))
     check_equal(tokenizer, hugging_face(tokenizer, tmp_path), lines)
 
 
-def trained(**settings):
-    """A SentencePiece model that was trained with settings of its own."""
+def sentencepiece_model(**settings):
+    """The bytes of a SentencePiece model, trained with these settings."""
     writer = io.BytesIO()
     settings = {"vocab_size": 400, "byte_fallback": True, "num_threads": 1, "minloglevel": 2} | settings
     sentencepiece.SentencePieceTrainer.Train(sentence_iterator=iter(TRAINING), model_writer=writer, **settings)
@@ -116,30 +116,30 @@ def trained(**settings):
         ({"model_type": "bpe", "user_defined_symbols": ["<sep>"]}, "user-defined symbols"),
     ],
 )
-def test_models_without_an_equal_are_refused(settings, message):
+def test_models_that_cannot_be_written_are_refused(settings, message):
     with pytest.raises(text.TokenizerError, match=message):
-        tokenizer_files(text.load(trained(**settings)))
-    with pytest.raises(text.TokenizerError, match="no Hugging Face form is known for object"):
+        tokenizer_files(text.load(sentencepiece_model(**settings)))
+    with pytest.raises(text.TokenizerError, match="object cannot be written for Hugging Face"):
         tokenizer_files(object())
 
 
-@pytest.mark.skipif(not GIVEN.exists(), reason="the shared Multi30k files are not beside the checkout")
-def test_given_model_on_real_text(tmp_path):
-    tokenizer = text.read(GIVEN / "deen4000.model")
+@pytest.mark.skipif(not MULTI30K.exists(), reason="the shared Multi30k files are not beside the checkout")
+def test_a_trained_model_on_real_text(tmp_path):
+    tokenizer = text.read(MULTI30K / "deen4000.model")
     names = ("val.de", "val.en", "test_2016_flickr.de", "test_2016_flickr.en")
-    lines = [line for name in names for line in (GIVEN / name).read_text(encoding="utf-8").splitlines()]
+    lines = [line for name in names for line in (MULTI30K / name).read_text(encoding="utf-8").splitlines()]
     check_equal(tokenizer, hugging_face(tokenizer, tmp_path), lines + LINES)
 
 
-def test_special_tokens_stand_where_ours_do(tokenizer, tmp_path):
-    # as in an export of a BART model, whose type names another class of tokenizers
+def test_special_tokens_have_the_same_ids(tokenizer, tmp_path):
+    # As in an export of a BART model, whose type names another class of tokenizers.
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bart"}))
     other, special = hugging_face(tokenizer, tmp_path), tokenizer.specials
     assert (other.bos_token_id, other.pad_token_id, other.eos_token_id) == (special.bos, special.pad, special.eos)
     assert (other.unk_token_id, other.mask_token_id) == (special.unk, special.mask)
     after = " hous" if isinstance(tokenizer, text.BpeTokenizer) else "hous"
-    wanted = [special.bos, *tokenizer.encode("das"), special.mask, *tokenizer.encode(after), special.eos]
-    assert other("das <mask> hous")["input_ids"] == wanted
+    expected = [special.bos, *tokenizer.encode("das"), special.mask, *tokenizer.encode(after), special.eos]
+    assert other("das <mask> hous")["input_ids"] == expected
     padded = other(["das", "das hous"], padding=True)
     assert set(padded) == {"input_ids", "attention_mask"}
     assert padded["input_ids"][0][-1] == special.pad
@@ -168,8 +168,8 @@ def test_dictionary(tmp_path):
     check_equal(masked, other, ["x ist", "ist y x"])
 
 
-def test_piece_named_as_a_special_token_keeps_its_number(tmp_path):
-    tokenizer = text.load(trained(user_defined_symbols=["<mask>"]))
+def test_a_piece_named_like_a_special_token_keeps_its_id(tmp_path):
+    tokenizer = text.load(sentencepiece_model(user_defined_symbols=["<mask>"]))
     other = hugging_face(tokenizer, tmp_path)
     assert other.mask_token_id == 4
     assert len(other) == tokenizer.vocab_size

@@ -1,4 +1,4 @@
-"""Other programs' models come in whole, or are refused with the reason."""
+"""Other programs' models are imported completely, or refused with the reason."""
 
 import dataclasses
 import enum
@@ -14,7 +14,7 @@ import pytest
 from janus_jax import checkpoint, text
 from janus_jax.convert import (
     ConvertError,
-    Request,
+    ImportRequest,
     import_model,
     model_config_from_released,
     params_from_released,
@@ -44,21 +44,21 @@ def translation():
 
 @pytest.fixture(scope="module")
 def bart(bpe):
-    """Released arrays of a BART with as many tokens as its tokenizer has, without a length head."""
+    """Released arrays of a BART with the vocabulary of its tokenizer, without a length head."""
     arrays = foreign.released(vocab_size=bpe.vocab_size, **foreign.BART)[1]
     return {name: array for name, array in arrays.items() if name != LENGTHS}
 
 
 @pytest.fixture
-def bring(tmp_path, bpe):
-    """Imports arrays as a fairseq checkpoint: (what was written, the report)."""
+def import_arrays(tmp_path, bpe):
+    """Imports arrays as a fairseq checkpoint: (written checkpoint, report)."""
 
     def run(arrays, args="default", tokenizer=None, **changes):
         args = foreign.settings() if args == "default" else args
         saved = foreign.save_pt(tmp_path / "model.pt", arrays, args)
         tokenizer = tokenizer or foreign.dictionary(tmp_path / "dict.txt")
         output = tmp_path / f"imported{len(list(tmp_path.glob('imported*')))}"
-        report = import_model(Request("fairseq", saved, output, tokenizer=tokenizer, **changes))
+        report = import_model(ImportRequest("fairseq", saved, output, tokenizer=tokenizer, **changes))
         return checkpoint.load(output), report
 
     return run
@@ -71,26 +71,26 @@ def bpe_file(tmp_path, bpe):
     return path
 
 
-def equal(a, b):
+def identical(a, b):
     return jax.tree.structure(a) == jax.tree.structure(b) and jax.tree.all(
         jax.tree.map(lambda x, y: bool(np.array_equal(x, y)), a, b)
     )
 
 
-def ignored(report):
+def ignored_names(report):
     return {name for name, _ in report.ignored}
 
 
-def test_a_released_translation_checkpoint(bring, translation, tmp_path):
-    loaded, report = bring(translation)
+def test_a_released_translation_checkpoint(import_arrays, translation, tmp_path):
+    loaded, report = import_arrays(translation)
     expected = model_config_from_released(translation, heads=2)
     assert loaded.config.model == dataclasses.replace(expected, dropout=0.3, dtype="auto")
-    assert equal(loaded.params, params_from_released(translation, expected))
+    assert identical(loaded.params, params_from_released(translation, expected))
     assert (loaded.step, loaded.about["made_by"], loaded.about["from"]) == (77, "import", "model.pt")
     assert loaded.config.objective.name == "janus"
     assert (loaded.config.data.max_source_length, loaded.config.data.max_target_length) == (40, 40)
     assert len(report.used) == len(translation) - 4
-    assert ignored(report) == {*COPIES, "encoder.version", "decoder.version"}
+    assert ignored_names(report) == {*COPIES, "encoder.version", "decoder.version"}
     assert not report.created
     generator = Generator.from_checkpoint(tmp_path / "imported0")
     assert generator.net.specials.mask == generator.net.specials.unk == 3
@@ -98,25 +98,25 @@ def test_a_released_translation_checkpoint(bring, translation, tmp_path):
     assert all(output.text for output in outputs)
 
 
-def test_a_released_pretraining_checkpoint(bring, bpe_file, bpe):
+def test_a_released_pretraining_checkpoint(import_arrays, bpe_file, bpe):
     settings = foreign.settings(arch="janus_bart_base", activation_fn="gelu", no_scale_embedding=True, dropout=0.1)
     changes = foreign.BART | {"ar_stream": "query", "nar_layernorm_embedding": False, "mask_token": "unk"}
     _, arrays = foreign.released(vocab_size=bpe.vocab_size, **changes)
-    loaded, _ = bring(arrays, settings, bpe_file)
+    loaded, _ = import_arrays(arrays, settings, bpe_file)
     expected = model_config_from_released(arrays, heads=2)
     assert loaded.config.model == dataclasses.replace(expected, dropout=0.1, dtype="auto")
     assert loaded.config.objective.weights.length == 0.0
     assert "layernorm_embedding" in loaded.params["decoder"]
-    assert equal(loaded.params, params_from_released(arrays, expected))
+    assert identical(loaded.params, params_from_released(arrays, expected))
     assert loaded.tokenizer == bpe.to_bytes()
 
 
-def test_without_settings_heads_must_be_given(bring, translation):
+def test_without_settings_heads_are_required(import_arrays, translation):
     with pytest.raises(ConvertError, match="--heads"):
-        bring(translation, None)
+        import_arrays(translation, None)
     with pytest.raises(ConvertError, match="3 heads do not divide"):
-        bring(translation, None, heads=3)
-    loaded, report = bring(translation, None, heads=4)
+        import_arrays(translation, None, heads=3)
+    loaded, report = import_arrays(translation, None, heads=4)
     assert loaded.config.model.heads == 4
     assert any("no settings" in note for note in report.notes)
 
@@ -134,7 +134,7 @@ class _ModelSettings:
 
 
 @pytest.mark.parametrize("form", ["flat", "groups", "namespace inside", "fairseq's own classes"])
-def test_omegaconf_settings_load_without_omegaconf(form, bring, translation, tmp_path, monkeypatch):
+def test_omegaconf_settings_load_without_omegaconf(form, import_arrays, translation, tmp_path, monkeypatch):
     omegaconf = pytest.importorskip("omegaconf")
     flat = vars(foreign.settings(dropout=0.25))
     if form == "flat":
@@ -145,7 +145,7 @@ def test_omegaconf_settings_load_without_omegaconf(form, bring, translation, tmp
     elif form == "namespace inside":
         model = foreign.settings(dropout=0.25)
     else:
-        # Stored under fairseq's name, and gone when the file is read.
+        # Stored under fairseq's module name, which does not exist when the file is read.
         module = types.ModuleType("fairseq.dataclass.configs")
         for cls in (_ModelSettings, _Scheme):
             monkeypatch.setattr(cls, "__module__", module.__name__)
@@ -161,17 +161,17 @@ def test_omegaconf_settings_load_without_omegaconf(form, bring, translation, tmp
     with pytest.raises(ImportError):
         import omegaconf.dictconfig
     tokenizer = foreign.dictionary(tmp_path / "dict.txt")
-    import_model(Request("fairseq", path, tmp_path / "out", tokenizer=tokenizer))
+    import_model(ImportRequest("fairseq", path, tmp_path / "out", tokenizer=tokenizer))
     loaded = checkpoint.load(tmp_path / "out")
     assert (loaded.config.model.heads, loaded.config.model.dropout) == (2, 0.25)
 
 
-def test_files_of_before_the_zip_format(translation, tmp_path):
+def test_files_from_before_the_zip_format(translation, tmp_path):
     path = foreign.save_pt(
         tmp_path / "old.pt", translation, foreign.settings(), legacy=True, extra={"best": np.float64(2)}
     )
-    import_model(Request("fairseq", path, tmp_path / "out", tokenizer=foreign.dictionary(tmp_path / "dict.txt")))
-    assert equal(
+    import_model(ImportRequest("fairseq", path, tmp_path / "out", tokenizer=foreign.dictionary(tmp_path / "dict.txt")))
+    assert identical(
         checkpoint.load(tmp_path / "out").params,
         params_from_released(translation, model_config_from_released(translation, 2)),
     )
@@ -190,20 +190,20 @@ def test_a_pickle_that_runs_code_is_refused(legacy, translation, tmp_path):
     mark = tmp_path / "ran"
     path = foreign.save_pt(tmp_path / "evil.pt", translation, legacy=legacy, extra_state=_Evil(f"touch {mark}"))
     with pytest.raises(ConvertError, match=r"refused: its pickle calls (posix|nt)\.system"):
-        import_model(Request("fairseq", path, tmp_path / "out", heads=2))
+        import_model(ImportRequest("fairseq", path, tmp_path / "out", heads=2))
     assert not mark.exists()
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_no_checkpoints(translation, tmp_path, capsys):
+def test_files_that_are_not_checkpoints(translation, tmp_path, capsys):
     whole = foreign.save_pt(tmp_path / "model.pt", translation, foreign.settings()).read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], b"\x80\x02}q\x00."):
         (tmp_path / "bad.pt").write_bytes(content)
         with pytest.raises(ConvertError, match=r"bad\.pt: (truncated|holds no 'model')"):
-            import_model(Request("fairseq", tmp_path / "bad.pt", tmp_path / "out"))
+            import_model(ImportRequest("fairseq", tmp_path / "bad.pt", tmp_path / "out"))
     torch.save({"weights": {}}, tmp_path / "bad.pt")
     with pytest.raises(ConvertError, match="holds no 'model'"):
-        import_model(Request("fairseq", tmp_path / "bad.pt", tmp_path / "out"))
+        import_model(ImportRequest("fairseq", tmp_path / "bad.pt", tmp_path / "out"))
     (tmp_path / "out").mkdir()
     argv = ["import", "--from=fairseq", f"--model={tmp_path / 'model.pt'}", f"--output={tmp_path / 'out'}"]
     assert main(argv) == 2
@@ -219,24 +219,24 @@ def test_files_that_are_no_checkpoints(translation, tmp_path, capsys):
     assert f"ignored: {COPIES[1]} (equal to {SHARED})" in printed
 
 
-def test_missing_wrong_unknown_and_untied_tensors(bring, translation):
+def test_missing_wrong_unknown_and_untied_tensors(import_arrays, translation):
     def changed(**arrays):
         return {name: array for name, array in (translation | arrays).items() if array is not None}
 
     with pytest.raises(ConvertError, match=rf"{Q_PROJ} is missing \(expected shape \(16, 16\)\): truncated or foreign"):
-        bring(changed(**{Q_PROJ: None}))
+        import_arrays(changed(**{Q_PROJ: None}))
     with pytest.raises(ConvertError, match=rf"{Q_PROJ} has shape \(16, 8\), expected \(16, 16\): truncated or foreign"):
-        bring(changed(**{Q_PROJ: translation[Q_PROJ][:, :8]}))
+        import_arrays(changed(**{Q_PROJ: translation[Q_PROJ][:, :8]}))
     with pytest.raises(ConvertError, match=r"decoder\.layers\.2\..* is missing"):
-        bring(translation, foreign.settings(decoder_layers=3))
+        import_arrays(translation, foreign.settings(decoder_layers=3))
     with pytest.raises(ConvertError, match="untied"):
-        bring(changed(**{COPIES[1]: translation[SHARED] + 1}))
+        import_arrays(changed(**{COPIES[1]: translation[SHARED] + 1}))
     with pytest.raises(ConvertError, match="plain fairseq Transformer"):
-        bring(changed(**{LENGTHS: None}))
+        import_arrays(changed(**{LENGTHS: None}))
     extra = changed(**{"decoder.adapter.weight": np.ones((2, 2), np.float32)})
-    with pytest.raises(ConvertError, match=r"decoder\.adapter\.weight: no such tensor.*--ignore"):
-        bring(extra)
-    _, report = bring(extra, ignore=r"\.adapter\.")
+    with pytest.raises(ConvertError, match=r"decoder\.adapter\.weight: this architecture has no such tensor.*--ignore"):
+        import_arrays(extra)
+    _, report = import_arrays(extra, ignore=r"\.adapter\.")
     assert ("decoder.adapter.weight", r"matches --ignore=\.adapter\.") in report.ignored
 
 
@@ -245,18 +245,18 @@ def test_missing_wrong_unknown_and_untied_tensors(bring, translation):
     [
         ({"activation_fn": "swish"}, "activation_fn 'swish'"),
         ({"encoder_learned_pos": False, "decoder_learned_pos": False}, "sinusoidal"),
-        ({"decoder_attention_heads": 4}, "both sides"),
+        ({"decoder_attention_heads": 4}, "must have the same value"),
         ({"encoder_normalize_before": True, "decoder_normalize_before": True}, "normalize_before is True"),
     ],
 )
-def test_settings_without_counterpart(bring, translation, changes, message):
+def test_unsupported_fairseq_settings(import_arrays, translation, changes, message):
     with pytest.raises(ConvertError, match=message):
-        bring(translation, foreign.settings(**changes))
+        import_arrays(translation, foreign.settings(**changes))
 
 
-def test_fairseq_bart(bring, bart, bpe_file, bpe):
+def test_fairseq_bart(import_arrays, bart, bpe_file, bpe):
     settings = foreign.settings(arch="bart_base", activation_fn="gelu", no_scale_embedding=True)
-    # As published: fillers between the tokens and the mask, which is last there; position tables of their own lengths.
+    # As published: fillers between the tokens and the mask, which is the last row; position tables of different lengths.
     filler = np.zeros((9, 16), np.float32)
     table = bart[SHARED]
     vocab = np.concatenate([table, filler, -table[:1]])
@@ -266,14 +266,18 @@ def test_fairseq_bart(bring, bart, bpe_file, bpe):
     }
     longer = {"encoder.embed_positions.weight": np.pad(bart["encoder.embed_positions.weight"], ((0, 5), (0, 0)))}
     arrays = bart | extras | longer | dict.fromkeys((SHARED, *COPIES), vocab)
-    loaded, report = bring(arrays, settings, bpe_file)
+    loaded, report = import_arrays(arrays, settings, bpe_file)
     model = loaded.config.model
     assert (model.ar_stream, model.ar_start, model.mask_token, model.nar_layernorm_embedding, model.max_positions) == (
         "content", "eos", "mask", True, 40
     )  # fmt: skip
-    # This tokenizer's mask is its fifth token, not its last: no row moves.
+    # The mask of this tokenizer is its fifth token, not its last one: no row moves.
     np.testing.assert_array_equal(loaded.params["embed_tokens"]["embedding"][: bpe.vocab_size], table)
-    assert ignored(report) >= {*extras, f"{SHARED} rows 280 to 289", "encoder.embed_positions.weight rows 42 to 46"}
+    assert ignored_names(report) >= {
+        *extras,
+        f"{SHARED} rows 280 to 289",
+        "encoder.embed_positions.weight rows 42 to 46",
+    }
     assert [name for name, _ in report.created] == [LENGTHS]
     assert LENGTHS not in report.used
     head = loaded.params["decoder"]["embed_length"]["embedding"]
@@ -281,46 +285,48 @@ def test_fairseq_bart(bring, bart, bpe_file, bpe):
     assert 0.01 < head.std() < 0.03
 
 
-def test_the_mask_of_fairseqs_bart_is_its_last_row(bring, bart, tmp_path):
+def test_the_mask_of_fairseqs_bart_is_its_last_row(import_arrays, bart, tmp_path):
     table = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
     arrays = bart | dict.fromkeys((SHARED, *COPIES), table)
     tokenizer = foreign.dictionary(tmp_path / "dict.txt", words=35, mask=True)  # 40 tokens, the mask is 39
-    loaded, report = bring(arrays, foreign.settings(activation_fn="gelu"), tokenizer)
+    loaded, report = import_arrays(arrays, foreign.settings(activation_fn="gelu"), tokenizer)
     rows = loaded.params["embed_tokens"]["embedding"]
     np.testing.assert_array_equal(rows[:39], table[:39])
     np.testing.assert_array_equal(rows[39], table[49])
     assert any("<mask>" in note for note in report.notes)
 
 
-def test_a_row_is_made_for_a_missing_mask_only(bring, translation, tmp_path):
-    loaded, report = bring(translation, tokenizer=foreign.dictionary(tmp_path / "dict.txt", words=36, mask=True))
+def test_a_row_is_created_only_for_a_missing_mask(import_arrays, translation, tmp_path):
+    loaded, report = import_arrays(
+        translation, tokenizer=foreign.dictionary(tmp_path / "dict.txt", words=36, mask=True)
+    )
     rows = loaded.params["embed_tokens"]["embedding"]
     np.testing.assert_allclose(rows[40], translation[SHARED].mean(0), rtol=1e-6)
     assert loaded.config.model.vocab_size == 41
     assert report.created[0][0] == f"{SHARED} row 40"
     for words in (37, 60):
         with pytest.raises(ConvertError, match="tokenizer does not fit: it has"):
-            bring(translation, tokenizer=foreign.dictionary(tmp_path / "dict.txt", words=words))
+            import_arrays(translation, tokenizer=foreign.dictionary(tmp_path / "dict.txt", words=words))
 
 
-def test_far_too_many_rows_are_another_tokenizers(bring, translation, tmp_path):
+def test_many_surplus_rows_mean_another_tokenizer(import_arrays, translation, tmp_path):
     arrays = translation | dict.fromkeys((SHARED, *COPIES), np.zeros((400, 16), np.float32))
     with pytest.raises(ConvertError, match="tokenizer does not fit: it has 40 tokens"):
-        bring(arrays)
+        import_arrays(arrays)
 
 
-def test_positions_are_cut_never_made_longer(bring, translation):
+def test_positions_are_cut_and_never_extended(import_arrays, translation):
     with pytest.raises(ConvertError, match="hold 40 positions"):
-        bring(translation, max_positions=41)
-    loaded, report = bring(translation, max_positions=30)
+        import_arrays(translation, max_positions=41)
+    loaded, report = import_arrays(translation, max_positions=30)
     assert loaded.params["encoder"]["embed_positions"]["embedding"].shape == (32, 16)
     assert loaded.config.data.max_source_length == 30
-    assert "decoder.embed_positions.weight rows 32 to 41" in ignored(report)
+    assert "decoder.embed_positions.weight rows 32 to 41" in ignored_names(report)
 
 
-def test_half_precision_becomes_float32(bring, translation):
+def test_half_precision_becomes_float32(import_arrays, translation):
     half = {name: array.astype(np.float16) for name, array in translation.items()}
-    loaded, report = bring(half)
+    loaded, report = import_arrays(half)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded.params))
     np.testing.assert_array_equal(loaded.params["embed_tokens"]["embedding"][:40], half[SHARED].astype(np.float32))
     assert report.notes == [f"{len(half)} tensors of float16 became float32"]
@@ -333,7 +339,7 @@ LAYOUTS = ("safetensors", "bin", "shards", "base model in bfloat16")
 
 @pytest.fixture(scope="module")
 def stock(bpe, tmp_path_factory):
-    """A random BART of transformers, and its directory with our tokenizer in it."""
+    """A random BART of transformers, and its directory, which also holds a janus_jax tokenizer."""
     transformers = pytest.importorskip("transformers")
     config = transformers.BartConfig(
         vocab_size=bpe.vocab_size, d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
@@ -348,7 +354,7 @@ def stock(bpe, tmp_path_factory):
 
 
 def rearranged(model, source, directory, layout):
-    """The directory of `model` in another layout."""
+    """A directory that holds `model` in this layout."""
     if layout == "safetensors":
         return source
     directory.mkdir()
@@ -378,7 +384,7 @@ def rearranged(model, source, directory, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_hugging_face_barts_layouts(layout, stock, bpe, tmp_path):
     model, source = stock
-    report = import_model(Request("hf", rearranged(model, source, tmp_path / "m", layout), tmp_path / "out"))
+    report = import_model(ImportRequest("hf", rearranged(model, source, tmp_path / "m", layout), tmp_path / "out"))
     loaded = checkpoint.load(tmp_path / "out")
     assert loaded.tokenizer == bpe.to_bytes()
     assert [name for name, _ in report.created] == [LENGTHS]
@@ -396,7 +402,7 @@ def test_hugging_face_barts_layouts(layout, stock, bpe, tmp_path):
 
 def test_hugging_face_bart_gives_its_logits(stock, bpe, tmp_path):
     model, source = stock
-    import_model(Request("hf", source, tmp_path / "out"))
+    import_model(ImportRequest("hf", source, tmp_path / "out"))
     loaded = checkpoint.load(tmp_path / "out")
     net = Janus(dataclasses.replace(loaded.config.model, dtype="float32"), bpe.specials)
     rng = np.random.default_rng(0)
@@ -416,10 +422,10 @@ def test_hugging_face_bart_gives_its_logits(stock, bpe, tmp_path):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_beam_search_finds_what_transformers_finds(stock, bpe, tmp_path):
+def test_beam_search_equals_that_of_transformers(stock, bpe, tmp_path):
     model, source = stock
     hf = pytest.importorskip("janus_jax.convert.hf.modeling_janus")
-    import_model(Request("hf", source, tmp_path / "out"))
+    import_model(ImportRequest("hf", source, tmp_path / "out"))
     lines, limit = ["one two three", "red, green!", "seven old blue nine"], 14
     outputs = Generator.from_checkpoint(tmp_path / "out").generate(
         lines, beam=4, lenpen=1.0, stop="current", max_length_a=0.0, max_length_b=limit
@@ -427,10 +433,12 @@ def test_beam_search_finds_what_transformers_finds(stock, bpe, tmp_path):
     ids = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor([0, *bpe.encode(line), 2]) for line in lines], batch_first=True, padding_value=1
     )
-    found = model.generate(
+    generated = model.generate(
         input_ids=ids,
         attention_mask=(ids != 1).long(),
-        decoder_input_ids=torch.tensor([[2, 0]] * len(lines)),  # bos is given: neither searched for nor counted
+        decoder_input_ids=torch.tensor(
+            [[2, 0]] * len(lines)
+        ),  # bos is part of the prefix: neither searched for nor counted
         num_beams=4,
         length_penalty=1.0,
         early_stopping=False,
@@ -440,17 +448,19 @@ def test_beam_search_finds_what_transformers_finds(stock, bpe, tmp_path):
         suppress_tokens=[0, 1, 4],
         forced_eos_token_id=None,
         forced_bos_token_id=None,
-        logits_processor=[hf.EndInTime(torch.tensor([2 + limit + 1]), 2)],  # eos in the end, with its own probability
+        logits_processor=[
+            hf.EndInTime(torch.tensor([2 + limit + 1]), 2)
+        ],  # the last token is eos, with its own probability
     )
-    theirs = [[token for token in row[2:].tolist() if token not in (1, 2)] for row in found]
+    theirs = [[token for token in row[2:].tolist() if token not in (1, 2)] for row in generated]
     assert [output.tokens for output in outputs] == theirs
     assert len({tuple(row) for row in theirs}) == len(lines)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bart_base", "bart_large"])
-def test_the_published_architectures_give_transformers_logits_and_beams(name, tmp_path):
-    """Random weights of the real sizes: 139 and 406 million parameters, some gigabytes of memory."""
+def test_the_published_architectures_give_the_logits_of_transformers(name, tmp_path):
+    """Random weights of the real sizes: 139 and 406 million parameters, several gigabytes of memory."""
     transformers = pytest.importorskip("transformers")
     preset = PRESETS[name]
     sizes = {"layers": preset.encoder_layers, "ffn_dim": preset.ffn_dim, "attention_heads": preset.heads}
@@ -461,7 +471,7 @@ def test_the_published_architectures_give_transformers_logits_and_beams(name, tm
     model.save_pretrained(tmp_path / "stock")
     bpe = foreign.padded_byte_bpe(preset.vocab_size)
     (tmp_path / "stock/tokenizer.json").write_bytes(bpe.to_bytes())
-    import_model(Request("hf", tmp_path / "stock", tmp_path / "out"))
+    import_model(ImportRequest("hf", tmp_path / "stock", tmp_path / "out"))
     loaded = checkpoint.load(tmp_path / "out")
     architecture = dataclasses.replace(preset, ar_stream="content", length_classes=1024)
     assert loaded.config.model == dataclasses.replace(architecture, attention_dropout=0.0)
@@ -487,13 +497,13 @@ def test_the_published_architectures_give_transformers_logits_and_beams(name, tm
         ({"encoder_layers": 3}, r"encoder\.layers\.2\..* is missing"),
     ],
 )
-def test_barts_without_counterpart(changes, message, stock, tmp_path):
+def test_unsupported_barts(changes, message, stock, tmp_path):
     model, source = stock
     directory = rearranged(model, source, tmp_path / "m", "bin")
     config = foreign.read_json(directory / "config.json") | changes
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConvertError, match=message):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
 
 
 def test_broken_directories(stock, tmp_path):
@@ -501,26 +511,26 @@ def test_broken_directories(stock, tmp_path):
     directory = rearranged(model, source, tmp_path / "m", "shards")
     (directory / "a-2.bin").unlink()
     with pytest.raises(ConvertError, match=r"names 'a-2\.bin'"):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
     (directory / "pytorch_model.bin.index.json").unlink()
     with pytest.raises(ConvertError, match="holds neither"):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
     whole = (source / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(whole[:-100])
     with pytest.raises(ConvertError, match=r"model\.safetensors: truncated"):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
     (directory / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ConvertError, match="not JSON"):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
     bias = dict(model.state_dict()) | {"final_logits_bias": torch.ones(1, 280)}
     directory = rearranged(model, source, tmp_path / "n", "bin")
     torch.save(bias, directory / "pytorch_model.bin")
     with pytest.raises(ConvertError, match="final_logits_bias is not zero"):
-        import_model(Request("hf", directory, tmp_path / "out"))
+        import_model(ImportRequest("hf", directory, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_tokenizers_are_read_from_where_they_are(bart, bpe, bpe_file, tmp_path):
+def test_a_tokenizer_may_be_a_file(bart, bpe, bpe_file, tmp_path):
     path = foreign.save_pt(tmp_path / "model.pt", bart, foreign.settings(activation_fn="gelu"))
-    import_model(Request("fairseq", path, tmp_path / "out", tokenizer=bpe_file))
+    import_model(ImportRequest("fairseq", path, tmp_path / "out", tokenizer=bpe_file))
     assert text.load(checkpoint.load(tmp_path / "out").tokenizer).vocab_size == bpe.vocab_size

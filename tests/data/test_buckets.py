@@ -57,7 +57,7 @@ def test_more_buckets_never_pad_more_and_surplus_buckets_vanish():
     assert len(buckets.plan(source[:2], target[:2], DataConfig(buckets=9))) <= 2
 
 
-def test_given_bounds_are_used():
+def test_configured_bounds_are_used():
     source, target = lengths(500)
     plan = buckets.plan(source, target, DataConfig(buckets=(12, 20, 64)))
     tops = [np.maximum(source, target)[b.examples].max() for b in plan]

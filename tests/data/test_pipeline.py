@@ -59,7 +59,7 @@ def test_each_example_once_an_epoch(prepared, accumulation):
     assert orders[0] != orders[1]
 
 
-def test_rows_hold_the_data_and_sound_masks(prepared):
+def test_rows_hold_the_data_and_valid_masks(prepared):
     batches = data.TrainBatches(prepared, prepared.config)
     split = prepared.split("train")
     for step in range(batches.steps_per_epoch):

@@ -286,7 +286,7 @@ def test_command(tmp_path, capsys):
         (["--config={path}", "--unknown"], "unknown"),
     ],
 )
-def test_door_errors(tmp_path, capsys, arguments, message):
+def test_command_errors(tmp_path, capsys, arguments, message):
     path = config_file(tmp_path)
     assert command.main([a.format(path=path) for a in arguments]) == 2
     assert message in capsys.readouterr().err

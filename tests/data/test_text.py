@@ -209,7 +209,9 @@ def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp
         ({"tokens_per_batch": 128}, "tokens_per_batch: 128 cannot hold 8 rows"),
     ],
 )
-def test_what_cannot_be_made_shows_before_the_training_text_is_packed(folder, tmp_path, monkeypatch, changes, message):
+def test_an_impossible_setting_is_refused_before_the_training_text_is_packed(
+    folder, tmp_path, monkeypatch, changes, message
+):
     packed = []
     monkeypatch.setattr(prepare_text, "_pack", packed.append)
     with pytest.raises(data.DataError, match=message):

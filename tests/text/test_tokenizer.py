@@ -100,7 +100,7 @@ def test_bytes_hold_the_whole_tokenizer(tokenizer):
 
 
 @pytest.mark.skipif(not GIVEN.exists(), reason="the shared Multi30k model is not beside the checkout")
-def test_given_model_is_renumbered():
+def test_an_existing_model_is_renumbered():
     tokenizer = text.train([], TextConfig(model=str(GIVEN)))
     proto = model_pb2.ModelProto()
     proto.ParseFromString(GIVEN.read_bytes())

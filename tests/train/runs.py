@@ -44,10 +44,8 @@ def _shared(jit_step):
 
     def shared(net, config, mesh, *rest):
         settings = tuple(leaf for leaf in leaves(config) if leaf[0] not in FREE_SETTINGS - {"train.steps"})
-        key = (
-            repr((net.config, net.specials, settings, rest[1:])),
-            mesh,
-        )  # rest: shardings, which follow from these, and terms
+        _, *terms = rest or (None,)  # the shardings follow from the other arguments
+        key = repr((net.config, net.specials, settings, terms)), mesh
         if key not in functions:
             functions[key] = jit_step(net, config, mesh, *rest)
         return functions[key]

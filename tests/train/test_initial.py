@@ -14,6 +14,7 @@ from janus_jax.train import train
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import read_metrics
 from tests import tiny
+from tests.faults.killed_runs import copy_until
 from tests.train import runs
 
 
@@ -48,14 +49,14 @@ def finetuning(folder, tmp_path, **changes):
     same = {name: value for name, value in vars(pretraining(folder).model).items() if name != "vocab_size"}
     settings = {f"model__{name}": value for name, value in same.items()} | {"init_from": str(folder / "run")}
     settings |= {"objective__name": "ar"}
-    config = runs.config(tmp_path / "demo", **(settings | {"train__steps": 3, "data__max_source_length": 60} | changes))
+    config = runs.config(tmp_path / "demo", **(settings | {"train__steps": 4, "data__max_source_length": 60} | changes))
     return dataclasses.replace(config, text=dataclasses.replace(config.text, model=changes.get("text__model", "")))
 
 
 def test_pretraining_learns_reports_every_term_and_resumes_bitwise(pretrained, tmp_path):
     config = pretraining(pretrained)
     whole = checkpoint.load(pretrained / "run")
-    train(pretraining(pretrained, train__steps=3), tmp_path / "run")
+    copy_until(3, pretrained / "run", tmp_path / "run")
     metrics = train(config, tmp_path / "run")
     again = checkpoint.load(tmp_path / "run")
     assert whole.step == again.step == 6
@@ -89,8 +90,9 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_vocabulary(pretrai
     train(config, tmp_path / "run")
     assert "starts from" in capsys.readouterr().err
     # A run with a checkpoint resumes from it and ignores init_from.
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=4)), tmp_path / "run")
-    assert checkpoint.load(tmp_path / "run").step == 4
+    copy_until(3, tmp_path / "run", tmp_path / "resumed")
+    train(config, tmp_path / "resumed")
+    assert checkpoint.load(tmp_path / "resumed").step == 4
     assert "starts from" not in capsys.readouterr().err
 
 

@@ -95,6 +95,7 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
         model__ctc_ratio=1.5,
         model__max_positions=96,
         train__eval_sentences=3,
+        train__eval_every=12,
     )
     train(config, tmp_path / "whole")
     by_step = {record["step"]: record for record in records(tmp_path / "whole") if "loss/total" in record}
@@ -112,9 +113,7 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
 
 
 def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeypatch, capsys):
-    config = runs.config(
-        prepared, objective__name="ar", train__steps=400, train__eval_every=400, train__checkpoint_every=400
-    )
+    config = runs.config(prepared, objective__name="ar", train__eval_every=12, train__checkpoint_every=12)
     original = loop_module.train_batches
 
     def signalling(*args):
@@ -132,8 +131,8 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     assert 5 <= saved <= 7  # the request is read with the metrics of a step, a step late
     assert f"stopped on request after step {saved}" in capsys.readouterr().err
     monkeypatch.undo()
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=saved + 2)), tmp_path)
-    assert int(checkpoint.find(tmp_path).name) == saved + 2
+    train(config, tmp_path)
+    assert int(checkpoint.find(tmp_path).name) == 12
 
 
 @pytest.fixture
@@ -174,13 +173,13 @@ def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
 
 
 def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys):
-    train(runs.config(prepared, objective__name="ar", train__steps=3), tmp_path)
-    changed = runs.config(prepared, objective__name="ar", train__steps=4, optimizer__clip_norm=1.0)
+    train(runs.config(prepared, objective__name="ar"), tmp_path)
+    changed = runs.config(prepared, objective__name="ar", train__steps=14, optimizer__clip_norm=1.0)
     with pytest.raises(ConfigError, match="--allow_changes"):
         train(changed, tmp_path)
     train(changed, tmp_path, allow_changes=True)
     assert "optimizer.clip_norm: 0.0, now 1.0" in capsys.readouterr().err
-    assert int(checkpoint.find(tmp_path).name) == 4
+    assert int(checkpoint.find(tmp_path).name) == 14
 
 
 def test_the_length_of_a_cosine_run_is_not_free(prepared, tmp_path):
@@ -201,7 +200,7 @@ def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_p
 
 def test_an_unknown_best_metric_is_named(prepared, tmp_path):
     with pytest.raises(ConfigError, match="valid/loss"):
-        train(runs.config(prepared, objective__name="ar", train__best_metric="valid/bleu", train__steps=6), tmp_path)
+        train(runs.config(prepared, objective__name="ar", train__best_metric="valid/bleu"), tmp_path)
 
 
 def test_the_newest_and_those_of_every_few_steps_are_kept(prepared, tmp_path):

@@ -1,1 +1,1 @@
-"""Files that an exported model carries with it: PyTorch code for transformers, which imports nothing of this package."""
+"""Files that are copied into an hf export: PyTorch code for transformers, which imports nothing of this package."""

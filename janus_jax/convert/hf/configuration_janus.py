@@ -1,4 +1,4 @@
-"""Architecture of a JANUS encoder-decoder, and the generation settings that equal janus_jax's, for transformers."""
+"""Architecture of a JANUS encoder-decoder for transformers, and generation settings that equal those of janus_jax."""
 
 import math
 from typing import Any
@@ -18,14 +18,14 @@ _CHOICES = {
 class JanusConfig(PretrainedConfig):
     """One encoder-decoder that generates autoregressively, by mask-predict and, with a `ctc_ratio`, by CTC.
 
-    Fields are named as in janus_jax's ModelConfig; `janus_jax` holds the whole configuration that the model was trained
-    with, which nothing here reads.
+    Fields have the names of ModelConfig in janus_jax. `janus_jax` holds the whole configuration of the training; no
+    code here reads it.
 
     Raises:
-      ValueError: a setting outside its choices, heads that do not divide the width, or a negative ctc_ratio.
+      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio is negative.
     """
 
-    # Not "janus": transformers has another model of that name.
+    # transformers has another model of the name "janus".
     model_type = "janus_jax"
     keys_to_ignore_at_inference = ("past_key_values",)
     attribute_map = {  # noqa: RUF012
@@ -43,27 +43,27 @@ class JanusConfig(PretrainedConfig):
         heads: int = 4,
         encoder_layers: int = 6,
         decoder_layers: int = 6,
-        max_positions: int = 1024,  # rows of each position table, without the two reserved ones
-        norm: str = "post",  # layer norm behind each half of a layer, or "pre": before it
+        max_positions: int = 1024,  # rows of each position table, without the two reserved rows
+        norm: str = "post",  # layer norm after each half of a layer, or "pre": before it
         activation: str = "relu",  # or "gelu": exact (erf)
         scale_embedding: bool = True,  # multiply token embeddings by sqrt(d_model)
-        layernorm_embedding: bool = False,  # normalise token + position before dropout
+        layernorm_embedding: bool = False,  # layer norm of token + position embeddings, before dropout
         nar_layernorm_embedding: bool = True,  # False: not on non-autoregressive rows
         dropout: float = 0.3,
         attention_dropout: float = 0.0,
         activation_dropout: float = 0.0,
-        ar_stream: str = "query",  # a token is predicted from a mask token's row, or "content": from the row before it
-        ar_slot_position: str = "target",  # with ar_start "bos": a slot sits where its target does, or "input": one before
-        ar_start: str = "bos",  # the decoder's first token; "eos": BART's shift, bos comes second
+        ar_stream: str = "query",  # a token is predicted from a row with a mask token, or "content": from the row of the token before
+        ar_slot_position: str = "target",  # with ar_start "bos": a row has the position of the token that it predicts, or "input": one less
+        ar_start: str = "bos",  # the decoder's first token; "eos": as in BART, bos is the second token
         length_classes: int = 256,
-        ctc_ratio: float = 0.0,  # CTC rows of the decoder a source token; 0: a model without blank and CTC rows
-        ctc_input: str = "mask",  # what CTC rows read: the mask token, or "source": evenly copied source tokens
+        ctc_ratio: float = 0.0,  # CTC rows of the decoder for each source token; 0: a model without blank and CTC rows
+        ctc_input: str = "mask",  # CTC rows read the mask token, or "source": source tokens, copied uniformly
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
         eos_token_id: int = 2,
         unk_token_id: int = 3,
-        decoder_start_token_id: int | None = None,  # by default what ar_start names
+        decoder_start_token_id: int | None = None,  # by default the token that ar_start names
         janus_jax: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
@@ -112,21 +112,21 @@ class JanusConfig(PretrainedConfig):
 
     @property
     def start_tokens(self) -> list[int]:
-        """What stands in the decoder before the first token that is searched for."""
+        """The decoder's tokens before the first token that is searched for."""
         return [self.bos_token_id] if self.ar_start == "bos" else [self.eos_token_id, self.bos_token_id]
 
     @property
     def blank_token_id(self) -> int | None:
-        """The column of CTC's blank, behind the vocabulary; None in a model without CTC rows. No tokenizer knows it."""
+        """The id of CTC's blank, which follows the vocabulary; None in a model without CTC rows. No tokenizer contains it."""
         return self.vocab_size if self.ctc_ratio else None
 
     def ctc_slots(self, source_length: int) -> int:
-        """CTC rows of a source of so many tokens, bos and eos counted."""
-        # Rounded first: 1.1 * 10 is 11.000000000000002 in floats.
+        """Number of CTC rows of a source of `source_length` tokens, bos and eos included."""
+        # Rounded first, since 1.1 * 10 is 11.000000000000002 in floating point.
         return math.ceil(round(self.ctc_ratio * source_length, 6))
 
 
-# janus_jax's name of a stopping rule -> that of transformers.
+# Stopping rules: name in janus_jax -> name in transformers.
 EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
 
@@ -142,17 +142,17 @@ def default_generation_config(
     no_repeat_ngram: int = 0,
     max_target_length: int | None = None,
 ) -> GenerationConfig:
-    """Settings of `generate` that give what janus_jax's autoregressive mode gives under the settings of these names.
+    """Settings of `generate` whose outputs equal those of mode "ar" of janus_jax with the settings of these names.
 
     Args:
       config: the architecture.
-      beam, lenpen, stop, min_length, no_repeat_ngram: as in janus_jax's DecodeConfig.
-      max_length_a, max_length_b: a sentence's output has at most a * source tokens + b tokens, then eos; kept in the result
-        under these names, which `JanusForConditionalGeneration.generate` reads.
-      max_target_length: tokens of the longest output, bos and eos counted; None: as many as there are positions.
+      beam, lenpen, stop, min_length, no_repeat_ngram: as in the decoding settings of janus_jax.
+      max_length_a, max_length_b: an output has at most a * source tokens + b tokens, then eos. The result keeps these
+        names, and `JanusForConditionalGeneration.generate` reads them.
+      max_target_length: number of tokens of the longest output, bos and eos included; None: the number of positions.
 
     Raises:
-      ValueError: an unknown stopping rule.
+      ValueError: the stopping rule is unknown.
     """
     if stop not in EARLY_STOPPING:
         raise ValueError(f"stop: {stop!r} is not one of {', '.join(map(repr, EARLY_STOPPING))}")

@@ -1,14 +1,15 @@
-"""JANUS for transformers: one encoder-decoder that generates a token at a time (`generate`) or many at once (`generate_nar`
-and, in models with CTC rows, `generate_ctc`).
+"""JANUS for transformers: one encoder-decoder that generates one token at a time (`generate`) or many tokens at once
+(`generate_nar` and, in models with CTC rows, `generate_ctc`).
 
-Rows of the decoder: content rows stand for tokens and give keys and values; a query row is a mask token at a position,
-sees content rows and is seen by none. With `ar_stream` "query" the next token is predicted from a query row, with
-"content" from the content row of the token before it. Mask-predict reads content rows that all see each other. So do CTC
-rows, of which a sentence has `ctc_ratio` a source token; each emits a token or the blank, whose id is behind the vocabulary.
+Rows of the decoder: a content row holds a token and gives keys and values. A query row holds a mask token at a
+position; it attends to content rows, and no row attends to it. With `ar_stream` "query" the next token is predicted
+from a query row, with "content" from the content row of the previous token. In mask-predict, all content rows attend to
+each other. So do CTC rows: a sentence has `ctc_ratio` CTC rows for each source token, and each of them emits a token or
+the blank, whose id follows the vocabulary.
 
-Legend: B sentences, K length candidates or hypotheses a sentence, N rows of a search, R query rows or CTC rows, S source
-length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D model width, H heads,
-V vocabulary, C length classes, k tokens that a CTC row offers.
+Legend: B sentences, K lengths or hypotheses of a sentence, N hypotheses of all sentences, R query rows or CTC rows, S
+source length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D model
+width, H heads, V vocabulary, C length classes, k candidate tokens of a CTC row.
 """
 
 import math
@@ -24,23 +25,24 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
 from .configuration_janus import JanusConfig, default_generation_config
 
-RESERVED_POSITIONS = 2  # position p is row p + 2 of a table, whose first rows stand for nothing and for padding
+RESERVED_POSITIONS = 2  # position p is row p + 2 of a table; the first row is unused, the second one is for padding
 SHORTEST = 2  # bos and eos
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, S, D/H] each
 
 
 def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """To add to attention logits [B, H, R, S]: 0 where `allowed` [B or 1, R or 1, S], very low elsewhere.
+    """The bias to add to attention logits [B, H, R, S]: 0 where `allowed` [B or 1, R or 1, S], a very low number
+    elsewhere.
 
-    Not -inf: a row that may attend to nothing (padding) gives numbers, not NaN.
+    A low number and not -inf, so that a row that may attend to nothing (padding) does not become NaN.
     """
     low = torch.finfo(dtype).min / 2
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, low)[:, None]
 
 
 class JanusAttention(nn.Module):
-    """Multi-head attention, whose keys and values may come from elsewhere or from before."""
+    """Multi-head attention over keys and values that may come from other rows or from a cache."""
 
     def __init__(self, config: JanusConfig):
         super().__init__()
@@ -51,7 +53,7 @@ class JanusAttention(nn.Module):
         self.out_proj = nn.Linear(config.d_model, config.d_model)
 
     def keys_values(self, x: Tensor) -> KeysValues:
-        """[B, S, D] -> keys and values."""
+        """Keys and values of rows [B, S, D]."""
         return self._split(self.k_proj(x)), self._split(self.v_proj(x))
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
@@ -66,7 +68,7 @@ class JanusAttention(nn.Module):
 
 
 class JanusLayer(nn.Module):
-    """What layers of both sides have in common: self-attention and feed-forward, with layer norm behind or before each."""
+    """Common part of encoder and decoder layers: self-attention and feed-forward, with layer norm after or before each."""
 
     def __init__(self, config: JanusConfig):
         super().__init__()
@@ -79,18 +81,18 @@ class JanusLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
     def content(self, x: Tensor) -> KeysValues:
-        """Self-attention keys and values of the layer input [B, S, D]."""
+        """Keys and values for self-attention, of the layer input [B, S, D]."""
         return self.self_attn.keys_values(self.self_attn_layer_norm(x) if self.pre else x)
 
     def attend(
         self, x: Tensor, attention: JanusAttention, norm: nn.LayerNorm, memory: KeysValues, bias: Tensor
     ) -> Tensor:
-        """One attention half of the layer, with residual and layer norm."""
+        """Attention with residual and layer norm."""
         x = x + self.drop(attention(norm(x) if self.pre else x, *memory, bias))
         return x if self.pre else norm(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The other half: W2 act(W1 x), with residual and layer norm."""
+        """Feed-forward W2 act(W1 x), with residual and layer norm."""
         activation = F.relu if self.config.activation == "relu" else F.gelu
         hidden = activation(self.fc1(self.final_layer_norm(x) if self.pre else x))
         hidden = F.dropout(hidden, self.config.activation_dropout, self.training)
@@ -111,7 +113,7 @@ class JanusEncoderLayer(JanusLayer):
 
 
 class JanusDecoderLayer(JanusLayer):
-    """Self-attention, cross-attention and feed-forward, over keys and values at hand."""
+    """Self-attention, cross-attention and feed-forward, over keys and values that are computed before."""
 
     def __init__(self, config: JanusConfig):
         super().__init__(config)
@@ -119,14 +121,14 @@ class JanusDecoderLayer(JanusLayer):
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
     def forward(self, x: Tensor, content: KeysValues, bias: Tensor, source: KeysValues, source_bias: Tensor) -> Tensor:
-        """Rows [B, R, D] over content rows and source rows; biases as in `bias_of`."""
+        """Rows [B, R, D] that attend to content rows and source rows; for the biases see `bias_of`."""
         x = self.attend(x, self.self_attn, self.self_attn_layer_norm, content, bias)
         x = self.attend(x, self.encoder_attn, self.encoder_attn_layer_norm, source, source_bias)
         return self.feed_forward(x)
 
 
 class JanusEmbedder(nn.Module):
-    """What encoder and decoder have in common: tables of tokens and of positions, and how a row is made of them."""
+    """Common part of encoder and decoder: the embeddings of tokens and positions."""
 
     def __init__(self, config: JanusConfig):
         super().__init__()
@@ -148,11 +150,11 @@ class JanusEmbedder(nn.Module):
         return F.dropout(x, c.dropout, self.training)
 
     def finish(self, x: Tensor) -> Tensor:
-        """What follows the last layer."""
+        """Applies the final layer norm, if there is one."""
         return self.layer_norm(x) if self.config.norm == "pre" else x
 
     def check_length(self, length: int, what: str) -> None:
-        """Raises ValueError where there is no position for the last of `length` tokens."""
+        """Raises ValueError if the model has fewer than `length` positions."""
         if length > self.config.max_positions:
             raise ValueError(
                 f"{what}: {length} tokens, but this model has {self.config.max_positions} positions; cut the input"
@@ -160,7 +162,7 @@ class JanusEmbedder(nn.Module):
 
 
 class JanusEncoder(JanusEmbedder):
-    """Source tokens -> states."""
+    """The encoder: source tokens -> states."""
 
     main_input_name = "input_ids"
 
@@ -179,16 +181,16 @@ class JanusEncoder(JanusEmbedder):
         """States [B, S, D] of source tokens [B, S].
 
         Args:
-          input_ids: bos ... eos, padding on either side: the first real token has position 0.
-          attention_mask: [B, S] true at real tokens; None: wherever there is no padding.
-          output_attentions, output_hidden_states: not offered; `generate` names them.
-          return_dict: False gives a tuple.
+          input_ids: bos ... eos, padded left or right; the first real token has position 0.
+          attention_mask: [B, S] true at real tokens; None: at every token but padding.
+          output_attentions, output_hidden_states: not supported; arguments because `generate` passes them.
+          return_dict: if False, returns a tuple.
 
         Raises:
-          ValueError: what is not offered, or more tokens than positions.
+          ValueError: an output that is not supported, or more tokens than positions.
         """
         if output_attentions or output_hidden_states:
-            raise ValueError("output_attentions, output_hidden_states: this model gives neither; leave them out")
+            raise ValueError("output_attentions, output_hidden_states: this model supports neither; leave them out")
         real = input_ids != self.config.pad_token_id if attention_mask is None else attention_mask.bool()
         positions = (real.cumsum(1) - 1).clamp(min=0)
         if input_ids.shape[1] > self.config.max_positions:
@@ -202,7 +204,7 @@ class JanusEncoder(JanusEmbedder):
 
 
 class JanusDecoder(JanusEmbedder):
-    """All decoder passes."""
+    """The decoder, with a method for each kind of pass."""
 
     def __init__(self, config: JanusConfig):
         super().__init__(config)
@@ -213,19 +215,19 @@ class JanusDecoder(JanusEmbedder):
             self.embed_blank = nn.Embedding(1, config.d_model)
 
     def sources(self, states: Tensor | None, cache: EncoderDecoderCache | None = None) -> list[KeysValues]:
-        """Each layer's cross-attention keys and values of states [B, S, D], from the cache once they are there."""
-        found = []
+        """Cross-attention keys and values of each layer, of states [B, S, D]; taken from the cache if it holds them."""
+        projected = []
         for i, layer in enumerate(self.layers):
             if cache is not None and cache.is_updated.get(i):
-                held = cache.cross_attention_cache.layers[i]
-                found.append((held.keys, held.values))
+                cached = cache.cross_attention_cache.layers[i]
+                projected.append((cached.keys, cached.values))
                 continue
-            made = layer.encoder_attn.keys_values(states)
+            keys_values = layer.encoder_attn.keys_values(states)
             if cache is not None:
-                made = cache.cross_attention_cache.update(*made, i)
+                keys_values = cache.cross_attention_cache.update(*keys_values, i)
                 cache.is_updated[i] = True
-            found.append(made)
-        return found
+            projected.append(keys_values)
+        return projected
 
     def ar_rows(
         self,
@@ -235,14 +237,15 @@ class JanusDecoder(JanusEmbedder):
         source_bias: Tensor,
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
-        """Hidden rows [N, R, D] of which row t predicts what follows token t of tokens [N, R], those in the cache before them.
+        """Hidden rows [N, R, D]: row t predicts the successor of token t of tokens [N, R], which follow the tokens in
+        the cache.
 
         Args:
           tokens: new input tokens.
-          real: [N, L + R] true at tokens that are no padding, those in the cache counted; None: all of them.
-          states: [N, S, D] of the encoder; None where the cache holds their projections.
+          real: [N, L + R] true at tokens that are not padding, the cache included; None: at all of them.
+          states: [N, S, D] encoder states; None if the cache holds their projections.
           source_bias: [N, 1, 1, S].
-          cache: becomes longer by the content rows.
+          cache: the content rows are appended to it.
         """
         c, new = self.config, tokens.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
@@ -261,7 +264,7 @@ class JanusDecoder(JanusEmbedder):
         return self.advance(x, queries, bias_of(seen, x.dtype), self.sources(states, cache), source_bias, cache)
 
     def nar_rows(self, tokens: Tensor, sources: list[KeysValues], source_bias: Tensor) -> Tensor:
-        """Hidden rows [N, T, D] of tokens [N, T], which all see each other; padding is seen by none."""
+        """Hidden rows [N, T, D] of tokens [N, T]; every row attends to all tokens but padding."""
         self.check_length(tokens.shape[1], "decoder_input_ids")
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed(tokens, positions, self.config.nar_layernorm_embedding)
@@ -269,13 +272,13 @@ class JanusDecoder(JanusEmbedder):
         return self.advance(x, 0, bias, sources, source_bias, None)
 
     def ctc_rows(self, tokens: Tensor, real: Tensor, sources: list[KeysValues], source_bias: Tensor) -> Tensor:
-        """Hidden rows [B, R, D] of what CTC rows read [B, R]; all see those that are `real` [B, R]."""
+        """Hidden rows [B, R, D] of CTC rows that read tokens [B, R]; every row attends to the `real` [B, R] rows."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed(tokens, positions)
         return self.advance(x, 0, bias_of(real[:, None], x.dtype), sources, source_bias, None)
 
     def ctc_logits(self, rows: Tensor) -> Tensor:
-        """Logits [..., V + 1] of vocabulary and blank, which comes last, of CTC rows [..., D]."""
+        """Logits [..., V + 1] of CTC rows [..., D]; the last column is the blank."""
         return torch.cat([self.output_projection(rows), rows @ self.embed_blank.weight.T], dim=-1)
 
     def advance(
@@ -287,43 +290,43 @@ class JanusDecoder(JanusEmbedder):
         source_bias: Tensor,
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
-        """Rows [N, R, D], `queries` query rows and then content rows, through all layers: the rows that predict."""
+        """Runs rows [N, R, D] (first `queries` query rows, then content rows) through all layers; returns the rows that predict."""
         for i, layer in enumerate(self.layers):
             content = layer.content(x[:, queries:])
             if cache is not None:
                 content = cache.self_attention_cache.update(*content, i)
             if queries and i == len(self.layers) - 1:
-                # Content rows are done: only their keys and values were needed.
+                # The last layer needs only the keys and values of content rows.
                 x, bias = x[:, :queries], bias[:, :, :queries]
             x = layer(x, content, bias, sources[i], source_bias)
         return self.finish(x)
 
 
 class EndInTime(LogitsProcessor):
-    """Forces eos as the last token that there is room for, at its own score.
+    """Forces eos as the last token within the length limit, and keeps the model's score for it.
 
-    transformers' ForcedEOSTokenLogitsProcessor gives the forced eos a log-probability of 0, and beam search would prefer
-    what was cut off.
+    ForcedEOSTokenLogitsProcessor of transformers sets the log-probability of the forced eos to 0, so that beam search
+    would prefer outputs that are cut off.
     """
 
     def __init__(self, limits: Tensor, eos_token_id: int):
         """Args:
-        limits: [B] or [1], the most tokens of a row, what the search began with counted.
-        eos_token_id: of the tokenizer.
+        limits: [B] or [1], the largest number of tokens of a sequence, the decoder's first tokens included.
+        eos_token_id: the id of eos.
         """
         self.limits, self.eos = limits, eos_token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         limits = self.limits.to(scores.device).repeat_interleave(scores.shape[0] // len(self.limits))
         last = input_ids.shape[1] + 1 >= limits
-        own = scores[:, self.eos]
-        only = torch.full_like(scores, -math.inf)
-        only[:, self.eos] = torch.where(own == -math.inf, 0.0, own)
-        return torch.where(last[:, None], only, scores)
+        eos_scores = scores[:, self.eos]
+        eos_only = torch.full_like(scores, -math.inf)
+        eos_only[:, self.eos] = torch.where(eos_scores == -math.inf, 0.0, eos_scores)
+        return torch.where(last[:, None], eos_only, scores)
 
 
 class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Encoder, decoder and length head; parameter names are those of the released fairseq checkpoints.
+    """Encoder, decoder and length head; parameters have the names of the released fairseq checkpoints.
 
     Example:
       model = AutoModelForSeq2SeqLM.from_pretrained(directory, trust_remote_code=True)
@@ -331,7 +334,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
       batch = tokenizer(["ein Satz"], return_tensors="pt")
       model.generate(**batch, num_beams=5)
       model.generate_nar(**batch, passes=4)
-      model.generate_ctc(**batch, num_beams=4)  # of a model with ctc_ratio above 0
+      model.generate_ctc(**batch, num_beams=4)  # if the model has ctc_ratio above 0
     """
 
     config_class = JanusConfig
@@ -375,20 +378,20 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         return_dict: bool | None = None,
     ) -> Seq2SeqLMOutput | tuple:
-        """Autoregressive logits: those at t predict what follows token t of decoder_input_ids.
+        """Autoregressive logits: those at t predict the successor of token t of decoder_input_ids.
 
         Args:
-          input_ids: [B, S] source, bos ... eos, padding on either side.
-          attention_mask: [B, S] true at real source tokens; None: wherever input_ids hold no padding.
-          decoder_input_ids: [B, R] new tokens behind those in the cache. The first of all is bos; with ar_start "eos",
-            eos and then bos.
-          decoder_attention_mask: [B, L + R] true at real decoder tokens; needed only for padding on the left.
-          encoder_outputs: of `encoder`, instead of input_ids; give attention_mask with it.
-          past_key_values: what earlier calls returned. It holds content rows and projected source rows only.
-          labels: [B, T] tokens to predict, -100 or padding where none is; the loss is their mean cross-entropy. Without
-            decoder_input_ids they are the whole target, bos ... eos, and the decoder reads what stands before each.
-          use_cache: return the keys and values; by default where none are trained.
-          return_dict: False gives a tuple.
+          input_ids: [B, S] source, bos ... eos, padded left or right.
+          attention_mask: [B, S] true at real source tokens; None: at every token but padding.
+          decoder_input_ids: [B, R] new tokens, which follow those in the cache. The first token is bos; with
+            ar_start "eos" it is eos, and the second one is bos.
+          decoder_attention_mask: [B, L + R] true at real decoder tokens; needed only for left padding.
+          encoder_outputs: output of `encoder`, instead of input_ids; needs attention_mask.
+          past_key_values: cache that an earlier call returned; it holds only content rows and projected source rows.
+          labels: [B, T] tokens to predict, -100 or padding elsewhere; the loss is their mean cross-entropy. Without
+            decoder_input_ids they are the whole target, bos ... eos, and the decoder reads the token before each.
+          use_cache: whether to return the cache; by default only outside training.
+          return_dict: if False, returns a tuple.
 
         Raises:
           ValueError: no source, nothing to decode, or more tokens than positions.
@@ -397,7 +400,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids: nothing to decode; give them, or labels, or call generate")
+            raise ValueError("decoder_input_ids: nothing to decode; pass them or labels, or call generate")
         states, real = self._encoded(input_ids, attention_mask, encoder_outputs)
         if past_key_values is None and (use_cache if use_cache is not None else not self.training):
             past_key_values = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -411,18 +414,18 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits = self.decoder.output_projection(rows)
         loss = None
         if labels is not None:
-            wanted = labels[:, labels.shape[1] - logits.shape[1] :]  # without a bos that nothing predicts
-            wanted = wanted.masked_fill(wanted == c.pad_token_id, -100)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten())
+            gold = labels[:, labels.shape[1] - logits.shape[1] :]  # without a bos that no row predicts
+            gold = gold.masked_fill(gold == c.pad_token_id, -100)
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), gold.flatten())
         output = Seq2SeqLMOutput(
             loss=loss, logits=logits, past_key_values=past_key_values, encoder_last_hidden_state=states
         )
         return output if return_dict or return_dict is None else output.to_tuple()
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
-        """What the decoder reads to predict labels [B, T]: the first token, then the labels but the last.
+        """Decoder inputs that predict labels [B, T]: the start token, then all labels but the last.
 
-        With ar_start "bos", labels that begin with bos have it already: [B, T - 1] then.
+        With ar_start "bos", labels that start with bos contain the start token: the result is [B, T - 1] then.
         """
         c = self.config
         labels = labels.masked_fill(labels == -100, c.pad_token_id)
@@ -436,7 +439,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """[B, C] logits of the target's length, bos and eos counted; arguments as in `forward`."""
+        """Logits [B, C] of the target length, bos and eos included; arguments as in `forward`."""
         states, real = self._encoded(input_ids, attention_mask, encoder_outputs)
         return self._length_logits(states, real)
 
@@ -447,7 +450,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """Logits [B, T, V] of targets with masks, all of whose tokens see each other: at a mask, of the token it hides.
+        """Logits [B, T, V] of targets with masks, whose tokens all attend to each other: at a mask, of the hidden
+        token.
 
         Args:
           input_ids, attention_mask, encoder_outputs: as in `forward`.
@@ -457,7 +461,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           ValueError: no source, nothing to decode, or more tokens than positions.
         """
         if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids: nothing to decode; give targets with masks, or call generate_nar")
+            raise ValueError("decoder_input_ids: nothing to decode; pass targets with masks, or call generate_nar")
         states, real = self._encoded(input_ids, attention_mask, encoder_outputs)
         sources, bias = self.decoder.sources(states), bias_of(real[:, None], states.dtype)
         return self.decoder.output_projection(self.decoder.nar_rows(decoder_input_ids, sources, bias))
@@ -468,10 +472,11 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Logits [B, R, V + 1] of the CTC rows, the last column the blank's, and how many rows [B] each sentence has.
+        """Logits [B, R, V + 1] of the CTC rows (the last column is the blank), and the number of rows [B] of each
+        sentence.
 
-        With `F.ctc_loss` they train: `logits.log_softmax(-1).transpose(0, 1)` are its log-probabilities,
-        `config.blank_token_id` its blank, and its targets are without bos and eos.
+        To train with `F.ctc_loss`, pass `logits.log_softmax(-1).transpose(0, 1)` as log-probabilities,
+        `config.blank_token_id` as blank, and targets without bos and eos.
 
         Args:
           input_ids, attention_mask, encoder_outputs: as in `forward`; with ctc_input "source" input_ids are needed.
@@ -484,18 +489,19 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.decoder.ctc_logits(rows), of_sentence.sum(1)
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
-        """transformers' `generate`, a token at a time: greedy search, beam search, sampling.
+        """`generate` of transformers, one token at a time: greedy search, beam search, sampling.
 
-        Three things are added. A missing attention_mask is taken from the padding. With ar_start "eos" the decoder begins
-        with eos and bos, so that bos is neither searched for nor scored. The last token that there is room for is eos, with
-        its own probability (`EndInTime`): at max_length, and with max_length_a and max_length_b in the generation
-        config at a * source tokens + b more tokens.
+        Three things are added. A missing attention_mask is computed from the padding. With ar_start "eos" the decoder
+        starts with eos and bos, so that bos is neither searched for nor scored. The last token within the length limit
+        is eos, with the model's probability (`EndInTime`). The limit is max_length, and with max_length_a and
+        max_length_b in the generation config also a * source tokens + b tokens, then eos.
 
-        With the settings of `default_generation_config` (those of the model unless its directory says otherwise) the
-        tokens and scores are those of janus_jax's mode "ar": num_beams is `beam` (1: greedy), length_penalty is `lenpen`
-        (both divide by the tokens with eos, without bos), early_stopping "never", False and True are `stop` "best",
-        "current" and "released" (True: the best hypothesis; the others may differ), min_new_tokens is `min_length`,
-        no_repeat_ngram_size is `no_repeat_ngram` (from 2 on), suppress_tokens are pad, bos and mask. Do not set
+        With the settings of `default_generation_config` (the default, unless the model's directory has other settings)
+        the tokens and scores equal those of mode "ar" of janus_jax: num_beams is `beam` (1: greedy), length_penalty is
+        `lenpen` (both divide by the number of tokens with eos, without bos), early_stopping "never", False and True are
+        `stop` "best", "current" and "released" (True: only the best hypothesis is equal), min_new_tokens is
+        `min_length`, no_repeat_ngram_size is `no_repeat_ngram` (from 2 on), suppress_tokens are pad, bos and mask. Do
+        not set
         forced_eos_token_id or forced_bos_token_id: they score the forced token 0.
 
         Args:
@@ -527,13 +533,13 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return processors
         mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
         frame = len(self.config.start_tokens)
-        given = kwargs.get("input_ids_seq_length", frame) - frame
+        prefix = kwargs.get("input_ids_seq_length", frame) - frame
         a, b = (getattr(generation_config, name, None) for name in ("max_length_a", "max_length_b"))
         limits = torch.tensor([generation_config.max_length])
         if mask is not None and a is not None and b is not None:
             inner = (mask.sum(1) - 2).clamp(min=0)
-            allowed = ((a * inner.double() + b).long() + 1).clamp(min=given + 1)
-            allowed = torch.where(inner > 0, allowed, 1)  # nothing to translate: nothing comes of it
+            allowed = ((a * inner.double() + b).long() + 1).clamp(min=prefix + 1)
+            allowed = torch.where(inner > 0, allowed, 1)  # an empty source has an empty output
             limits = (frame + allowed).clamp(max=generation_config.max_length)
         processors.append(EndInTime(limits, eos if isinstance(eos, int) else eos[0]))
         return processors
@@ -552,23 +558,23 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         max_length: int | None = None,
         return_scores: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Mask-predict (Ghazvininejad et al. 2019), by the rules of janus_jax's mode "nar": its tokens exactly.
+        """Mask-predict (Ghazvininejad et al. 2019), with the same tokens as mode "nar" of janus_jax.
 
-        For each of some lengths all tokens are masked, and a pass fills the masks with the likeliest tokens; then the least
-        sure are masked again, fewer after each pass. Of the candidates that one wins whose mean log-probability, that of
-        its length included, is the highest. pad, bos and mask are never emitted, an eos ends the output, and a candidate
-        without tokens loses to any other.
+        For each of `length_beam` lengths, all tokens are masked at first. A pass fills the masks with the most probable
+        tokens; then the least probable ones are masked again, fewer after each pass. The output is the candidate with
+        the highest mean log-probability, that of its length included. pad, bos and mask are never emitted, eos ends the
+        output, and a candidate without tokens is chosen last.
 
         Args:
           input_ids, attention_mask: as in `forward`.
-          passes: how often the decoder runs.
-          length_beam: how many lengths are tried.
+          passes: number of decoder passes.
+          length_beam: number of lengths that are tried.
           lengths: "top": the most probable ones, or "contiguous": those around the most probable.
-          mask_schedule: of n tokens, "linear" masks n (P - s) / P again after pass s of P, "cosine" n cos(pi s / 2P).
-          early_stop: end when a pass changes nothing.
-          merge_repeats: drop a token right after itself.
-          max_length: most tokens, bos and eos counted; None: as many as `generate` gives.
-          return_scores: also return the scores [B].
+          mask_schedule: after pass s of P, of n tokens "linear" masks n (P - s) / P again, "cosine" n cos(pi s / 2P).
+          early_stop: whether to stop when a pass changes nothing.
+          merge_repeats: whether to drop a token that repeats the token before it.
+          max_length: largest number of tokens, bos and eos included; None: that of `generate`.
+          return_scores: whether to return the scores [B] too.
 
         Returns:
           Token ids [B, T], bos ... eos, padded.
@@ -585,7 +591,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(f"passes {passes} and length_beam {length_beam} must be at least 1")
         states, real = self._encoded(input_ids, attention_mask, None)
         length_logits = self._length_logits(states, real)
-        tried = candidate_lengths(length_logits, length_beam, self._longest(max_length), lengths)
+        tried = candidate_lengths(length_logits, length_beam, self._max_predicted_length(max_length), lengths)
         is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
         tried = torch.where((real & ~is_frame).any(1, keepdim=True), tried, SHORTEST)  # empty source: bos, eos
         sources = [tuple(x.repeat_interleave(length_beam, 0) for x in pair) for pair in self.decoder.sources(states)]
@@ -610,23 +616,25 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_scores: bool = False,
         blank_penalty: float = 0.0,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """One pass of CTC rows (Graves et al. 2006), by the rules of janus_jax's mode "ctc": its tokens exactly.
+        """One pass of CTC rows (Graves et al. 2006), with the same tokens as mode "ctc" of janus_jax.
 
-        Each row emits a token or the blank. What remains when repeats are merged and blanks dropped is the output. bos,
-        pad, eos and mask are never emitted.
+        Each row emits a token or the blank. Merging repeats and then dropping blanks gives the output. bos, pad, eos
+        and mask are never emitted.
 
         Args:
           input_ids, attention_mask: as in `forward`.
-          num_beams: 1: the likeliest token of each row. More: a prefix beam search, which adds up the probability of all
-            ways to emit an output.
-          ctc_tokens: so many of a row's likeliest tokens enter the beam search.
-          num_return_sequences: outputs a sentence, best first.
-          max_length: most tokens, bos and eos counted; None: as many as `generate` gives.
-          return_scores: also return the log-probabilities [B * num_return_sequences]; with one beam that of the rows' choices.
-          blank_penalty: taken from the blank's log-probability in every row, against outputs that are too short; scores hold it.
+          num_beams: 1: the most probable token of each row. More: a prefix beam search, which adds up the probabilities
+            of all alignments of an output.
+          ctc_tokens: number of most probable tokens of each row that the beam search considers.
+          num_return_sequences: number of outputs of each sentence, best first.
+          max_length: largest number of tokens, bos and eos included; None: that of `generate`.
+          return_scores: whether to return the log-probabilities [B * num_return_sequences] too; with one beam, that of
+            the single alignment.
+          blank_penalty: subtracted from the blank's log-probability in every row, against outputs that are too short;
+            the scores include it.
 
         Returns:
-          Token ids [B * num_return_sequences, T], bos ... eos, padded. Where a sentence has fewer outputs, the others are
+          Token ids [B * num_return_sequences, T], bos ... eos, padded. If a sentence has fewer outputs, the others are
           empty and score -inf.
 
         Raises:
@@ -641,9 +649,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"num_return_sequences: {num_return_sequences} of {num_beams} beams; raise num_beams or lower it"
             )
-        longest = self._most(max_length)
+        longest = self._max_tokens(max_length)
         if longest < SHORTEST:
-            raise ValueError(f"max_length: {longest} tokens do not hold bos and eos; raise it")
+            raise ValueError(f"max_length: {longest} tokens cannot hold bos and eos; raise it")
         states, real = self._encoded(input_ids, attention_mask, None)
         rows, of_sentence = self._ctc_rows(input_ids, states, real)
         is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
@@ -659,7 +667,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return (tokens, scores[:, :n].flatten()) if return_scores else tokens
 
     def _ctc_rows(self, input_ids: Tensor | None, states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """CTC rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are the sentence's own."""
+        """Hidden CTC rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are not padding."""
         c = self.config
         if not c.ctc_ratio:
             raise ValueError(
@@ -675,17 +683,17 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if c.ctc_input == "source":
             if input_ids is None:
-                raise ValueError("input_ids: CTC rows of this model read the source tokens; give them")
+                raise ValueError("input_ids: CTC rows of this model read the source tokens; pass them")
             nth = torch.minimum(row * lengths // counts.clamp(min=1), (lengths - 1).clamp(min=0))
-            first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may stand on the left
+            first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may be on the left
             read = input_ids.gather(1, first_to_last.gather(1, nth))
         else:
             read = torch.full((len(real), len(row)), c.mask_token_id, device=real.device)
         bias = bias_of(real[:, None], states.dtype)
         return self.decoder.ctc_rows(read, row < counts, self.decoder.sources(states), bias), row < counts
 
-    def _ctc_emissions(self, rows: Tensor, real: Tensor, offered: int) -> "Emissions":
-        """What the `real` [B, R] ones of CTC rows [B, R, D] may emit, of their tokens the likeliest `offered`."""
+    def _ctc_emissions(self, rows: Tensor, real: Tensor, count: int) -> "Emissions":
+        """What the `real` [B, R] rows of CTC rows [B, R, D] may emit: the `count` most probable tokens, and the blank."""
         c = self.config
         logits = self.decoder.ctc_logits(rows[real]).float()
         total = logits.logsumexp(-1)
@@ -693,31 +701,31 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         banned += [c.mask_token_id] if c.mask_token_id != c.unk_token_id else []
         allowed = logits.clone()
         allowed[:, banned] = -math.inf
-        best = allowed.topk(min(offered, logits.shape[-1] - len(banned)), dim=-1)
+        best = allowed.topk(min(count, logits.shape[-1] - len(banned)), dim=-1)
 
-        def placed(values: Tensor) -> Tensor:
-            whole = values.new_zeros((*real.shape, *values.shape[1:]))
-            whole[real] = values
-            return whole
+        def with_padding(values: Tensor) -> Tensor:
+            padded = values.new_zeros((*real.shape, *values.shape[1:]))
+            padded[real] = values
+            return padded
 
         return Emissions(
-            placed(best.indices),
-            placed(best.values - total[:, None]),
-            placed(logits[:, c.blank_token_id] - total),
+            with_padding(best.indices),
+            with_padding(best.values - total[:, None]),
+            with_padding(logits[:, c.blank_token_id] - total),
             real,
         )
 
-    def _most(self, max_length: int | None) -> int:
-        """Most tokens of an output, bos and eos counted."""
+    def _max_tokens(self, max_length: int | None) -> int:
+        """Largest number of tokens of an output, bos and eos included."""
         c = self.config
         if max_length is None:
-            most = self.generation_config.max_length
-            max_length = c.max_positions if most is None else most - len(c.start_tokens) + 1
+            default = self.generation_config.max_length
+            max_length = c.max_positions if default is None else default - len(c.start_tokens) + 1
         return min(max_length, c.max_positions)
 
-    def _longest(self, max_length: int | None) -> int:
-        """Most tokens of an output that the length head chooses the length of."""
-        return min(self._most(max_length), self.config.length_classes - 1)
+    def _max_predicted_length(self, max_length: int | None) -> int:
+        """Largest number of tokens of an output whose length the length head chooses."""
+        return min(self._max_tokens(max_length), self.config.length_classes - 1)
 
     def _length_logits(self, states: Tensor, real: Tensor) -> Tensor:
         weights = real[:, :, None].float()
@@ -725,10 +733,10 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return mean @ self.decoder.embed_length.weight.float().T
 
     def _encoded(self, input_ids: Tensor | None, attention_mask: Tensor | None, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Encoder states [B, S, D], computed where they are not at hand, and which of them are of real tokens [B, S]."""
+        """Encoder states [B, S, D], computed unless `outputs` holds them, and which of them [B, S] belong to real tokens."""
         if outputs is None:
             if input_ids is None:
-                raise ValueError("input_ids: there is no source; give them, or encoder_outputs")
+                raise ValueError("input_ids: there is no source; pass them or encoder_outputs")
             outputs = self.encoder(input_ids, attention_mask)
         states = outputs[0]
         if attention_mask is not None:
@@ -739,7 +747,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 class _MaskPredict:
-    """Fills targets of given lengths in several passes; one use."""
+    """Mask-predict for targets of known lengths; an instance runs once."""
 
     def __init__(
         self,
@@ -755,7 +763,7 @@ class _MaskPredict:
         self.passes, self.schedule, self.early_stop = passes, schedule, early_stop
 
     def run(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [N, T] of targets of these lengths [N] and the log-probability of each, 0 at bos, eos and padding."""
+        """Tokens [N, T] of targets of these lengths [N], and their log-probabilities [N, T]: 0 at bos, eos and padding."""
         c = self.config
         lengths = lengths[:, None]
         slot = torch.arange(int(lengths.max()), device=lengths.device)
@@ -772,15 +780,15 @@ class _MaskPredict:
                 new_scores = torch.where(done, filled_scores, new_scores)
                 done = done | (new == filled).all(1, keepdim=True)
             filled, filled_scores = new, new_scores
-            again = free & self.least_sure(filled_scores, free, number) & ~done
-            tokens = torch.where(again, c.mask_token_id, filled)
-            scores = torch.where(again, 0.0, filled_scores)
+            remasked = free & self.least_probable(filled_scores, free, number) & ~done
+            tokens = torch.where(remasked, c.mask_token_id, filled)
+            scores = torch.where(remasked, 0.0, filled_scores)
             if bool(done.all()):
                 break
         return filled, filled_scores
 
     def fill(self, tokens: Tensor, scores: Tensor, is_open: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest allowed tokens in open slots, with their log-probabilities; the other slots as they were."""
+        """Fills open slots with the most probable allowed tokens and their log-probabilities; other slots stay as they are."""
         c, decoder = self.config, self.model.decoder
         rows = decoder.nar_rows(tokens, self.sources, self.source_bias)[is_open]
         logits = decoder.output_projection(rows).float()
@@ -792,27 +800,27 @@ class _MaskPredict:
         tokens[is_open], scores[is_open] = best, best_scores
         return tokens, scores
 
-    def least_sure(self, scores: Tensor, free: Tensor, number: int) -> Tensor:
-        """[N, T] true at the slots to mask again after pass `number`; of equals the lower positions."""
+    def least_probable(self, scores: Tensor, free: Tensor, number: int) -> Tensor:
+        """True at the slots [N, T] to mask again after pass `number`; among equal scores, at lower positions first."""
         counts = remask_counts(free.shape[1], self.passes, number, self.schedule)
         count = torch.tensor(counts, device=scores.device)[free.sum(1, keepdim=True)]
         order = scores.masked_fill(~free, math.inf).argsort(dim=1, stable=True)
         return order.argsort(dim=1) < count
 
 
-def remask_counts(most: int, passes: int, number: int, schedule: str) -> list[int]:
-    """How many of n = 0 ... most tokens are masked again after pass `number` of `passes`."""
+def remask_counts(max_tokens: int, passes: int, number: int, schedule: str) -> list[int]:
+    """How many of n tokens are masked again after pass `number` of `passes`, for n = 0 ... max_tokens."""
     if schedule == "linear":
-        return [n * (passes - number) // passes for n in range(most + 1)]
+        return [n * (passes - number) // passes for n in range(max_tokens + 1)]
     share = math.cos(0.5 * math.pi * number / passes) if number < passes else 0.0
-    return [int(n * share) for n in range(most + 1)]
+    return [int(n * share) for n in range(max_tokens + 1)]
 
 
 def candidate_lengths(length_logits: Tensor, count: int, longest: int, choice: str) -> Tensor:
-    """Lengths to try [B, count], bos and eos counted, from length logits [B, C]; see `generate_nar`.
+    """Lengths to try [B, count], bos and eos included, from length logits [B, C]; see `generate_nar`.
 
     Raises:
-      ValueError: fewer than `count` lengths to choose from.
+      ValueError: there are fewer than `count` possible lengths.
     """
     if choice == "contiguous":
         best = first_of_best(length_logits)[:, None].clamp(min=SHORTEST)
@@ -821,23 +829,23 @@ def candidate_lengths(length_logits: Tensor, count: int, longest: int, choice: s
     choices = longest + 1 - SHORTEST
     if count > choices:
         raise ValueError(
-            f"length_beam: {count} lengths wanted, but only {choices} lie between {SHORTEST} and {longest}; lower it"
+            f"length_beam is {count}, but only {choices} lengths lie between {SHORTEST} and {longest}; lower it"
         )
     allowed = length_logits[:, SHORTEST : longest + 1]
     return allowed.sort(dim=1, descending=True, stable=True).indices[:, :count] + SHORTEST
 
 
 def first_of_best(values: Tensor) -> Tensor:
-    """The index [B] of the largest of values [B, X]; of equals the first."""
+    """The index [B] of the largest of values [B, X]; among equal values, the first."""
     return values.sort(dim=1, descending=True, stable=True).indices[:, 0]
 
 
 def end_at_eos(tokens: Tensor, scores: Tensor, config: JanusConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Cuts filled targets [N, T] behind their first eos.
+    """Cuts filled targets [N, T] after their first eos.
 
     Returns:
-      The tokens, the mean log-probability [N] of what was filled and is left (an eos that was filled counts), and which
-      targets [N] have no token left.
+      The tokens [N, T], the mean log-probability [N] of the filled tokens that remain (a filled eos included), and
+      which targets [N] have no token left.
     """
     slot = torch.arange(tokens.shape[1], device=tokens.device)
     length = (tokens != config.pad_token_id).sum(1, keepdim=True)
@@ -850,9 +858,11 @@ def end_at_eos(tokens: Tensor, scores: Tensor, config: JanusConfig) -> tuple[Ten
 def best_candidates(
     tokens: Tensor, scores: Tensor, tried: Tensor, length_logits: Tensor, config: JanusConfig
 ) -> tuple[Tensor, Tensor]:
-    """Of filled targets [B * K, T] of the lengths tried [B, K] each sentence's best [B, T], and its score [B].
+    """The best target [B, T] of each sentence among filled targets [B * K, T] of the tried lengths [B, K], and its
+    score [B].
 
-    A score is the mean log-probability of what was filled and is left, that of the length included, a token's worth each.
+    A score is the mean log-probability of the filled tokens that remain, plus the log-probability of the length divided
+    by the number of tokens of that length.
     """
     tokens, scores, empty = end_at_eos(tokens, scores, config)
     logp = F.log_softmax(length_logits, dim=-1).gather(1, tried)
@@ -863,7 +873,7 @@ def best_candidates(
 
 
 def without_repeats(tokens: Tensor, pad: int) -> Tensor:
-    """Targets [B, T] without the tokens that stand right after themselves, padded."""
+    """Targets [B, T] without tokens that repeat the token before them, padded."""
     kept = [[t for i, t in enumerate(row) if t != pad and (not i or t != row[i - 1])] for row in tokens.tolist()]
     longest = max(map(len, kept))
     return torch.tensor([row + [pad] * (longest - len(row)) for row in kept], device=tokens.device)
@@ -873,21 +883,22 @@ def without_repeats(tokens: Tensor, pad: int) -> Tensor:
 class Emissions:
     """What CTC rows may emit, with log-probabilities over vocabulary and blank together."""
 
-    tokens: Tensor  # [B, R, k], the likeliest tokens of each row, all different
+    tokens: Tensor  # [B, R, k], the most probable tokens of each row, all different
     log_probs: Tensor  # [B, R, k]
     blank: Tensor  # [B, R]
-    real: Tensor  # [B, R], rows that belong to the sentence: the first so many
+    real: Tensor  # [B, R], rows that are not padding: the first ones of each sentence
 
 
 def best_path(emitted: Emissions, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The output of the likeliest choices of all rows: a a - a b reads a a b. Of a token and a blank that tie, the blank counts.
+    """The output of the most probable choice of each row: a a - a b gives a a b. If a token and the blank tie, the
+    blank wins.
 
     Args:
-      emitted: of B sentences, tokens best first.
-      longest: L, most tokens of an output; what is longer is cut.
+      emitted: emissions of B sentences, tokens best first.
+      longest: L, largest number of tokens of an output; longer outputs are cut.
 
     Returns:
-      Tokens [B, 1, L], how many of them count [B, 1], and the log-probability [B, 1] of the choices.
+      Tokens [B, 1, L], lengths [B, 1] of the outputs, and the log-probability [B, 1] of the choices.
     """
     log_probs = emitted.log_probs[..., 0]
     is_label = emitted.real & (log_probs > emitted.blank)
@@ -899,60 +910,61 @@ def best_path(emitted: Emissions, longest: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The likeliest outputs, each with the probability of all its alignments (Graves 2006; Hannun et al. 2014).
+    """The most probable outputs, each with the probability of all its alignments (Graves 2006; Hannun et al. 2014).
 
-    A prefix is the output of the rows so far. After each row the K likeliest stay.
+    A prefix is the output of the rows read so far. After each row, the K most probable prefixes are kept.
 
     Args:
-      emitted: of B sentences. One without real rows has the empty output only, of probability 1.
-      beam: K.
-      longest: L, most tokens of an output.
+      emitted: emissions of B sentences. A sentence without real rows has only the empty output, with probability 1.
+      beam: K, number of prefixes.
+      longest: L, largest number of tokens of an output.
 
     Returns:
-      Tokens [B, K, L], how many of them count [B, K], log-probabilities [B, K]; best first. Where there are fewer outputs
-      than K, the others have no token and -inf.
+      Tokens [B, K, L], lengths [B, K] and log-probabilities [B, K] of the outputs, best first. If there are fewer than
+      K outputs, the others are empty and have -inf.
     """
-    of, none = emitted.tokens, -math.inf
-    sentences, rows, offered = of.shape
-    tokens = of.new_full((sentences, beam, max(longest, 1)), -1)
-    lengths, last = of.new_zeros(sentences, beam), of.new_full((sentences, beam), -1)
-    # Of each prefix the probability of the alignments that end in a blank, and of those that end in its last token. Before
-    # the first row there is the empty prefix only, which any token may follow, as after a blank.
+    none = -math.inf
+    sentences, rows, count = emitted.tokens.shape
+    tokens = emitted.tokens.new_full((sentences, beam, max(longest, 1)), -1)
+    lengths = emitted.tokens.new_zeros(sentences, beam)
+    last = emitted.tokens.new_full((sentences, beam), -1)
+    # For each prefix: the log-probability of alignments that end in a blank, and of those that end in its last token.
+    # Before the first row only the empty prefix exists; any token may follow it, as after a blank.
     blank = emitted.log_probs.new_full((sentences, beam), none)
     label = blank.clone()
     blank[:, 0] = 0.0
-    # [B, K, K]: prefix i is the beginning of prefix j, or is j.
-    begins = torch.zeros(sentences, beam, beam, dtype=torch.bool, device=of.device)
+    # [B, K, K]: prefix i is a prefix of prefix j, or equal to it.
+    begins = torch.zeros(sentences, beam, beam, dtype=torch.bool, device=tokens.device)
     begins[:, 0, 0] = True
     for row in range(rows):
-        # Past the end, a blank that is certain moves nothing.
-        real, offers = emitted.real[:, row], of[:, row]
+        # A padding row emits the blank with probability 1, which changes nothing.
+        real, candidates = emitted.real[:, row], emitted.tokens[:, row]
         log_probs = emitted.log_probs[:, row].masked_fill(~real[:, None], none)
         log_blank = emitted.blank[:, row].masked_fill(~real, 0.0)
         total = torch.logaddexp(blank, label)
-        is_last = offers[:, None] == last[:, :, None]  # [B, K, k]
+        is_last = candidates[:, None] == last[:, :, None]  # [B, K, k]
 
-        # A prefix grows by a token: by its last one again only after a blank, else the two would be merged.
+        # A prefix grows by a token. It grows by its last token only after a blank: without a blank, the two are merged.
         grown = torch.where(is_last, blank[:, :, None], total[:, :, None]) + log_probs[:, None]
         grown = grown.masked_fill((lengths >= longest)[:, :, None], none)
-        # What grows into another prefix of the beam counts there.
+        # A prefix that grows into another prefix of the beam adds its probability there.
         is_parent = begins & (lengths[:, :, None] + 1 == lengths[:, None])  # prefix i is j without its last token
         is_twin = is_parent[..., None] & is_last[:, None]  # [B, K, K, k]: prefix i and token c are prefix j
         joining = torch.where(is_twin, grown[:, :, None], none).amax(dim=(1, 3))
         grown = grown.masked_fill(is_twin.any(2), none)
 
-        # A prefix stays as it is, by a blank or by its last token once more.
-        again = torch.where(is_last, log_probs[:, None], none).amax(2)
-        blank, label = total + log_blank[:, None], torch.logaddexp(label + again, joining)
+        # A prefix stays the same if the row emits a blank or the prefix's last token.
+        repeated = torch.where(is_last, log_probs[:, None], none).amax(2)
+        blank, label = total + log_blank[:, None], torch.logaddexp(label + repeated, joining)
 
         every = torch.cat([torch.logaddexp(blank, label), grown.flatten(1)], dim=1)
         scores, chosen = (x[:, :beam] for x in every.sort(dim=1, descending=True, stable=True))
         grows = chosen >= beam
-        origin = torch.where(grows, (chosen - beam) // offered, chosen)
-        last = torch.where(grows, offers.gather(1, (chosen - beam) % offered), last.gather(1, origin))
+        origin = torch.where(grows, (chosen - beam) // count, chosen)
+        last = torch.where(grows, candidates.gather(1, (chosen - beam) % count), last.gather(1, origin))
         lengths = lengths.gather(1, origin) + grows
         tokens = tokens.gather(1, origin[..., None].expand_as(tokens))
-        at_end = torch.arange(tokens.shape[2], device=of.device) == lengths[..., None] - 1
+        at_end = torch.arange(tokens.shape[2], device=tokens.device) == lengths[..., None] - 1
         tokens = torch.where(at_end, last[..., None], tokens)
         blank = blank.gather(1, origin).masked_fill(grows, none)
         label = torch.where(grows, scores, label.gather(1, origin))
@@ -963,9 +975,11 @@ def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Ten
 
 
 def _begins(before: Tensor, origin: Tensor, tokens: Tensor, lengths: Tensor, last: Tensor, exists: Tensor) -> Tensor:
-    """Which prefixes begin which [B, K, K], from the same of their origins [B, K] a row ago.
+    """Which prefixes i are prefixes of which j [B, K, K], from the same relation of their origins [B, K] one row
+    before.
 
-    Prefix i can begin j only if i's origin began j's: else i would be j grown anew, and such growth is merged.
+    Prefix i can be a prefix of j only if i's origin was a prefix of j's origin. Otherwise i would have grown into a
+    prefix that already exists, and such prefixes are merged.
     """
     began = before.gather(1, origin[:, :, None].expand_as(before)).gather(2, origin[:, None].expand_as(before))
     place = (lengths - 1).clamp(min=0)[:, None].expand_as(before)
@@ -975,7 +989,7 @@ def _begins(before: Tensor, origin: Tensor, tokens: Tensor, lengths: Tensor, las
 
 
 def framed(tokens: Tensor, lengths: Tensor, config: JanusConfig) -> Tensor:
-    """Token ids [N, T], bos ... eos, padded, of the first lengths [N] of tokens [N, L]."""
+    """Puts bos and eos around the first `lengths` [N] of tokens [N, L]; returns ids [N, T], padded."""
     slot = torch.arange(int(lengths.max()), device=tokens.device)
     inner = torch.where(slot < lengths[:, None], tokens[:, : len(slot)], config.pad_token_id)
     whole = F.pad(F.pad(inner, (1, 0), value=config.bos_token_id), (0, 1), value=config.pad_token_id)

@@ -28,9 +28,8 @@ class Mode:
     settings: type  # its dataclass; the field of `DecodeConfig` has the mode's name
     needs: tuple[frozenset[str], ...]  # sets of loss terms; all terms of one set must have been trained
     rows: Callable[[DecodeConfig], int]  # decoder rows of a sentence relative to its length, for the size of a batch
-    reads: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # settings of other modes that it reads: mode -> fields
+    # Settings of other modes that it reads: mode -> fields.
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
     required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
     traces: bool = False  # whether it can record the tokens of each pass
