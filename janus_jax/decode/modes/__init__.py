@@ -21,16 +21,15 @@ class Mode:
     """One mode of decoding.
 
     Raises:
-      ValueError: `needs` names a loss term that does not exist.
+      ValueError: `needs` names a loss term that is not in objective/terms.py.
     """
 
     run: Callable[[DecodeRequest], DecodeResult]
     settings: type  # its dataclass; the field of `DecodeConfig` has the mode's name
     needs: tuple[frozenset[str], ...]  # sets of loss terms; all terms of one set must have been trained
     rows: Callable[[DecodeConfig], int]  # decoder rows of a sentence relative to its length, for the size of a batch
-    reads: Mapping[str, tuple[str, ...]] = field(
-        default_factory=dict
-    )  # other modes' settings that it reads: mode -> fields
+    # Settings of other modes that it reads: mode -> fields.
+    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
     required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
     traces: bool = False  # whether it can record the tokens of each pass
