@@ -1,4 +1,4 @@
-"""Devices: process start, the mesh, rules that say how parameters are split, and sharding of batches.
+"""Devices: start of a process, the mesh, sharding rules of parameters, and sharding of batches.
 
 A mesh has the axes `data`, `fsdp` and `tensor`. Batches are split over data x fsdp; parameters over fsdp and tensor, by
 the first rule whose pattern matches the parameter's path.
@@ -22,7 +22,8 @@ from janus_jax.processes import Rendezvous, connect
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
-# (pattern, spec); the first match decides. Kernels are [in, out]; embeddings [rows, D].
+# (pattern, spec); the first pattern that matches a parameter's path is used.
+# Kernels are [in, out]; embeddings [rows, D].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embed_tokens/embedding$", PartitionSpec("tensor", "fsdp")),
     (r"(embed_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
@@ -60,7 +61,7 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
     """The mesh [data, fsdp, tensor] over `devices` (default: all).
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the product of the axes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -74,21 +75,22 @@ def make_mesh(config: ParallelConfig, devices: list[jax.Device] | None = None) -
             f"config.parallel: {' x '.join(f'{a} {s}' for a, s in sizes.items())} does not give the {len(devices)} "
             "devices at hand; set one axis to -1 or change their product"
         )
-    # Auto axes: with Explicit ones, the default of jax.make_mesh, embedding look-ups are rejected.
+    # Auto axes: with Explicit axes, the default of jax.make_mesh, JAX rejects embedding look-ups.
     return Mesh(_arrange(shape, list(devices)), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _arrange(shape: tuple[int, int, int], devices: list[jax.Device]) -> np.ndarray:
-    """The devices in the shape of the mesh; neighbours stand along its last axes."""
+    """The devices in the shape of the mesh; neighbouring devices lie along its last axes."""
     if devices[0].platform != "tpu":
-        # Sorted by host. jax.make_mesh refuses several hosts of GPUs: it takes each host for a slice of TPUs.
+        # Sorted by host. jax.make_mesh refuses several hosts of GPUs: it treats each host as a slice of TPUs.
         return np.array(sorted(devices, key=lambda device: (device.process_index, device.id))).reshape(shape)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices)
     if shape[0] % slices:
         raise ConfigError(
-            f"config.parallel.data: {shape[0]} is not a multiple of the {slices} slices; only the data axis may cross the network between slices"
+            f"config.parallel.data: {shape[0]} is not a multiple of the {slices} slices; "
+            "only the data axis may cross the network between slices"
         )
     return mesh_utils.create_hybrid_device_mesh((shape[0] // slices, *shape[1:]), (slices, 1, 1), devices)
 
@@ -107,9 +109,10 @@ def param_specs(params: Any, rules: tuple[tuple[str, PartitionSpec], ...] = RULE
 
 
 def state_shardings(mesh: Mesh, abstract_state: Any) -> Any:
-    """NamedSharding of each leaf of a training state: parameters by rule, moments like their parameter, counters on every device.
+    """NamedSharding of each leaf of a training state.
 
-    A dimension that its mesh axis does not divide stays whole.
+    Parameters are sharded by `RULES`, moments like their parameter; counters are replicated. A dimension whose size is
+    no multiple of its mesh axis is not split.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
@@ -144,33 +147,34 @@ def device_bytes(tree: Any) -> int:
 
 
 def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
-    """Sharding of arrays [..., B, ...] whose B axis follows `leading` unsplit axes."""
+    """Sharding of arrays [..., B, ...]: the axis B, which follows `leading` unsplit axes, is split over data x fsdp."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), BATCH))
 
 
 def check_rows(mesh: Mesh, rows: int) -> None:
-    """Raises ConfigError unless data x fsdp divides the rows of a batch, and the processes can share them out."""
+    """Raises ConfigError unless data x fsdp divides the rows of a batch and the processes can divide them evenly."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % ways:
         raise ConfigError(
-            f"config.data.batch_multiple: {rows} rows do not divide over data x fsdp = {ways} devices; set it to a multiple of {ways}"
+            f"config.data.batch_multiple: {rows} rows do not divide over data x fsdp = {ways} devices; "
+            f"set it to a multiple of {ways}"
         )
     batch_share(mesh)
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """The index of the share of a batch's rows that a process reads, and the number of shares.
+    """The index of a process's share of the rows of a batch, and the number of shares.
 
-    Where the tensor axis runs through several processes, their devices hold the same rows and they read the same share.
+    If the tensor axis spans several processes, their devices hold the same rows, and they read the same share.
 
     Args:
       mesh: the mesh of all processes.
       process: index of the process; None: this one.
 
     Raises:
-      ConfigError: devices of two processes hold partly the same rows.
+      ConfigError: the rows of two processes overlap but are not the same.
     """
-    parts: dict[int, set[int]] = {}  # process -> parts of the rows that its devices hold
+    parts: dict[int, set[int]] = {}  # process -> parts of the batch that its devices hold
     by_part = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
     for part, devices in enumerate(by_part):
         for device in devices:
@@ -204,7 +208,7 @@ def batch_ways() -> int:
 
 
 def constrain(x: jax.Array, *axes: Any) -> jax.Array:
-    """Pins the sharding of an activation whose leading axes are `axes`; does nothing without a mesh."""
+    """Splits the leading dimensions of an activation over the mesh axes `axes`; does nothing without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

@@ -22,14 +22,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from janus_jax.config import ConfigError
 
 # Seconds.
-HEARTBEAT = 20  # a process without a sign of life for so long counts as lost (JAX's default is 100)
-_SHUTDOWN = 20  # a process that ends waits so long for the others to end (JAX's default is 300)
-_CONNECT = 300
+HEARTBEAT = 20  # a process that sends no heartbeat for this long counts as lost (JAX's default is 100)
+_SHUTDOWN = 20  # a process that ends waits this long for the others to end (JAX's default is 300)
+_CONNECT = 300  # a process that starts waits this long for the others to connect
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the processes of a run meet, and the index of this one; an empty coordinator: JAX detects it."""
+    """The address at which the processes of a run connect, their number and the index of this one.
+
+    The default value means that these are not known.
+    """
 
     coordinator: str = ""  # HOST:PORT of process 0
     count: int = 0  # processes of the run
@@ -39,13 +42,13 @@ class Rendezvous:
 def connect(rendezvous: Rendezvous | None = None) -> None:
     """Connects this process with the others of its run, if there are others. Safe to call twice.
 
-    The first of these sources that names other processes counts: `rendezvous`; $JAX_COORDINATOR_ADDRESS with
-    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; the launcher (SLURM, Open MPI, a TPU slice of several hosts), which JAX detects.
-    $JANUS_JAX_DISTRIBUTED=1 makes JAX detect in any case: on a TPU VM only the metadata server knows the other hosts, and no
-    variable of the environment does.
+    The first of these sources that names other processes is used: `rendezvous`; $JAX_COORDINATOR_ADDRESS with
+    $JAX_NUM_PROCESSES and $JAX_PROCESS_ID; the launcher (SLURM, Open MPI, a TPU slice of several hosts), which JAX
+    detects. With $JANUS_JAX_DISTRIBUTED=1 JAX always tries to detect a launcher. A TPU VM needs this if no environment
+    variable names the other hosts: then only its metadata server knows them.
 
     Args:
-      rendezvous: None or `Rendezvous()`: not known.
+      rendezvous: None or `Rendezvous()` if it is not known.
 
     Raises:
       ConfigError: `rendezvous` or the three variables are incomplete, or the processes did not connect.
@@ -55,7 +58,7 @@ def connect(rendezvous: Rendezvous | None = None) -> None:
     rendezvous = _checked(rendezvous or Rendezvous()) or _from_environment(os.environ)
     if rendezvous is None and not _has_launcher(os.environ):
         return
-    # The training loop handles requests to stop (see `any_process`). JAX's own service would take SIGTERM from it.
+    # The training loop handles SIGTERM (see `any_process`). JAX's preemption service would handle it instead.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {}
     if rendezvous:
@@ -82,7 +85,7 @@ def connect(rendezvous: Rendezvous | None = None) -> None:
 
 
 def _checked(rendezvous: Rendezvous) -> Rendezvous | None:
-    """The rendezvous if it is complete, None if nothing of it is known; ConfigError if it is incomplete."""
+    """The rendezvous if it is complete, None if it is the default; ConfigError if it is incomplete."""
     if rendezvous == Rendezvous():
         return None
     host, _, port = rendezvous.coordinator.rpartition(":")
@@ -106,7 +109,7 @@ def _from_environment(environment: Any) -> Rendezvous | None:
 
 
 def _has_launcher(environment: Any) -> bool:
-    """Whether a launcher started several processes. (A single process must not open a port: another run may want it.)"""
+    """Whether a launcher started several processes. A single process must not open a port: another run may need it."""
     tasks = max(int(environment.get(name) or 0) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = [environment.get(name, "").count(",") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")]
     requested = any(
@@ -124,7 +127,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Within the block SIGTERM sets the request and doesn't end the process.
+    """Inside the block, SIGTERM sets `received` of the request and doesn't end the process.
 
     Only the main thread can install a signal handler: in any other thread the request is never set.
     """
@@ -147,8 +150,8 @@ def stop_on_sigterm() -> Iterator[StopRequest]:
 def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
     """Returns `ask(flag)`: whether the flag is set on any process; all processes get the same answer.
 
-    The answer is an array, and `ask` does not wait for it. Every process must ask equally often. A run of one process
-    exchanges nothing: the answer is the flag.
+    The answer is an array [], and `ask` does not wait for its value. All processes must call `ask` equally often. In a
+    run of one process the answer is the flag.
     """
     if jax.process_count() == 1:
         return lambda flag: flag
@@ -172,7 +175,7 @@ def all_processes(ok: bool) -> bool:
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Where the block fails on one process, it raises on all: no process waits for one that has failed. A barrier at the end.
+    """If the block fails on one process, it raises on all, so that none waits for one that failed. Ends with a barrier.
 
     Raises:
       ConfigError: the block failed on another process.
@@ -203,7 +206,7 @@ def all_gather(values: Sequence[Any]) -> list[list[Any]]:
 
 
 def local_copy(mesh: Mesh, tree: Any) -> Any:
-    """Copies arrays that are split over the devices of `mesh` whole to the first device of each process."""
+    """Gathers arrays that are split over the devices of `mesh`: each process gets whole arrays on its first device."""
     return jax.tree.map(lambda x: x.addressable_data(0), _replicate(mesh)(tree))
 
 

@@ -1,7 +1,7 @@
 """The pytrees that packages pass to each other.
 
 Legend: A micro-batches, B sentences, S source length, T target length (bos and eos counted), M masked tokens at most,
-D model width, V vocabulary (padded), C length classes, N hypotheses per sentence, L longest hypothesis.
+D model width, V vocabulary (padded), C length classes, N hypotheses per sentence, L length of the longest hypothesis.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ Params = dict[str, Any]  # nested dicts of arrays, names one to one with the rel
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch (or A of them, stacked on a leading axis). An example with example_id -1 is empty: all padding."""
+    """One micro-batch (or A of them, stacked on a leading axis). A row with example_id -1 is empty: all padding."""
 
     source: Array  # [B, S] int32, bos ... eos, then padding
     target: Array  # [B, T] int32, bos ... eos, then padding
-    masked: Array  # [B, M] int32, positions of the masked target tokens, ascending; 0 past masked_count
+    masked: Array  # [B, M] int32, positions of the masked target tokens, ascending; 0 from index masked_count on
     masked_count: Array  # [B] int32
     example_id: Array  # [B] int32, index in the prepared split
 
@@ -28,7 +28,7 @@ class Batch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Encoded:
-    """The result of the encoder, which the decoder reads."""
+    """The output of the encoder, which the decoder reads."""
 
     states: Array  # [B, S, D]
     mask: Array  # [B, S] bool, True at real source tokens
@@ -59,7 +59,7 @@ class Hypotheses:
 
 @dataclass(frozen=True)
 class Specials:
-    """Ids of the special tokens. The released checkpoints have no mask token; there mask is unk."""
+    """Ids of the special tokens. The released checkpoints have no mask token and use unk instead."""
 
     bos: int = 0
     pad: int = 1

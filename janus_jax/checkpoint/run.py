@@ -1,7 +1,7 @@
-"""The checkpoints of a run: saved in the background, kept by rule, restored from the newest that is intact.
+"""The checkpoints of a run: saved in the background, deleted by retention rules, restored from the newest intact one.
 
-Orbax writes to a temporary name and renames, so that a step directory is complete or absent. Checksums show whether the stored numbers
-are those that were saved.
+Orbax writes to a temporary name and then renames. So a step directory is complete or absent. Checksums show whether the
+stored numbers are those that were saved.
 """
 
 import logging
@@ -28,18 +28,18 @@ _STRUCTURE_FIX = "use the config that the run started with, or another --workdir
 
 
 class Checkpoints:
-    """The checkpoints of a run, saved in the background; keeps the last n and the best by a metric.
+    """The checkpoints of a run, saved in the background. The last n, and the best ones by a metric, are kept.
 
-    Call `restore` once, before anything else.
+    Call `restore` once, before any other method.
 
     Args:
       directory: gets the step directories.
-      config: of the run; its retention settings apply, and every checkpoint stores it.
-      tokenizer: its bytes; every checkpoint stores them.
+      config: the configuration of the run, with the retention settings. Every checkpoint stores it.
+      tokenizer: the tokenizer as bytes. Every checkpoint stores them.
     """
 
     def __init__(self, directory: Path, config: Config, tokenizer: bytes):
-        # Orbax logs every retention decision and a page for each error. It raises the errors too (see `_convert_errors`).
+        # Orbax logs every retention decision and a page for each error. It also raises the errors.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._assets = {
             "config": bytes_array(config_lib.to_json(config).encode()),
@@ -47,7 +47,7 @@ class Checkpoints:
         }
         self._train = config.train
         self.directory = Path(directory).absolute()
-        self.notes: list[str] = []  # of `restore`, for the log
+        self.notes: list[str] = []  # messages of `restore`, for the log
         self._checkpointer: Any = None
 
     @property
@@ -59,24 +59,25 @@ class Checkpoints:
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Reads the newest intact checkpoint.
 
-        A checkpoint is damaged if it cannot be read, or if its numbers are not those that were saved. Then the next older one is tried.
-        Once an intact one is read, the damaged ones are renamed to damaged-STEP, so that the next restore ignores them and nothing is
-        lost; `notes` says so.
+        A checkpoint is damaged if it cannot be read, or if its numbers are not those that were saved. Then the next
+        older one is tried. After an intact one is read, the damaged ones are renamed to damaged-STEP: the next restore
+        ignores them, and nothing is deleted. A message in `notes` reports this.
 
         Args:
           abstract: the state as ShapeDtypeStructs with shardings.
 
         Returns:
-          The state in the shapes and shardings of `abstract`, and the `interval` that was saved with it; None if there was no checkpoint.
+          The state in the shapes and shardings of `abstract`, and the `interval` that was saved with it. None if there
+          is no checkpoint.
 
         Raises:
           CheckpointError: the stored state has another structure than the config's, the machine cannot hold it, or no
             checkpoint is intact.
         """
         restored, damaged = None, {}
-        # The list of the first process counts: others may see a network directory a little later.
+        # All processes use the list of the first one: changes of a network directory may reach the others later.
         for name in processes.all_gather(self._steps())[0]:
-            restored, problem = self._try(self.directory / name, abstract)
+            restored, problem = self._read_everywhere(self.directory / name, abstract)
             if not problem:
                 break
             damaged[name] = problem
@@ -99,8 +100,13 @@ class Checkpoints:
         )
         return restored
 
-    def _try(self, path: Path, abstract: TrainState) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
-        """Reads a checkpoint on all processes: the result of `_read` and "", or None and how the checkpoint is damaged.
+    def _read_everywhere(
+        self, path: Path, abstract: TrainState
+    ) -> tuple[tuple[TrainState, dict[str, Any]] | None, str]:
+        """Reads a checkpoint on all processes.
+
+        Returns:
+          The result of `_read` and ""; or, if the checkpoint is damaged, None and a description of the damage.
 
         Raises:
           CheckpointError: on some process the checkpoint doesn't fit, or the machine cannot read it now.
@@ -132,7 +138,7 @@ class Checkpoints:
         return list(self.directory.glob("damaged-*")) if self.directory.is_dir() else []
 
     def _rename(self, names: Iterable[str]) -> None:
-        with processes.fail_together():  # all processes wait until it is done
+        with processes.fail_together():  # all processes wait until the first one has renamed
             for name in names if jax.process_index() == 0 else ():
                 candidates = (
                     self.directory / f"damaged-{name}{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 1000)))
@@ -143,19 +149,19 @@ class Checkpoints:
     def save(
         self, state: TrainState, metrics: dict[str, float] | None = None, interval: dict[str, Any] | None = None
     ) -> None:
-        """Starts to save `state`; returns once it is copied, before it is written.
+        """Starts to save `state`. Returns when the state is copied, before it is written.
 
         Args:
-          state: to save; the caller may donate it afterwards.
-          metrics: of the evaluation at this step, which decide what is best.
+          state: the state to save. The caller may donate it afterwards.
+          metrics: metrics of the evaluation at this step, by which the best checkpoints are chosen.
           interval: the unfinished interval of the log, as JSON values.
 
         Raises:
-          CheckpointError: this checkpoint or the one before could not be written.
+          CheckpointError: this checkpoint or the previous one could not be written.
         """
         self.wait()
         step, items = int(state.step), _checkpointables(state)
-        about = {
+        custom_metadata = {
             "step": step,
             "janus_jax": janus_jax.__version__,
             "jax": jax.__version__,
@@ -165,7 +171,7 @@ class Checkpoints:
         }
         self._convert_errors(
             lambda: self._checkpointer.save_checkpointables_async(
-                step, items | {"assets": self._assets}, metrics=metrics, custom_metadata=about
+                step, items | {"assets": self._assets}, metrics=metrics, custom_metadata=custom_metadata
             )
         )
 
@@ -188,7 +194,7 @@ class Checkpoints:
 
 
 def write_error(directory: Path, error: Exception) -> CheckpointError:
-    """The error to raise where a run's directory of checkpoints, or another file of the run, could not be written."""
+    """The error for checkpoints, or another file of the run, that could not be written."""
     steps = [path.name for path in step_directories(directory)] if directory.is_dir() else []
     complete = f"complete checkpoints: {', '.join(steps)}" if steps else "there is no complete checkpoint yet"
     return CheckpointError(
@@ -198,13 +204,18 @@ def write_error(directory: Path, error: Exception) -> CheckpointError:
 
 
 def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """State and interval of a step directory; ValueError if it is damaged, CheckpointError if it has another structure."""
+    """State and interval of a step directory.
+
+    Raises:
+      ValueError: the checkpoint is damaged.
+      CheckpointError: it has another structure than `abstract`.
+    """
     if not (path / "assets").is_dir():
         raise ValueError("has no assets (config and tokenizer)")
     metadata, items = ocp.checkpointables_metadata(path), _checkpointables(abstract)
-    about = metadata.custom_metadata or {}
-    sums = about.get("sums", {})  # absent from older checkpoints
-    # Orbax describes what it cannot read as absent or empty.
+    custom = metadata.custom_metadata or {}
+    sums = custom.get("sums", {})  # absent from older checkpoints
+    # Orbax reports items that it cannot read as absent or empty.
     unread = [name for name in sums if not jax.tree.leaves(metadata.metadata.get(name))]
     if unread:
         raise ValueError(f"{' and '.join(unread)} cannot be read")
@@ -215,14 +226,14 @@ def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]
     if wrong:
         raise ValueError(f"the numbers of {' and '.join(wrong)} differ from those that were saved")
     state = TrainState(stored["progress"]["step"], stored["params"], stored["opt_state"], stored.get("ema"))
-    return state, dict(about.get("window", {}))
+    return state, dict(custom.get("window", {}))
 
 
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises CheckpointError unless the stored arrays have the expected names and shapes."""
 
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        # Paths are compared as text: a chain of transformations is a tuple here, and a list or dict in the stored metadata.
+        # Paths are compared as text: an optax chain is a tuple in memory, but a list or dict in the stored metadata.
         return {
             jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
             for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

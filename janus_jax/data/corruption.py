@@ -1,7 +1,7 @@
-"""Which target tokens are masked: samplers on explicit random numbers, vectorised over the rows of a batch.
+"""Samplers that choose the masked target tokens, vectorised over the rows of a batch (docs/method.md, section 4).
 
-A sampler is a pure function of uniform random numbers, so that the mask of a row depends on the numbers of that row alone
-and never on the other rows of the batch. docs/method.md describes the span sampler.
+A sampler is a pure function of explicit uniform random numbers. So the mask of a row depends on the numbers of that row
+alone, and never on the other rows of the batch.
 
 Legend: B rows, T target length (bos and eos counted), W random numbers per row, M masked tokens.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from janus_jax.config import DataConfig
 
-_TAIL = 1e-7  # Poisson lengths rarer than this are cut off
+_TAIL = 1e-7  # longer Poisson lengths with a probability below this are cut off
 
 
 @functools.lru_cache(maxsize=16)
@@ -25,7 +25,7 @@ def _span_cdf(mean: float) -> np.ndarray:
     length = 0
     while True:
         p = math.exp(length * math.log(mean) - mean - math.lgamma(length + 1))
-        # Below the mode small probabilities are the lower tail, not the end.
+        # A small probability below the mean belongs to the lower tail and does not end the loop.
         if p < _TAIL and length > mean:
             break
         probabilities.append(p)
@@ -38,7 +38,7 @@ def span_lengths(rng: np.random.Generator, mean: float, budget: int) -> np.ndarr
     """Lengths of Poisson(mean) spans, drawn until they sum to `budget`, the last one cut to fit; some may be zero.
 
     Raises:
-      ValueError: a budget below 1.
+      ValueError: the budget is below 1.
     """
     if budget < 1:
         raise ValueError(f"budget {budget}: nothing to mask")
@@ -61,9 +61,10 @@ def _span_budget(length: np.ndarray | int, ratio: float) -> np.ndarray:
 def span_masks(uniforms: np.ndarray, lengths: np.ndarray, ratio: float, mean: float) -> np.ndarray:
     """Masks of whole batches by the span sampler.
 
-    Spans of Poisson(mean) length until they sum to ceil(ratio * T), the last one cut to fit; distinct uniform starts
-    over all T positions; a span that would run over the end has length 1; one of length zero uses up its start; bos and
-    eos are spared. Where that masks no token although there is one between bos and eos, a uniform one is masked.
+    Span lengths are drawn from Poisson(mean) until they sum to ceil(ratio * T); the last one is cut to fit. Starts are
+    distinct and uniform over all T positions. A span that would run over the end gets length 1. A span of length 0 uses
+    its start up and masks nothing. Bos and eos are never masked. If this masks none of the inner tokens (those between
+    bos and eos), one of them, chosen uniformly, is masked.
 
     Args:
       uniforms: [B, W >= 2 * max(lengths) + 1] in [0, 1); row b uses its first 2 * lengths[b] + 1.
@@ -78,16 +79,16 @@ def span_masks(uniforms: np.ndarray, lengths: np.ndarray, ratio: float, mean: fl
     lengths = np.asarray(lengths, np.int64)[:, None]
     column = np.arange(width)
     real = column < lengths
-    # Lengths of spans: a row's first T numbers. Only T spans can have a start, so that no more are needed.
+    # The first T numbers of a row give span lengths. There are only T starts, so T lengths are enough.
     spans = np.searchsorted(_span_cdf(mean), uniforms[:, :width], side="right")
     spans = np.where(real, spans, 0)
-    before = np.cumsum(spans, axis=1) - spans
-    spans = np.clip(_span_budget(lengths, ratio) - before, 0, spans)
-    # Starts: the order of the next T numbers is a uniform permutation of the T positions.
+    sum_before = np.cumsum(spans, axis=1) - spans
+    spans = np.clip(_span_budget(lengths, ratio) - sum_before, 0, spans)
+    # The next T numbers give starts: their sort order is a uniform permutation of the T positions.
     keys = np.take_along_axis(uniforms, np.minimum(lengths + column, uniforms.shape[1] - 1), axis=1)
     starts = np.argsort(np.where(real, keys, 2.0), axis=1)
     spans = np.where(starts + spans > lengths, np.minimum(spans, 1), spans)
-    # Union of spans: +1 where one starts, -1 where one ends, running sum.
+    # The union of spans: the running sum of +1 at each start and -1 after each end is positive.
     edges = np.zeros((rows, width + 1), np.int64)
     np.put_along_axis(edges, starts, (spans > 0).astype(np.int64), axis=1)
     row = np.broadcast_to(np.arange(rows)[:, None], spans.shape)[spans > 0]
@@ -95,13 +96,15 @@ def span_masks(uniforms: np.ndarray, lengths: np.ndarray, ratio: float, mean: fl
     mask = np.cumsum(edges[:, :width], axis=1) > 0
     inner = (column > 0) & (column < lengths - 1)
     mask &= inner
-    last = np.take_along_axis(uniforms, 2 * lengths, axis=1)
-    rescue = 1 + (last * (lengths - 2)).astype(np.int64)
+    last_number = np.take_along_axis(uniforms, 2 * lengths, axis=1)
+    rescue = 1 + (last_number * (lengths - 2)).astype(np.int64)
     return mask | (~mask.any(axis=1, keepdims=True) & inner & (column == rescue))
 
 
 def uniform_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Masks of whole batches by CMLM's sampler: a uniform number 1..T-2 of tokens, uniformly chosen, bos and eos spared.
+    """Masks of whole batches by CMLM's sampler.
+
+    The number of masked tokens is uniform in 1..T-2. They are chosen uniformly; bos and eos are never masked.
 
     Args:
       uniforms: [B, W >= max(lengths) + 1] in [0, 1); row b uses its first lengths[b] + 1.
@@ -121,9 +124,9 @@ def uniform_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def suffix_masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Masks of all tokens behind a prefix, as in drafting; bos and eos are never masked.
+    """Masks of all tokens after a prefix, as in speculative decoding; bos and eos are never masked.
 
-    Of n inner tokens floor(n u^2) are kept, so that short prefixes, and none at all, are the most frequent.
+    The prefix has floor(n u^2) of the n inner tokens. So short and empty prefixes are the most frequent.
 
     Args:
       uniforms: [B] in [0, 1).
@@ -159,9 +162,10 @@ class Sampler:
 
 
 def _span_sampler(ratio: float, mean: float) -> Sampler:
-    # The union of spans is never larger than their sum, which the cut holds at ceil(ratio * T) (shortening a span at the
-    # end lowers it), and only T - 2 positions are not bos or eos. Both bounds are reached (spans of length 1 at positions
-    # 1, 2, ...; all starts distinct), so no smaller number would do. A rescued row masks one token.
+    # The union of spans is at most their sum, and the sum is at most ceil(ratio * T): the last span is cut, and a span
+    # at the end of the target only gets shorter. There are only T - 2 inner tokens. Both bounds are reached, for
+    # example by spans of length 1 at positions 1, 2, ..., so no smaller bound holds. If no span masks a token, one
+    # token is masked.
     return Sampler(
         uniforms=lambda length: 2 * length + 1,
         masks=lambda uniforms, lengths: span_masks(uniforms, lengths, ratio, mean),
@@ -170,7 +174,7 @@ def _span_sampler(ratio: float, mean: float) -> Sampler:
 
 
 def _uniform_sampler(_ratio: float, _mean: float) -> Sampler:
-    # All T - 2 inner tokens are a possible draw.
+    # The sampler may mask all T - 2 inner tokens.
     return Sampler(
         uniforms=lambda length: length + 1, masks=uniform_masks, max_masked=lambda length: max(0, length - 2)
     )
@@ -180,34 +184,34 @@ SAMPLERS: dict[str, Callable[[float, float], Sampler]] = {"span": _span_sampler,
 
 
 def make_sampler(data: DataConfig) -> Sampler:
-    """The sampler of a configuration. In a share `mask_suffix` of the rows it masks a suffix instead."""
-    chosen = SAMPLERS[data.mask_sampler](data.mask_ratio, data.mask_span)
+    """The sampler of a configuration. A fraction `mask_suffix` of the rows gets a masked suffix instead."""
+    base = SAMPLERS[data.mask_sampler](data.mask_ratio, data.mask_span)
     if not data.mask_suffix:
-        return chosen
+        return base
 
     def masks(uniforms: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         lengths = np.asarray(lengths, np.int64)
-        # Two numbers behind those of the chosen sampler, so that `mask_suffix` does not change the masks of the other rows.
-        at = np.array([chosen.uniforms(length) for length in lengths.tolist()])[:, None]
-        which, where = (np.take_along_axis(uniforms, at + i, axis=1)[:, 0] for i in range(2))
+        # Two more numbers follow those of the base sampler, so that `mask_suffix` changes no mask of other rows.
+        offsets = np.array([base.uniforms(length) for length in lengths.tolist()])[:, None]
+        choice, prefix = (np.take_along_axis(uniforms, offsets + i, axis=1)[:, 0] for i in range(2))
         return np.where(
-            (which < data.mask_suffix)[:, None], suffix_masks(where, lengths), chosen.masks(uniforms, lengths)
+            (choice < data.mask_suffix)[:, None], suffix_masks(prefix, lengths), base.masks(uniforms, lengths)
         )
 
     return Sampler(
-        uniforms=lambda length: chosen.uniforms(length) + 2, masks=masks, max_masked=lambda length: max(0, length - 2)
+        uniforms=lambda length: base.uniforms(length) + 2, masks=masks, max_masked=lambda length: max(0, length - 2)
     )
 
 
 def mask_positions(masks: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masks as positions.
+    """Converts masks to positions.
 
     Args:
       masks: [B, T] bool.
       width: M, at least the number of masked tokens of every row.
 
     Returns:
-      positions [B, M] int32, ascending, 0 past a row's count; counts [B] int32.
+      positions [B, M] int32, ascending, 0 from index counts[b] on; counts [B] int32.
     """
     counts = masks.sum(axis=1, dtype=np.int32)
     rows, columns = np.nonzero(masks)
@@ -223,13 +227,13 @@ def row_uniforms(
     """The random numbers of each row, see `row_generators`.
 
     Args:
-      seed, epoch: whole numbers, taken modulo 2**64.
+      seed, epoch: integers, taken modulo 2**64.
       example_ids: [B] ids, not negative.
       lengths: [B] target lengths, which say how many numbers a row needs.
       numbers: target length -> how many numbers its row needs (`Sampler.uniforms`).
 
     Returns:
-      [B, W] float64 in [0, 1), zeros past the numbers of a row.
+      [B, W] float64 in [0, 1), zero after the numbers that a row needs.
     """
     uniforms = np.zeros((len(lengths), numbers(int(lengths.max(initial=1)))))
     for row, (generator, length) in enumerate(
@@ -242,18 +246,18 @@ def row_uniforms(
 def row_generators(seed: int, epoch: int, example_ids: np.ndarray) -> Iterator[np.random.Generator]:
     """A Generator for each row in turn: Philox with key (seed, epoch) and a counter that starts at the example's id.
 
-    All rows share one object, which is reset for each row: use it before asking for the next.
+    All rows share one object, which is reset for each row: use it before you take the next one.
 
     Args:
-      seed, epoch: whole numbers, taken modulo 2**64.
+      seed, epoch: integers, taken modulo 2**64.
       example_ids: [B] ids, not negative.
     """
     bits = np.random.Philox(key=np.array([seed % 2**64, epoch % 2**64], np.uint64))
     generator = np.random.Generator(bits)
     state = bits.state
     for example_id in example_ids.tolist():
-        # The counter's highest word holds the id, so that streams of two examples never meet. Setting the state is five
-        # times faster than building a Generator per row, and gives the same numbers.
+        # The counter's highest word holds the id, so the streams of two examples never overlap. Setting the state is
+        # five times faster than building a Generator per row, and gives the same numbers.
         state["state"]["counter"] = np.array([0, 0, 0, example_id], np.uint64)
         bits.state = state
         yield generator

@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step: shapes, order and masks all follow from (seed, step).
+"""Batches as a pure function of the step: shapes, order and masks depend on (seed, step) alone.
 
 Legend: A micro-batches of a step, B rows, S source length, T target length, M masked tokens at most, N examples.
 """
@@ -18,16 +18,17 @@ from janus_jax.data.errors import DataError
 from janus_jax.data.store import PAIRS, Prepared, PreparedSplit
 from janus_jax.types import Batch, Specials
 
-# The epoch of evaluation masks: training never has it.
+# The epoch number for evaluation masks; training never uses it.
 _EVALUATION = -1
-_PREFETCH = 16  # steps whose batches are built ahead
+_PREFETCH = 16  # number of steps whose batches are built in advance
 
 
 class TrainBatches:
     """The training batches of one process.
 
-    An epoch visits each example once. A bucket's examples are shuffled and spread evenly over its micro-batches, A of
-    which make a step; the steps of all buckets are shuffled together. Both orders follow from (seed, epoch).
+    An epoch visits each example once. The examples of a bucket are shuffled and divided evenly among its
+    micro-batches. Each step reads A micro-batches of one bucket. The steps of all buckets are shuffled together. Both
+    orders depend on (seed, epoch) alone.
 
     Args:
       prepared: the dataset.
@@ -35,7 +36,7 @@ class TrainBatches:
       process_index, process_count: this process gets a contiguous share of the rows of every batch.
 
     Raises:
-      DataError: the rows of a batch cannot be shared evenly, or no plan exists (see `buckets.plan`).
+      DataError: the rows of a batch cannot be divided evenly among processes, or no plan exists (see `buckets.plan`).
     """
 
     def __init__(self, prepared: Prepared, config: Config, process_index: int = 0, process_count: int = 1):
@@ -47,7 +48,7 @@ class TrainBatches:
             self._split.source_lengths, self._split.target_lengths, config.data, self._accumulation
         )
         self._shares = [_share(bucket, process_index, process_count) for bucket in self.buckets]
-        # The steps of an epoch before shuffling: which bucket, and which A of its micro-batches.
+        # The steps of an epoch before shuffling: (index of the bucket, first of its A micro-batches).
         self._steps = np.array(
             [(k, first) for k, b in enumerate(self.buckets) for first in range(0, b.batches, self._accumulation)]
         )
@@ -55,11 +56,14 @@ class TrainBatches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in which each example is seen once."""
+        """The number of training steps that read each example once."""
         return len(self._steps)
 
     def batch_at(self, step: int) -> Batch:
-        """This process's share of the batch of `step` (the first step is 0): numpy arrays with leading axes [A, B]."""
+        """This process's share of the batch of `step` (the first step is 0).
+
+        The numpy arrays have the leading axes [A, B / process_count].
+        """
         epoch, slot = divmod(step, self.steps_per_epoch)
         steps, members = self._order(epoch)
         index, first = self._steps[steps[slot]]
@@ -86,10 +90,10 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of the steps from `start_step` to before `end_step`, built ahead by `config.data.workers` threads.
+    """Batches of the steps in [start_step, end_step), built in advance by `config.data.workers` threads.
 
     Returns:
-      An iterator of `Batch` of numpy arrays with leading axes [A, B / process_count]; an error in a thread is raised here.
+      An iterator of `Batch` of numpy arrays with leading axes [A, B / process_count]. It raises errors of the threads.
 
     Raises:
       DataError: see `TrainBatches`.
@@ -112,7 +116,7 @@ def eval_batches(
       An iterator of `Batch` of numpy arrays with leading axis [B / process_count] (no accumulation axis).
 
     Raises:
-      DataError: no such split, or see `TrainBatches`.
+      DataError: the split does not exist; other reasons: see `TrainBatches`.
     """
     examples = prepared.split(split)
     plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
@@ -132,18 +136,21 @@ def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
 
 
 def _share(bucket: buckets.Bucket, process_index: int, process_count: int) -> slice:
-    """The rows of a batch that this process holds."""
+    """The slice of a batch's rows that this process builds."""
     if bucket.rows % process_count:
         raise DataError(
-            f"config.data.batch_multiple: batches of {bucket.rows} rows cannot be shared by {process_count} processes; "
-            f"make it a multiple of {process_count}"
+            f"config.data.batch_multiple: batches of {bucket.rows} rows cannot be divided evenly among "
+            f"{process_count} processes; make it a multiple of {process_count}"
         )
     rows = bucket.rows // process_count
     return slice(process_index * rows, (process_index + 1) * rows)
 
 
 def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray:
-    """Example ids [B] of the micro-batch `index` of a bucket; -1 where a row is empty. Batch sizes differ by at most 1."""
+    """Example ids [B] of the micro-batch `index` of a bucket; -1: an empty row.
+
+    Micro-batches of a bucket differ by at most 1 in their number of examples.
+    """
     count = len(members)
     chosen = members[index * count // bucket.batches : (index + 1) * count // bucket.batches]
     ids = np.full(bucket.rows, -1, np.int64)
@@ -152,7 +159,7 @@ def _rows(members: np.ndarray, index: int, bucket: buckets.Bucket) -> np.ndarray
 
 
 class _BatchBuilder:
-    """Builds batches of the examples of a split: sentence pairs with masked targets, or blocks of text with noise."""
+    """Builds batches of a split's examples: sentence pairs with masked targets, or blocks of plain text with noise."""
 
     def __init__(self, prepared: Prepared, split: PreparedSplit, config: Config):
         self._split, self._data = split, config.data

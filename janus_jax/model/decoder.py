@@ -1,7 +1,8 @@
 """The decoder: one set of layers for every kind of row.
 
-Legend: B sentences, N rows of a search (a multiple of B), R query rows, S source length or key rows, T target length,
-U AR slots, M masked tokens at most, R' CTC rows, L cache length, k new tokens, D model width, H heads, K head width.
+Legend: B sentences, N hypotheses of all sentences (a multiple of B), R query rows, S source length or key rows, T
+target length, U AR slots, M masked tokens at most, R' CTC rows, L cache length, k new tokens, D model width, H heads, K
+head width, C length classes.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,7 +25,7 @@ from janus_jax.types import Batch, Encoded, Specials
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """What AR decoding keeps between steps. A rejected draft only lowers `length`."""
+    """The state of AR decoding between steps. To reject drafted tokens, lower `length`; nothing else changes."""
 
     keys: tuple[jax.Array, ...]  # per layer [N, L, H, K], projected AR content rows
     values: tuple[jax.Array, ...]
@@ -35,16 +36,17 @@ class Cache:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class GapCache:
-    """What filling gaps by AUX rows keeps between steps: the NAR rows, which never change, and the gold rows so far.
+    """The state of gap filling by AUX rows between steps: the NAR rows, which never change, and the gold rows so far.
 
-    Slot 0 of the gold rows belongs to no token, and no row attends to it. As bos does in AR, it asks for the first token.
+    Slot 0 of the gold rows holds no gold token, and no row attends to it. It is like bos in AR: its query row predicts
+    the first gap token.
     """
 
     keys: tuple[jax.Array, ...]  # per layer [N, T + M + 1, H, K], projected NAR rows, then gold rows
     values: tuple[jax.Array, ...]
     source: Source
     real: jax.Array  # [N, T] bool, target tokens
-    masked: jax.Array  # [N, M] int32, positions of the gaps, ascending; 0 past a row's count
+    masked: jax.Array  # [N, M] int32, positions of the gaps, ascending; 0 from index masked_count on
     masked_count: jax.Array  # [N] int32
     length: jax.Array  # [N] int32, gold rows already in the cache, slot 0 counted
 
@@ -64,7 +66,12 @@ class Decoder(Embedder):
         self.embed_length = Table(c.length_classes, c.d_model, used=c.length_classes)
 
     def length_logits(self, states: jax.Array, mask: jax.Array) -> jax.Array:
-        """[B, C] float32: mean of the encoder states over real source tokens times the length table."""
+        """Logits [B, C] float32 of the target length: mean encoder state of the real tokens, times the table.
+
+        Args:
+          states: [B, S, D].
+          mask: [B, S] bool, True at real tokens.
+        """
         weights = mask[:, :, None].astype(jnp.float32)
         mean = (states.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
         return mean @ self.embed_length.gathered().T
@@ -85,14 +92,14 @@ class Decoder(Embedder):
         x = self.embed_groups(table, layout.groups, batch.target.shape[0])
         for layer in self.layers[:-1]:
             x = layer.joint(x, layout.memory(x), blocks, source_blocks)
-        # Last layer: query rows are only those that a loss can read.
+        # In the last layer, only rows that a loss reads are queries.
         blocks, source_blocks = layout.attention(last=True), layout.source_attention(states, last=True)
         x = self.layers[-1].joint(layout.read(x), layout.memory(x), blocks, source_blocks)
         return layout.split(self._finish(x))
 
     def embed_groups(self, table: Table, groups: tuple[RowGroup, ...], sentences: int) -> jax.Array:
-        """Embedded rows of the groups, side by side: [B, R, D]."""
-        # One look-up for all: on a mesh, the gradient of each would travel for itself, as large as the table.
+        """Embeds the rows of all groups and concatenates them: [B, R, D], where B is `sentences`."""
+        # One look-up for all groups: on a mesh, devices exchange one gradient, as large as the table, per look-up.
         tokens = [group.tokens for group in groups if group.tokens is not None]
         ends = np.cumsum([part.shape[1] for part in tokens])[:-1]
         vectors = iter(jnp.split(table(jnp.concatenate(tokens, axis=1)), ends, axis=1) if tokens else ())
@@ -110,7 +117,7 @@ class Decoder(Embedder):
         return self.layer_norm(x) if self.config.norm == "pre" else x
 
     def project_source(self, encoded: Encoded) -> Source:
-        """Every layer's projection of the encoder states."""
+        """Cross-attention keys and values of the encoder states, for every layer."""
         crosses = [layer.cross(encoded.states) for layer in self.layers]
         return Source(tuple(k for k, _ in crosses), tuple(v for _, v in crosses), encoded.mask)
 
@@ -138,36 +145,36 @@ class Decoder(Embedder):
         return rows, group.attends[group.name][:, 0]
 
     def _bidirectional(self, table: Table, group: RowGroup, source: Source) -> tuple[jax.Array, list]:
-        """One group of rows that attend to each other, through the layers.
+        """Runs one group of rows that attend to each other through the layers.
 
         Returns:
-          [N, M, D] the rows that are read, and every layer's keys and values of all rows.
+          The rows that are read [N, M, D], and for each layer the keys and values of all rows.
         """
         mask = group.attends[group.name]
         x = self.embed_groups(table, (group,), mask.shape[0])
-        contents = []
+        keys_values = []
         for i, layer in enumerate(self.layers):
-            contents.append(layer.content(x))
+            keys_values.append(layer.content(x))
             if i == len(self.layers) - 1 and group.read is not None:
                 x = jnp.take_along_axis(x, group.read[:, :, None], axis=1)
             rows = x.shape[1]
-            x = constrain(layer.advance(x, [(0, rows, *contents[i], mask)], [(0, rows, *source.of(i))]), BATCH)
-        return self._finish(x), contents
+            x = constrain(layer.advance(x, [(0, rows, *keys_values[i], mask)], [(0, rows, *source.of(i))]), BATCH)
+        return self._finish(x), keys_values
 
     def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
-        rows = encoded.states.shape[0] * rows_per_sentence
-        shape = (rows, max_length, c.heads, c.d_model // c.heads)
+        hypotheses = encoded.states.shape[0] * rows_per_sentence
+        shape = (hypotheses, max_length, c.heads, c.d_model // c.heads)
         return Cache(
             keys=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
             values=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
             source=source or self.project_source(encoded),
-            length=jnp.zeros((rows,), jnp.int32),
+            length=jnp.zeros((hypotheses,), jnp.int32),
         )
 
     def ar_step(self, table: Table, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Hidden rows [N, k, D] that predict the successors of tokens [N, k], and the longer cache."""
+        """Hidden rows [N, k, D] and the extended cache; row j predicts the token after tokens[:, j], tokens [N, k]."""
         c = self.config
         new = tokens.shape[1]
         slots = cache.length[:, None] + jnp.arange(new)
@@ -182,34 +189,34 @@ class Decoder(Embedder):
         return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache)
 
     def _extend(
-        self, x: jax.Array, queries: int, places: jax.Array, mask: jax.Array, cache: Any
+        self, x: jax.Array, queries: int, slots: jax.Array, mask: jax.Array, cache: Any
     ) -> tuple[jax.Array, Any]:
-        """Rows through all layers, over the cache and themselves.
+        """Runs rows through all layers. They attend to the cache, to which each layer first adds the k content rows.
 
         Args:
-          x: [N, R, D] embedded rows, `queries` query rows and then k content rows.
-          queries: k, or 0 where content rows predict.
-          places: [N, k] where in the cache the content rows go.
-          mask: [N, R, S] the cache rows that each row attends to, the new content rows included.
+          x: [N, R, D] embedded rows: first the query rows, then the k content rows.
+          queries: the number of query rows: k, or 0 if the content rows predict.
+          slots: [N, k] slots of the cache for the content rows.
+          mask: [N, R, S] attention mask over the slots of the cache, those of the new content rows included.
           cache: `Cache` or `GapCache`.
 
         Returns:
-          [N, k, D] the rows that predict, and the longer cache.
+          The rows that predict [N, k, D], and the extended cache.
         """
-        rows, new = jnp.arange(x.shape[0])[:, None], places.shape[1]
+        rows, new = jnp.arange(x.shape[0])[:, None], slots.shape[1]
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
             k, v = layer.content(x[:, queries:])
-            all_keys.append(cache.keys[i].at[rows, places].set(k))
-            all_values.append(cache.values[i].at[rows, places].set(v))
+            all_keys.append(cache.keys[i].at[rows, slots].set(k))
+            all_values.append(cache.values[i].at[rows, slots].set(v))
             if i == len(self.layers) - 1:
-                # Behind query rows, content rows are done: only their keys and values were needed.
+                # Only the first k rows predict. If they are query rows, content rows just gave their keys and values.
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
             attention = [(0, n, all_keys[i], all_values[i], mask)]
             x = constrain(layer.advance(x, attention, [(0, n, *cache.source.of(i))]), BATCH)
-        longer = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
-        return self._finish(x), longer
+        extended = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
+        return self._finish(x), extended
 
     def init_gaps(
         self, table: Table, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None
@@ -221,11 +228,11 @@ class Decoder(Embedder):
         count = is_masked.sum(axis=1).astype(jnp.int32)
         masked = jnp.where(jnp.arange(max_gaps) < count[:, None], masked, 0)
         group = mask_predict.target_rows(tokens, self.config, self.specials, masked)
-        hidden, contents = self._bidirectional(table, group, source)
-        room = ((0, 0), (0, max_gaps + 1), (0, 0), (0, 0))
+        hidden, keys_values = self._bidirectional(table, group, source)
+        padding = ((0, 0), (0, max_gaps + 1), (0, 0), (0, 0))
         cache = GapCache(
-            keys=tuple(jnp.pad(k, room) for k, _ in contents),
-            values=tuple(jnp.pad(v, room) for _, v in contents),
+            keys=tuple(jnp.pad(k, padding) for k, _ in keys_values),
+            values=tuple(jnp.pad(v, padding) for _, v in keys_values),
             source=source,
             real=tokens != self.specials.pad,
             masked=masked,
@@ -235,8 +242,8 @@ class Decoder(Embedder):
         return hidden, cache
 
     def aux_step(self, table: Table, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
-        """Hidden rows [N, k, D] that predict what follows tokens [N, k] in the gaps, and the longer cache."""
-        # Slot t holds the gold row of rank t - 1, beside the query row of rank t.
+        """AUX rows [N, k, D] and the extended cache; row j predicts the gap token after tokens[:, j], tokens [N, k]."""
+        # Slot t holds the gold row of rank t - 1. The query row that belongs to it has rank t.
         slots = cache.length[:, None] + jnp.arange(tokens.shape[1])
         last = cache.masked.shape[1] - 1
 

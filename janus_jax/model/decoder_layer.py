@@ -1,7 +1,7 @@
-"""A decoder layer, and what its cross-attention reads.
+"""A decoder layer, and the projected encoder states that its cross-attention reads.
 
-Legend: B sentences, N rows of a search (a multiple of B), R query rows, S source length or key rows, D model width, H heads,
-K head width.
+Legend: B sentences, N hypotheses of all sentences (a multiple of B), R query rows, S source length or key rows, D model
+width, H heads, K head width.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from janus_jax.parallel import BATCH, constrain
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Source:
-    """Encoder states as every layer's cross-attention reads them: projected once, whatever number of passes follows."""
+    """Cross-attention keys and values of the encoder states, for every layer. Several passes can share them."""
 
     keys: tuple[jax.Array, ...]  # per layer [B, S, H, K]
     values: tuple[jax.Array, ...]
@@ -41,7 +41,7 @@ class DecoderLayer(Layer):
         self.setup_feed_forward()
 
     def content(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Self-attention keys and values of the memory rows, projected from the layer input [B, R, D]."""
+        """Self-attention keys and values of the memory rows, projected from the layer's input [B, S, D]."""
         pre = self.config.norm == "pre"
         return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory)
 
@@ -56,12 +56,13 @@ class DecoderLayer(Layer):
         blocks: tuple[AttentionBlock, ...],
         source_blocks: tuple[SourceBlock, ...],
     ) -> jax.Array:
-        """The layer for the rows of the joint pass.
+        """Applies the layer to the rows of the joint pass.
 
         Args:
           x: [B, R, D] query rows.
-          memory: [B, R', D] rows that give keys and values.
-          blocks: self-attention; source_blocks: cross-attention. Each covers the query rows in order.
+          memory: [B, S, D] rows that give keys and values.
+          blocks: blocks of self-attention, which cover the query rows in order.
+          source_blocks: blocks of cross-attention, which cover the query rows in order.
         """
         keys, values = self.content(memory)
         attention = [(b.start, b.stop, keys[:, b.first : b.last], values[:, b.first : b.last], b.mask) for b in blocks]
@@ -69,11 +70,14 @@ class DecoderLayer(Layer):
         return constrain(self.advance(x, attention, over_source), BATCH)
 
     def advance(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:
-        """Rows x [N, R, D] through the layer, with keys and values at hand.
+        """Applies the layer to rows x [N, R, D], with keys and values that are already projected.
+
+        Keys of B sentences may serve N = B * n hypotheses. The n hypotheses of one sentence must be adjacent.
 
         Args:
-          attention, over_source: (start, stop, keys, values, mask) for query rows [start, stop) of self-attention and
-            of cross-attention. Keys of B sentences may serve N = B * n rows, those of a sentence adjacent.
+          x: [N, R, D].
+          attention: tuples (start, stop, keys, values, mask) of self-attention, for query rows [start, stop).
+          over_source: the same for cross-attention.
         """
         pre = self.config.norm == "pre"
         for module, norm, groups in (
@@ -89,7 +93,7 @@ class DecoderLayer(Layer):
 
 
 def _attend(module: Attention, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Attention of rows [N, R, H, K] over keys of B = N / n sentences: a sentence's n * R rows are queries side by side."""
+    """Attention of queries [N, R, H, K] to keys [B, S, H, K]; N = B * n, n * R queries share the keys of a sentence."""
     if q.shape[0] == k.shape[0]:
         return module.attend(q, k, v, mask)
     folded = q.reshape(k.shape[0], -1, *q.shape[2:])

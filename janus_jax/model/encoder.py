@@ -18,7 +18,7 @@ RESERVED_POSITIONS = 2  # row 0 of a position table is unused, row 1 is padding:
 
 
 def remat_layer(layer: type[nn.Module], config: ModelConfig, method: str) -> type[nn.Module]:
-    """`layer` with `method` rematerialised in the backward pass as config.remat says."""
+    """The class `layer`, its `method` rematerialised in the backward pass according to config.remat."""
     if config.remat == "none":
         return layer
     policy = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}[config.remat]
@@ -26,7 +26,7 @@ def remat_layer(layer: type[nn.Module], config: ModelConfig, method: str) -> typ
 
 
 class Embedder(nn.Module):
-    """What encoder and decoder have in common: position table, embedding layer norm, input dropout."""
+    """The part that encoder and decoder share: position table, embedding layer norm, input dropout."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -45,7 +45,7 @@ class Embedder(nn.Module):
         Args:
           vectors: [B, R, D] rows of the token table.
           positions: [B, R] or [R] int32, 0-based.
-          normalise: False leaves the embedding layer norm out (released pretraining code, NAR rows).
+          normalise: False skips the embedding layer norm, as the released pretraining code does in NAR rows.
         """
         scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
         x = (scale * vectors + self.embed_positions(positions + RESERVED_POSITIONS)).astype(self.dtype)
@@ -75,7 +75,7 @@ class EncoderLayer(Layer):
 
 
 class Encoder(Embedder):
-    """Source token vectors -> states."""
+    """The encoder: source token vectors [B, S, D] -> states [B, S, D]."""
 
     def setup(self) -> None:
         self.setup_embedding()
@@ -87,7 +87,7 @@ class Encoder(Embedder):
     def __call__(self, vectors: jax.Array, mask: jax.Array) -> jax.Array:
         """States [B, S, D] of token vectors [B, S, D]; mask [B, S] is True at real tokens.
 
-        The first real token has position 0, whatever the padding side.
+        The first real token has position 0, on whichever side the padding is.
         """
         positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         x = constrain(self.embed(vectors, positions), BATCH)

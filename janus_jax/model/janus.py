@@ -1,7 +1,8 @@
-"""The model as other packages see it: pure functions of (params, arrays).
+"""The public interface of the model: pure functions of (params, arrays).
 
-Legend: B sentences, N rows of a search (B times the rows per sentence), S source length, T target length, L cache
-length, M masked tokens at most, R CTC rows, D model width, V vocabulary, V' padded vocabulary, C length classes.
+Legend: B sentences, N hypotheses (B times the hypotheses per sentence), S source length, T target length, L cache
+length, U AR slots, M masked tokens at most, k new tokens, R CTC rows, D model width, V vocabulary, V' padded
+vocabulary, C length classes.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -81,32 +82,32 @@ class _Network(nn.Module):
     def touch_parameters(self, source: jax.Array) -> jax.Array:
         """Uses every parameter, for `init`."""
         encoded = self.encode(source)
-        # AR rows too: NAR rows may leave the embedding layer norm out.
+        # AR rows too, because NAR rows may skip the embedding layer norm.
         ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
         nar = self.project(self.nar_rows(encoded, source, None, None))
         return nar.sum() + ar.sum() + encoded.length_logits.sum()
 
 
 def outputs(config: ModelConfig) -> int:
-    """Rows of the token table: the vocabulary, and in a model with CTC rows the blank, behind its last token."""
+    """The number of output classes: the vocabulary and, in a model with CTC rows, the blank after its last token."""
     return config.vocab_size + (config.ctc_ratio > 0)
 
 
 def padded_vocab(config: ModelConfig) -> int:
-    """V', the rows of the token table rounded up to config.vocab_multiple."""
+    """V', the rows of the token table: `outputs` rounded up to a multiple of config.vocab_multiple."""
     return -(-outputs(config) // config.vocab_multiple) * config.vocab_multiple
 
 
 def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:
-    """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns of vocabulary padding hold -1e9, and so does
-    the blank's, unless `blank`.
+    """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; table [V', D].
 
-    -1e9 and not -inf: its probability is exactly 0, and 0 times it is 0 where 0 * -inf would be NaN.
+    Columns of vocabulary padding hold -1e9. So does the column of the blank, unless `blank` is True. The value is -1e9
+    and not -inf: the probability is exactly 0 all the same, and 0 * -1e9 is 0, where 0 * -inf would be NaN.
     """
     logits = jnp.einsum("...d,vd->...v", rows.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32)
-    live = config.vocab_size + blank
-    if logits.shape[-1] != live:
-        logits = jnp.where(jnp.arange(logits.shape[-1]) < live, logits, NEGATIVE)
+    classes = config.vocab_size + blank
+    if logits.shape[-1] != classes:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < classes, logits, NEGATIVE)
     return logits
 
 
@@ -116,7 +117,7 @@ class Janus:
 
     Attributes:
       config: architecture; `vocab_size` must be set.
-      specials: ids of the tokenizer's special tokens; with config.mask_token "unk", `mask` becomes unk's.
+      specials: ids of the tokenizer's special tokens; with `config.mask_token="unk"`, `mask` becomes the id of unk.
     """
 
     config: ModelConfig
@@ -133,7 +134,7 @@ class Janus:
 
     @property
     def dtype(self) -> Any:
-        """Type of matrix products: config.dtype, "auto" being bfloat16 on accelerators and float32 on CPU."""
+        """The type of matrix products: config.dtype; "auto" means bfloat16 on accelerators and float32 on CPU."""
         name = self.config.dtype
         if name == "auto":
             name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
@@ -141,7 +142,7 @@ class Janus:
 
     @property
     def blank(self) -> int:
-        """The id of CTC's blank in models that have one: behind the vocabulary."""
+        """The id of the CTC blank, the first after the vocabulary. Only models with CTC rows have a blank."""
         return self.config.vocab_size
 
     @property
@@ -149,7 +150,7 @@ class Janus:
         return _Network(self.config, self.specials, self.dtype)
 
     def bound(self, params: Params) -> Any:
-        """The Linen module with parameters bound, to look inside (tests, drawings)."""
+        """The Linen module with parameters bound, to inspect it (tests, drawings)."""
         return self._network.bind({"params": params})
 
     def init(self, rng: jax.Array) -> Params:
@@ -157,7 +158,7 @@ class Janus:
         return self._network.init(rng, jnp.full((1, 3), self.specials.unk), method=_Network.touch_parameters)["params"]
 
     def encode(self, params: Params, source: jax.Array, rng: jax.Array | None = None) -> Encoded:
-        """Encodes source [B, S]; padding on either side. With `rng`, dropout is on."""
+        """Encodes source [B, S]; its padding may be on either side. With `rng`, dropout is on."""
         return self._apply(params, rng, _Network.encode, source)
 
     def train_rows(
@@ -171,32 +172,38 @@ class Janus:
         encoded_parallel: Encoded | None = None,
         shown: Mapping[str, jax.Array] | None = None,
     ) -> dict[str, jax.Array]:
-        """The joint pass: all families of decoder rows that are asked for, in one run through the layers.
+        """The joint pass: runs the rows of all `families` through the decoder layers together.
 
         Args:
           params: parameters.
-          encoded: of batch.source.
+          encoded: the encoding of batch.source.
           batch: one micro-batch.
-          rng: dropout is on when given.
+          rng: random key of dropout; None: no dropout.
           families: names in `model.families.FAMILIES`; "aux" needs "nar". Rows of other families are never computed.
-          encoded_parallel: another encoding for all but the AR rows (released code: independent dropout).
-          shown: family -> [B, R] tokens that its rows read in place of their usual input; -1: the usual input.
+          encoded_parallel: the encoding that all rows except AR rows read; None: `encoded`. (The released code encodes
+            twice, with independent dropout.)
+          shown: family -> [B, R] int32 tokens that its rows read instead of their usual input; -1 keeps the usual
+            input.
 
         Returns:
-          For each family the final hidden rows that a loss reads: "ar" [B, U, D], of which slot t predicts target[t+1]
-          (ar_start "eos": target[t]); "nar" and "aux" [B, M, D], one for each masked token; "ctc" [B, R, D].
+          The final hidden rows that a loss reads, by family: "ar" [B, U, D], where slot t predicts target[t+1]
+          (with `ar_start="eos"`: target[t]); "nar" and "aux" [B, M, D], one for each masked token; "ctc" [B, R, D].
 
         Raises:
-          ValueError: no or unknown families, "aux" without "nar", or "ctc" from a model without CTC rows.
+          ValueError: `families` is empty or has an unknown name, "aux" comes without "nar", or "ctc" comes with a
+            model that has no CTC rows.
         """
         return self._apply(params, rng, _Network.train_rows, encoded, batch, families, encoded_parallel, shown)
 
     def project(self, params: Params, rows: jax.Array, blank: bool = False) -> jax.Array:
-        """Vocabulary logits [..., V'] float32 of hidden rows [..., D]; columns >= V hold -1e9, but for the blank's with `blank`."""
+        """Vocabulary logits [..., V'] float32 of hidden rows [..., D].
+
+        Columns from V on hold -1e9. With `blank`, column V holds the logit of the blank instead.
+        """
         return project(rows, params["embed_tokens"]["embedding"], self.config, self.dtype, blank)
 
     def ar_rows(self, params: Params, encoded: Encoded, tokens: jax.Array) -> jax.Array:
-        """Teacher forcing: hidden rows [N, L, D] whose row t predicts the successor of tokens[:, :t+1]."""
+        """Teacher forcing: hidden rows [N, L, D] of tokens [N, L]; row t predicts the token after tokens[:, :t+1]."""
         cache = self.init_cache(params, encoded, tokens.shape[0] // encoded.states.shape[0], tokens.shape[1])
         return self.ar_step(params, tokens, cache)[0]
 
@@ -216,11 +223,11 @@ class Janus:
         Args:
           params: parameters.
           family: a family of `model.families.FAMILIES` with rows of sources.
-          source: [B, S] tokens.
+          source: [B, S] int32 tokens.
           encoded: their encoding.
-          shown: [B, R] tokens that rows read in place of their usual input; -1: the usual input.
+          shown: [B, R] int32 tokens that rows read instead of their usual input; -1 keeps the usual input.
           projected: `project_source(encoded)`, if it has been computed.
-          rng: dropout is on when given.
+          rng: random key of dropout; None: no dropout.
 
         Returns:
           Hidden rows [B, R, D], and which of them are real [B, R]: as many as the sentence's own length asks for.
@@ -231,7 +238,7 @@ class Janus:
         return self._apply(params, rng, _Network.source_rows, family, source, encoded, shown, projected)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
-        """The encoder states as each decoder layer reads them; many passes may share them."""
+        """Cross-attention keys and values of the encoder states, for every layer. Several passes can share them."""
         return self._apply(params, None, _Network.project_source, encoded)
 
     def nar_rows(
@@ -245,10 +252,10 @@ class Janus:
         """Bidirectional rows [N, T, D]; row t predicts token t where tokens [N, T] holds a mask.
 
         Args:
-          params, encoded: the model, and its encoding of B sentences.
-          tokens: N may be B or a multiple of it, the candidates of a sentence adjacent.
-          slots: [N, M] which rows are wanted, [N, M, D] then; by default all.
-          source: `project_source(encoded)`, where several passes share it.
+          params, encoded: the parameters, and the encoding of B sentences.
+          tokens: N is B or a multiple of B; the candidates of one sentence are adjacent.
+          slots: [N, M] int32, indices of the rows to return, as [N, M, D]; None: all rows.
+          source: `project_source(encoded)`, if already computed.
         """
         return self._apply(params, None, _Network.nar_rows, encoded, tokens, slots, source)
 
@@ -260,42 +267,43 @@ class Janus:
         max_length: int,
         source: Source | None = None,
     ) -> Cache:
-        """An empty cache for `rows_per_sentence` hypotheses of at most `max_length` input tokens each."""
+        """An empty cache for `rows_per_sentence` hypotheses a sentence, of at most `max_length` input tokens each."""
         return self._apply(params, None, _Network.init_cache, encoded, rows_per_sentence, max_length, source)
 
     def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
-        """The cache (of either kind) as it was with `length` [N] input tokens; what was added since is overwritten."""
+        """Shortens a `Cache` or `GapCache` to its first `length` [N] input tokens. Later steps overwrite the rest."""
         return replace(cache, length=length)
 
     def ar_step(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Hidden rows [N, k, D] that predict the successors of new tokens [N, k], and the longer cache."""
+        """Hidden rows [N, k, D] and the extended cache; row j predicts the token after tokens[:, j], tokens [N, k]."""
         return self._apply(params, None, _Network.ar_step, tokens, cache)
 
     def init_gaps(
         self, params: Params, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None = None
     ) -> tuple[jax.Array, GapCache]:
-        """Begins to fill the masks of targets left to right by AUX rows: p(gap tokens | source, all that is visible).
+        """Starts to fill the masks of targets from left to right with AUX rows: p(gap tokens | source, visible tokens).
 
         Args:
-          params, encoded: the model, and its encoding of B sentences.
+          params, encoded: the parameters, and the encoding of B sentences.
           tokens: [B, T] bos ... eos with masks, padded.
-          max_gaps: M, at least the masks of any row and at most T.
-          source: `project_source(encoded)`, where it is at hand.
+          max_gaps: M, at least the number of masks of every target, and at most T.
+          source: `project_source(encoded)`, if already computed.
 
         Returns:
-          [B, M, D] the NAR rows of the masks (what `nar_rows` gives there), and the cache for `aux_step`.
+          The NAR rows of the masks [B, M, D], equal to those of `nar_rows`, and the cache for `aux_step`.
         """
         return self._apply(params, None, _Network.init_gaps, encoded, tokens, max_gaps, source)
 
     def aux_step(self, params: Params, tokens: jax.Array, cache: GapCache) -> tuple[jax.Array, GapCache]:
-        """AUX rows [B, k, D] that predict the gap tokens behind new ones [B, k], and the longer cache.
+        """AUX rows [B, k, D] and the extended cache; row j predicts the gap token after tokens[:, j], tokens [B, k].
 
-        The very first token fed is seen by no row and may be any (bos, say): the row beside it asks for the first gap.
+        The first token of the first call can be any token, for example bos: no row attends to it. Its query row
+        predicts the first gap token.
         """
         return self._apply(params, None, _Network.aux_step, tokens, cache)
 
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
-        """Row i of the result continues row rows[i]; rows [N] int32 must stay within their sentence."""
+        """Row i of the result is row rows[i] of `cache`; rows [N] int32. Rows i and rows[i] must be of one sentence."""
         return replace(
             cache,
             keys=tuple(k[rows] for k in cache.keys),
@@ -309,5 +317,5 @@ class Janus:
 
 
 def constrain_logits(logits: jax.Array) -> jax.Array:
-    """Pins logits [R, V'] of a batch's rows to the batch axes and, under tensor parallelism, the vocabulary to `tensor`."""
+    """Pins the sharding of logits [R, V']: rows over the batch axes, the vocabulary over the mesh axis `tensor`."""
     return constrain(logits, BATCH, "tensor")

@@ -28,8 +28,8 @@ def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
 class Dropout(nn.Module):
     """Zeroes elements with probability `rate` when a `dropout` random stream is given, and rescales the others.
 
-    One random word serves two elements (16 bits each): half of the random bits, which are a tenth of a training step on
-    a CPU. The rate is rounded to a multiple of 2^-16, and the scale follows the rounded rate.
+    One 32-bit random word serves two elements. This halves the random bits, which take a tenth of a training step on a
+    CPU. The rate is rounded to a multiple of 2^-16, and the scale follows the rounded rate.
     """
 
     rate: float
@@ -51,7 +51,7 @@ def _half_words(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers have in common: the feed-forward half W2 dropout(act(W1 x))."""
+    """The part that encoder and decoder layers share: the feed-forward block W2 dropout(act(W1 x))."""
 
     config: ModelConfig
     dtype: jnp.dtype
@@ -73,7 +73,7 @@ class Layer(nn.Module):
 
 
 class Table(nn.Module):
-    """A learned table [rows, D]; rows from `used` on, and those in `zero_rows`, start at zero."""
+    """A learned table [rows, D]. The first `zero_rows` rows, and all rows from `used` on, start at zero."""
 
     rows: int
     features: int
@@ -89,8 +89,10 @@ class Table(nn.Module):
         self.embedding = self.param("embedding", init, (self.rows, self.features))
 
     def gathered(self) -> jax.Array:
-        """The table as it is computed with: whole under fsdp, where left to itself the compiler would exchange rows of
-        the batch instead."""
+        """The table, gathered over the mesh axis fsdp.
+
+        Without this constraint the compiler would exchange rows of the batch instead.
+        """
         return constrain(self.embedding, "tensor" if self.split else None, None)
 
     def __call__(self, ids: jax.Array) -> jax.Array:

@@ -1,9 +1,9 @@
-"""The rows of a decoder pass: where each group stands, what it attends to, which rows a loss reads.
+"""The rows of a decoder pass: the position of each row, what it attends to, and whether a loss reads it.
 
-A family of rows (`model.families`) describes its rows as `RowGroup`s. `RowLayout` is the only code that knows offsets: it
-derives the slices, the attention blocks, the last layer's rows and the split of the result from the groups.
+A family of rows (`model.families`) describes its rows as `RowGroup`s. Only `RowLayout` knows offsets. From the groups
+it derives the slices, the attention blocks, the rows of the last layer, and the rows of each family in the result.
 
-Legend: B sentences, R query rows, S key rows, M rows of a group that a loss reads, D model width.
+Legend: B sentences, R rows (each is a query), S key rows, M rows of a group that a loss reads, D model width.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from janus_jax.types import Encoded
 class RowGroup:
     """Decoder rows of one kind.
 
-    A *memory* group gives keys and values, and its rows are also queries. The other groups only ask.
+    A *memory* group gives keys and values, and its rows are also queries. The rows of other groups are only queries.
     """
 
     name: str = field(metadata={"static": True})
@@ -29,19 +29,19 @@ class RowGroup:
     positions: jax.Array  # [B or 1, R] int32, 0-based
     attends: dict[str, jax.Array]  # name of a memory group -> attention mask [B or 1, R or 1, S], True where allowed
     tokens: jax.Array | None = None  # [B, R] int32 input tokens; None: every row reads the mask token
-    read: jax.Array | None = None  # [B, M] int32, the rows that a loss reads; None: all rows, if `predicts`
+    read: jax.Array | None = None  # [B, M] int32, indices of the rows that a loss reads; None: all
     memory: bool = field(default=True, metadata={"static": True})
     predicts: bool = field(default=True, metadata={"static": True})  # False: no loss reads these rows
     layernorm: bool = field(default=True, metadata={"static": True})  # False: without the embedding layer norm
 
     @property
     def rows(self) -> int:
-        """R."""
+        """The number of rows, R."""
         return self.positions.shape[1]
 
     @property
     def read_rows(self) -> int:
-        """How many of the rows a loss reads: M, R or 0."""
+        """The number of rows that a loss reads: M, R, or 0 without `predicts`."""
         if not self.predicts:
             return 0
         return self.rows if self.read is None else self.read.shape[1]
@@ -62,7 +62,7 @@ class AttentionBlock:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SourceBlock:
-    """Query rows [start, stop) attend to the real rows of an encoder's states."""
+    """Query rows [start, stop) attend to the encoder states of real source tokens."""
 
     start: int = field(metadata={"static": True})
     stop: int = field(metadata={"static": True})
@@ -74,10 +74,11 @@ class SourceBlock:
 class RowLayout:
     """Groups of rows that go through the decoder's layers together, in this order.
 
-    The last layer computes only the rows that a loss reads: methods with `last=True` speak of that layer's queries.
+    The last layer computes only the rows that a loss reads. With `last=True`, a method describes the queries of that
+    layer.
 
     Raises:
-      ValueError: two groups of one name, or a group attends to rows that are absent, give no keys, or don't adjoin.
+      ValueError: two groups have one name, or a group attends to groups that are absent, not memory, or not adjacent.
     """
 
     groups: tuple[RowGroup, ...]
@@ -85,43 +86,43 @@ class RowLayout:
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
-            raise ValueError(f"row groups {names}: each name may stand once")
+            raise ValueError(f"row groups {names}: each name may appear only once")
         for group in self.groups:
             self._key_range(group)
 
     @property
     def rows(self) -> int:
-        """How many rows a sentence has."""
+        """The number of rows of a sentence."""
         return sum(group.rows for group in self.groups)
 
     @property
     def memory_rows(self) -> int:
-        """How many of them give keys and values."""
+        """The number of rows that give keys and values."""
         return sum(group.rows for group in self.groups if group.memory)
 
     @property
     def read_rows(self) -> int:
-        """How many of them a loss reads: the rows of the last layer."""
+        """The number of rows that a loss reads. Only these go through the last layer."""
         return sum(group.read_rows for group in self.groups)
 
     def attention_pairs(self, last: bool = False) -> int:
-        """How many pairs of a query row and a key row self-attention computes, allowed or not."""
+        """The number of (query row, key row) pairs that self-attention computes, masked pairs counted."""
         return sum(
             rows * (stop - first) for group, rows in self._queries(last) for first, stop in [self._key_range(group)]
         )
 
     @property
     def row_slices(self) -> dict[str, slice]:
-        """Where each group's rows stand among all rows."""
+        """The slice of each group's rows in all rows."""
         return _consecutive((group.name, group.rows) for group in self.groups)
 
     @property
     def key_slices(self) -> dict[str, slice]:
-        """Where the keys of each memory group stand among all keys."""
+        """The slice of each memory group's keys in all keys."""
         return _consecutive((group.name, group.rows) for group in self.groups if group.memory)
 
     def memory(self, x: jax.Array) -> jax.Array:
-        """The rows that give keys and values, of all rows x [B, R, D]."""
+        """Selects the rows that give keys and values: all rows x [B, R, D] -> [B, `memory_rows`, D]."""
         spans: list[slice] = []
         for name in self.key_slices:
             rows = self.row_slices[name]
@@ -131,7 +132,7 @@ class RowLayout:
         return _joined([x[:, span] for span in spans])
 
     def read(self, x: jax.Array) -> jax.Array:
-        """The rows that a loss reads, of all rows x [B, R, D]."""
+        """Selects the rows that a loss reads: all rows x [B, R, D] -> [B, `read_rows`, D]."""
         parts = []
         for group, _ in self._queries(last=True):
             rows = x[:, self.row_slices[group.name]]
@@ -139,7 +140,7 @@ class RowLayout:
         return _joined(parts)
 
     def split(self, x: jax.Array) -> dict[str, jax.Array]:
-        """The rows of each family [B, M, D], of the last layer's rows x [B, R, D]."""
+        """Splits the rows of the last layer, x [B, `read_rows`, D], into the rows [B, M, D] of each family."""
         slices = _consecutive((group.name, rows) for group, rows in self._queries(last=True))
         rows: dict[str, list[jax.Array]] = {}
         for group, _ in self._queries(last=True):
@@ -147,24 +148,24 @@ class RowLayout:
         return {family: _joined(parts) for family, parts in rows.items()}
 
     def attention(self, last: bool = False) -> tuple[AttentionBlock, ...]:
-        """Self-attention block by block; neighbours that attend to the same key rows share a block."""
+        """The blocks of self-attention. Adjacent groups that attend to the same key rows share a block."""
         blocks: list[AttentionBlock] = []
         start = 0
         for group, rows in self._queries(last):
             first, stop = self._key_range(group)
             mask = self._mask(group, last)
-            before = blocks[-1] if blocks else None
-            if before and (before.first, before.last) == (first, stop):
-                above = _whole(before.mask, before.stop - before.start)
-                mask = _stacked([above, _whole(mask, rows)], axis=1)
-                blocks[-1] = AttentionBlock(before.start, start + rows, first, stop, mask)
+            previous = blocks[-1] if blocks else None
+            if previous and (previous.first, previous.last) == (first, stop):
+                previous_mask = _per_query(previous.mask, previous.stop - previous.start)
+                mask = _concatenated([previous_mask, _per_query(mask, rows)], axis=1)
+                blocks[-1] = AttentionBlock(previous.start, start + rows, first, stop, mask)
             else:
                 blocks.append(AttentionBlock(start, start + rows, first, stop, mask))
             start += rows
         return tuple(blocks)
 
     def source_attention(self, encoded: Mapping[str, Encoded], last: bool = False) -> tuple[SourceBlock, ...]:
-        """Cross-attention block by block; `encoded` names the encoding that each family reads."""
+        """The blocks of cross-attention; `encoded` maps each family to the encoding that its rows read."""
         blocks: list[SourceBlock] = []
         start = 0
         for group, rows in self._queries(last):
@@ -177,7 +178,7 @@ class RowLayout:
         return tuple(blocks)
 
     def _queries(self, last: bool) -> Iterator[tuple[RowGroup, int]]:
-        """The groups that ask, with their number of query rows."""
+        """The groups that have query rows, and the number of these rows."""
         for group in self.groups:
             if rows := group.read_rows if last else group.rows:
                 yield group, rows
@@ -191,25 +192,28 @@ class RowLayout:
                 f"rows {group.name!r} attend to {list(group.attends)}; the layout has the keys of {list(keys)}"
             )
         if any(left.stop != right.start for left, right in itertools.pairwise(spans)):
-            raise ValueError(f"rows {group.name!r}: the groups {list(group.attends)} that they attend to must adjoin")
+            raise ValueError(
+                f"rows {group.name!r}: the groups {list(group.attends)} that they attend to must be adjacent"
+            )
         return spans[0].start, spans[-1].stop
 
     def _mask(self, group: RowGroup, last: bool) -> jax.Array:
-        """What a group attends to, [B or 1, R or 1, S], over its key range."""
+        """The attention mask of a group over its key range, [B or 1, R or 1, S]."""
         masks = [group.attends[other.name] for other in self.groups if other.name in group.attends]
         rows = max(mask.shape[1] for mask in masks)
-        mask = _stacked([_whole(mask, rows) for mask in masks], axis=2)
+        mask = _concatenated([_per_query(mask, rows) for mask in masks], axis=2)
         if last and group.read is not None and rows > 1:
             return jnp.take_along_axis(mask, group.read[:, :, None], axis=1)
         return mask
 
 
 def bidirectional_mask(real: jax.Array) -> jax.Array:
-    """[B, 1, S]: every row attends to all rows of its kind that are `real` [B, S]."""
+    """Attention mask [B, 1, S]: every row attends to all rows of its group that are `real` [B, S]."""
     return real[:, None]
 
 
 def _consecutive(widths: Iterable[tuple[str, int]]) -> dict[str, slice]:
+    """Slices of the given widths, one after the other, by name."""
     slices, start = {}, 0
     for name, width in widths:
         slices[name] = slice(start, start + width)
@@ -221,13 +225,13 @@ def _joined(parts: list[jax.Array]) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _whole(mask: jax.Array, rows: int) -> jax.Array:
-    """A mask with one entry for each query row."""
+def _per_query(mask: jax.Array, rows: int) -> jax.Array:
+    """Repeats a mask for each query row: [B or 1, R or 1, S] -> [B or 1, R, S]."""
     return jnp.broadcast_to(mask, (mask.shape[0], rows, mask.shape[2]))
 
 
-def _stacked(masks: list[jax.Array], axis: int) -> jax.Array:
-    """Masks side by side, whose first axis may be B or 1."""
+def _concatenated(masks: list[jax.Array], axis: int) -> jax.Array:
+    """Concatenates masks along `axis`; their first axis may be B or 1."""
     if len(masks) == 1:
         return masks[0]
     sentences = max(mask.shape[0] for mask in masks)

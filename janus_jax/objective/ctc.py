@@ -1,7 +1,7 @@
-"""The CTC loss: emissions of the target's tokens, their likelihood summed over alignments, the best alignment.
+"""The CTC loss (docs/method.md, section 8): emissions, the likelihood of a target, its best alignment, glancing.
 
-A sentence's likelihood reads a row's probabilities of blank and of the target's own tokens alone, so that no array over
-the vocabulary outlives the normaliser of its rows.
+The likelihood of a target reads only the probabilities of the blank and of the target's tokens. So logits over the
+whole vocabulary are needed for the normaliser alone, and are not kept.
 
 Legend: B sentences, T target length, N = T - 2 inner target tokens at most (no bos, no eos), R CTC rows, D model width,
 V' padded vocabulary, K = 2N + 1 states of an alignment (blank, token, blank, ..., token, blank).
@@ -27,33 +27,34 @@ from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
 from janus_jax.types import Batch, Encoded, Params
 
-BLANK = -1  # in alignments: a row of no token
+BLANK = -1  # in an alignment: the row gives the blank
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Labels:
-    """What the CTC rows of a batch are to give."""
+    """The targets of the CTC rows of a batch."""
 
     tokens: jax.Array  # [B, N] int32, inner target tokens
-    real: jax.Array  # [B, N] bool
-    rows: jax.Array  # [B, R] bool, a sentence's own rows
-    fits: jax.Array  # [B] bool, there are tokens, and rows enough for them
+    real: jax.Array  # [B, N] bool, False at padding
+    rows: jax.Array  # [B, R] bool, True at the real rows of a sentence
+    fits: jax.Array  # [B] bool, True if there are tokens and enough rows for them
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Emissions:
-    """What a sentence's alignments read of its rows: log-probabilities over vocabulary and blank."""
+    """Log-probabilities of the blank and of the target's tokens at each row, normalised over vocabulary and blank."""
 
-    labels: jax.Array  # [B, R, N] of each target token at each row
+    labels: jax.Array  # [B, R, N], of each target token
     blank: jax.Array  # [B, R]
 
 
 def labels_of(source: jax.Array, target: jax.Array, config: ModelConfig, pad: int) -> Labels:
-    """The inner tokens of targets [B, T], and whether the rows of sources [B, S] can give them.
+    """The inner tokens of targets [..., T], and whether they fit the CTC rows of sources [..., S].
 
-    Between equal neighbours a blank must stand: a target fits if its tokens and adjacent repeats are at most R.
+    Two adjacent equal tokens need a blank between them. So a target fits if the number of its tokens plus the number of
+    its adjacent repeats is at most the number of the sentence's rows.
     """
     real_source = source != pad
     if target.shape[-1] < 3:  # bos and eos alone
@@ -76,68 +77,69 @@ def emissions(
         return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
     raw = scores(hidden, table, labels, model, dtype)
-    total = _by_rows(normaliser, hidden, objective.projection_rows)
+    total = _map_rows(normaliser, hidden, objective.projection_rows)
     return Emissions(raw.labels - total[:, :, None], raw.blank - total)
 
 
 def scores(hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, dtype: Any) -> Emissions:
-    """Emissions before they are normalised: each row's differ by a constant, which changes no choice between alignments."""
-    # The few rows that are looked up come whole to each device, and stay with their sentences.
+    """Emissions without the normaliser. Each row differs by a constant, so the best alignment is the same."""
+    # The table's vectors that are looked up are few: each device gets whole vectors, for its own sentences.
     rows, vectors = constrain(hidden.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
-    # Products with the target's own vectors, instead of columns picked from logits: the gradient of a pick is a scatter.
-    own = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
-    of_labels = jnp.einsum("brd,bnd->brn", rows, own, preferred_element_type=jnp.float32)
-    of_blank = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
-    return Emissions(constrain(of_labels, BATCH), constrain(of_blank, BATCH))
+    # Products with the vectors of the target's tokens replace a look-up in logits, whose gradient would be a scatter.
+    token_vectors = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
+    label_scores = jnp.einsum("brd,bnd->brn", rows, token_vectors, preferred_element_type=jnp.float32)
+    blank_scores = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
+    return Emissions(constrain(label_scores, BATCH), constrain(blank_scores, BATCH))
 
 
-def _by_rows(of: Callable[[jax.Array], jax.Array], hidden: jax.Array, at_once: int) -> jax.Array:
-    """`of` rows [X, D] -> [X] for all rows [B, R, D], about `at_once` at a time; [B, R]."""
-    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], at_once)
+def _map_rows(function: Callable[[jax.Array], jax.Array], hidden: jax.Array, limit: int) -> jax.Array:
+    """Applies `function`, [X, D] -> [X], to rows `hidden` [B, R, D], about `limit` rows at a time; gives [B, R]."""
+    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], limit)
     if chunks == 1:
-        return of(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
-    # Computed anew in the backward pass: no chunk's logits outlive it.
-    return joined(jax.lax.map(jax.checkpoint(of), cut(hidden, chunks, 0)), *hidden.shape[:2])
+        return function(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
+    # The backward pass computes the logits of each chunk again, so that they are not kept.
+    return joined(jax.lax.map(jax.checkpoint(function), cut(hidden, chunks, 0)), *hidden.shape[:2])
 
 
 def negative_log_likelihood(emitted: Emissions, labels: Labels) -> jax.Array:
     """-log p(target | source) [B], summed over all alignments; 0 where the target doesn't fit.
 
-    `optax.ctc_loss` on the few classes that a sentence's alignments can meet: blank, and its distinct tokens. Its softmax
-    over them alone divides each row by their sum, which every alignment meets once: that is taken back.
+    `optax.ctc_loss` runs on the few classes that alignments of a sentence use: the blank and the distinct tokens of the
+    target. It normalises each row over these classes alone, which divides the likelihood by one normaliser per row. The
+    last step multiplies by the normalisers again (in logarithms, it subtracts their sum).
     """
     count = labels.tokens.shape[1]
     first = jnp.argmax(labels.tokens[:, :, None] == labels.tokens[:, None, :], axis=-1)
     distinct = (first == jnp.arange(count)) & labels.real
     classes = jnp.where(distinct[:, None], emitted.labels, NEGATIVE)
     classes = jnp.concatenate([emitted.blank[:, :, None], classes], axis=-1)
-    divided = jnp.where(labels.rows, jax.nn.logsumexp(classes, axis=-1), 0.0).sum(axis=1)
+    log_normalisers = jnp.where(labels.rows, jax.nn.logsumexp(classes, axis=-1), 0.0).sum(axis=1)
     absent_rows, absent_labels = 1.0 - labels.rows, 1.0 - labels.real
-    # It picks by products, which accelerators would round to fewer bits.
+    # optax looks classes up by matrix products, which accelerators would compute with fewer bits.
     with jax.default_matmul_precision("highest"):
-        value = optax.ctc_loss(classes, absent_rows, first + 1, absent_labels) - divided
+        value = optax.ctc_loss(classes, absent_rows, first + 1, absent_labels) - log_normalisers
     return jnp.where(labels.fits, value, 0.0)
 
 
 def best_alignment(emitted: Emissions, labels: Labels) -> jax.Array:
     """The likeliest alignment (Viterbi): the index of the target token that each row gives [B, R] int32, or BLANK.
 
-    Rows beyond a sentence's own are BLANK; where a target doesn't fit, the result means nothing.
+    Padding rows are BLANK. Where a target does not fit, the result has no meaning.
     """
     batch, rows, count = emitted.labels.shape
     pairs = jnp.stack([jnp.broadcast_to(emitted.blank[:, :, None], emitted.labels.shape), emitted.labels], axis=-1)
     states = jnp.concatenate([pairs.reshape(batch, rows, 2 * count), emitted.blank[:, :, None]], axis=-1)
-    # A token may follow the one before without a blank between, unless they are equal.
+    # An alignment may skip the blank between two adjacent tokens, unless they are equal.
     differs = jnp.pad(labels.tokens[:, 1:] != labels.tokens[:, :-1], ((0, 0), (1, 0)))
     may_skip = jnp.pad(jnp.stack([jnp.zeros_like(differs), differs], axis=-1).reshape(batch, -1), ((0, 0), (0, 1)))
 
     def forward(best: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         emitted, is_real = row
-        one = jnp.pad(best, ((0, 0), (1, 0)), constant_values=NEGATIVE)[:, :-1]
-        two = jnp.pad(best, ((0, 0), (2, 0)), constant_values=NEGATIVE)[:, :-2]
-        ways = jnp.stack([best, one, jnp.where(may_skip, two, NEGATIVE)])
-        back = jnp.where(is_real[:, None], jnp.argmax(ways, axis=0), 0)
-        return jnp.where(is_real[:, None], ways.max(axis=0) + emitted, best), back
+        from_one_before = jnp.pad(best, ((0, 0), (1, 0)), constant_values=NEGATIVE)[:, :-1]
+        from_two_before = jnp.pad(best, ((0, 0), (2, 0)), constant_values=NEGATIVE)[:, :-2]
+        candidates = jnp.stack([best, from_one_before, jnp.where(may_skip, from_two_before, NEGATIVE)])
+        back = jnp.where(is_real[:, None], jnp.argmax(candidates, axis=0), 0)
+        return jnp.where(is_real[:, None], candidates.max(axis=0) + emitted, best), back
 
     start = jnp.where(jnp.arange(2 * count + 1) < 2, states[:, 0], NEGATIVE)
     along_rows = (jnp.moveaxis(states, 1, 0)[1:], labels.rows.T[1:])
@@ -155,7 +157,7 @@ def best_alignment(emitted: Emissions, labels: Labels) -> jax.Array:
 
 
 def confident_rows(alignment: jax.Array, emitted: Emissions) -> jax.Array:
-    """The row [B, N] int32 that gives each target token with the highest probability, of those aligned to it [B, R]."""
+    """For each target token, the index [B, N] int32 of the most confident row that alignment [B, R] assigns to it."""
     aligned = alignment[:, :, None] == jnp.arange(emitted.labels.shape[2])
     return jnp.argmax(jnp.where(aligned, emitted.labels, -jnp.inf), axis=1).astype(jnp.int32)
 
@@ -164,23 +166,28 @@ def glance(
     rows: jax.Array, table: jax.Array, labels: Labels, alignment: jax.Array, model: ModelConfig, objective: ObjectiveConfig, *,
     ratio: jax.Array, dtype: Any, rng: jax.Array,
 ) -> jax.Array:  # fmt: skip
-    """What CTC rows are shown of the target, [B, R]: the token (or blank) that the best alignment puts there, or -1 for nothing.
+    """The target tokens that CTC rows read in glancing training, [B, R] int32; -1: the row keeps its usual input.
 
-    Glancing (GLAT, Qian et al. 2021, arXiv 2008.07905): as many rows as `ratio` times those in which the best path differs
-    from the alignment, chosen at random among all.
+    A chosen row reads the token (or the blank) that the best alignment assigns to it. The number of chosen rows is
+    `ratio` times the number of rows in which the best path differs from the best alignment; they are drawn at random
+    from all rows. (Glancing: GLAT, Qian et al. 2021, arXiv 2008.07905.)
 
     Args:
       rows: [B, R, D] CTC rows of a first pass.
-      table, labels, alignment, model, objective, dtype: as above.
-      ratio: rows shown for each one that differs.
-      rng: of the choice.
+      table: [V', D] token table.
+      labels: the targets.
+      alignment: [B, R] int32, from `best_alignment`.
+      model, objective: settings.
+      ratio: [] float32, chosen rows per row that differs.
+      dtype: type of matrix products.
+      rng: random key of the choice.
     """
     tables = copies(table, rows.shape[0])
 
     def best_of(part: jax.Array) -> jax.Array:
         return jnp.argmax(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
-    best = _by_rows(best_of, rows, objective.projection_rows)
+    best = _map_rows(best_of, rows, objective.projection_rows)
     aligned = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)
     aligned = jnp.where(alignment == BLANK, model.vocab_size, aligned)
     wrong = ((best != aligned) & labels.rows).sum(axis=1)
@@ -196,7 +203,7 @@ def in_model(config: ModelConfig) -> bool:
 
 
 def count_tokens(batch: Batch, config: ModelConfig, pad: int) -> jax.Array:
-    """The inner tokens of targets that fit their CTC rows, in a batch [..., B, T]."""
+    """The number [] of inner tokens of the targets that fit their CTC rows, in a batch [..., B, T]."""
     labels = labels_of(batch.source, batch.target, config, pad)
     return (labels.real & labels.fits[..., None]).sum()
 
@@ -205,7 +212,7 @@ def loss(
     net: Janus, objective: ObjectiveConfig, terms: Collection[str], hidden: Mapping[str, jax.Array], table: jax.Array,
     batch: Batch, divisors: Mapping[str, jax.Array],
 ) -> SentenceTerms:  # fmt: skip
-    """CTC's likelihood if it is a term, its metrics, and the CTC rows beside the AR slots if the two are matched."""
+    """CTC's loss if "ctc" is a term, its metrics, and the partners of the AR slots if "kl_ar_ctc" is a term."""
     labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
     emitted = emissions(hidden["ctc"], table, labels, net.config, objective, net.dtype)
     nll = negative_log_likelihood(emitted, labels).sum()
@@ -222,23 +229,23 @@ def loss(
 def ar_partners(
     net: Janus, objective: ObjectiveConfig, rows: jax.Array, emitted: Emissions, labels: Labels, slots: int
 ) -> Partners:
-    """For each of the U AR slots the CTC row that gives the same token.
+    """For each of the U = `slots` AR slots, the CTC row that predicts the same token.
 
-    Of the rows that the best alignment assigns to a token, it is the most confident one. Rows that give the blank nearly all
-    probability (objective.ctc_floor) say too little about tokens.
+    It is the most confident of the rows that the best alignment assigns to the token. It is no partner if its tokens
+    together have a probability below objective.ctc_floor: it then says too little about tokens.
     """
     best = confident_rows(best_alignment(emitted, labels), emitted)
     confident = -jnp.expm1(jnp.take_along_axis(emitted.blank, best, axis=1)) >= objective.ctc_floor
     inner = ar.predicted_position(jnp.arange(slots), net.config) - 1  # index among the inner target tokens
-    nth = jnp.clip(inner, 0, labels.tokens.shape[1] - 1)
-    exist = (confident & labels.real & labels.fits[:, None])[:, nth] & (inner == nth)
-    return Partners(jnp.take_along_axis(rows, best[:, nth][:, :, None], axis=1), exist)
+    index = jnp.clip(inner, 0, labels.tokens.shape[1] - 1)
+    exist = (confident & labels.real & labels.fits[:, None])[:, index] & (inner == index)
+    return Partners(jnp.take_along_axis(rows, best[:, index][:, :, None], axis=1), exist)
 
 
 def shown_tokens(
     net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
 ) -> jax.Array:  # fmt: skip
-    """What the CTC rows are shown of the target [B, R], after a first pass without gradient; see `glance`."""
+    """The target tokens that CTC rows read in glancing training [B, R]: a first pass without gradient, and `glance`."""
     params, encoded = jax.lax.stop_gradient((params, encoded))
     dropout, choice = jax.random.split(rng)
     rows, _ = net.source_rows(params, "ctc", batch.source, encoded, rng=dropout)

@@ -1,10 +1,9 @@
-"""The loss of an objective: its terms added up with the weights of the configuration.
+"""The loss of an objective: the sum of its terms, with the weights of the configuration.
 
-Every term is a sum over rows, divided by a weight that depends on the whole global batch alone, so that padding,
-devices and micro-batches never change the result.
+Every term is a sum over rows, divided by a count of the whole global batch. So padding, devices and micro-batches never
+change the result.
 
-Legend: A micro-batches, B sentences, U AR slots, M masked tokens at most, N inner target tokens at
-most, R CTC rows, D model width, V' padded vocabulary.
+Legend: B sentences, T target length.
 """
 
 import jax
@@ -21,7 +20,7 @@ from janus_jax.objective.terms import read_families, term
 from janus_jax.objective.token_losses import Scalars, TokenLosses, length_nll
 from janus_jax.types import Batch, Params
 
-# Families whose rows have a likelihood of whole targets. The losses of all other families are those of single tokens.
+# Families whose loss is the negative log-likelihood of a whole target. All other families have a loss for each token.
 SENTENCE_LOSSES: dict[str, SentenceLoss] = {
     "ctc": SentenceLoss(ctc.in_model, ctc.count_tokens, ctc.loss, ctc.shown_tokens),
 }
@@ -36,29 +35,36 @@ def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
 
 
 def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
-    """The loss terms whose weight at a training step (0 for the first) is not zero: rows that only others read need not be
-    computed. All, where none of the former reads rows.
+    """The loss terms whose weight is not zero at a training step (0 for the first).
+
+    Rows that only other terms read need not be computed. If no term with a weight reads rows, the result is all terms.
     """
     terms = objective_terms(objective)
 
-    def weighs(weight: Weight) -> bool:
+    def has_weight(weight: Weight) -> bool:
         return not isinstance(weight, tuple) or np.interp(step, *zip(*weight, strict=True)) > 0
 
-    active = tuple(name for name, weight in terms.items() if weighs(weight))
+    active = tuple(name for name, weight in terms.items() if has_weight(weight))
     return active if read_families(active) else tuple(terms)
 
 
 def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
-    """What each kind of term is divided by, over a whole step's batch [..., B, T].
+    """The counts that terms and metrics are divided by, over a whole step's batch [..., B, T]; all [] float32.
 
-    `ar` real AR targets, `masked` masked tokens, `length` sentences, `ctc` the inner tokens of targets that fit their CTC
-    rows; with normalize_by "target" all are the number of target tokens (pretraining; docs/method.md, section 6). `rows/ar` and so on
-    are the former in any case: metrics per token are divided by them.
+    - `ar`: real target tokens that AR rows predict; `masked`: masked tokens; `length`: sentences; `ctc`: inner tokens
+      of the targets that fit their CTC rows. With `normalize_by="target"` all four are the number of target tokens
+      (pretraining; docs/method.md, section 6).
+    - `rows/ar`, `rows/masked`, `rows/length`, `rows/ctc`: the same counts, whatever normalize_by is. Metrics per token
+      are divided by them.
     """
     real = batch.target != pad
     tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
     counts = {"ar": tokens, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
-    counts |= {name: one.count(batch, config, pad) for name, one in SENTENCE_LOSSES.items() if one.in_model(config)}
+    counts |= {
+        name: family_loss.count(batch, config, pad)
+        for name, family_loss in SENTENCE_LOSSES.items()
+        if family_loss.in_model(config)
+    }
     rows = {f"rows/{name}": count for name, count in counts.items()}
     if objective.normalize_by == "target":
         counts = dict.fromkeys(counts, tokens)
@@ -77,30 +83,30 @@ def loss(
     rng: jax.Array | None = None,
     terms: tuple[str, ...] | None = None,
 ) -> tuple[jax.Array, Scalars]:
-    """One micro-batch's share of the loss, and of each term for the log.
+    """The share of one micro-batch in the loss of a step, and its metrics for the log.
 
     Args:
-      net, objective: what to compute.
+      net, objective: the model, and the objective with its weights.
       params: parameters, differentiable.
       batch: one micro-batch [B, ...].
       divisors: `denominators` of the whole step's batch.
       step: [] int32, for scheduled weights.
-      rng: dropout is on when given.
-      terms: those to compute; all of the objective's by default.
+      rng: random key of dropout and glancing; None: neither of them.
+      terms: names of the terms to compute; None: all terms of the objective.
 
     Returns:
-      The weighted total, and metrics that add up over micro-batches: `loss/<term>` (label-smoothed means, KLs),
-      `nll/<family>` (plain negative log-likelihood per token), `ctc/unfit` (share of the targets that their CTC rows cannot
-      give, which count nothing); `weight/<term>` is left to the caller.
+      The weighted total, and metrics. Their sums over micro-batches are the metrics of the step: `loss/<term>`
+      (label-smoothed means, KLs), `nll/<family>` (plain negative log-likelihood per token), `ctc/unfit` (share of the
+      targets that do not fit their CTC rows; their loss is 0). The caller adds `weight/<term>`.
     """
     terms = tuple(objective_terms(objective)) if terms is None else terms
     weights = {name: weight_at(getattr(objective.weights, name), step) for name in terms}
     families = with_attended(read_families(terms))
-    # Dropout of encoder, decoder, second encoder pass.
+    # Dropout keys of the encoder, the decoder and the second encoder pass.
     keys = (None, None, None) if rng is None else tuple(jax.random.split(rng, 3))
     encoded = net.encode(params, batch.source, keys[0])
-    two = objective.encoder_passes == 2 and "ar" in families and len(families) > 1 and rng is not None
-    parallel = net.encode(params, batch.source, keys[2]) if two else encoded
+    twice = objective.encoder_passes == 2 and "ar" in families and len(families) > 1 and rng is not None
+    parallel = net.encode(params, batch.source, keys[2]) if twice else encoded
     shown = {}
     if rng is not None and objective.glancing != 0:
         ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
@@ -108,7 +114,7 @@ def loss(
             glance = SENTENCE_LOSSES[name].shown_tokens
             shown[name] = glance(net, objective, params, parallel, batch, ratio=ratio, rng=key)
     hidden = net.train_rows(
-        params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if two else None, shown=shown
+        params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if twice else None, shown=shown
     )
     table = params["embed_tokens"]["embedding"]
     values, metrics, partners = {}, {}, {}

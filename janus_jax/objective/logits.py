@@ -1,4 +1,4 @@
-"""Vocabulary logits of chunks of rows, so that few rows' logits live at once, on one device or a mesh.
+"""Vocabulary logits, computed for one chunk of rows at a time to save memory, on one device or a mesh.
 
 Legend: B sentences, X rows a sentence, c chunks, W parts of a batch (data x fsdp), D model width, V' padded vocabulary.
 """
@@ -17,7 +17,10 @@ from janus_jax.parallel import BATCH, constrain
 
 
 def chunks_of(rows: int, limit: int) -> int:
-    """c, a power of two that leaves each part of the mesh about `limit` of its share of `rows` rows at once; 1 where `limit` is 0."""
+    """The number of chunks c of a batch of `rows` rows, a power of two.
+
+    Each part of the batch computes about `limit` rows or fewer at a time. With `limit` 0, c is 1.
+    """
     rows //= parallel.batch_ways()
     return 1 if not limit or rows <= limit else 1 << math.ceil(math.log2(rows / limit))
 
@@ -25,7 +28,7 @@ def chunks_of(rows: int, limit: int) -> int:
 def cut(x: jax.Array, chunks: int, fill: int) -> jax.Array:
     """[B, X, ...] -> [c, B * X / c, ...], X padded with `fill` where c does not divide the rows.
 
-    A chunk takes every c-th row, so that rows of a batch that is split over devices stay where they are.
+    A chunk takes every c-th row. So rows stay on their device if the batch is split over devices.
     """
     unit = chunks // math.gcd(chunks, max(x.shape[0] // parallel.batch_ways(), 1))
     width = [(0, 0), (0, -x.shape[1] % unit)] + [(0, 0)] * (x.ndim - 2)
@@ -34,16 +37,16 @@ def cut(x: jax.Array, chunks: int, fill: int) -> jax.Array:
 
 
 def joined(parts: jax.Array, sentences: int, rows: int) -> jax.Array:
-    """What `cut` took apart, [c, B * X / c] -> [B, X]."""
+    """Inverts `cut` for one value per row: [c, B * X / c] -> [B, X], with B `sentences` and X `rows`."""
     return jnp.moveaxis(parts, 0, 1).reshape(sentences, -1)[:, :rows]
 
 
 def copies(table: jax.Array, sentences: int) -> jax.Array:
-    """The token table [V', D] as a loss over `sentences` reads it: one copy a part of the batch, [W, V', D], on its devices.
+    """Copies [W, V', D] of the token table [V', D]: one for each part of a batch of `sentences`, on the part's devices.
 
-    Each part then adds up its own gradient, over chunks and over all that reads the table, and the parts meet once. Of one
-    table the compiler would sum every chunk's gradient over all devices, or gather the rows of a batch. Without a mesh, and
-    where the parts don't divide the sentences, the table itself.
+    With copies, each part first sums its gradient over all chunks and all uses of the table; then the parts are summed
+    once. With a single table, the compiler would sum every chunk's gradient over all devices, or gather the rows of the
+    batch. Without a mesh, or if W does not divide `sentences`, the result is the table itself.
     """
     ways = parallel.batch_ways()
     table = constrain(table, "tensor", None)
@@ -53,12 +56,15 @@ def copies(table: jax.Array, sentences: int) -> jax.Array:
 
 
 def on_own_parts(tables: jax.Array) -> jax.Array:
-    """`copies`, or their gradient, pinned to the devices of their parts."""
+    """Pins `copies` [W, V', D], or their gradient, to the devices of their parts; does nothing to a table [V', D]."""
     return constrain(tables, BATCH, "tensor", None) if tables.ndim == 3 else tables
 
 
 def logits_of(rows: jax.Array, tables: jax.Array, model: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:
-    """`model.project` of rows [X, D] with `copies` of the table, each row with the copy of its part: [X, V'] float32."""
+    """Vocabulary logits [X, V'] float32 of rows [X, D], see `model.project`.
+
+    `tables` is the table [V', D], or its `copies` [W, V', D]; then each row uses the copy of its part.
+    """
     if tables.ndim == 2:
         return constrain_logits(project(rows, tables, model, dtype, blank))
     parts = rows.reshape(tables.shape[0], -1, rows.shape[-1])

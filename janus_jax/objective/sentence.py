@@ -1,4 +1,9 @@
-"""What a family of rows with a likelihood of whole targets brings to the loss (CTC; the registry is in `joint.py`)."""
+"""The interface of a family of rows whose loss is the negative log-likelihood of a whole target (CTC).
+
+`joint.SENTENCE_LOSSES` names these families.
+
+Legend: B sentences, T target length, R rows of the family.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +21,9 @@ Scalars = dict[str, jax.Array]
 class SentenceTerms:
     """The terms of one family for a micro-batch."""
 
-    values: Scalars  # term -> its sum, divided
+    values: Scalars  # term -> its sum over the micro-batch, divided by its divisor
     metrics: Scalars  # for the log
-    partners: dict[str, Partners] = field(default_factory=dict)  # the family's rows beside the AR slots, to be matched
+    partners: dict[str, Partners] = field(default_factory=dict)  # family -> partners of the AR slots, for divergences
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,11 @@ class SentenceLoss:
     """The functions of one family.
 
     Attributes:
-      in_model: whether a model has such rows.
-      count: (batch [..., B, T], config, pad) -> [] the target tokens that the family's terms are divided by.
+      in_model: config -> whether a model has rows of the family.
+      count: (batch [..., B, T], config, pad) -> [] number of target tokens, by which the family's terms are divided.
       loss: (net, objective, terms, hidden rows by family, token table, batch, divisors) -> `SentenceTerms`.
-      shown_tokens: (net, objective, params, encoded, batch, ratio, rng) -> [B, R] what glancing training shows its rows.
+      shown_tokens: (net, objective, params, encoded, batch, ratio, rng) -> [B, R] int32 tokens that its
+        rows read in glancing training; -1: the usual input.
     """
 
     in_model: Callable[[ModelConfig], bool]

@@ -1,7 +1,7 @@
 """The loss terms and the objectives: the only place that knows what belongs to each of them.
 
-The settings, the checks, the log, the evaluation, the cost of a step and the decoding modes read these tables. A name that is
-not in them raises. The module imports nothing, so that every package may read it.
+The settings, the checks, the log, the evaluation, the cost of a step and the decoding modes read these tables. A name
+that is not in them raises. This module imports no other module of the package, so that every package may import it.
 """
 
 from collections.abc import Iterable
@@ -14,10 +14,10 @@ class Term:
     """A term of the loss.
 
     Attributes:
-      families: families of decoder rows that the term reads (`model.families`); of a divergence its two sides.
+      families: families of decoder rows that the term reads (`model.families`); for a divergence, its two sides.
       divisor: the count that the term's sum is divided by, a name in `objective.joint.denominators`.
-      kind: "token": a cross-entropy of rows that each predict one token; "sentence": a negative log-likelihood of a whole
-        target or of its length; "divergence": a symmetric KL between rows that predict the same token.
+      kind: "token": a cross-entropy of rows that each predict one token; "sentence": a negative log-likelihood of a
+        whole target or of its length; "divergence": a symmetric KL between rows that predict the same token.
     """
 
     families: tuple[str, ...]
@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "janus_all": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "ctc", "kl_ar_ctc"),
 }
 
-# Metrics of a micro-batch beside `loss/<term>` and `nll/<family>`, with the count that their sum is divided by.
+# Other metrics than `loss/<term>` and `nll/<family>`: name -> the count that the metric's sum is divided by.
 COUNTERS: dict[str, str] = {"ctc/unfit": "length"}
 
 
@@ -54,7 +54,7 @@ def term(name: str) -> Term:
     """The term of this name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no term has this name.
     """
     if name not in TERMS:
         raise ValueError(f"unknown loss term {name!r}; objective/terms.py has {', '.join(TERMS)}")
@@ -65,7 +65,7 @@ def own_term(family: str) -> str:
     """The name of the term that trains a family of rows alone.
 
     Raises:
-      ValueError: there is none.
+      ValueError: no term reads this family alone.
     """
     for name, entry in TERMS.items():
         if entry.families == (family,):
@@ -82,7 +82,8 @@ def divisor_of(metric: str) -> str:
     """The count that a metric's sum over a batch is divided by, a name in `objective.joint.denominators`.
 
     Args:
-      metric: `loss/<term>`, as the loss divides it; `nll/<family>` or a counter, per token or sentence.
+      metric: `loss/<term>`, whose divisor is that of the term; `nll/<family>` or a name in `COUNTERS`, whose divisor is
+        a number of tokens or sentences.
 
     Raises:
       ValueError: an unknown metric.
@@ -94,4 +95,4 @@ def divisor_of(metric: str) -> str:
         return term(name).divisor
     if group == "nll":
         return f"rows/{term(own_term(name)).divisor}"
-    raise ValueError(f"unknown metric {metric!r}: objective/terms.py says of no such metric what its sum is divided by")
+    raise ValueError(f"unknown metric {metric!r}: objective/terms.py has no divisor for it")

@@ -1,10 +1,10 @@
 """The losses of rows that predict one token: cross-entropies, and divergences between rows that predict the same token.
 
-Each term is a sum over rows (docs/method.md, section 5), divided by a weight of the whole step's batch. Logits are computed
-some rows at a time.
+Each term is a sum over rows (docs/method.md, section 5), divided by a count of the whole step's batch. Logits are
+computed for one chunk of rows at a time.
 
-Legend: B sentences, X rows of an aligned set, R rows in any number of axes, c chunks, D model width, V' padded vocabulary,
-C length classes, W parts that a mesh divides batches into.
+Legend: B sentences, X places of an aligned set, R rows (any number of axes), c chunks, D model width, V' padded
+vocabulary, C length classes, W parts into which a mesh splits a batch.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ Labels = dict[str, jax.Array]  # family -> the token of each row, or NO_TOKEN
 
 
 def nll_and_smoothing(logits: jax.Array, labels: jax.Array, vocab_size: int) -> tuple[jax.Array, jax.Array]:
-    """Per row: -log p[label], and the mean over the V real entries of -log p.
+    """Per row: -log p[label], and the mean of -log p over the V entries of the vocabulary.
 
     Args:
       logits: [R, V'] float32; columns >= vocab_size hold a large negative number.
@@ -65,8 +65,8 @@ def length_nll(logits: jax.Array, lengths: jax.Array) -> jax.Array:
 class TokenLosses:
     """Cross-entropies and divergences of aligned rows.
 
-    The loss is linear in its terms, so the gradients of rows and table are computed together with the value: no chunk's
-    logits outlive it, and none are computed twice.
+    The gradients of rows and table are computed in the forward pass, chunk by chunk; the backward pass only scales
+    them, since the total is linear in its terms. So the logits of a chunk are computed once and not kept.
     """
 
     model: ModelConfig
@@ -80,9 +80,9 @@ class TokenLosses:
         """The weighted total, and metrics `loss/<term>` and `nll/<family>`.
 
         Args:
-          sets: all rows of the batch whose loss is a token's.
+          sets: all rows of the batch that have a loss for each token, see `aligned_sets`.
           table: [V', D].
-          weights: by term.
+          weights: term -> [] float32.
           divisors: `denominators` of the step's batch.
         """
         total, metrics = jnp.float32(0.0), {}
@@ -101,11 +101,18 @@ class TokenLosses:
     def of_chunk(
         self, rows: Rows, labels: Labels, table: jax.Array, weights: Scalars, divisors: Scalars
     ) -> tuple[jax.Array, Scalars]:
-        """The same for one chunk [X / c, D], all of whose logits live at once; table: [V', D], or its `copies` [W, V', D]."""
+        """The weighted total and the metrics of one chunk, all logits of which are in memory at once.
+
+        Args:
+          rows: family -> [B * X / c, D].
+          labels: family -> [B * X / c] int32.
+          table: [V', D], or its `copies` [W, V', D].
+          weights, divisors: see `__call__`.
+        """
         logits = {name: logits_of(x, table, self.model, self.dtype) for name, x in rows.items()}
         values: Scalars = {}
         metrics: Scalars = {}
-        # In the order of the rows, so that every process compiles one program.
+        # The loop keeps the order of `logits`, so that every process compiles the same program.
         for family in [name for name in logits if term(own_term(name)).kind == "token"]:
             real = labels[family] != NO_TOKEN
             divisor = term(own_term(family)).divisor
@@ -128,22 +135,22 @@ class TokenLosses:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed(
-    of: TokenLosses, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
+    losses: TokenLosses, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
 ) -> tuple[jax.Array, Scalars]:
-    """The sum over chunks; rows [c, X, D], labels [c, X]."""
-    parts = jax.lax.map(lambda part: of.of_chunk(*part, table, weights, divisors), (rows, labels))
+    """The sums of `of_chunk` over chunks; rows [c, B * X / c, D], labels [c, B * X / c]."""
+    parts = jax.lax.map(lambda part: losses.of_chunk(*part, table, weights, divisors), (rows, labels))
     return jax.tree.map(lambda x: x.sum(0), parts)
 
 
 def _summed_forward(
-    of: TokenLosses, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
+    losses: TokenLosses, rows: Rows, table: jax.Array, labels: Labels, weights: Scalars, divisors: Scalars
 ) -> Any:
-    both = jax.value_and_grad(
-        lambda x, vectors, y: of.of_chunk(x, y, vectors, weights, divisors), argnums=(0, 1), has_aux=True
+    with_gradient = jax.value_and_grad(
+        lambda x, vectors, y: losses.of_chunk(x, y, vectors, weights, divisors), argnums=(0, 1), has_aux=True
     )
 
     def gradient(*part: Any) -> Any:
-        value, (d_rows, d_table) = both(*part)
+        value, (d_rows, d_table) = with_gradient(*part)
         return value, (d_rows, on_own_parts(d_table))
 
     first = jax.tree.map(lambda x: x[0], (rows, labels))
@@ -151,19 +158,19 @@ def _summed_forward(
         value, (d_rows, d_table) = gradient(first[0], table, first[1])
         return value, (jax.tree.map(lambda x: x[None], d_rows), d_table)
 
-    def one(carry: Any, part: Any) -> Any:
+    def add_chunk(carry: Any, part: Any) -> Any:
         value, (d_rows, d_table) = gradient(part[0], table, part[1])
         return jax.tree.map(jnp.add, carry, (value, d_table)), d_rows
 
     shapes = jax.eval_shape(gradient, first[0], table, first[1])
     value, d_table = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
     zeros = value, on_own_parts(d_table)
-    (value, d_table), d_rows = jax.lax.scan(one, zeros, (rows, labels))
+    (value, d_table), d_rows = jax.lax.scan(add_chunk, zeros, (rows, labels))
     return value, (d_rows, d_table)
 
 
-def _summed_backward(of: TokenLosses, gradients: Any, cotangent: Any) -> Any:
-    # Metrics are for the log: only the total is differentiated.
+def _summed_backward(losses: TokenLosses, gradients: Any, cotangent: Any) -> Any:
+    # Only the total has a gradient: metrics are for the log.
     scale = cotangent[0]
     d_rows, d_table = jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients)
     return d_rows, d_table, None, None, None

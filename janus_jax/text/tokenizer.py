@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Detokenised text; bos, pad, eos and mask are skipped wherever they stand, unk becomes a visible sign."""
+        """Detokenised text; bos, pad, eos and mask are skipped at every position, unk becomes a visible symbol."""
         ...
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
@@ -45,9 +45,10 @@ class Tokenizer(Protocol):
         ...
 
     def word_starts(self) -> np.ndarray:
-        """[vocab_size] bool: True where a token begins a word; special tokens count as beginning one.
+        """[vocab_size] bool: True where a token begins a word; special tokens have True.
 
-        It depends on the token alone. In byte-level BPE the first word of a line has no leading space: the caller must treat it.
+        The flag depends on the token alone. In byte-level BPE the first word of a line has no leading space, so its
+        token may have False here: the caller must set the first token of a line itself.
         """
         ...
 

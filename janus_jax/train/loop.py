@@ -45,10 +45,10 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
     """Starts or resumes the run in `workdir` and trains it to its end.
 
     Args:
-      config: the experiment; `model.vocab_size` 0 is taken from the tokenizer.
+      config: the experiment. If `model.vocab_size` is 0, the tokenizer's size is used.
       workdir: gets checkpoints/, config.json, metrics.jsonl, tensorboard/ and curves.png. If it holds a checkpoint, the
         run resumes from the newest, bitwise as if it had never stopped.
-      allow_changes: resume although settings that change what is computed differ from those that the run started with.
+      allow_changes: resume even if settings that affect the results differ from those that the run started with.
 
     Returns:
       The metrics of the last evaluation (empty if there was none).
@@ -56,8 +56,8 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
     Raises:
       ConfigError: the config contradicts the prepared data, the devices, `init_from`, or the run in `workdir`.
       CheckpointError: a checkpoint cannot be written, or none can be read.
-      NonFiniteLossError: see train.max_bad_steps.
-      LostProcessError: another process of the run is lost.
+      NonFiniteLossError: more than train.max_bad_steps steps had a loss or gradient that is not finite.
+      LostProcessError: another process of the run died or cannot be reached.
     """
     return train_or_stop(config, workdir, allow_changes=allow_changes)[0]
 
@@ -65,7 +65,7 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
 def train_or_stop(
     config: Config, workdir: str | Path, *, allow_changes: bool = False, profile: tuple[int, int] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """`train`, and whether SIGTERM stopped the run before its end.
+    """The same as `train`; also returns whether SIGTERM stopped the run before its end.
 
     Args:
       config, workdir, allow_changes: see `train`.
@@ -74,7 +74,7 @@ def train_or_stop(
     with contextlib.ExitStack() as lock, processes.stop_on_sigterm() as request:
         try:
             return _TrainingRun(config, Path(workdir), allow_changes, profile, lock, request).run()
-        except OSError as error:  # of the log, for example on a full disk
+        except OSError as error:  # from writing the log, for example on a full disk
             raise write_error(Path(workdir) / "checkpoints", error) from error
 
 
@@ -82,7 +82,7 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
     """The config with the vocabulary size of the prepared data filled in.
 
     Raises:
-      ConfigError: another size was asked for.
+      ConfigError: the config names another size.
     """
     size = text.load(prepared.tokenizer_bytes).vocab_size
     if config.model.vocab_size not in (0, size):
@@ -93,7 +93,7 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
 
 
 class LostProcessError(RuntimeError):
-    """Another process of the run is lost, or its devices are."""
+    """Another process of the run, or one of its devices, died or cannot be reached."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _TrainingRun:
         with jax.set_mesh(self.mesh):
             abstract = abstract_state(self.net, self.config, self.mesh)
             shardings = jax.tree.map(lambda x: x.sharding, abstract)
-            # One step function for each set of loss terms that have a weight at the same step.
+            # One compiled step function for each set of loss terms whose weights are not zero at a step.
             self.step_fn = functools.cache(
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
@@ -146,8 +146,8 @@ class _TrainingRun:
         self.interval = IntervalMeans(**interval)
         self.spikes = SpikeDetector(config.train.spike)
         self.any_process = processes.any_process(self.mesh)
-        self.request = request  # to this process
-        self.stopping = False  # all processes know of a request to one of them
+        self.request = request  # whether this process received SIGTERM
+        self.stopping = False  # True once all processes know that one of them received SIGTERM
         self.stopped = False  # the run stopped before its last step
         self.last_evaluation: dict[str, float] = {}
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
@@ -178,7 +178,7 @@ class _TrainingRun:
                 self.checkpoints.wait()
         except jax.errors.JaxRuntimeError as error:
             message = str(error)
-            # These two are errors of this process and no signs of a lost one.
+            # These two errors come from this process itself, not from the loss of another.
             if self.processes == 1 or "RESOURCE_EXHAUSTED" in message or "INVALID_ARGUMENT" in message:
                 raise
             raise LostProcessError(
@@ -235,7 +235,7 @@ class _TrainingRun:
         return step_flops(self.config, *sizes, terms)
 
     def _pause(self, step: int, evaluates: bool, last: bool) -> None:
-        """Evaluation and checkpoint, in this order: the checkpoint keeps the metrics."""
+        """Evaluates, then saves a checkpoint, which stores the metrics of the evaluation."""
         self.meter.pause()
         metrics = self._evaluate(step) if evaluates else {}
         if last or step % self.config.train.checkpoint_every == 0:
@@ -258,19 +258,22 @@ class _TrainingRun:
         self.meter.count(values.pop("target_tokens"), pending.flops)
         if values.pop("finite"):
             self.interval.add(values)
-            if above := self.spikes.check(values["loss/total"], pending.terms):
+            if excess := self.spikes.check(values["loss/total"], pending.terms):
                 self.log.message(
-                    f"step {step}: loss {values['loss/total']:.4g} is {above:.1f} standard deviations above the steps before. "
+                    f"step {step}: loss {values['loss/total']:.4g} is {excess:.1f} standard deviations "
+                    "above the previous steps. "
                     f"Training examples of the step: {_format_ids(pending.example_ids)}."
                 )
         else:
             self._bad_step(pending, values)
         figures = {}
         if step % self.config.train.log_every == 0 or step == self.config.train.steps:
-            of_step = {name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))}
-            of_step |= {"skipped_steps": float(self.interval.skipped)} if self.interval.skipped else {}
+            step_values = {
+                name: value for name, value in values.items() if name.startswith(("learning_rate", "weight/"))
+            }
+            step_values |= {"skipped_steps": float(self.interval.skipped)} if self.interval.skipped else {}
             figures = self.meter.figures()
-            self.log.record(step, self.interval.means() | of_step | figures)
+            self.log.record(step, self.interval.means() | step_values | figures)
         self.log.advance(figures)
 
     def _bad_step(self, pending: _StepInFlight, values: dict[str, float]) -> None:
@@ -284,10 +287,11 @@ class _TrainingRun:
                 f"{message} Skipped ({self.interval.skipped} of {self.config.train.max_bad_steps} allowed)."
             )
             return
-        self.checkpoints.wait()  # so that the message names a checkpoint that is being written
+        self.checkpoints.wait()  # until the checkpoint that is being written is complete: the message names it
         raise NonFiniteLossError(
             f"{message} Try a lower optimizer.learning_rate or a longer warm-up, optimizer.clip_norm=1.0, "
-            "model.dtype=float32 (with --allow_changes), or look at these examples; train.max_bad_steps tolerates some. "
+            "model.dtype=float32 (with --allow_changes), or look at these examples; a higher "
+            "train.max_bad_steps tolerates more such steps. "
             + (
                 f"The newest checkpoint, step {self.checkpoints.latest}, is intact, and the run resumes from it."
                 if self.checkpoints.latest is not None

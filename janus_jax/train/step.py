@@ -21,7 +21,7 @@ Metrics = dict[str, jax.Array]
 
 
 def init_state(net: Janus, config: Config) -> TrainState:
-    """The initial training state; pure, so that JAX can trace its shapes."""
+    """The initial training state. A pure function, so that JAX can trace its shapes."""
     params = net.init(jax.random.key(config.train.seed))
     return state_from_params(config, params)
 
@@ -44,13 +44,14 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step(state, batch[A, B, ...]) -> (state, metrics)`, to be jitted with the state donated.
 
-    Loss and gradients are those of the whole batch of the step, for any A. Where the loss or the gradient norm is not finite,
-    the parameters don't change and metrics["finite"] is 0. Such a step is counted too, since the data depend on the count.
+    Loss and gradients are those of the whole batch of the step, whatever A is. If the loss or the gradient norm is not
+    finite, the parameters don't change and metrics["finite"] is 0. `state.step` increases in any case, because it
+    selects the batch.
 
     Args:
       net: the model.
-      config: of the run.
-      terms: of the loss, to compute only these; None: all terms of the objective.
+      config: the configuration of the run.
+      terms: names of the loss terms to compute; None: all terms of the objective.
     """
     objective = scheduled(config)
     optimizer = make_optimizer(config.optimizer)
@@ -60,18 +61,20 @@ def make_train_step(
         divisors = denominators(batch, net.config, objective, net.specials.pad)
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
-        def micro(params: Params, part: Batch, index: jax.Array) -> Any:
+        def micro_loss(params: Params, part: Batch, index: jax.Array) -> Any:
             rng = jax.random.fold_in(key, index)
             return loss(net, objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms)
 
-        (total, metrics), gradients = _accumulated(jax.value_and_grad(micro, has_aux=True), state.params, batch)
+        (total, metrics), gradients = _accumulated(jax.value_and_grad(micro_loss, has_aux=True), state.params, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         lr = rate(state.step)
         params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
-        new = TrainState(state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.ema, params))
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        updated = TrainState(
+            state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.ema, params)
+        )
+        updated = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, state)
         scheduled_weights = {
             f"weight/{name}": weight_at(weight, state.step)
             for name, weight in objective_terms(objective).items()
@@ -84,7 +87,7 @@ def make_train_step(
             "finite": finite.astype(jnp.float32),
             "target_tokens": (batch.target[..., 1:] != net.specials.pad).sum().astype(jnp.float32),
         }
-        return TrainState(state.step + 1, new.params, new.opt_state, new.ema), metrics
+        return TrainState(state.step + 1, updated.params, updated.opt_state, updated.ema), metrics
 
     return train_step
 
@@ -107,8 +110,8 @@ def _accumulated(gradient: Callable[..., Any], params: Params, batch: Batch) -> 
 def _moving_average(decay: float, ema: Params | None, params: Params) -> Params | None:
     """The exponential moving average after a step.
 
-    optax.incremental_update computes decay * e + (1 - decay) * p. In float32 those two factors don't add up to 1, and with a
-    decay of 0.9999 the average comes out 1.6e-4 too small; this form has no such bias.
+    optax.incremental_update computes decay * e + (1 - decay) * p. In float32 those two factors don't add up to 1: with
+    a decay of 0.9999 the average becomes 1.6e-4 too small. The form below has no such bias.
     """
     if ema is None:
         return None
@@ -116,9 +119,10 @@ def _moving_average(decay: float, ema: Params | None, params: Params) -> Params 
 
 
 def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:
-    """`eval_step(params, batch[B, ...]) -> metrics`: sums of each loss term and of its weights over the batch, without dropout.
+    """`eval_step(params, batch[B, ...]) -> metrics`: sums over the batch, without dropout.
 
-    The names are `sum/<term>` and `weight/<kind>`. The sums of several batches are added.
+    `sum/<metric>` is the sum of a metric of `joint.loss`; `weight/<count>` is a count of `joint.denominators`. To
+    evaluate several batches, add both over them, then divide.
     """
     objective = scheduled(config)
 
@@ -147,10 +151,10 @@ def jit_train_step(
 
 
 def compiler_options(config: Config) -> dict[str, str | bool]:
-    """Options of the compiler for a training step.
+    """Compiler options for a training step.
 
-    XLA's CPU compiler removes the barriers around rematerialised computations early, and then merges each with the first
-    computation of the same values: no memory would be saved. One option keeps the barriers.
+    XLA's CPU compiler removes the barriers around rematerialised computations early. Then it merges each of them with
+    the first computation of the same values, so that no memory is saved. `xla_disable_hlo_passes` keeps the barriers.
     """
     options: dict[str, str | bool] = {}
     if config.model.remat != "none" and jax.default_backend() == "cpu":

@@ -139,10 +139,10 @@ def test_layouts_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"rows 'a' attend to \['b'\]; the layout has the keys of \['a'\]"):
         RowLayout((lone,))
     same = RowGroup("a", "nar", jnp.arange(2)[None], {"a": jnp.ones((1, 1, 2), bool)})
-    with pytest.raises(ValueError, match="each name may stand once"):
+    with pytest.raises(ValueError, match="each name may appear only once"):
         RowLayout((same, same))
     apart = dataclasses.replace(same, name="c", attends={"a": same.attends["a"], "c": same.attends["a"]})
-    with pytest.raises(ValueError, match="must adjoin"):
+    with pytest.raises(ValueError, match="must be adjacent"):
         RowLayout((same, dataclasses.replace(same, name="b"), apart))
     with pytest.raises(ValueError, match="with aux also nar"):
         layout("aux")

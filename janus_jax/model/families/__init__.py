@@ -1,6 +1,7 @@
-"""The families of decoder rows, one module each: what the rows read, where they stand, what they attend to.
+"""The families of decoder rows, one module each: the input tokens of the rows, their positions, what they attend to.
 
-A family is a pure function of a batch that returns its groups of rows. A new family is a module here and an entry below.
+A family is a pure function that turns a batch into groups of rows. A new family needs a module here and an entry in
+`FAMILIES`.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -30,7 +31,7 @@ class Family:
     of_source: Callable[[jax.Array, ModelConfig, Specials], RowGroup] | None = None
 
 
-# In the order of the joint pass. The key rows that a group attends to must adjoin: aux stands behind nar.
+# The order is that of the joint pass. Groups that one group attends to must be adjacent, so aux comes after nar.
 FAMILIES: dict[str, Family] = {
     "ar": Family(ar.groups),
     "ctc": Family(ctc.groups, of_source=ctc.source_rows),
@@ -40,10 +41,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def with_attended(families: Collection[str]) -> tuple[str, ...]:
-    """The families and those that their rows attend to, in the order of the joint pass.
+    """`families` and the families that their rows attend to, in the order of the joint pass.
 
     Raises:
-      ValueError: an unknown family.
+      ValueError: a family is unknown.
     """
     if unknown := sorted(set(families) - set(FAMILIES)):
         raise ValueError(f"unknown families of rows {unknown}; model/families has {', '.join(FAMILIES)}")
@@ -64,16 +65,17 @@ def row_layout(
       batch: one micro-batch.
       config: the architecture.
       specials: ids of the special tokens.
-      families: names in `FAMILIES`; rows of other families take no place.
-      shown: family -> [B, R] tokens that its rows read in place of their usual input; -1: the usual input. Only for
-        families of one group.
+      families: names in `FAMILIES`; the layout has no rows of other families.
+      shown: family -> [B, R] int32 tokens that its rows read instead of their usual input; -1 keeps the usual input.
+        Only for families with one group.
 
     Raises:
-      ValueError: no or unknown families, one without the families that it attends to, or one that the model lacks.
+      ValueError: `families` is empty or has an unknown name, a family that another one attends to is missing, or the
+        model has no rows of a family.
     """
     if not families or with_attended(families) != tuple(name for name in FAMILIES if name in families):
         raise ValueError(
-            f"families {tuple(families)}: name at least one, and with aux also nar, to which its rows attend"
+            f"families {tuple(families)}: name at least one, and with aux also nar, because aux rows attend to nar rows"
         )
     groups: list[RowGroup] = []
     for name, family in FAMILIES.items():
@@ -99,6 +101,6 @@ def source_group(family: str, source: jax.Array, config: ModelConfig, specials: 
 
 
 def show(group: RowGroup, shown: jax.Array, specials: Specials) -> RowGroup:
-    """The group with rows that read other tokens: those of `shown` [B, R]; -1: the usual input."""
+    """The group with the input tokens `shown` [B, R] int32; -1 keeps the usual input."""
     usual = jnp.full_like(shown, specials.mask) if group.tokens is None else group.tokens
     return replace(group, tokens=jnp.where(shown >= 0, shown, usual))

@@ -1,6 +1,7 @@
-"""Autoregressive rows: slot t predicts the next token from the tokens up to its own (docs/method.md, section 2).
+"""Autoregressive rows: slot t predicts the next token from the inputs of slots 0 to t (docs/method.md, section 2).
 
-With `ar_stream` "query", mask rows ask beside the content rows. With "content", the content rows predict.
+With `ar_stream="query"`, query rows that read the mask token predict; content rows only give keys and values. With
+`ar_stream="content"`, there are no query rows, and the content rows predict.
 
 Legend: B sentences, T target length, U AR slots (T-1, or T with an eos start).
 """
@@ -26,8 +27,8 @@ def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGr
 def inputs(target: jax.Array, config: ModelConfig, specials: Specials) -> jax.Array:
     """Tokens of the AR content rows [B, U]: y_0..y_{T-2}, or eos, y_0..y_{T-2} with BART's shift.
 
-    >>> bos a b eos  ->  bos a b        (ar_start "bos": slot t predicts y_{t+1})
-    >>> bos a b eos  ->  eos bos a b    (ar_start "eos": slot t predicts y_t)
+    bos a b eos  ->  bos a b        (ar_start "bos": slot t predicts y_{t+1})
+    bos a b eos  ->  eos bos a b    (ar_start "eos": slot t predicts y_t)
     """
     if config.ar_start == "bos":
         return target[:, :-1]
@@ -40,7 +41,11 @@ def targets(target: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def slot_positions(slots: jax.Array, config: ModelConfig) -> jax.Array:
-    """The position of AR slots: that of the predicted token ("target"), or that of the input token ("input")."""
+    """The positions at which AR slots are embedded, in the shape of `slots`.
+
+    With `ar_slot_position="target"` it is that of the predicted token, with "input" that of the input token. With
+    BART's shift (`ar_start="eos"`) slot t always has position t.
+    """
     return slots + 1 if config.ar_start == "bos" and config.ar_slot_position == "target" else slots
 
 
@@ -55,5 +60,5 @@ def predicted_position(slots: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def causal_mask(length: int) -> jax.Array:
-    """[1, U, U]: slot t attends to slots 0..t."""
+    """Attention mask [1, U, U]: slot t attends to slots 0..t."""
     return jnp.tril(jnp.ones((1, length, length), bool))

@@ -1,5 +1,5 @@
-"""CTC rows: as many as `ctc_ratio` times the source tokens, which attend to each other; each predicts a token or the blank
-(docs/method.md, section 8).
+"""CTC rows: a sentence has ceil(`ctc_ratio` * its source tokens) of them. They attend to each other, and each predicts
+a token or the blank (docs/method.md, section 8).
 
 Legend: B sentences, S source length, R CTC rows.
 """
@@ -13,12 +13,12 @@ from janus_jax.types import Batch, Specials
 
 
 def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGroup, ...]:
-    """The R rows of a batch's sources, all of which a loss reads."""
+    """The R CTC rows of each source; a loss reads all of them."""
     return (source_rows(batch.source, config, specials),)
 
 
 def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> RowGroup:
-    """The rows of sources [B, S]: mask tokens, or evenly copied source tokens.
+    """The CTC rows of sources [B, S]. They read the mask token, or evenly spaced source tokens (`ctc_input`).
 
     Raises:
       ValueError: the model has no CTC rows.
@@ -32,19 +32,19 @@ def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> R
 
 
 def row_counts(source: jax.Array, config: ModelConfig) -> jax.Array:
-    """The number of each sentence's own CTC rows; source [..., S] True at real tokens -> [...] int32."""
+    """The number of real CTC rows of each sentence: source [..., S], True at real tokens -> [...] int32."""
     table = jnp.array([config.ctc_slots(length) for length in range(source.shape[-1] + 1)], jnp.int32)
     return table[source.sum(axis=-1)]
 
 
 def real_rows(source: jax.Array, config: ModelConfig) -> jax.Array:
-    """[..., R] True at a sentence's own CTC rows, which come first; source [..., S] True at real tokens."""
+    """Flags [..., R], True at the real CTC rows, which come first; source [..., S], True at real tokens."""
     return jnp.arange(config.ctc_slots(source.shape[-1])) < row_counts(source, config)[..., None]
 
 
 def origins(source: jax.Array, config: ModelConfig) -> jax.Array:
-    """The source token [B, R] that each CTC row copies where it reads the source: they are spread evenly."""
+    """Indices [B, R] of the source tokens that CTC rows copy, evenly spaced; source [B, S], True at real tokens."""
     row = jnp.arange(config.ctc_slots(source.shape[1]))
     length, count = source.sum(axis=1, keepdims=True), row_counts(source, config)[:, None]
-    nth = jnp.minimum(row * length // jnp.maximum(count, 1), jnp.maximum(length - 1, 0))
-    return jnp.argmax(source, axis=1)[:, None] + nth  # padding may be on the left
+    index = jnp.minimum(row * length // jnp.maximum(count, 1), jnp.maximum(length - 1, 0))
+    return jnp.argmax(source, axis=1)[:, None] + index  # padding may be on the left

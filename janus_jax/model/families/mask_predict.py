@@ -1,5 +1,5 @@
-"""Rows of the masked target (NAR, a conditional masked language model): mask rows predict all masked tokens at once from
-the visible ones (docs/method.md, section 2).
+"""Rows of the masked target (NAR, a conditional masked language model): mask rows predict all masked tokens at once
+from the visible ones (docs/method.md, section 2).
 
 Legend: B sentences, N targets (a multiple of B), T target length, M masked tokens at most.
 """
@@ -18,13 +18,13 @@ def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGr
 
 
 def target_rows(tokens: jax.Array, config: ModelConfig, specials: Specials, read: jax.Array | None = None) -> RowGroup:
-    """Rows of targets with masks.
+    """The NAR rows of targets that hold mask tokens.
 
     Args:
-      tokens: [N, T] targets, padded.
+      tokens: [N, T] int32 targets, masked and padded.
       config: the architecture.
       specials: ids of the special tokens.
-      read: [N, M] the rows that are wanted; None: all.
+      read: [N, M] int32, indices of the rows that the caller reads; None: all rows.
     """
     positions = jnp.arange(tokens.shape[1])[None]
     attends = {"nar": bidirectional_mask(tokens != specials.pad)}
@@ -38,7 +38,7 @@ def masked_tokens(batch: Batch, specials: Specials) -> jax.Array:
 
 
 def masked_flags(masked: jax.Array, masked_count: jax.Array, length: int) -> jax.Array:
-    """[B, T] True at the masked positions; masked [B, M], masked_count [B]."""
+    """Flags [B, T], True at the masked positions; masked [B, M], masked_count [B] int32."""
     rank = jnp.arange(masked.shape[1])
     hits = (masked[:, :, None] == jnp.arange(length)) & (rank[:, None] < masked_count[:, None, None])
     return hits.any(axis=1)
