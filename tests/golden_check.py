@@ -27,7 +27,7 @@ from janus_jax.model import Janus
 from janus_jax.model.families import row_layout
 from janus_jax.model.families.aux import bridge_mask
 from janus_jax.model.layout import bidirectional_mask
-from janus_jax.objective.joint import denominators, loss
+from janus_jax.objective.joint import batch_divisors, loss
 from janus_jax.types import Batch, Specials
 
 BOS, PAD, EOS, UNK = range(4)
@@ -230,7 +230,7 @@ def _check_masks(g: Golden) -> Iterator[Line]:
 
 def check_losses(g: Golden) -> Iterator[Line]:
     """Every loss term, the totals of all objectives, and the gradients of the joint total."""
-    divisors = denominators(g.batch, g.config, g.objective, PAD)
+    divisors = batch_divisors(g.batch, g.config, g.objective, PAD)
 
     def total(params, objective=g.objective):
         value, metrics = loss(g.net, objective, params, g.batch, divisors=divisors, step=jnp.int32(0))

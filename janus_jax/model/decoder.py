@@ -118,7 +118,7 @@ class Decoder(Embedder):
 
     def project_source(self, encoded: Encoded) -> Source:
         """Cross-attention keys and values of the encoder states, for every layer."""
-        crosses = [layer.cross(encoded.states) for layer in self.layers]
+        crosses = [layer.cross_keys_values(encoded.states) for layer in self.layers]
         return Source(tuple(k for k, _ in crosses), tuple(v for _, v in crosses), encoded.mask)
 
     def nar_rows(
@@ -154,17 +154,19 @@ class Decoder(Embedder):
         x = self.embed_groups(table, (group,), mask.shape[0])
         keys_values = []
         for i, layer in enumerate(self.layers):
-            keys_values.append(layer.content(x))
+            keys_values.append(layer.self_keys_values(x))
             if i == len(self.layers) - 1 and group.read is not None:
                 x = jnp.take_along_axis(x, group.read[:, :, None], axis=1)
             rows = x.shape[1]
-            x = constrain(layer.advance(x, [(0, rows, *keys_values[i], mask)], [(0, rows, *source.of(i))]), BATCH)
+            x = constrain(layer.forward(x, [(0, rows, *keys_values[i], mask)], [(0, rows, *source.of(i))]), BATCH)
         return self._finish(x), keys_values
 
-    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
+    def init_cache(
+        self, encoded: Encoded, hypotheses_per_sentence: int, max_length: int, source: Source | None
+    ) -> Cache:
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
-        hypotheses = encoded.states.shape[0] * rows_per_sentence
+        hypotheses = encoded.states.shape[0] * hypotheses_per_sentence
         shape = (hypotheses, max_length, c.heads, c.d_model // c.heads)
         return Cache(
             keys=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
@@ -206,7 +208,7 @@ class Decoder(Embedder):
         rows, new = jnp.arange(x.shape[0])[:, None], slots.shape[1]
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
-            k, v = layer.content(x[:, queries:])
+            k, v = layer.self_keys_values(x[:, queries:])
             all_keys.append(cache.keys[i].at[rows, slots].set(k))
             all_values.append(cache.values[i].at[rows, slots].set(v))
             if i == len(self.layers) - 1:
@@ -214,7 +216,7 @@ class Decoder(Embedder):
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
             attention = [(0, n, all_keys[i], all_values[i], mask)]
-            x = constrain(layer.advance(x, attention, [(0, n, *cache.source.of(i))]), BATCH)
+            x = constrain(layer.forward(x, attention, [(0, n, *cache.source.of(i))]), BATCH)
         extended = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), extended
 

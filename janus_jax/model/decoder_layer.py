@@ -40,12 +40,12 @@ class DecoderLayer(Layer):
         self.encoder_attn_layer_norm = layer_norm(self.dtype)
         self.setup_feed_forward()
 
-    def content(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def self_keys_values(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Self-attention keys and values of the memory rows, projected from the layer's input [B, S, D]."""
         pre = self.config.norm == "pre"
         return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory)
 
-    def cross(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def cross_keys_values(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-attention keys and values of encoder states [B, S, D]."""
         return self.encoder_attn.keys_values(states)
 
@@ -64,12 +64,14 @@ class DecoderLayer(Layer):
           blocks: blocks of self-attention, which cover the query rows in order.
           source_blocks: blocks of cross-attention, which cover the query rows in order.
         """
-        keys, values = self.content(memory)
+        keys, values = self.self_keys_values(memory)
         attention = [(b.start, b.stop, keys[:, b.first : b.last], values[:, b.first : b.last], b.mask) for b in blocks]
-        over_source = [(b.start, b.stop, *self.cross(b.encoded.states), b.encoded.mask[:, None]) for b in source_blocks]
-        return constrain(self.advance(x, attention, over_source), BATCH)
+        over_source = [
+            (b.start, b.stop, *self.cross_keys_values(b.encoded.states), b.encoded.mask[:, None]) for b in source_blocks
+        ]
+        return constrain(self.forward(x, attention, over_source), BATCH)
 
-    def advance(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:
+    def forward(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:
         """Applies the layer to rows x [N, R, D], with keys and values that are already projected.
 
         Keys of B sentences may serve N = B * n hypotheses. The n hypotheses of one sentence must be adjacent.

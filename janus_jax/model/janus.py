@@ -30,7 +30,7 @@ class _Network(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=outputs(c), split=True)
+        self.embed_tokens = Table(padded_vocab(c), c.d_model, used=output_classes(c), split=True)
         self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype, self.specials)
 
@@ -65,8 +65,10 @@ class _Network(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         return self.decoder.source_rows(self.embed_tokens, family, tokens, encoded, shown, source)
 
-    def init_cache(self, encoded: Encoded, rows_per_sentence: int, max_length: int, source: Source | None) -> Cache:
-        return self.decoder.init_cache(encoded, rows_per_sentence, max_length, source)
+    def init_cache(
+        self, encoded: Encoded, hypotheses_per_sentence: int, max_length: int, source: Source | None
+    ) -> Cache:
+        return self.decoder.init_cache(encoded, hypotheses_per_sentence, max_length, source)
 
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
@@ -88,14 +90,14 @@ class _Network(nn.Module):
         return nar.sum() + ar.sum() + encoded.length_logits.sum()
 
 
-def outputs(config: ModelConfig) -> int:
+def output_classes(config: ModelConfig) -> int:
     """The number of output classes: the vocabulary and, in a model with CTC rows, the blank after its last token."""
     return config.vocab_size + (config.ctc_ratio > 0)
 
 
 def padded_vocab(config: ModelConfig) -> int:
-    """V', the rows of the token table: `outputs` rounded up to a multiple of config.vocab_multiple."""
-    return -(-outputs(config) // config.vocab_multiple) * config.vocab_multiple
+    """V', the rows of the token table: `output_classes` rounded up to a multiple of config.vocab_multiple."""
+    return -(-output_classes(config) // config.vocab_multiple) * config.vocab_multiple
 
 
 def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:
@@ -263,12 +265,12 @@ class Janus:
         self,
         params: Params,
         encoded: Encoded,
-        rows_per_sentence: int,
+        hypotheses_per_sentence: int,
         max_length: int,
         source: Source | None = None,
     ) -> Cache:
-        """An empty cache for `rows_per_sentence` hypotheses a sentence, of at most `max_length` input tokens each."""
-        return self._apply(params, None, _Network.init_cache, encoded, rows_per_sentence, max_length, source)
+        """An empty cache for `hypotheses_per_sentence` hypotheses a sentence, of at most `max_length` input tokens each."""
+        return self._apply(params, None, _Network.init_cache, encoded, hypotheses_per_sentence, max_length, source)
 
     def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
         """Shortens a `Cache` or `GapCache` to its first `length` [N] input tokens. Later steps overwrite the rest."""

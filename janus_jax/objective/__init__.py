@@ -1,1 +1,1 @@
-"""The training losses: `joint.loss` of one micro-batch, `joint.denominators` of the step that it belongs to."""
+"""The training losses: `joint.loss` of one micro-batch, `joint.batch_divisors` of the step that it belongs to."""

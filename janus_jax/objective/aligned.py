@@ -34,7 +34,7 @@ class Partners:
     """For each AR slot, the row of another family that predicts the same token."""
 
     rows: jax.Array  # [B, U, D]
-    exist: jax.Array  # [B, U] bool, False where a slot has no partner
+    valid: jax.Array  # [B, U] bool, False where a slot has no partner
 
 
 def aligned_sets(
@@ -84,7 +84,7 @@ def _slot_set(
     """The rows of the AR slots, and their partners: X = U."""
     tokens = ar.targets(batch.target, config)
     tokens = jnp.where(tokens == pad, NO_TOKEN, tokens)
-    partner_labels = {name: jnp.where(partner.exist, tokens, NO_TOKEN) for name, partner in partners.items()}
+    partner_labels = {name: jnp.where(partner.valid, tokens, NO_TOKEN) for name, partner in partners.items()}
     return Aligned(
         {"ar": rows} | {name: partner.rows for name, partner in partners.items()}, {"ar": tokens} | partner_labels
     )

@@ -21,7 +21,7 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import ar
 from janus_jax.model.families.ctc import real_rows, row_counts
 from janus_jax.objective.aligned import Partners
-from janus_jax.objective.logits import chunks_of, copies, cut, joined, logits_of
+from janus_jax.objective.logits import chunks_of, logits_of, merge_rows, split_rows, table_copies
 from janus_jax.objective.sentence import SentenceTerms
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
@@ -71,7 +71,7 @@ def emissions(
     hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
 ) -> Emissions:
     """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
-    tables = copies(table, hidden.shape[0])
+    tables = table_copies(table, hidden.shape[0])
 
     def normaliser(part: jax.Array) -> jax.Array:
         return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank=True), axis=-1)
@@ -98,7 +98,7 @@ def _map_rows(function: Callable[[jax.Array], jax.Array], hidden: jax.Array, lim
     if chunks == 1:
         return function(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
     # The backward pass computes the logits of each chunk again, so that they are not kept.
-    return joined(jax.lax.map(jax.checkpoint(function), cut(hidden, chunks, 0)), *hidden.shape[:2])
+    return merge_rows(jax.lax.map(jax.checkpoint(function), split_rows(hidden, chunks, 0)), *hidden.shape[:2])
 
 
 def negative_log_likelihood(emitted: Emissions, labels: Labels) -> jax.Array:
@@ -182,7 +182,7 @@ def glance(
       dtype: type of matrix products.
       rng: random key of the choice.
     """
-    tables = copies(table, rows.shape[0])
+    tables = table_copies(table, rows.shape[0])
 
     def best_of(part: jax.Array) -> jax.Array:
         return jnp.argmax(logits_of(part, tables, model, dtype, blank=True), axis=-1)
@@ -238,8 +238,8 @@ def ar_partners(
     confident = -jnp.expm1(jnp.take_along_axis(emitted.blank, best, axis=1)) >= objective.ctc_floor
     inner = ar.predicted_position(jnp.arange(slots), net.config) - 1  # index among the inner target tokens
     index = jnp.clip(inner, 0, labels.tokens.shape[1] - 1)
-    exist = (confident & labels.real & labels.fits[:, None])[:, index] & (inner == index)
-    return Partners(jnp.take_along_axis(rows, best[:, index][:, :, None], axis=1), exist)
+    valid = (confident & labels.real & labels.fits[:, None])[:, index] & (inner == index)
+    return Partners(jnp.take_along_axis(rows, best[:, index][:, :, None], axis=1), valid)
 
 
 def shown_tokens(

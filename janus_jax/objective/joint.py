@@ -48,7 +48,7 @@ def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
     return active if read_families(active) else tuple(terms)
 
 
-def denominators(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
+def batch_divisors(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
     """The counts that terms and metrics are divided by, over a whole step's batch [..., B, T]; all [] float32.
 
     - `ar`: real target tokens that AR rows predict; `masked`: masked tokens; `length`: sentences; `ctc`: inner tokens
@@ -89,7 +89,7 @@ def loss(
       net, objective: the model, and the objective with its weights.
       params: parameters, differentiable.
       batch: one micro-batch [B, ...].
-      divisors: `denominators` of the whole step's batch.
+      divisors: `batch_divisors` of the whole step's batch.
       step: [] int32, for scheduled weights.
       rng: random key of dropout and glancing; None: neither of them.
       terms: names of the terms to compute; None: all terms of the objective.

@@ -25,7 +25,7 @@ def chunks_of(rows: int, limit: int) -> int:
     return 1 if not limit or rows <= limit else 1 << math.ceil(math.log2(rows / limit))
 
 
-def cut(x: jax.Array, chunks: int, fill: int) -> jax.Array:
+def split_rows(x: jax.Array, chunks: int, fill: int) -> jax.Array:
     """[B, X, ...] -> [c, B * X / c, ...], X padded with `fill` where c does not divide the rows.
 
     A chunk takes every c-th row. So rows stay on their device if the batch is split over devices.
@@ -36,12 +36,12 @@ def cut(x: jax.Array, chunks: int, fill: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(-1, chunks, *x.shape[2:]), 1, 0)
 
 
-def joined(parts: jax.Array, sentences: int, rows: int) -> jax.Array:
-    """Inverts `cut` for one value per row: [c, B * X / c] -> [B, X], with B `sentences` and X `rows`."""
+def merge_rows(parts: jax.Array, sentences: int, rows: int) -> jax.Array:
+    """Inverts `split_rows` for one value per row: [c, B * X / c] -> [B, X], with B `sentences` and X `rows`."""
     return jnp.moveaxis(parts, 0, 1).reshape(sentences, -1)[:, :rows]
 
 
-def copies(table: jax.Array, sentences: int) -> jax.Array:
+def table_copies(table: jax.Array, sentences: int) -> jax.Array:
     """Copies [W, V', D] of the token table [V', D]: one for each part of a batch of `sentences`, on the part's devices.
 
     With copies, each part first sums its gradient over all chunks and all uses of the table; then the parts are summed
@@ -52,18 +52,18 @@ def copies(table: jax.Array, sentences: int) -> jax.Array:
     table = constrain(table, "tensor", None)
     if ways == 1 or sentences % ways:
         return table
-    return on_own_parts(jnp.broadcast_to(table, (ways, *table.shape)))
+    return pin_to_parts(jnp.broadcast_to(table, (ways, *table.shape)))
 
 
-def on_own_parts(tables: jax.Array) -> jax.Array:
-    """Pins `copies` [W, V', D], or their gradient, to the devices of their parts; does nothing to a table [V', D]."""
+def pin_to_parts(tables: jax.Array) -> jax.Array:
+    """Pins `table_copies` [W, V', D], or their gradient, to the devices of their parts; does nothing to a table [V', D]."""
     return constrain(tables, BATCH, "tensor", None) if tables.ndim == 3 else tables
 
 
 def logits_of(rows: jax.Array, tables: jax.Array, model: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:
     """Vocabulary logits [X, V'] float32 of rows [X, D], see `model.project`.
 
-    `tables` is the table [V', D], or its `copies` [W, V', D]; then each row uses the copy of its part.
+    `tables` is the table [V', D], or its `table_copies` [W, V', D]; then each row uses the copy of its part.
     """
     if tables.ndim == 2:
         return constrain_logits(project(rows, tables, model, dtype, blank))

@@ -15,7 +15,7 @@ class Term:
 
     Attributes:
       families: families of decoder rows that the term reads (`model.families`); for a divergence, its two sides.
-      divisor: the count that the term's sum is divided by, a name in `objective.joint.denominators`.
+      divisor: the count that the term's sum is divided by, a name in `objective.joint.batch_divisors`.
       kind: "token": a cross-entropy of rows that each predict one token; "sentence": a negative log-likelihood of a
         whole target or of its length; "divergence": a symmetric KL between rows that predict the same token.
     """
@@ -79,7 +79,7 @@ def read_families(terms: Iterable[str]) -> frozenset[str]:
 
 
 def divisor_of(metric: str) -> str:
-    """The count that a metric's sum over a batch is divided by, a name in `objective.joint.denominators`.
+    """The count that a metric's sum over a batch is divided by, a name in `objective.joint.batch_divisors`.
 
     Args:
       metric: `loss/<term>`, whose divisor is that of the term; `nll/<family>` or a name in `COUNTERS`, whose divisor is

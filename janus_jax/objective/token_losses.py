@@ -18,7 +18,7 @@ import optax
 
 from janus_jax.config import ModelConfig, ObjectiveConfig
 from janus_jax.objective.aligned import NO_TOKEN, Aligned
-from janus_jax.objective.logits import chunks_of, copies, cut, logits_of, on_own_parts
+from janus_jax.objective.logits import chunks_of, logits_of, pin_to_parts, split_rows, table_copies
 from janus_jax.objective.terms import own_term, term
 
 Scalars = dict[str, jax.Array]
@@ -83,16 +83,16 @@ class TokenLosses:
           sets: all rows of the batch that have a loss for each token, see `aligned_sets`.
           table: [V', D].
           weights: term -> [] float32.
-          divisors: `denominators` of the step's batch.
+          divisors: `batch_divisors` of the step's batch.
         """
         total, metrics = jnp.float32(0.0), {}
         for aligned in sets:
             rows, labels = aligned.rows, aligned.labels
-            tables = copies(table, next(iter(rows.values())).shape[0])
+            tables = table_copies(table, next(iter(rows.values())).shape[0])
             count = sum(x.shape[0] * x.shape[1] for x in rows.values())
             chunks = chunks_of(count, self.objective.projection_rows)
-            rows = {name: cut(x, chunks, 0) for name, x in rows.items()}
-            labels = {name: cut(x, chunks, NO_TOKEN) for name, x in labels.items()}
+            rows = {name: split_rows(x, chunks, 0) for name, x in rows.items()}
+            labels = {name: split_rows(x, chunks, NO_TOKEN) for name, x in labels.items()}
             value, part = _summed(self, rows, tables, labels, weights, divisors)
             total += value
             metrics = {name: metrics.get(name, 0.0) + part.get(name, 0.0) for name in metrics | part}
@@ -106,7 +106,7 @@ class TokenLosses:
         Args:
           rows: family -> [B * X / c, D].
           labels: family -> [B * X / c] int32.
-          table: [V', D], or its `copies` [W, V', D].
+          table: [V', D], or its `table_copies` [W, V', D].
           weights, divisors: see `__call__`.
         """
         logits = {name: logits_of(x, table, self.model, self.dtype) for name, x in rows.items()}
@@ -151,7 +151,7 @@ def _summed_forward(
 
     def gradient(*part: Any) -> Any:
         value, (d_rows, d_table) = with_gradient(*part)
-        return value, (d_rows, on_own_parts(d_table))
+        return value, (d_rows, pin_to_parts(d_table))
 
     first = jax.tree.map(lambda x: x[0], (rows, labels))
     if next(iter(rows.values())).shape[0] == 1:
@@ -164,7 +164,7 @@ def _summed_forward(
 
     shapes = jax.eval_shape(gradient, first[0], table, first[1])
     value, d_table = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], shapes[1][1]))
-    zeros = value, on_own_parts(d_table)
+    zeros = value, pin_to_parts(d_table)
     (value, d_table), d_rows = jax.lax.scan(add_chunk, zeros, (rows, labels))
     return value, (d_rows, d_table)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.config import Config, ConfigError
-from janus_jax.model import Janus, outputs
+from janus_jax.model import Janus
 from janus_jax.types import Params
 
 # Settings that decide what the parameters mean: they must be equal in both models.
@@ -63,7 +63,7 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
         if old is None:
             notes.append(f"{name}: new")
             return new
-        if name.startswith("embed_tokens/") and outputs(source) != outputs(target):
+        if name.startswith("embed_tokens/") and output_classes(source) != output_classes(target):
             # Even where the shapes are equal: the blank's row in one model may be padding, all zero, in the other.
             blank = "new: train it before decoding mode ctc" if target.ctc_ratio else "left out: no CTC rows here"
             notes.append(f"{name}: row {target.vocab_size}, CTC's blank, is {blank}")

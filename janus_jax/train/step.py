@@ -13,7 +13,7 @@ import optax
 from janus_jax import parallel
 from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
-from janus_jax.objective.joint import denominators, loss, weight_at
+from janus_jax.objective.joint import batch_divisors, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.types import Batch, Params, TrainState
 
@@ -58,7 +58,7 @@ def make_train_step(
     rate = learning_rate(config.optimizer, config.train.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        divisors = denominators(batch, net.config, objective, net.specials.pad)
+        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
         def micro_loss(params: Params, part: Batch, index: jax.Array) -> Any:
@@ -121,13 +121,13 @@ def _moving_average(decay: float, ema: Params | None, params: Params) -> Params 
 def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:
     """`eval_step(params, batch[B, ...]) -> metrics`: sums over the batch, without dropout.
 
-    `sum/<metric>` is the sum of a metric of `joint.loss`; `weight/<count>` is a count of `joint.denominators`. To
+    `sum/<metric>` is the sum of a metric of `joint.loss`; `weight/<count>` is a count of `joint.batch_divisors`. To
     evaluate several batches, add both over them, then divide.
     """
     objective = scheduled(config)
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
-        weights = denominators(batch, net.config, objective, net.specials.pad)
+        weights = batch_divisors(batch, net.config, objective, net.specials.pad)
         ones = {name: jnp.float32(1.0) for name in weights}
         _, metrics = loss(net, objective, params, batch, divisors=ones, step=jnp.int32(config.train.steps))
         return {f"sum/{name}": value for name, value in metrics.items()} | {

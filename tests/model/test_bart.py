@@ -12,7 +12,7 @@ from janus_jax.config import ConfigError, ObjectiveConfig, resolve
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count
 from janus_jax.model.presets import PRESETS
-from janus_jax.objective.joint import denominators, loss
+from janus_jax.objective.joint import batch_divisors, loss
 from janus_jax.types import Specials
 from tests import tiny
 
@@ -38,7 +38,7 @@ def test_presets_are_settings_that_a_config_takes():
 
 
 def value_and_gradient(net, params, batch, objective):
-    divisors = denominators(batch, net.config, objective, net.specials.pad)
+    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
 
     def total(p):
         key = jax.random.key(3) if net.config.dropout else None

@@ -8,7 +8,7 @@ import pytest
 
 from janus_jax.config import Config, ObjectiveConfig
 from janus_jax.model.cost import TRAINING, step_flops
-from janus_jax.objective.joint import denominators, loss
+from janus_jax.objective.joint import batch_divisors, loss
 from janus_jax.objective.terms import OBJECTIVES
 from tests import tiny
 
@@ -40,7 +40,7 @@ def test_operations_of_a_step_are_counted(name, stream):
     batch = tiny.batch(rows=4, source=10, target=9, masked=6)
 
     def forward(params):
-        divisors = denominators(batch, net.config, objective, net.specials.pad)
+        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0))[0]
 
     counted = product_operations(jax.make_jaxpr(forward)(params).jaxpr)

@@ -14,7 +14,7 @@ import torch
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model.families.ctc import origins
 from janus_jax.objective import ctc
-from janus_jax.objective.joint import denominators, loss
+from janus_jax.objective.joint import batch_divisors, loss
 from tests import tiny
 
 PAD, BLANK = 1, tiny.VOCAB
@@ -57,7 +57,7 @@ def joint_rows(net, params, batch, families, shown=None):
 @partial(jax.jit, static_argnums=(0, 1))
 def loss_of(net, objective, params, batch):
     """As a training step computes it, without dropout."""
-    divisors = denominators(batch, net.config, objective, PAD)
+    divisors = batch_divisors(batch, net.config, objective, PAD)
     return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0))
 
 
@@ -175,7 +175,7 @@ def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
 
 def test_a_target_that_does_not_fit_weighs_nothing_and_poisons_nothing(small):
     net, params, batch, *_ = small
-    divisors = denominators(batch, net.config, OBJECTIVE, PAD)
+    divisors = batch_divisors(batch, net.config, OBJECTIVE, PAD)
     gradient_of = jax.jit(jax.value_and_grad(lambda p: loss_of(net, OBJECTIVE, p, batch), has_aux=True))
     found, gradient = gradient_of(params)
     assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((found, gradient)))
@@ -208,7 +208,7 @@ def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
     floor = float(low + high) / 2  # half of the rows are below
     assert low < floor < high
     total = sum(kl for kl, mass in zip(divergences, masses, strict=True) if mass > floor)
-    divisors = denominators(batch, net.config, OBJECTIVE, PAD)
+    divisors = batch_divisors(batch, net.config, OBJECTIVE, PAD)
     metrics = loss_of(net, dataclasses.replace(OBJECTIVE, ctc_floor=floor), params, batch)[1]
     np.testing.assert_allclose(metrics["loss/kl_ar_ctc"], total / float(divisors["ctc"]), rtol=1e-4)
 

@@ -11,7 +11,7 @@ from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients, object
 from janus_jax.model import project
 from janus_jax.model.families import with_attended
 from janus_jax.objective.aligned import aligned_sets
-from janus_jax.objective.joint import active_terms, denominators, loss, weight_at
+from janus_jax.objective.joint import active_terms, batch_divisors, loss, weight_at
 from janus_jax.objective.terms import TERMS, divisor_of, own_term, read_families
 from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from tests import tiny
@@ -20,7 +20,7 @@ ZERO = jnp.int32(0)
 
 
 def value_and_grad(net, params, batch, objective, step=ZERO, rng=None):
-    divisors = denominators(batch, net.config, objective, net.specials.pad)
+    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
 
     def total(p):
         return loss(net, objective, p, batch, divisors=divisors, step=step, rng=rng)
@@ -123,7 +123,7 @@ def written_out(net, objective, hidden, table, batch, weights, divisors):
 def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
     net, params = tiny.model()
     batch, objective = tiny.batch(), ObjectiveConfig(projection_rows=chunk)
-    divisors = denominators(batch, net.config, objective, 1)
+    divisors = batch_divisors(batch, net.config, objective, 1)
     hidden = net.train_rows(params, net.encode(params, batch.source), batch)
     terms = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
     weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(terms)}
@@ -146,7 +146,7 @@ def test_no_array_of_all_rows_times_vocabulary_is_made():
     def widest(projection_rows):
         """Rows of the largest array that is as wide as the vocabulary, in the program before it is compiled."""
         objective = ObjectiveConfig(projection_rows=projection_rows)
-        divisors = denominators(batch, net.config, objective, net.specials.pad)
+        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         gradient = jax.grad(lambda p: loss(net, objective, p, batch, divisors=divisors, step=ZERO)[0])
         text = jax.jit(gradient).lower(params).as_text()
         return max(int(rows) for rows in re.findall(r"tensor<(\d+)x1008xf32>", text))
@@ -266,7 +266,7 @@ def test_every_metric_of_a_step_has_a_divisor_and_an_unknown_name_raises():
     net, params = tiny.model(ctc_ratio=1.5)
     batch, objective = tiny.batch(), ObjectiveConfig(name="janus_all")
     (_, metrics), _ = value_and_grad(net, params, batch, objective)
-    divisors = denominators(batch, net.config, objective, 1)
+    divisors = batch_divisors(batch, net.config, objective, 1)
     assert {divisor_of(name) for name in metrics} <= set(divisors)
     for wrong in ("loss/dag", "nll/dag", "ctc/fit", "dag"):
         with pytest.raises(ValueError, match=r"objective/terms\.py"):

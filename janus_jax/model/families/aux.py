@@ -56,7 +56,12 @@ def bridge_mask(real: jax.Array, masked: jax.Array, masked_count: jax.Array) -> 
 
 
 def gap_mask(
-    real: jax.Array, masked: jax.Array, masked_count: jax.Array, asked: jax.Array, fed: jax.Array, slots: jax.Array
+    real: jax.Array,
+    masked: jax.Array,
+    masked_count: jax.Array,
+    query_positions: jax.Array,
+    gold_positions: jax.Array,
+    slots: jax.Array,
 ) -> jax.Array:
     """Attention mask [N, 2k, T + M + 1] of AUX query rows, then new gold rows, when gaps are filled step by step.
 
@@ -66,16 +71,16 @@ def gap_mask(
     Args:
       real: [N, T] True at target tokens.
       masked, masked_count: positions of the gaps [N, M], and their number [N].
-      asked: [N, k] positions of the tokens that the query rows predict.
-      fed: [N, k] positions of the gold rows.
+      query_positions: [N, k] positions of the tokens that the query rows predict.
+      gold_positions: [N, k] positions of the gold rows.
       slots: [N, k] slots of the gold rows; the query row that belongs to slot t has rank t.
     """
     length = real.shape[1]
     is_masked = masked_flags(masked, masked_count, length)[:, None]
     visible, mask_rows = real[:, None] & ~is_masked, real[:, None] & is_masked
     position = jnp.arange(length)
-    query_to_nar = visible | (mask_rows & (position >= asked[:, :, None]))
-    gold_to_nar = visible | (mask_rows & (position > fed[:, :, None]))
+    query_to_nar = visible | (mask_rows & (position >= query_positions[:, :, None]))
+    gold_to_nar = visible | (mask_rows & (position > gold_positions[:, :, None]))
     slot = jnp.arange(masked.shape[1] + 1)
     to_gold = jnp.tile((slot > 0) & (slot <= slots[:, :, None]), (1, 2, 1))
     return jnp.concatenate([jnp.concatenate([query_to_nar, gold_to_nar], axis=1), to_gold], axis=2)
