@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.config import Config, ConfigError
-from janus_jax.model import Janus
+from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
 
 # Settings that decide what the parameters mean: they must be equal in both models.
