@@ -1,4 +1,4 @@
-"""What every benchmark program shares: machine facts, medians, a matrix product's rate, the closing JSON line."""
+"""Helpers of every benchmark: the machine, timing, the rate of a matrix product, memory, the JSON line at the end."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 def machine() -> dict[str, Any]:
-    """Where figures come from: device, versions."""
+    """The device and the versions that figures were measured with."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind,
@@ -26,7 +26,7 @@ def machine() -> dict[str, Any]:
 
 
 def seconds(run: Callable[[], Any], runs: int) -> list[float]:
-    """Wall-clock seconds of each call of `run`, whose result is waited for."""
+    """Wall-clock seconds of each call of `run`, until its result is ready."""
     times = []
     for _ in range(runs):
         start = time.perf_counter()
@@ -36,7 +36,7 @@ def seconds(run: Callable[[], Any], runs: int) -> list[float]:
 
 
 def matmul_flops_per_second(dtype: Any = jnp.float32, runs: int = 7) -> float:
-    """Rate of a large matrix product on this device, here and now: the yardstick for everything else (median)."""
+    """Operations per second of a large matrix product on this device (median), for comparison."""
     rows, inner, columns = (2048, 1024, 2048) if jax.default_backend() == "cpu" else (8192, 8192, 8192)
     a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     product = jax.jit(jnp.matmul)
@@ -45,19 +45,19 @@ def matmul_flops_per_second(dtype: Any = jnp.float32, runs: int = 7) -> float:
 
 
 def finish(figures: dict[str, Any], as_json: bool) -> None:
-    """Prints the figures as one JSON object, the last line, if asked for."""
+    """Prints the figures as one JSON object on the last line if `as_json` is set."""
     if as_json:
         print(json.dumps(figures))
 
 
-def forget_peak_memory() -> None:
-    """Starts the count of `peak_gigabytes` anew, where Linux can."""
+def reset_peak_memory() -> None:
+    """Resets `peak_gigabytes`; does nothing where Linux cannot reset it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_gigabytes() -> float:
-    """The most memory that this process held since it began, or since `forget_peak_memory`; NaN where Linux doesn't tell."""
+    """Peak memory of this process since `reset_peak_memory` or its start; NaN where Linux does not report it."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9

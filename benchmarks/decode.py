@@ -3,18 +3,20 @@
     python benchmarks/decode.py [--json] [--batches=1,32,256] [--modes="ar:beam=1;nar:passes=1"] [--runs=5]
     python benchmarks/decode.py --peer=transformers
 
-The shape is that of the published figures of the released code: source 28, target 27 tokens, D 512, F 1024, H 4, 6+6 layers,
-V 10000 (37.8M parameters), random weights. Every output has the full length (AR: eos is forced there; NAR: the lengths are given; CTC has
-two rows a source token whatever it says), so that modes do equal work. Random weights accept no draft: `speculative` shows batch after batch what is left of greedy search's
-speed when drafts fail (ever fewer are made), and `oracle`, whose drafts are made but then hold what AR will say, the best case. Compilation is not counted, nor is the timing of passes.
+The model has the shape of the released code's published figures: source 28, target 27 tokens, D 512, F 1024, H 4,
+6+6 layers, V 10000 (37.8M parameters). Its weights are random. Every output has the full length, so that all modes do
+equal work: AR forces eos at the end, NAR gets its lengths as input, and CTC always has two rows per source token.
+Random weights accept no draft. `speculative` shows the worst case: the speed of greedy search when drafts fail, batch
+after batch, while the policy drafts less and less. `oracle` shows the best case: drafts are computed and then replaced
+by the tokens of AR. Times exclude compilation and the measurement of passes.
 
-With --peer an encoder-decoder of the same size runs in that system (benchmarks/peers.py), taking turns with ours.
+With --peer an encoder-decoder of the same size runs in that system (benchmarks/peers.py) and takes turns with ours.
 """
 
 import argparse
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -46,9 +48,9 @@ from janus_jax.types import Params, Specials
 
 SOURCE, TARGET, VOCAB = peers.SOURCE, peers.TARGET, peers.VOCAB
 SETTINGS = (
-    "ar:beam=1 ar:beam=5 ar:sample=true nar:passes=1,length_beam=1 nar:passes=1,length_beam=3 nar:passes=4,length_beam=1 "
-    "nar:passes=4,length_beam=3 nar:passes=10,length_beam=1 nar:passes=10,length_beam=3 nar:passes=4,length_beam=3,rerank=ar "
-    "ctc:beam=1 ctc:beam=5 ctc:beam=5,rerank=ar speculative oracle"
+    "ar:beam=1 ar:beam=5 ar:sample=true nar:passes=1,length_beam=1 nar:passes=1,length_beam=3 "
+    "nar:passes=4,length_beam=1 nar:passes=4,length_beam=3 nar:passes=10,length_beam=1 nar:passes=10,length_beam=3 "
+    "nar:passes=4,length_beam=3,rerank=ar ctc:beam=1 ctc:beam=5 ctc:beam=5,rerank=ar speculative oracle"
 ).split()
 
 
@@ -56,11 +58,11 @@ class Decoder:
     """Decodes one batch of full-length sentences by one setting."""
 
     def __init__(self, net: Janus, params: Params, setting: str, batch: int):
-        # eos comes where it is forced: after 26 tokens, bos not counted.
+        # eos is forced after 26 tokens, without bos.
         full = {"max_length_a": 0.0, "max_length_b": TARGET - 2, "min_length": TARGET - 2}
         self.setting, self.oracle = setting, setting == "oracle"
         keywords = parse_setting("speculative" if self.oracle else setting)
-        # The AR limits hold for every mode that reads them.
+        # The AR limits apply to every mode that has these settings.
         limits = {name: value for name, value in full.items() if name in places(keywords["mode"])}
         self.decode: DecodeConfig = with_keywords(DecodeConfig(), limits | keywords)
         source = peers.sources(batch).astype(np.int32)
@@ -68,35 +70,37 @@ class Decoder:
         self.lengths = jnp.tile(TARGET - jnp.arange(self.decode.nar.length_beam), (batch, 1))
         if self.oracle:
             greedy = with_keywords(DecodeConfig(), full | {"mode": "ar", "beam": 1})
-            self.truth = MODES["ar"].run(replace(self.request, decode=greedy)).hypotheses.tokens[:, 0]
+            self.ar_tokens = MODES["ar"].run(replace(self.request, decode=greedy)).hypotheses.tokens[:, 0]
 
     def __call__(self) -> jax.Array:
-        """What it emits."""
+        """The tokens of the batch's hypotheses; also sets `passes`."""
         if self.oracle:
-            found = self._oracle()
+            result = self._oracle()
         elif self.decode.mode == "nar":
-            found = self._nar()
+            result = self._nar()
         else:
-            found = MODES[self.decode.mode].run(self.request)
-            # As a Generator hands it on from batch to batch.
-            self.request = replace(self.request, policy=jax.device_get(found.policy))
-        self.passes = found.statistics.get("passes")
-        return found.hypotheses.tokens
+            result = MODES[self.decode.mode].run(self.request)
+            # A Generator passes the policy on from batch to batch in the same way.
+            self.request = replace(self.request, policy=jax.device_get(result.policy))
+        self.passes = result.statistics.get("passes")
+        return result.hypotheses.tokens
 
     def _nar(self) -> DecodeResult:
-        """Mode nar for given lengths."""
+        """Decodes by mode nar with fixed lengths."""
         r, rules = self.request, rules_of(self.decode)
         settings = fill_settings(self.decode, self.decode.nar.passes, rules)
         count = self.decode.nar.length_beam
         encoded, _ = run_lengths(r.params, r.source, net=r.net, rules=rules, limit=TARGET, count=count)
-        found = nar.run_nar(
+        candidates = nar.run_nar(
             r.params, encoded, self.lengths, None, net=r.net, settings=settings, limit=TARGET, trace=False
         )
         if self.decode.nar.rerank == "ar":
-            found = run_rerank(r.params, encoded, found, net=r.net, lenpen=self.decode.ar.lenpen)
-        return DecodeResult(hypotheses_of(found, ranking(found)), {"passes": found.passes.max(axis=1)})
+            candidates = run_rerank(r.params, encoded, candidates, net=r.net, lenpen=self.decode.ar.lenpen)
+        hypotheses = hypotheses_of(candidates, ranking(candidates))
+        return DecodeResult(hypotheses, {"passes": candidates.passes.max(axis=1)})
 
     def _oracle(self) -> DecodeResult:
+        """Decodes by speculative search with drafts that AR accepts in full."""
         r, rules = self.request, rules_of(self.decode)
         encoded, _ = run_lengths(r.params, r.source, net=r.net, rules=rules, limit=TARGET, count=1)
         limit, max_lengths = ar_limits(r, self.decode.ar)
@@ -104,18 +108,20 @@ class Decoder:
         binding = Speculation(r.net, filling, TARGET + 1, limit)
         constraints = ar_constraints(r.net, self.decode.ar, released=False)
         arrays = (r.params, encoded, self.lengths[:, :1] + 1, None)
-        found, did, _ = _speculate(arrays, max_lengths, self.truth, binding=binding, constraints=constraints)
-        return DecodeResult(found, {"passes": did.drafts + did.rounds + did.steps})
+        hypotheses, counts, _ = _speculate(
+            arrays, max_lengths, self.ar_tokens, binding=binding, constraints=constraints
+        )
+        return DecodeResult(hypotheses, {"passes": counts.drafts + counts.rounds + counts.steps})
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "constraints"))
-def _speculate(arrays, max_lengths, truth, *, binding, constraints):
-    """Speculative search whose drafts are made, and then replaced by what AR will say."""
+def _speculate(arrays, max_lengths, ar_tokens, *, binding, constraints):
+    """Speculative search that computes its drafts and then replaces them by the tokens of AR."""
     bound, net, slots = binding(arrays), binding.net, binding.slots
-    want = jnp.pad(truth, ((0, 0), (1, slots)))[:, None, :slots]
+    gold = jnp.pad(ar_tokens, ((0, 0), (1, slots)))[:, None, :slots]
     return speculative_search(
-        # Never negative, but for the compiler the draft is needed.
-        lambda tokens, at: jnp.where(bound.draft_fn(tokens, at) < 0, tokens, want),
+        # Tokens are never negative. The comparison only keeps the compiler from removing the draft.
+        lambda tokens, at: jnp.where(bound.draft_fn(tokens, at) < 0, tokens, gold),
         bound.verify_fn,
         bound.rewind_fn,
         net.reorder_cache,
@@ -132,7 +138,7 @@ def _speculate(arrays, max_lengths, truth, *, binding, constraints):
 
 
 def share_of_matmul(decoder: Decoder, batch: int, seconds: float, rate: float) -> float | None:
-    """Operations that mask-predict needs, each second, as a share of a matrix product's rate; None for other modes."""
+    """Operations per second of mask-predict as a share of a matrix product's rate; None for other modes."""
     d = decoder.decode.nar
     if decoder.decode.mode != "nar" or d.rerank == "ar":
         return None
@@ -142,7 +148,7 @@ def share_of_matmul(decoder: Decoder, batch: int, seconds: float, rate: float) -
 
 
 def run_in_turns(calls: dict[str, Callable[[], float]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each call, which take turns, so that a slow moment of the machine hits all of them."""
+    """Seconds of each call. The calls take turns, so that a slow moment of the machine affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(runs):
         for name, call in calls.items():
@@ -151,20 +157,20 @@ def run_in_turns(calls: dict[str, Callable[[], float]], runs: int) -> dict[str, 
 
 
 def timed(call: Callable[[], Any]) -> Callable[[], float]:
-    """The call's seconds; it has compiled before."""
+    """A function that measures the seconds of a call; the first call, which compiles, runs here."""
     jax.block_until_ready(call())
     return lambda: common.seconds(call, 1)[0]
 
 
 def make_model(ar_stream: str, dtype: str, ctc_ratio: float = 0.0) -> tuple[Janus, Params]:
-    """The model of that shape, random weights."""
+    """A model of the published shape with random weights."""
     settings = {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype, "ctc_ratio": ctc_ratio}
     net = Janus(resolve({"model": settings}).model, Specials())
     return net, jax.jit(net.init)(jax.random.key(0))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the last line holds."""
+    """The figures of all settings and batch sizes, as the last line prints them."""
     net, params = make_model(args.ar_stream, args.dtype)
     with_ctc = make_model(args.ar_stream, args.dtype, ctc_ratio=2.0)
     rows = []
@@ -178,15 +184,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         times = run_in_turns(calls, args.runs)
         rate = 1 / median(times.pop("matmul"))
         for setting, seconds in times.items():
-            decoder, middle = decoders[setting], median(seconds)
-            row = {"setting": setting, "batch": batch, "sentences_per_second": batch / middle}
-            row["milliseconds_per_sentence"] = 1000 * middle / batch
+            decoder, median_seconds = decoders[setting], median(seconds)
+            row = {"setting": setting, "batch": batch, "sentences_per_second": batch / median_seconds}
+            row["milliseconds_per_sentence"] = 1000 * median_seconds / batch
             row["passes"] = float(np.mean(decoder.passes))
-            row["share_of_matmul"] = share_of_matmul(decoder, batch, middle, rate)
+            row["share_of_matmul"] = share_of_matmul(decoder, batch, median_seconds, rate)
             row["matmul_gflops_per_second"] = rate / 1e9
             for name in ("ar:beam=1", "ar:beam=5"):
                 if name in times:
-                    row[f"times {name}"] = median(times[name]) / middle
+                    row[f"times {name}"] = median(times[name]) / median_seconds
             row["seconds"] = seconds
             rows.append(row)
             share = "" if row["share_of_matmul"] is None else f"{row['share_of_matmul']:6.0%} of matmul"
@@ -204,7 +210,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
-    """Ours and a peer in turns; every row says how many times its seconds the peer takes."""
+    """Figures of ours and of a peer, measured in turns; every row has its speed as a multiple of the peer's."""
     peer = peers.Peer(args.peer)
     models = {stream: make_model(stream, args.dtype) for stream in ("content", "query")}
     rows = []
@@ -223,8 +229,8 @@ def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
     peer.close()
     for row in rows:
         beams = 5 if row["system"].endswith("beam=5") else 1
-        other = next(r for r in rows if (r["system"], r["batch"]) == (f"{args.peer} beam={beams}", row["batch"]))
-        row[f"times {other['system']}"] = row["sentences_per_second"] / other["sentences_per_second"]
+        peer_row = next(r for r in rows if (r["system"], r["batch"]) == (f"{args.peer} beam={beams}", row["batch"]))
+        row[f"times {peer_row['system']}"] = row["sentences_per_second"] / peer_row["sentences_per_second"]
     return {
         "machine": common.machine(),
         "peer": peer.version,
@@ -235,21 +241,22 @@ def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Runs the program."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", help="default: 1,32,256; with --peer 1,32")
-    parser.add_argument("--modes", type=lambda text: text.split(";"), help="settings, with ; between them")
+    parser.add_argument("--modes", type=lambda text: text.split(";"), help="settings, separated by ;")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--ar_stream", choices=("query", "content"), default="query")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peer", choices=peers.NAMES, help="compare with this system")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
-    args = parser.parse_args()
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    args = parser.parse_args(argv)
     args.batches = args.batches or ("1,32" if args.peer else "1,32,256")
     parallel.start()
     common.finish((measure_beside if args.peer else measure)(args), args.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Other systems of equal size for `benchmarks/decode.py --peer`: an encoder-decoder with random weights, timed in a process of its own.
+"""Other systems for `benchmarks/decode.py --peer`: an encoder-decoder of equal size with random weights.
 
     pip install torch==2.13.0 transformers ctranslate2
     python benchmarks/decode.py --peer=transformers
 
-The model is a BART of that shape (single-stream decoder, cached keys and values): Hugging Face runs it in PyTorch, and CTranslate2
-runs what its converter makes of it. Every output has the full length. As a program this file answers lines "beams batch" on
-standard input with seconds, one run each, until the input ends.
+The model is a BART of the benchmark's shape (single-stream decoder, cached keys and values). Hugging Face runs it in
+PyTorch, and CTranslate2 runs the converted model. Every output has the full length. `Peer` runs this file in a process. It
+reads lines "beams batch" from standard input, decodes one batch for each line and prints its seconds.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,16 @@ Run = Callable[[int, int], object]  # beams, batch
 
 
 class Peer:
-    """A peer in a process of its own, so that its threads and ours never wait for each other."""
+    """A peer in its own process, so that its threads and ours never wait for each other."""
 
     def __init__(self, name: str):
-        """Args:
-        name: of NAMES.
+        """Starts the process.
+
+        Args:
+          name: one of NAMES.
 
         Raises:
-          RuntimeError: it does not start; what it said stands above.
+          RuntimeError: the process does not start; its own error is on standard error.
         """
         self.name = name
         self._process = subprocess.Popen(
@@ -46,7 +48,7 @@ class Peer:
         self.version = self._line()
 
     def seconds(self, beams: int, batch: int) -> float:
-        """How long one batch takes."""
+        """Seconds of one batch."""
         self._process.stdin.write(f"{beams} {batch}\n")
         self._process.stdin.flush()
         return float(self._line())
@@ -64,29 +66,30 @@ class Peer:
 
 
 def make_bart():
-    """A BART of the benchmark's shape in PyTorch, random weights."""
+    """A BART of the benchmark's shape in PyTorch with random weights."""
     import torch
     from transformers import BartConfig, BartForConditionalGeneration
 
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     config = BartConfig(
-        vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6, encoder_attention_heads=4, decoder_attention_heads=4,
-        encoder_ffn_dim=1024, decoder_ffn_dim=1024, activation_function="relu", scale_embedding=True, max_position_embeddings=1024,
+        vocab_size=VOCAB, d_model=512, encoder_layers=6, decoder_layers=6,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=1024, decoder_ffn_dim=1024,
+        activation_function="relu", scale_embedding=True, max_position_embeddings=1024,
         bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None,
     )  # fmt: skip
     return BartForConditionalGeneration(config).eval()
 
 
 def sources(batch: int) -> np.ndarray:
-    """Token ids [batch, SOURCE]."""
+    """Random token ids [batch, SOURCE] between bos and eos."""
     ids = np.random.default_rng(0).integers(5, VOCAB, (batch, SOURCE))
     ids[:, 0], ids[:, -1] = 0, 2
     return ids
 
 
 def transformers_run() -> tuple[str, Run]:
-    """Hugging Face `generate`."""
+    """Version and run of Hugging Face `generate`."""
     import torch
     import transformers
 
@@ -106,15 +109,16 @@ def transformers_run() -> tuple[str, Run]:
 
 
 def ctranslate2_run() -> tuple[str, Run]:
-    """CTranslate2's `translate_batch` of the converted model."""
+    """Version and run of CTranslate2's `translate_batch` with the converted model."""
     import ctranslate2
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     model = make_bart()
-    # What the converter asks of a configuration and BART's no longer has.
+    # The converter reads these settings, which BART's configuration no longer has.
     for name, value in (
-        ("normalize_before", False), ("normalize_embedding", True), ("add_final_layer_norm", False), ("static_position_embeddings", False),
+        ("normalize_before", False), ("normalize_embedding", True), ("add_final_layer_norm", False),
+        ("static_position_embeddings", False),
     ):  # fmt: skip
         setattr(model.config, name, value)
     words = ["<s>", "<pad>", "</s>", "<unk>", *(f"w{i}" for i in range(4, VOCAB))]
@@ -140,19 +144,21 @@ def ctranslate2_run() -> tuple[str, Run]:
     return f"ctranslate2 {ctranslate2.__version__}, float32", run
 
 
-def main() -> None:
-    """Answers the parent."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the peer that the first argument names; returns the exit status."""
+    (name,) = sys.argv[1:] if argv is None else argv
     with contextlib.redirect_stdout(sys.stderr):
-        version, run = {"transformers": transformers_run, "ctranslate2": ctranslate2_run}[sys.argv[1]]()
+        version, run = {"transformers": transformers_run, "ctranslate2": ctranslate2_run}[name]()
     print(version, flush=True)
     for line in sys.stdin:
         beams, batch = map(int, line.split())
         with contextlib.redirect_stdout(sys.stderr):
             start = time.perf_counter()
             run(beams, batch)
-            taken = time.perf_counter() - start
-        print(taken, flush=True)
+            seconds = time.perf_counter() - start
+        print(seconds, flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""The end of ./launch/quickstart.sh: decodes the test split under several settings, shows a table and ten translations.
+"""The last step of ./launch/quickstart.sh: decodes the test split by several settings, prints a table and translations.
 
     python -m benchmarks.quickstart --workdir=runs/demo_deen
 
-Figures and translations are kept in quickstart.json beside the run; the same checkpoint is not decoded twice.
+Figures and translations are written to quickstart.json in the workdir. The same checkpoint is not decoded twice.
 """
 
 import argparse
@@ -25,60 +25,61 @@ from janus_jax.decode import Generator
 from janus_jax.evaluate import evaluate_settings, format_table, standard_settings
 
 SAMPLES = 10
-SHOWN = ("ar:beam=5", "nar:passes=10")  # of the standard settings, beside source and reference
+SAMPLE_SETTINGS = ("ar:beam=5", "nar:passes=10")  # their outputs are shown below source and reference
 
 
 def measure(workdir: Path) -> dict[str, Any]:
-    """Decodes the test split with the newest checkpoint of `workdir`, or reads what was measured of it before.
+    """Decodes the test split with the newest checkpoint of `workdir`, or reads its figures from an earlier run.
 
     Returns:
-      JSON-able: `checkpoint`, `config_hash`, `step`, `machine`, `rows` of `evaluate_settings`, `sources`, `references`.
+      A dict that JSON can hold: `checkpoint`, `config_hash`, `step`, `machine`, `rows` of `evaluate_settings`, `sources`,
+      `references`.
 
     Raises:
-      CheckpointError, DataError: no checkpoint, or its data are gone.
+      CheckpointError, DataError: there is no checkpoint, or its data are missing.
     """
     step_dir = checkpoint.find(workdir)
     loaded = checkpoint.load(step_dir)
-    about = {"checkpoint": str(step_dir), "step": loaded.step, "config_hash": config_lib.config_hash(loaded.config)}
+    identity = {"checkpoint": str(step_dir), "step": loaded.step, "config_hash": config_lib.config_hash(loaded.config)}
     path = workdir / "quickstart.json"
     if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if {name: known.get(name) for name in about} == about:
-            return known
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if {name: earlier.get(name) for name in identity} == identity:
+            return earlier
     pairs = Prepared.open(loaded.config.data.prepared, loaded.config).text("test")
     sources, references = ([pair[i] for pair in pairs] for i in (0, 1))
     generator = Generator.from_checkpoint(step_dir)
     settings = standard_settings(generator.trained)
     with tqdm(total=2 * len(settings) * len(pairs), unit="line", disable=not sys.stderr.isatty()) as bar:
         rows = evaluate_settings(generator, sources, references, settings, progress=bar.update)
-    found = about | {
+    figures = identity | {
         "machine": machine() | {"cores": os.cpu_count()},
         "rows": rows,
         "sources": sources,
         "references": references,
     }
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+    partial.write_text(json.dumps(figures, ensure_ascii=False, indent=1), encoding="utf-8")
     partial.replace(path)
-    return found
+    return figures
 
 
-def show(found: dict[str, Any], workdir: Path) -> str:
-    """What the user sees of `measure`: samples, table, and where everything is."""
-    outputs = {row["setting"]: row["hypotheses"] for row in found["rows"]}
-    count = len(found["sources"])
-    where = "{devices} x {device}, {cores} cores, JAX {jax}, Python {python}".format(**found["machine"])
+def show(figures: dict[str, Any], workdir: Path) -> str:
+    """The figures of `measure` as text: sample translations, the table, and the paths of the results."""
+    outputs = {row["setting"]: row["hypotheses"] for row in figures["rows"]}
+    count = len(figures["sources"])
+    where = "{devices} x {device}, {cores} cores, JAX {jax}, Python {python}".format(**figures["machine"])
     lines = []
     for i in range(0, count, max(1, count // SAMPLES))[:SAMPLES]:
-        lines += [f"source         {found['sources'][i]}", f"reference      {found['references'][i]}"]
-        lines += [f"{name:<14} {outputs[name][i]}" for name in SHOWN] + [""]
+        lines += [f"source         {figures['sources'][i]}", f"reference      {figures['references'][i]}"]
+        lines += [f"{name:<14} {outputs[name][i]}" for name in SAMPLE_SETTINGS] + [""]
     return "\n".join(
         [
             *lines,
-            format_table(found["rows"]),
-            f"{count} test sentences, step {found['step']}; {where}; sentences/s without compilation",
+            format_table(figures["rows"]),
+            f"{count} test sentences, step {figures['step']}; {where}; sentences/s without compilation",
             "",
-            f"checkpoint  {found['checkpoint']}",
+            f"checkpoint  {figures['checkpoint']}",
             f"plot        {workdir / 'curves.png'}",
             f"log         {workdir / 'metrics.jsonl'} (and TensorBoard: {workdir / 'tensorboard'})",
         ]
@@ -86,16 +87,16 @@ def show(found: dict[str, Any], workdir: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; returns the exit status (2: a checkpoint or its data cannot be used)."""
+    """Runs the program; returns the exit status (2: the checkpoint or its data cannot be used)."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
-    parser.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args(argv)
     parallel.start()
     try:
-        found = measure(args.workdir)
-        print(show(found, args.workdir))
-        finish(found, args.json)
+        figures = measure(args.workdir)
+        print(show(figures, args.workdir))
+        finish(figures, args.json)
     except (checkpoint.CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,12 +1,12 @@
-"""Scores a trained run under several decoding settings and writes the figures down.
+"""Scores a trained run by several decoding settings and writes the figures to a file.
 
     python -m benchmarks.score_run --workdir=runs/multi30k_cpu --source=TEST.de --references=TEST.en \\
         --output=benchmarks/results/multi30k_cpu.json [--setting=ar:beam=5 ...] [--json]
     python -m benchmarks.score_run --workdir=runs/bart_tiny --output=benchmarks/results/bart_tiny_entext.json
 
-The file holds the config with its hash, machine and versions, the curves of the run, and a row for each setting: sacreBLEU
-and chrF with signatures, ROUGE, length ratio, repeated tokens, sentences/s without compilation. Without a source nothing is
-decoded: pretraining has no references.
+The file holds the config with its hash, the machine and versions, the curves of the run, and a row for each setting:
+sacreBLEU and chrF with signatures, ROUGE, length ratio, repeated tokens, sentences/s without compilation. Without a
+source the program decodes nothing: pretraining has no references.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
 from janus_jax.train.log import read_metrics
 
-# Those of the published comparison: "iteration n" of the released code is n + 1 passes.
+# The settings of the published comparison. "Iteration n" of the released code is n + 1 passes.
 AR = ("ar:beam=5", "ar:beam=1")
 NAR = ("nar:passes=1,length_beam=1", *(f"nar:passes={n},length_beam=3" for n in (1, 2, 5, 10, 11)))
 CTC = ("ctc:beam=1", "ctc:beam=5")
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the file holds."""
+    """The content of the file."""
     loaded = checkpoint.load(args.workdir)
     rows = score_settings(args, SETTINGS[loaded.config.objective.name]) if args.source else []
     records = read_metrics(Path(args.workdir) / "metrics.jsonl")
@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def score_settings(args: argparse.Namespace, standard: Sequence[str]) -> list[dict[str, Any]]:
-    """The figures of each setting, without what was decoded."""
+    """The figures of each setting, without the hypotheses."""
     sources, references = read_lines(args.source), read_lines(args.references)
     generator = Generator.from_checkpoint(args.workdir)
     settings = [parse_setting(setting) for setting in args.setting or standard]
@@ -72,7 +72,7 @@ def score_settings(args: argparse.Namespace, standard: Sequence[str]) -> list[di
 
 
 def _portable(value: Any) -> Any:
-    """Settings with the last name of each absolute path alone: the others are of the machine."""
+    """Settings with each absolute path cut to its last name, since directories belong to one machine."""
     if isinstance(value, dict):
         return {key: _portable(inner) for key, inner in value.items()}
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
@@ -83,14 +83,14 @@ def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program with these arguments (default: the process's own) and returns its exit status."""
+    """Scores the run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--source")
     parser.add_argument("--references")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--setting", action="append", help="as `python -m janus_jax.evaluate` takes it; repeatable")
-    parser.add_argument("--json", action="store_true", help="the figures as one JSON object, the last line")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args(argv)
     if (args.source is None) != (args.references is None):
         parser.error("give both --source and --references, or neither")

@@ -1,10 +1,12 @@
-"""Whether speculative decoding and infilling equal what they must, how many passes they take, and how long, on real text.
+"""Speculative decoding and infilling on real text: equality with greedy search, passes and time.
 
-    python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] [--batches=1,32] [--json]
+    python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] \\
+        [--batches=1,32] [--json]
 
-Outputs are compared with those of greedy search. Where two differ, the log-probabilities of the two tokens at the first difference
-say whether it is a tie of rounding (closer than 1e-4) or a mistake (infillings are only counted). With --references gaps are cut into the references
-(every third word) and filled left to right by AUX, once token by token and once with drafts.
+The program compares outputs with those of greedy search. Where two outputs differ, it compares the log-probabilities of
+the two tokens at the first difference: closer than 1e-4 is a tie by rounding, anything else is a mistake. With
+--references the program replaces every third word of the references by a gap. AUX fills the gaps left to right, once
+token by token and once with drafts, and the program counts the outputs that differ.
 """
 
 import argparse
@@ -28,8 +30,8 @@ from janus_jax.decode.io import read_lines
 TIE = 1e-4
 
 
-def fresh(generator: Generator) -> Generator:
-    """The same without what it has learned of its drafts."""
+def without_policy(generator: Generator) -> Generator:
+    """A copy of the generator with a new draft policy."""
     g = generator
     return Generator(
         g.net, g.params, g.tokenizer, g.decode_config, max_source_length=g.max_source_length,
@@ -38,39 +40,39 @@ def fresh(generator: Generator) -> Generator:
 
 
 def decode(generator: Generator, lines: Sequence[str], batch: int, **settings: Any) -> tuple[list[Output], list[float]]:
-    """Outputs of the lines in batches of so many, the second time round, and the seconds of each batch."""
+    """Outputs of the lines in batches of `batch`, and the seconds of each batch, both from the second of two rounds."""
     targets = settings.pop("targets", None)
-    for _ in range(2):  # the first compiles
-        trial = fresh(generator)
+    for _ in range(2):  # the first round compiles
+        trial = without_policy(generator)
         outputs, times = [], []
         for start in range(0, len(lines), batch):
             part = slice(start, start + batch)
-            given = {} if targets is None else {"targets": targets[part]}
+            gaps = {} if targets is None else {"targets": targets[part]}
 
-            def run(trial: Generator = trial, part: slice = part, given: dict[str, Any] = given) -> list[Output]:
-                return trial.generate(lines[part], batch_tokens=1 << 20, **given, **settings)
+            def run(trial: Generator = trial, part: slice = part, gaps: dict[str, Any] = gaps) -> list[Output]:
+                return trial.generate(lines[part], batch_tokens=1 << 20, **gaps, **settings)
 
-            made: list[Output] = []
-            times += common.seconds(lambda run=run, made=made: made.extend(run()), 1)
-            outputs += made
+            batch_outputs: list[Output] = []
+            times += common.seconds(lambda run=run, batch_outputs=batch_outputs: batch_outputs.extend(run()), 1)
+            outputs += batch_outputs
     return outputs, times
 
 
 def gap_of(generator: Generator, line: str, one: Output, other: Output) -> float:
-    """How far apart the two tokens are, by teacher forcing, at which two outputs first differ."""
+    """Difference of the log-probabilities, by teacher forcing, of the two tokens at which two outputs first differ."""
     net, params, special = generator.net, generator.params, generator.net.specials
     first, second = ([*output.tokens, special.eos] for output in (one, other))
     at = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-    room = generator.max_source_length - 2
-    source = np.asarray([[special.bos, *generator.tokenizer.encode(line)[:room], special.eos]])
-    before = [special.eos] if net.config.ar_start == "eos" else []
-    fed = np.asarray([[*before, special.bos, *first[:at]]])
-    log_probs = jax.nn.log_softmax(net.project(params, net.ar_rows(params, net.encode(params, source), fed))[0, -1])
+    longest = generator.max_source_length - 2
+    source = np.asarray([[special.bos, *generator.tokenizer.encode(line)[:longest], special.eos]])
+    start = [special.eos] if net.config.ar_start == "eos" else []
+    inputs = np.asarray([[*start, special.bos, *first[:at]]])
+    log_probs = jax.nn.log_softmax(net.project(params, net.ar_rows(params, net.encode(params, source), inputs))[0, -1])
     return float(abs(log_probs[first[at]] - log_probs[second[at]]))
 
 
 def compare(generator: Generator, lines: Sequence[str], base: list[Output], others: list[Output]) -> dict[str, Any]:
-    """How many outputs differ, and how far apart the tokens are where they begin to."""
+    """Number of outputs that differ, number of ties among them, and the largest difference of `gap_of`."""
     pairs = [(line, a, b) for line, a, b in zip(lines, base, others, strict=True) if a.tokens != b.tokens]
     gaps = [gap_of(generator, *pair) for pair in pairs]
     return {"different": len(pairs), "ties": sum(gap < TIE for gap in gaps), "largest_gap": max(gaps, default=0.0)}
@@ -96,13 +98,13 @@ def row_of(name: str, batch: int, outputs: list[Output], times: list[float]) -> 
 
 
 def cut(line: str) -> str:
-    """The line with every third word missing."""
+    """The line with every third word replaced by a gap."""
     words = line.split()
     return " ".join("<mask>" if number % 3 == 2 else word for number, word in enumerate(words))
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that the last line holds."""
+    """The figures of all settings and batch sizes, as the last line prints them."""
     generator = Generator.from_checkpoint(args.checkpoint)
     if args.dtype:
         model = dataclasses.replace(generator.net.config, dtype=args.dtype)
@@ -112,10 +114,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     drafts = [{"draft": "always"}] if args.always else [{}, {"draft": "always"}, {"draft": "always", "draft_passes": 2}]
     rows = []
     for batch in map(int, args.batches.split(",")):
-        cases = [({"mode": "ar", "beam": 1}, [{"mode": "speculative", **one} for one in drafts])]
+        cases = [({"mode": "ar", "beam": 1}, [{"mode": "speculative", **draft} for draft in drafts])]
         if references:
-            given = {"mode": "infill", "targets": [cut(line) for line in references]}
-            cases.append(({**given, "draft": "never"}, [{**given, **one} for one in drafts]))
+            infill = {"mode": "infill", "targets": [cut(line) for line in references]}
+            cases.append(({**infill, "draft": "never"}, [{**infill, **draft} for draft in drafts]))
         for base, others in cases:
             first, times = decode(generator, lines, batch, **base)
             rows.append(row_of(base["mode"] if base["mode"] == "ar" else "infill, token by token", batch, first, times))
@@ -135,21 +137,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"machine": common.machine(), "dtype": str(generator.net.dtype), "rows": rows}
 
 
-def main() -> None:
-    """Runs the program."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--source", required=True)
     parser.add_argument("--references")
-    parser.add_argument("--sentences", type=int, help="only the first so many")
+    parser.add_argument("--sentences", type=int, help="number of sentences from the start; default: all")
     parser.add_argument("--batches", default="1,32")
-    parser.add_argument("--dtype", help="of matrix products")
-    parser.add_argument("--always", action="store_true", help="only with drafts always made, for equality alone")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object at the end")
-    args = parser.parse_args()
+    parser.add_argument("--dtype", help="type of matrix products; default: the checkpoint's")
+    parser.add_argument("--always", action="store_true", help="measure only --draft=always, to check equality alone")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    args = parser.parse_args(argv)
     parallel.start()
     common.finish(measure(args), args.json)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

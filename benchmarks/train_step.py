@@ -1,12 +1,13 @@
-"""Time of a training step, objective by objective, beside the rate of a matrix product measured in the same run.
+"""Time of a training step for each objective, with the rate of a matrix product measured in the same run.
 
     python benchmarks/train_step.py [--json] [--objectives=ar,cmlm,janus,ctc,janus_ctc] [--runs=7]
     python benchmarks/train_step.py --preset=bart_base [--sentences=8 --length=512] [--remat=dots] [--json]
 
-The shape is that of the published figures of the released code: 32 sentences, source 28, target 27 tokens, D 512, F 1024,
-H 4, 6+6 layers, V 10000 (37.8M parameters), dropout 0.3, Adam; with a preset, its denoising pretraining step: 2 blocks of
-256 tokens, dropout 0.1 (attention too). Masks come from the samplers (seed 0) and have the trainer's own padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for
-forward and backward (`model.cost`); what the compiler recomputes or adds is not counted.
+The model has the shape of the released code's published figures: 32 sentences, source 28, target 27 tokens, D 512,
+F 1024, H 4, 6+6 layers, V 10000 (37.8M parameters), dropout 0.3, Adam. With a preset the program measures its denoising
+pretraining step: 2 blocks of 256 tokens, dropout 0.1 (attention too). Masks come from the samplers (seed 0) and have the
+trainer's padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for forward and
+backward (`model.cost`). Operations that the compiler recomputes or adds are not counted.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -38,7 +40,7 @@ SENTENCES, SOURCE, TARGET, VOCAB = 32, 28, 27, 10_000
 
 
 def make_config(objective: str, args: argparse.Namespace) -> Config:
-    """The published shape under one objective, or a preset's pretraining."""
+    """The config of the published shape with one objective, or of a preset's pretraining."""
     if args.preset:
         raw = bart_janus.pretraining(args.preset).to_dict()
         raw["model"] |= {"vocab_size": PRESETS[args.preset].vocab_size or VOCAB}
@@ -67,12 +69,14 @@ def make_batch(config: Config, sentences: int, source: int, target: int) -> Batc
         # Four tokens of three words, sentences of 20 tokens.
         starts, marks = np.arange(vocab) % 4 != 3, np.arange(1, target - 1, 20)
         rows = corruption.row_generators(0, 0, ids)
-        made = [noise(g, one, starts, marks, config.data, Specials()) for g, one in zip(rows, sides[1], strict=True)]
+        noised = [
+            noise(g, block, starts, marks, config.data, Specials()) for g, block in zip(rows, sides[1], strict=True)
+        ]
         sides[0] = np.full((sentences, target), Specials.pad, np.int32)
         masked = np.zeros((sentences, max_masked(target, config.data.noise_ratio)), np.int32)
-        counts = np.array([len(one.masked) for one in made], np.int32)
-        for row, one in enumerate(made):
-            sides[0][row, : len(one.source)], masked[row, : len(one.masked)] = one.source, one.masked
+        counts = np.array([len(block.masked) for block in noised], np.int32)
+        for row, block in enumerate(noised):
+            sides[0][row, : len(block.source)], masked[row, : len(block.masked)] = block.source, block.masked
     else:
         lengths, sampler = np.full(sentences, target), corruption.make_sampler(config.data)
         uniforms = corruption.row_uniforms(0, 0, ids, lengths, sampler.uniforms)
@@ -91,7 +95,7 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
     start = time.perf_counter()
     step = jax.jit(make_train_step(net, config), donate_argnums=0).lower(state, batch)
     step = step.compile(compiler_options=compiler_options(config))
-    compiled_in = time.perf_counter() - start
+    compile_seconds = time.perf_counter() - start
 
     def run() -> jax.Array:
         nonlocal state
@@ -99,9 +103,9 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         return metrics["loss/total"]
 
     common.seconds(run, 2)
-    common.forget_peak_memory()
+    common.reset_peak_memory()
     times = common.seconds(run, args.runs)
-    taken = statistics.median(times)
+    seconds = statistics.median(times)
     flops = step_flops(config, args.sentences, *lengths, batch.masked.shape[-1])
     tokens = args.sentences * lengths[1]
     return {
@@ -109,25 +113,28 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         "parameters": parameter_count(state.params),
         "masked_real": float(np.mean(batch.masked_count)),
         "masked_padded": batch.masked.shape[-1],
-        "seconds": taken,
+        "seconds": seconds,
         "seconds_min": min(times),
-        "target_tokens_per_second": tokens / taken,
+        "target_tokens_per_second": tokens / seconds,
         "gflop": flops / 1e9,
-        "gflop_per_second": flops / taken / 1e9,
-        "compile_seconds": compiled_in,
+        "gflop_per_second": flops / seconds / 1e9,
+        "compile_seconds": compile_seconds,
         "temporary_gigabytes": step.memory_analysis().temp_size_in_bytes / 1e9,
         "peak_gigabytes": common.peak_gigabytes(),
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--objectives", help="default: all; with a preset janus")
-    parser.add_argument("--preset", choices=sorted(PRESETS), help="pretraining of this architecture instead")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), help="measure the pretraining of this architecture instead"
+    )
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--sentences", type=int, help="default: 32; with a preset 2 blocks")
-    parser.add_argument("--length", type=int, default=256, help="with a preset: tokens of a block")
+    parser.add_argument("--length", type=int, default=256, help="with a preset: tokens in a block")
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--ar_stream", choices=["query", "content"])
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"])
@@ -146,10 +153,10 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row)
         print(
             f"{objective:9s} {row['seconds']:.3f} s  {row['target_tokens_per_second']:.0f} target tokens/s  "
-            f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a matrix "
-            f"product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
-            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory; the process holds at most "
-            f"{row['peak_gigabytes']:.2f} GB)"
+            f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a "
+            f"matrix product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
+            f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory; the process "
+            f"holds at most {row['peak_gigabytes']:.2f} GB)"
         )
     settings = dataclasses.asdict(make_config("janus", args).model)
     figures = {"machine": common.machine(), "matmul_gflop_per_second": rate / 1e9, "model": settings, "rows": rows}
