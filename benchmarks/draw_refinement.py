@@ -7,8 +7,8 @@
     python -m janus_jax.decode --checkpoint=runs/demo_deen --mode=ar --beam=1 --format=jsonl < test.jsonl > ar.jsonl
     python -m benchmarks.draw_refinement --trace=trace.jsonl --ar=ar.jsonl --line=32
 
-These commands drew docs/images/refinement.svg, the picture in the README. In it a dashed box is a token that is masked again
-after the pass, and a filled box is a token that the pass changed.
+These commands drew docs/images/refinement.svg, the picture in the README. A dashed box is a token that is masked
+again after the pass. A filled box is a token that the pass changed.
 """
 
 import argparse

@@ -1,4 +1,6 @@
-"""Draws which rows attend to which in the decoder's joint pass, from the model's own row layout: `python -m benchmarks.draw_rows`.
+"""Draws which rows attend to which in the decoder's joint pass, from the model's row layout.
+
+    python -m benchmarks.draw_rows
 
 Writes docs/images/rows.svg, the picture in docs/method.md. Its rows are queries, its columns keys and values.
 

@@ -4,8 +4,8 @@
     python benchmarks/decode.py --peer=transformers
 
 The model is a BART of the benchmark's shape (single-stream decoder, cached keys and values). Hugging Face runs it in
-PyTorch, and CTranslate2 runs the converted model. Every output has the full length. `Peer` runs this file in a process. It
-reads lines "beams batch" from standard input, decodes one batch for each line and prints its seconds.
+PyTorch, and CTranslate2 runs the converted model. Every output has the full length. `Peer` runs this file in a process.
+It reads lines "beams batch" from standard input, decodes one batch for each line and prints its seconds.
 """
 
 import contextlib

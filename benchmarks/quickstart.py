@@ -32,8 +32,8 @@ def measure(workdir: Path) -> dict[str, Any]:
     """Decodes the test split with the newest checkpoint of `workdir`, or reads its figures from an earlier run.
 
     Returns:
-      A dict that JSON can hold: `checkpoint`, `config_hash`, `step`, `machine`, `rows` of `evaluate_settings`, `sources`,
-      `references`.
+      A dict that JSON can hold: `checkpoint`, `config_hash`, `step`, `machine`, `rows` of `evaluate_settings`,
+      `sources`, `references`.
 
     Raises:
       CheckpointError, DataError: there is no checkpoint, or its data are missing.

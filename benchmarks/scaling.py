@@ -1,27 +1,31 @@
-"""Scaling on paper, checked by the compiler: what each device of a large mesh computes, sends and holds in a training step.
+"""Scaling on paper, checked by the compiler: operations, traffic and memory of each device in a step on a large mesh.
 
     python benchmarks/scaling.py --max_devices=512 [--devices=8,64] [--seconds=300] [--json]
     python benchmarks/scaling.py --table        # from benchmarks/results/scaling.json, without compiling
 
-The step is that of BART-large's joint pretraining (configs/bart_janus.py:large, bfloat16, one micro-batch of the released
-recipe: 3 blocks of 512 tokens a device, whatever the mesh), compiled for meshes of CPU stand-ins from abstract arrays: nothing
-is allocated or run. From the compiled program come the floating-point operations, the bytes that its operations read and
-write, the memory, and every collective operation with the devices that take part.
+The step is BART-large's joint pretraining (configs/bart_janus.py:large, bfloat16). It has one micro-batch of the
+released recipe: 3 blocks of 512 tokens per device on every mesh. The program compiles it for meshes of CPU devices from
+abstract arrays; nothing is allocated or run. The compiled program gives the floating-point operations, the bytes that
+its operations read and write, the memory, and every collective operation with the devices that take part.
 
-- Layers are alike, so that programs of 1+1 and 2+2 layers (encoder + decoder) give the 12+12 by a straight line; 3+3 are
-  compiled once to check it (`linearity`: relative differences). Vocabulary logits are computed at once and not in chunks
-  (objective.projection_rows), since the compiler counts the operations of a loop once.
-- Meshes that were not compiled (*) take the payloads from the largest compiled mesh of their layout; the state is counted
-  from its shardings everywhere.
-- Time: computing = operations / peak rate; sending = bytes of ring algorithms / rate of the links. Efficiency is that of one
-  device, at its peak and alone, over the slower of the two (sent while computing) and over their sum (sent afterwards). No
-  program reaches the peak rate: real computing takes longer, and sending is then a smaller share.
-- XLA's CPU compiler makes sums of bfloat16 in float32, so that activations under `tensor` count double, and holds float32
-  copies, so that memory is overestimated. Under fsdp it reduces gradients whole and then cuts them (all-reduce), where GPU
-  and TPU compilers may scatter them (reduce-scatter), half of it. These are errors to the careful side. To the other side:
-  a ring is given all links of a chip, where an axis of a TPU's torus has one or two; the line's temporary memory is 7% low.
-- In a step of several micro-batches (train.accumulation) gradients are reduced after each of them, so that its efficiency is
-  about the same; under fsdp weights are gathered once.
+- All layers are equal. So a straight line through programs of 1+1 and 2+2 layers (encoder + decoder) gives the
+  figures of 12+12; one program of 3+3 layers checks the line (`linearity`: relative differences). Vocabulary logits
+  are computed at once and not in chunks (objective.projection_rows), since the compiler counts the operations of a
+  loop once.
+- A mesh that was not compiled (*) has the payloads of the largest compiled mesh of its layout. The bytes of the state
+  follow from the shardings for every mesh.
+- Computing time = operations / peak rate; sending time = bytes of ring algorithms / rate of the links. Efficiency is
+  the time of one device at its peak and alone, divided by the longer of the two times (the device sends while it
+  computes) or by their sum (it sends afterwards). No program reaches the peak rate: real computing takes longer, and
+  sending is then a smaller share.
+- Some errors make the figures worse than real ones. XLA's CPU compiler sums bfloat16 in float32, so that activations
+  under `tensor` count double, and keeps float32 copies, so that memory is overestimated. Under fsdp it reduces whole
+  gradients and then slices them (all-reduce); GPU and TPU compilers may scatter them (reduce-scatter), which sends
+  half as much.
+- Two errors make the figures better than real ones. A ring has all links of a chip here, but an axis of a TPU's torus
+  has one or two. The temporary memory on the line is 7% too low.
+- A step of several micro-batches (train.accumulation) reduces the gradients after each of them, so that its
+  efficiency is about the same. Under fsdp it gathers the weights once.
 """
 
 import argparse
@@ -69,30 +73,31 @@ LAYOUTS: dict[str, Callable[[int], Sizes]] = {
 
 @dataclass(frozen=True)
 class Chip:
-    """Rates of a data sheet; bytes and operations a second. Rates of links are one way."""
+    """Rates of a chip from its data sheet, per second. Rates of links are one way."""
 
     name: str
-    flops: float  # bfloat16, dense
-    link: float  # of a chip, to those of its node
-    node: int  # chips that these links join
-    network: float  # of a chip, to other nodes; 0: not told
+    flops: float  # operations, bfloat16, dense
+    link: float  # bytes from a chip to the other chips of its node
+    node: int  # chips in a node
+    network: float  # bytes from a chip to other nodes; 0: the data sheet does not state it
 
     def rate(self, mesh: dict[str, int], axes: Sequence[str]) -> float:
-        """Bytes a second that each device of a ring along mesh axes sends; 0 where it leaves the links that are told.
+        """Bytes per second that each device of a ring along mesh axes sends; 0 if it needs a link of unknown rate.
 
-        A ring through several nodes crosses between two of them once a node. As many rings as it has devices in a node share
-        the work, each crossing by another device's network link: together they have the links of all these devices.
+        A ring through several nodes leaves each node once. If it has n devices in a node, n rings share the work, and
+        each ring leaves the node by the network link of another device. Together they use the links of all n devices.
         """
-        places = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
-        ring = places[tuple(slice(None) if axis in axes else 0 for axis in mesh)].reshape(-1)
-        together = int((ring < self.node).sum())
-        return self.link if together == len(ring) else min(self.link, together * self.network)
+        devices = np.arange(math.prod(mesh.values())).reshape(tuple(mesh.values()))
+        ring = devices[tuple(slice(None) if axis in axes else 0 for axis in mesh)].reshape(-1)
+        ring_in_node = int((ring < self.node).sum())
+        return self.link if ring_in_node == len(ring) else min(self.link, ring_in_node * self.network)
 
 
-# TPU v5e, v5p: Google Cloud documentation, "TPU v5e" and "TPU v5p", system architecture: 197 and 459 bf16 TFLOP/s, 1600 and 4800
-# Gbit/s of inter-chip interconnect a chip, slices of up to 256 and 8960 chips (their memory: 16 GB at 819 GB/s, 95 GB at 2765).
-# H100: NVIDIA H100 Tensor Core GPU datasheet, SXM: 989 bf16 TFLOP/s dense, NVLink 900 GB/s both ways together, (80 GB at 3.35
-# TB/s); NVIDIA DGX H100 datasheet: 8 GPUs, a 400 Gbit/s ConnectX-7 each.
+# TPU v5e, v5p: Google Cloud documentation, "TPU v5e" and "TPU v5p", system architecture: 197 and 459 bf16 TFLOP/s,
+# 1600 and 4800 Gbit/s of inter-chip interconnect per chip, slices of up to 256 and 8960 chips (memory: 16 GB at 819
+# GB/s, 95 GB at 2765 GB/s). H100: NVIDIA H100 Tensor Core GPU datasheet, SXM: 989 bf16 TFLOP/s dense, NVLink 900 GB/s
+# in both directions together (memory: 80 GB at 3.35 TB/s); NVIDIA DGX H100 datasheet: 8 GPUs, each with a ConnectX-7
+# of 400 Gbit/s.
 CHIPS = (
     Chip("TPU v5e", 197e12, 1600e9 / 8, 256, 0.0),
     Chip("TPU v5p", 459e12, 4800e9 / 8, 8960, 0.0),
@@ -101,7 +106,7 @@ CHIPS = (
 
 
 def make_config(layers: int) -> Config:
-    """The preset with so many layers on each side."""
+    """The preset with `layers` encoder layers and `layers` decoder layers."""
     raw = bart_janus.get_config("large").to_dict()
     raw["model"] |= {"vocab_size": PRESETS[PRESET].vocab_size, "dtype": "bfloat16"}
     raw["model"] |= {"encoder_layers": layers, "decoder_layers": layers}
@@ -111,7 +116,7 @@ def make_config(layers: int) -> Config:
 
 
 def abstract_step(layers: int, mesh: Any) -> tuple[Any, Any, Config]:
-    """State and batch of a step, as shapes with shardings."""
+    """State and batch of a step as shapes with shardings, and the config."""
     config = make_config(layers)
     shapes = jax.eval_shape(lambda: init_state(Janus(config.model, Specials()), config))
     shardings = parallel.state_shardings(mesh, shapes)
@@ -126,7 +131,7 @@ def abstract_step(layers: int, mesh: Any) -> tuple[Any, Any, Config]:
 
 
 def compiled(sizes: Sizes, layers: int) -> dict[str, Any]:
-    """Figures of one device in a compiled step."""
+    """Compiles the step and returns the figures of one device."""
     mesh = parallel.make_mesh(ParallelConfig(*sizes))
     with jax.set_mesh(mesh):
         state, batch, config = abstract_step(layers, mesh)
@@ -151,21 +156,21 @@ def state_bytes(sizes: Sizes) -> int:
 
 
 def line(one: dict[str, Any], two: dict[str, Any], layers: int) -> dict[str, Any]:
-    """Figures of `layers` layers on the straight line through those of 1 and of 2."""
+    """Figures of `layers` layers on the straight line through the figures of 1 and of 2 layers."""
 
     def at(a: float, b: float) -> float:
         return a + (layers - 1) * (b - a)
 
-    found = {name: at(one[name], two[name]) for name in ("flops", "bytes_accessed", "temporary_bytes")}
+    figures_at = {name: at(one[name], two[name]) for name in ("flops", "bytes_accessed", "temporary_bytes")}
     sums = {}
     for name in one["collectives"] | two["collectives"]:
         a, b = (figures["collectives"].get(name, {"payload": 0, "count": 0}) for figures in (one, two))
         sums[name] = {key: at(a[key], b[key]) for key in a}
-    return found | {"collectives": sums}
+    return figures_at | {"collectives": sums}
 
 
 def linearity(one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]) -> dict[str, float]:
-    """How far the line through 1 and 2 layers misses what 3 give, relative to the latter."""
+    """Relative difference of the line through 1 and 2 layers from the figures of 3 layers."""
     guess = line(one, two, CHECKED_LAYERS)
     missed = {name: guess[name] / three[name] - 1 for name in ("flops", "bytes_accessed", "temporary_bytes")}
     sent = [sum(entry["payload"] for entry in figures["collectives"].values()) for figures in (guess, three)]
@@ -174,20 +179,22 @@ def linearity(one: dict[str, Any], two: dict[str, Any], three: dict[str, Any]) -
 
 def sent_bytes(figures: dict[str, Any], mesh: dict[str, int]) -> dict[str, float]:
     """Bytes that each device sends, by kind of collective."""
-    found: dict[str, float] = {}
+    sent: dict[str, float] = {}
     for name, entry in figures["collectives"].items():
         kind, *axes = name.split()
         size = math.prod(mesh[axis] for axis in axes)
-        found[kind] = found.get(kind, 0.0) + entry["payload"] * ring_share(kind, size)
-    return found
+        sent[kind] = sent.get(kind, 0.0) + entry["payload"] * ring_share(kind, size)
+    return sent
 
 
 def predict(figures: dict[str, Any], mesh: dict[str, int], chip: Chip, alone: float) -> dict[str, float] | None:
-    """Seconds and efficiency of a step; None where a collective leaves the links that the chip's data sheet tells of.
+    """Seconds and efficiency of a step; None if a collective needs a link whose rate the data sheet does not state.
 
     Args:
-      figures: of the whole model; mesh: axis -> size.
-      alone: operations of a device that trains on the same rows without others.
+      figures: figures of the whole model.
+      mesh: axis name -> size.
+      chip: rates of the devices.
+      alone: operations of a device that trains alone on the same rows.
     """
     computing, sending = figures["flops"] / chip.flops, 0.0
     for name, entry in figures["collectives"].items():
@@ -205,16 +212,16 @@ def predict(figures: dict[str, Any], mesh: dict[str, int], chip: Chip, alone: fl
     }
 
 
-def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row a layout and mesh: figures of the whole model, and what they predict."""
+def rows_of(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each layout and mesh: figures of the whole model, and the predictions from them."""
     layers = PRESETS[PRESET].encoder_layers
-    whole = {key: line(entry["1"], entry["2"], layers) for key, entry in found["compiled"].items()}
+    whole = {key: line(entry["1"], entry["2"], layers) for key, entry in results["compiled"].items()}
     rows, seen = [], set()
     for layout, sizes_of in LAYOUTS.items():
         for devices in DEVICES:
             sizes = sizes_of(devices)
             key = name_of(sizes)
-            # Meshes with the same axes in use exchange the same payloads.
+            # Meshes that use the same axes exchange the same payloads.
             like = [name_of(s) for s in map(sizes_of, DEVICES) if [n > 1 for n in s] == [n > 1 for n in sizes]]
             source = key if key in whole else next((name for name in reversed(like) if name in whole), None)
             if source is None or key in seen:
@@ -230,7 +237,7 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
                     "flops": figures["flops"],
                     "bytes_accessed": figures["bytes_accessed"],
                     "sent_bytes": sent_bytes(figures, mesh),
-                    "state_bytes": found["state_bytes"][key],
+                    "state_bytes": results["state_bytes"][key],
                     "temporary_bytes": figures["temporary_bytes"],
                     "predicted": {c.name: predict(figures, mesh, c, whole["1x1x1"]["flops"]) for c in CHIPS},
                 }
@@ -238,14 +245,15 @@ def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def table(found: dict[str, Any]) -> str:
-    """The rows as Markdown."""
+def table(results: dict[str, Any]) -> str:
+    """The rows as a Markdown table."""
     chips = " | ".join(f"{chip.name}: ms, efficiency" for chip in CHIPS)
     lines = [
-        f"| devices | data x fsdp x tensor | TFLOP | GB read, written | sent GB: reduced, gathered | state + temporary GiB | {chips} |",
+        "| devices | data x fsdp x tensor | TFLOP | GB read, written | sent GB: reduced, gathered "
+        f"| state + temporary GiB | {chips} |",
         "|---:|---|---:|---:|---:|---:|" + "---:|" * len(CHIPS),
     ]
-    for row in found["rows"]:
+    for row in results["rows"]:
         sent = row["sent_bytes"]
         rest = sum(sent.values()) - sent.get("all-reduce", 0.0) - sent.get("all-gather", 0.0)
         parts = [f"{sent.get(kind, 0.0) / 1e9:.2f}" for kind in ("all-reduce", "all-gather")]
@@ -259,25 +267,26 @@ def table(found: dict[str, Any]) -> str:
             *(_predicted(row["predicted"][chip.name]) for chip in CHIPS),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    missed = ", ".join(f"{name.replace('_', ' ')} {value:+.1%}" for name, value in found["linearity"].items())
+    missed = ", ".join(f"{name.replace('_', ' ')} {value:+.1%}" for name, value in results["linearity"].items())
     return "\n".join(
         [
             *lines,
             "",
-            f"A device's part of a step with {ROWS} blocks of {LENGTH} tokens each; layers 12+12 on the line through compiled "
-            f"1+1 and 2+2, which misses 3+3 by: {missed or 'not checked'}. *: not compiled, payloads of the largest compiled "
-            "mesh of the layout. Milliseconds and efficiency: sending after computing - while computing. -: leaves the slice.",
+            f"A device's part of a step with {ROWS} blocks of {LENGTH} tokens each; layers 12+12 on the line through "
+            f"compiled 1+1 and 2+2, which misses 3+3 by: {missed or 'not checked'}. *: not compiled, payloads of the "
+            "largest compiled mesh of the layout. Milliseconds and efficiency: sending after computing - while "
+            "computing. -: leaves the slice.",
         ]
     )
 
 
-def _predicted(one: dict[str, float] | None) -> str:
-    if one is None:
+def _predicted(prediction: dict[str, float] | None) -> str:
+    if prediction is None:
         return "-"
-    computing, sending = one["computing_seconds"] * 1e3, one["sending_seconds"] * 1e3
+    computing, sending = prediction["computing_seconds"] * 1e3, prediction["sending_seconds"] * 1e3
     return (
-        f"{computing + sending:.1f} - {max(computing, sending):.1f}, {one['efficiency_sequential']:.0%} - "
-        f"{one['efficiency_overlapped']:.0%}"
+        f"{computing + sending:.1f} - {max(computing, sending):.1f}, {prediction['efficiency_sequential']:.0%} - "
+        f"{prediction['efficiency_overlapped']:.0%}"
     )
 
 
@@ -286,7 +295,7 @@ def name_of(sizes: Sizes) -> str:
 
 
 def in_subprocess(sizes: Sizes, layers: int, seconds: float) -> dict[str, Any] | None:
-    """`compiled` in a process with as many CPU devices; None after so many seconds, or if it fails."""
+    """`compiled` in a process with as many CPU devices; None if it fails or takes longer than `seconds`."""
     command = [sys.executable, str(Path(__file__).resolve()), f"--compile={name_of(sizes)}", f"--layers={layers}"]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=seconds, check=True)
@@ -297,43 +306,45 @@ def in_subprocess(sizes: Sizes, layers: int, seconds: float) -> dict[str, Any] |
 
 
 def measure(devices: Sequence[int], seconds: float) -> dict[str, Any]:
-    """Compiles what RESULTS lacks, and writes it after each mesh."""
+    """Compiles the meshes that RESULTS lacks, and writes RESULTS after each mesh."""
     settings = {"model": PRESET, "rows_a_device": ROWS, "length": LENGTH}
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if {name: found.get(name) for name in settings} != settings:
-        found = {"machine": common.machine(), **settings, "compiled": {}, "linearity": {}}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if {name: results.get(name) for name in settings} != settings:
+        results = {"machine": common.machine(), **settings, "compiled": {}, "linearity": {}}
     wanted = [(1, 1, 1)] + [sizes_of(n) for n in devices for sizes_of in LAYOUTS.values()]
     for sizes in dict.fromkeys(wanted):
         name = name_of(sizes)
-        if name not in found["compiled"]:
+        if name not in results["compiled"]:
             by_layers = {str(layers): in_subprocess(sizes, layers, seconds) for layers in COMPILED_LAYERS}
             if None in by_layers.values():
                 continue
-            found["compiled"][name] = by_layers
+            results["compiled"][name] = by_layers
             print(f"{name}: {[figures['compile_seconds'] for figures in by_layers.values()]} s", flush=True)
-        if not found["linearity"] and sizes != (1, 1, 1):
+        if not results["linearity"] and sizes != (1, 1, 1):
             three = in_subprocess(sizes, CHECKED_LAYERS, seconds)
-            found["linearity"] = linearity(*found["compiled"][name].values(), three) if three else {}
-        _write(found)
-    return found
+            results["linearity"] = linearity(*results["compiled"][name].values(), three) if three else {}
+        _write(results)
+    return results
 
 
-def _write(found: dict[str, Any]) -> None:
+def _write(results: dict[str, Any]) -> None:
     meshes = {sizes_of(n) for n in DEVICES for sizes_of in LAYOUTS.values()}
-    found["state_bytes"] = found.get("state_bytes") or {name_of(sizes): state_bytes(sizes) for sizes in sorted(meshes)}
-    found |= {"chips": [vars(chip) for chip in CHIPS], "rows": rows_of(found)}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if not results.get("state_bytes"):
+        results["state_bytes"] = {name_of(sizes): state_bytes(sizes) for sizes in sorted(meshes)}
+    results |= {"chips": [vars(chip) for chip in CHIPS], "rows": rows_of(results)}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
-    parser.add_argument("--table", action="store_true", help="only print what was found")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results")
     parser.add_argument("--max_devices", type=int, default=64, help="larger meshes are not compiled")
     parser.add_argument("--devices", help=f"compile only these of {DEVICES}, in this order")
-    parser.add_argument("--seconds", type=float, default=300, help="that a compilation may take")
-    parser.add_argument("--compile", metavar="DATAxFSDPxTENSOR", help="only this mesh, in this process")
-    parser.add_argument("--layers", type=int, default=1, help="of encoder and decoder, with --compile")
+    parser.add_argument("--seconds", type=float, default=300, help="time limit of a compilation")
+    parser.add_argument("--compile", metavar="DATAxFSDPxTENSOR", help="compile only this mesh, in this process")
+    parser.add_argument("--layers", type=int, default=1, help="layers of encoder and of decoder, with --compile")
     args = parser.parse_args(argv)
     if args.compile:
         sizes = tuple(map(int, re.findall(r"\d+", args.compile)))
@@ -345,9 +356,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table(json.loads(RESULTS.read_text())))
         return 0
     devices = tuple(map(int, args.devices.split(","))) if args.devices else DEVICES
-    found = measure([n for n in devices if n <= args.max_devices], args.seconds)
-    print(table(found))
-    common.finish(found, args.json)
+    results = measure([n for n in devices if n <= args.max_devices], args.seconds)
+    print(table(results))
+    common.finish(results, args.json)
     return 0
 
 

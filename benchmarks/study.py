@@ -1,15 +1,15 @@
-"""Which objective, and which recipe, teaches what at equal updates: one small Multi30k model a cell of a table.
+"""Compares objectives and recipes at equal updates: one small Multi30k model for each cell of a table.
 
-    python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # trains and scores what is missing
+    python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # train and score missing cells
     python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
     python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
     python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
-    python benchmarks/study.py --list        # the cells, what each changes, which are done
+    python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
-Every cell starts from the preset `study` of configs/multi30k_deen.py and says what it changes. The text is in data/multi30k,
-or in the folder that --data names. A finished cell is a file under benchmarks/results/study/ (settings, hash, validation
-losses, scores on test_2016_flickr) and isn't run again unless its settings change; a setting that is new since, at its
-default, is no change.
+Every cell is the preset `study` of configs/multi30k_deen.py with some changes. The text is in data/multi30k or in the
+folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
+test_2016_flickr). The program runs it again only if its settings change. A new setting of the package is no change
+while it has its default.
 """
 
 import argparse
@@ -37,16 +37,17 @@ from janus_jax.train import train
 from janus_jax.train.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results" / "study"
-DATA_FREE = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")
+PATH_SETTINGS = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")
 
 
 def config_of(cell: Cell, seed: int, folder: str | None = None, prepared: str | None = None) -> Config:
-    """The settings of a cell.
+    """The config of a cell.
 
     Args:
-      cell: what it changes.
-      seed: of parameters, dropout, order and masks.
-      folder: of the text, where it is not that of the preset; prepared: of the prepared dataset.
+      cell: the changes to the preset.
+      seed: seed of parameters, dropout, order and masks.
+      folder: folder of the text; default: the preset's.
+      prepared: folder of the prepared dataset; default: the preset's.
     """
     config: ml_collections.ConfigDict = multi30k_deen.get_config("study")
     if folder:
@@ -62,30 +63,30 @@ def config_of(cell: Cell, seed: int, folder: str | None = None, prepared: str | 
 
 
 def result_path(name: str, seed: int) -> Path:
-    """Where the figures of a cell are."""
+    """The file of a cell's figures."""
     return RESULTS / (f"{name}_seed{seed}.json" if seed else f"{name}.json")
 
 
 def is_done(path: Path, config: Config) -> bool:
-    """Whether the file holds a cell of these settings; those that it doesn't name must be at their defaults."""
+    """Whether the file holds a cell of these settings; a setting that is absent in the file counts as its default."""
     if not path.exists():
         return False
     return json.loads(path.read_text(encoding="utf-8"))["settings"] == changed_settings(config)
 
 
 def changed_settings(config: Config) -> dict[str, Any]:
-    """The settings that differ from their defaults, places of files left out."""
-    plain = dict(config_lib.leaves(Config()))
-    changed = {name: value for name, value in config_lib.leaves(config) if value != plain[name]}
-    return json.loads(json.dumps({name: value for name, value in changed.items() if name not in DATA_FREE}))
+    """The settings that differ from their defaults, without paths."""
+    defaults = dict(config_lib.leaves(Config()))
+    changed = {name: value for name, value in config_lib.leaves(config) if value != defaults[name]}
+    return json.loads(json.dumps({name: value for name, value in changed.items() if name not in PATH_SETTINGS}))
 
 
 def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
-    """Trains a cell, or takes up its run where it was stopped, scores it and writes its file."""
+    """Trains a cell or resumes its run, scores it and writes its file."""
     train(config, workdir)
     records = read_metrics(workdir / "metrics.jsonl")
     if not any("valid/loss" in record and record["step"] == config.train.steps for record in records):
-        print(f"{name}: stopped; the same command goes on with it")
+        print(f"{name}: stopped; the same command resumes it")
         return
     curve = {r["step"]: _named(r, "valid/") for r in records if "valid/loss" in r}
     figures = {
@@ -113,16 +114,16 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
 
 
 def add_scores(path: Path, config: Config, workdir: Path) -> None:
-    """Scores a finished cell under the ways of decoding that its file lacks."""
+    """Scores a finished cell by the decoding settings that its file lacks."""
     figures = _read(path)
     rows = {row["setting"]: row for row in figures["rows"]}
-    wanted = decodings(config.objective.name)
-    rows |= {row["setting"]: row for row in scores(config, workdir, [s for s in wanted if s not in rows])}
-    _write(path, figures | {"rows": [rows[setting] for setting in wanted]})
+    settings = decodings(config.objective.name)
+    rows |= {row["setting"]: row for row in scores(config, workdir, [s for s in settings if s not in rows])}
+    _write(path, figures | {"rows": [rows[setting] for setting in settings]})
 
 
 def scores(config: Config, workdir: Path, settings: Sequence[str]) -> list[dict[str, Any]]:
-    """Scores of the test split, a row for each way of decoding."""
+    """Scores of the test split, a row for each decoding setting."""
     d = config.data
     sources, references = read_lines(f"{d.test}.{d.source_lang}"), read_lines(f"{d.test}.{d.target_lang}")
     generator = Generator.from_checkpoint(workdir)
@@ -135,10 +136,10 @@ def scores(config: Config, workdir: Path, settings: Sequence[str]) -> list[dict[
 
 
 def decodings(objective: str) -> tuple[str, ...]:
-    """The ways of decoding that an objective's models are scored under."""
+    """The decoding settings that score the models of an objective."""
     ar = ("ar:beam=5", "ar:beam=1")
     nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
-    # A blank penalty of 1 was best for BLEU on the validation split, of 0, 0.5, ..., 3.
+    # Of the blank penalties 0, 0.5, ..., 3 the penalty 1 had the best BLEU on the validation split.
     ctc = ("ctc:beam=1", "ctc:beam=5", "ctc:beam=1,blank_penalty=1", "ctc:beam=5,blank_penalty=1")
     reranked_nar, reranked_ctc = "nar:passes=4,length_beam=3,rerank=ar", "ctc:beam=5,blank_penalty=1,rerank=ar"
     return {
@@ -156,7 +157,7 @@ def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program with these arguments (default: the process's own) and returns its exit status."""
+    """Runs the study; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", action="append", choices=list(CELLS), help="repeatable; all by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -165,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--data",
         help="folder with train, val and test_2016_flickr (.de, .en) and deen4000.model; default: data/multi30k",
     )
-    parser.add_argument("--prepared", help="folder of the prepared dataset, made if it is absent")
+    parser.add_argument("--prepared", help="folder of the prepared dataset; created if absent")
     parser.add_argument("--list", action="store_true", help="only list the cells")
-    parser.add_argument("--rescore", action="store_true", help="finished cells: decode what their files lack")
-    parser.add_argument("--table", action="store_true", help="only print what is found")
-    parser.add_argument("--plot", type=Path, help="only draw what is found, an SVG")
+    parser.add_argument("--rescore", action="store_true", help="score the missing settings of finished cells")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the results")
+    parser.add_argument("--plot", type=Path, help="only draw the results as an SVG file")
     parser.add_argument("--speed", action="store_true", help="only time the decoding of the trained --cell ...")
     parser.add_argument(
         "--step_seconds",
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="N",
         help="only time the training steps of the cells, on the first N batches",
     )
-    parser.add_argument("--sentences", type=int, default=100, help="of the test split are timed one by one")
+    parser.add_argument("--sentences", type=int, default=100, help="sentences of the test split to time one by one")
     parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
     if args.table or args.plot:

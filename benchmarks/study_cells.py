@@ -1,4 +1,4 @@
-"""The cells of benchmarks/study.py: what each changes in the preset `study`, and why it was run."""
+"""The cells of benchmarks/study.py: the changes of each to the preset `study`, and its purpose."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,6 +72,6 @@ CELLS = {
         "the same without divergence",
         _JOINT_CTC | _late(400, ctc=1.0) | _CONTENT_AR10 | {"objective.weights.kl_ar_ctc": 0.0},
     ),
-    # Choices made before.
+    # Earlier choices.
     "ar_lr1": Cell("AR alone, half the rate", {"objective.name": "ar", "optimizer.learning_rate": 1e-3}),
 }

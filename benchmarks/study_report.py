@@ -1,4 +1,4 @@
-"""What benchmarks/study.py has found, as tables and a plot."""
+"""The results of benchmarks/study.py as tables and a plot, and the timing of its cells."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ from janus_jax.objective.joint import active_terms
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Specials
 
-# Columns: title and setting.
+# Title and decoding setting of each column.
 COLUMNS = (
     ("AR beam 5", "ar:beam=5"),
     ("AR greedy", "ar:beam=1"),
@@ -44,15 +44,20 @@ SPEED_FILE, STEP_FILE = "speed.json", "step_seconds.json"
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
-    """The finished cells, in the order of `CELLS`, seeds of a cell together."""
+    """The finished cells in the order of `CELLS`; seeds of a cell are neighbours."""
     files = [path for path in sorted(folder.glob("*.json")) if path.name not in (SPEED_FILE, STEP_FILE)]
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     order = list(CELLS)
-    return sorted((f for f in found if f["cell"] in order), key=lambda f: (order.index(f["cell"]), f["seed"]))
+    return sorted((r for r in results if r["cell"] in order), key=lambda r: (order.index(r["cell"]), r["seed"]))
 
 
 def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) -> str:
-    """BLEU / chrF of every cell, a Markdown table; with `times` of `step_seconds` also the seconds of all training steps."""
+    """BLEU / chrF of every cell as a Markdown table.
+
+    Args:
+      cells: results of `load`.
+      times: results of `step_seconds`. With them the table has the seconds of all training steps.
+    """
     titles = [title for title, _ in COLUMNS] + ["validation NLL"] + ["training s"] * bool(times)
     lines = ["| cell | " + " | ".join(titles) + " |", "|---|" + "--:|" * len(titles)]
     for cell in cells:
@@ -68,14 +73,15 @@ def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) 
 
 
 def label(cell: dict[str, Any]) -> str:
-    """A cell's name, and its seed if it is not the first."""
+    """The name of a cell, and its seed if the seed is not 0."""
     return f"`{cell['cell']}`" + (f", seed {cell['seed']}" if cell["seed"] else "")
 
 
 def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
-    """BLEU of each cell's two halves against each other, an SVG; baselines of one half stand on the axes.
+    """Draws BLEU of AR decoding against BLEU of parallel decoding for each cell, as an SVG file.
 
-    Points are numbered and the numbers explained beside them, since names would hide each other; seeds share a number.
+    Baselines with one of the two are on the axes. The legend explains the numbers of the points, since names would
+    overlap. Seeds of a cell share a number.
     """
     import matplotlib.figure
 
@@ -93,14 +99,14 @@ def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
             continue
         numbers[name] = len(numbers) + 1
         axes.plot(ar, nar, marker, color=colour, label=f"{numbers[name]}  {name}")
-        beside = (3, -10 if numbers[name] % 2 else 4)  # neighbours in the list are often neighbours in the plot
+        beside = (3, -10 if numbers[name] % 2 else 4)  # neighbours in the list are often close in the plot
         axes.annotate(str(numbers[name]), (ar, nar), textcoords="offset points", xytext=beside, fontsize=8)
     figure.legend(loc="outside right upper", fontsize=8)
     axes.set_xlabel("AR, beam 5 (BLEU, test_2016_flickr)")
     axes.set_ylabel("NAR, 10 passes, or CTC, beam 5, blank penalty (BLEU)")
     axes.margins(0.1)
     axes.grid(alpha=0.3)
-    # Without date and with fixed ids, so that the same figures give the same file.
+    # No date and fixed ids: the same figures give the same file.
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "study"}):
@@ -108,13 +114,13 @@ def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs: int) -> dict[str, Any]:
-    """Sentences/s of every way of decoding each model, alone and in batches of 32, in turns in one run.
+    """Sentences/s of each model by every decoding setting, at batch 1 and 32; settings take turns in one run.
 
     Args:
-      workdirs: of the cells' runs.
-      test: source and reference file.
-      sentences: so many of the test split, at batch 1; at batch 32 three times as many.
-      runs: timed runs, of which the median counts.
+      workdirs: cell -> workdir of its run.
+      test: source file and reference file.
+      sentences: number of test sentences at batch 1; at batch 32 three times as many.
+      runs: number of timed runs; the result is their median.
     """
     sources = read_lines(test[0])
     calls = {}
@@ -126,7 +132,7 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
                 continue
             for batch, count in ((1, sentences), (32, max(32, 3 * sentences // 32 * 32))):
                 calls[name, setting, batch] = (generator, sources[:count], batch)
-    times: dict[tuple, list[float]] = {key: [] for key in calls}
+    rates_by_call: dict[tuple, list[float]] = {key: [] for key in calls}
     for turn in range(runs + 1):
         for key, (generator, lines, batch) in calls.items():
             settings = parse_setting(key[1])
@@ -136,11 +142,11 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
                 ],
                 1,
             )
-            if turn:  # the first compiles
-                times[key].append(len(lines) / seconds)
+            if turn:  # the first turn compiles
+                rates_by_call[key].append(len(lines) / seconds)
     rows = [
-        {"cell": name, "setting": setting, "batch": batch, "sentences_per_second": round(median(found), 1)}
-        for (name, setting, batch), found in times.items()
+        {"cell": name, "setting": setting, "batch": batch, "sentences_per_second": round(median(rates), 1)}
+        for (name, setting, batch), rates in rates_by_call.items()
     ]
     return {
         "machine": common.machine(),
@@ -150,14 +156,18 @@ def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs
 
 
 def step_seconds(configs: dict[str, Config], steps: int) -> dict[str, Any]:
-    """Seconds of a training step of each cell: for every set of loss terms that it trains with, how many of its steps have
-    that, and the mean over the batches of the first `steps` steps.
+    """Seconds of a training step of each cell, for every set of loss terms of its schedule.
 
-    Every kind of step is timed in turns with the first one, whose median over the whole run turns the ratios into seconds.
-    (All kinds in one set of turns hold more compiled programs than Linux gives a process memory maps for.)
+    Each kind of step takes turns with the first kind. The result is the ratio of the two times, multiplied by the
+    median time of the first kind over the whole run. (All kinds in one set of turns would need more memory maps for
+    compiled programs than Linux allows a process.)
 
     Args:
-      configs: of the cells; steps: whose batches are timed.
+      configs: cell -> config.
+      steps: number of steps from the start whose batches are timed; the result is the mean over them.
+
+    Returns:
+      `machine`, and `cells`: cell -> list of {`terms`, `steps`: number of the cell's steps with them, `seconds`}.
     """
     kinds = [
         (name, config, terms, count) for name, config in configs.items() for terms, count in _phases(config).items()
@@ -167,30 +177,30 @@ def step_seconds(configs: dict[str, Config], steps: int) -> dict[str, Any]:
     for _, config, terms, _ in kinds:
         run = _step_runner(config, terms, steps)
         turns = [(common.seconds(run, 1)[0] / steps, common.seconds(reference, 1)[0] / steps) for _ in range(3)]
-        ratios.append(median(own / beside for own, beside in turns))
-        references += [beside for _, beside in turns]
+        ratios.append(median(seconds / reference_seconds for seconds, reference_seconds in turns))
+        references += [reference_seconds for _, reference_seconds in turns]
         del run
         gc.collect()
-    found: dict[str, Any] = {}
+    cells: dict[str, Any] = {}
     for (name, _, terms, count), ratio in zip(kinds, ratios, strict=True):
         phase = {"terms": list(terms), "steps": count, "seconds": round(ratio * median(references), 4)}
-        found.setdefault(name, []).append(phase)
-    return {"machine": common.machine(), "cells": found}
+        cells.setdefault(name, []).append(phase)
+    return {"machine": common.machine(), "cells": cells}
 
 
 def _phases(config: Config) -> Counter[tuple[str, ...]]:
-    """How many steps of the run compute which terms."""
+    """Sets of terms -> number of steps of the run that compute them."""
     objective = scheduled(config)
     return Counter(active_terms(objective, step) for step in range(config.train.steps))
 
 
 def _step_runner(config: Config, terms: tuple[str, ...], steps: int) -> Callable[[], Any]:
-    """Does the training steps of the first `steps` batches, from a fresh state each; compiled already."""
+    """A compiled function that does a training step on each of the first `steps` batches, always from a new state."""
     prepared = Prepared.open(config.data.prepared, config)
     model = dataclasses.replace(config.model, vocab_size=text.load(prepared.tokenizer_bytes).vocab_size)
     config = dataclasses.replace(config, model=model)
-    net, made = Janus(model, Specials()), TrainBatches(prepared, config)
-    batches = [jax.device_put(made.batch_at(step)) for step in range(steps)]
+    net, train_batches = Janus(model, Specials()), TrainBatches(prepared, config)
+    batches = [jax.device_put(train_batches.batch_at(step)) for step in range(steps)]
     state = jax.jit(functools.partial(init_state, net, config))()
     step = jax.jit(make_train_step(net, config, terms))
 
@@ -202,15 +212,15 @@ def _step_runner(config: Config, terms: tuple[str, ...], steps: int) -> Callable
 
 
 def training_seconds(figures: dict[str, Any], name: str) -> float | None:
-    """Seconds that all steps of a cell take by the figures of `step_seconds`; None where it isn't among them."""
+    """Seconds of all steps of a cell from the results of `step_seconds`; None if the cell is not in them."""
     phases = figures["cells"].get(name)
     return phases and sum(phase["steps"] * phase["seconds"] for phase in phases)
 
 
 def speed_table(figures: dict[str, Any]) -> str:
-    """The figures of `speed` as a Markdown table."""
+    """The results of `speed` as a Markdown table."""
     lines = ["| model | decoding | sentences/s at batch 1 | 32 |", "|---|---|--:|--:|"]
-    found = {(r["cell"], r["setting"], r["batch"]): r["sentences_per_second"] for r in figures["rows"]}
-    for name, setting in dict.fromkeys((cell, setting) for cell, setting, _ in found):
-        lines.append(f"| `{name}` | {setting} | {found[name, setting, 1]} | {found[name, setting, 32]} |")
+    rates = {(r["cell"], r["setting"], r["batch"]): r["sentences_per_second"] for r in figures["rows"]}
+    for name, setting in dict.fromkeys((cell, setting) for cell, setting, _ in rates):
+        lines.append(f"| `{name}` | {setting} | {rates[name, setting, 1]} | {rates[name, setting, 32]} |")
     return "\n".join(lines)

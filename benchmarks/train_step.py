@@ -5,9 +5,9 @@
 
 The model has the shape of the released code's published figures: 32 sentences, source 28, target 27 tokens, D 512,
 F 1024, H 4, 6+6 layers, V 10000 (37.8M parameters), dropout 0.3, Adam. With a preset the program measures its denoising
-pretraining step: 2 blocks of 256 tokens, dropout 0.1 (attention too). Masks come from the samplers (seed 0) and have the
-trainer's padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for forward and
-backward (`model.cost`). Operations that the compiler recomputes or adds are not counted.
+pretraining step: 2 blocks of 256 tokens, dropout 0.1 (attention too). Masks come from the samplers (seed 0) and have
+the trainer's padding. FLOPs are those of the algorithm: matrix products of real and padded rows, three times for
+forward and backward (`model.cost`). Operations that the compiler recomputes or adds are not counted.
 """
 
 import argparse
