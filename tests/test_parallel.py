@@ -1,4 +1,4 @@
-"""The mesh, the sharding rules, and that they never change what training computes.
+"""The mesh and the sharding rules, which never change the results of training.
 
 Batches are split over data x fsdp, parameters over fsdp and tensor.
 """
@@ -28,7 +28,7 @@ STEPS = 10
 ROWS = 8
 SINGLE = (1, 1, 1)
 LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-# XLA's partitioner gives this warning where it changes a layout by way of whole arrays on every device.
+# XLA's partitioner gives this warning if it changes a layout by copying whole arrays to every device.
 REMATERIALISES = "Involuntary full rematerialization"
 
 
@@ -38,14 +38,14 @@ def layout_name(sizes):
 
 @pytest.fixture(scope="module")
 def net():
-    # No two of its sizes are equal, so that a shape in a compiled program says what it is: D 16, F 32, V' 48, R 11 to 52.
+    # No two sizes are equal, so that a shape in a compiled program is unambiguous: D 16, F 32, V' 48, R 11 to 52.
     return tiny.model(dropout=0.1, encoder_layers=1, heads=8, length_classes=52)[0]
 
 
 @pytest.fixture(scope="module")
 def config(net):
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=3, schedule="constant", ema_decay=0.9)
-    # So few rows at once that each device computes its logits in several parts.
+    # Few rows per chunk, so that each device computes its logits in several chunks.
     return Config(
         model=net.config,
         objective=ObjectiveConfig(projection_rows=8),
@@ -60,7 +60,7 @@ def mesh_of(sizes):
 
 @contextlib.contextmanager
 def without_compile_cache():
-    """Compiles in any case: a program from the cache on disk would give no warning."""
+    """Disables the compilation cache: a program from the cache would give no warning."""
     before = jax.config.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -72,7 +72,7 @@ def without_compile_cache():
 
 
 def trained(net: Janus, config: Config, sizes):
-    """Losses of ten steps, the state after them as numpy, the sharded state, an evaluation, the step's program."""
+    """Losses of ten steps, the state after them as numpy, the sharded state, an evaluation, the text of the program."""
     mesh = mesh_of(sizes)
     with jax.set_mesh(mesh):
         shapes = jax.eval_shape(lambda: init_state(net, config))
@@ -123,7 +123,7 @@ def test_eight_devices_train_ctc_as_one_does(config, capfd):
 
 
 def test_the_warning_of_the_compiler_is_captured(capfd):
-    """Otherwise the tests above could not see it."""
+    """The tests above need this."""
     mesh = mesh_of((2, 2, 2))
     one = NamedSharding(mesh, PartitionSpec(parallel.AXES))
     other = NamedSharding(mesh, PartitionSpec(None, ("tensor", "data")))
@@ -150,7 +150,7 @@ def assert_same_training(result, single):
 
 
 def assert_split(state, sizes):
-    """Parameters, moments and moving average are split over the devices by the rules, and the devices hold nothing else."""
+    """The rules split parameters, moments and moving average over the devices, and the devices hold nothing else."""
     mesh = dict(zip(parallel.AXES, sizes, strict=True))
     bytes_of = dict.fromkeys(jax.tree.leaves(state)[0].sharding.device_set, 0)
     assert len(bytes_of) == math.prod(sizes)
@@ -158,7 +158,7 @@ def assert_split(state, sizes):
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         ways = math.prod(mesh[axis] for axis in leaf.sharding.spec if axis)
-        # Every matrix of the layers, and all that Adam and the moving average keep of it, is split both ways.
+        # Every matrix of the layers, with its moments and moving average, is split over fsdp and tensor.
         if name.endswith(("kernel", "embed_tokens/embedding")):
             assert ways == sizes[1] * sizes[2], name
             kernels += 1
@@ -176,38 +176,41 @@ def names_of(tree):
 
 
 def assert_collectives_are_minimal(program, net, sizes):
-    """The devices of a compiled step send weights, their gradients, and under `tensor` sums of rows, and nothing else."""
+    """The devices of a compiled step send weights, gradients and, under `tensor`, sums of rows, nothing else."""
     mesh = dict(zip(parallel.AXES, sizes, strict=True))
     sent, vocab = collectives(program), padded_vocab(net.config)
-    # One vector of a table that is split over `tensor`, that of CTC's blank, goes to the devices without it.
-    sent = [one for one in sent if one.kind != "collective-permute" or set(one.shapes) != {(1, net.config.d_model)}]
-    assert {one.kind for one in sent} <= {"all-reduce", "all-gather"}
+    # The vector of CTC's blank, in a table that is split over `tensor`, goes to the devices without it.
+    sent = [op for op in sent if op.kind != "collective-permute" or set(op.shapes) != {(1, net.config.d_model)}]
+    assert {op.kind for op in sent} <= {"all-reduce", "all-gather"}
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     specs = jax.tree.leaves(parallel.param_specs(shapes), is_leaf=lambda x: isinstance(x, PartitionSpec))
-    # Parameters as the devices of one tensor group hold them: only `fsdp` is gathered.
+    # Shapes of parameters on the devices of one tensor group: only `fsdp` is gathered.
     weights = {
-        tuple(size // mesh["tensor"] if axis == "tensor" else size for size, axis in zip(leaf.shape, (*spec, None, None), strict=False))
+        tuple(
+            size // mesh["tensor"] if axis == "tensor" else size
+            for size, axis in zip(leaf.shape, (*spec, None, None), strict=False)
+        )
         for leaf, spec in zip(jax.tree.leaves(shapes), specs, strict=True)
-    }  # fmt: skip
-    for one in sent:
-        axes = axes_of(one.groups, mesh)
-        if one.kind == "all-gather":
-            assert axes == ("fsdp",), one
-            # Weights and never rows of the batch, which a gather would bring from the other devices.
-            assert set(one.shapes) <= weights, one
+    }
+    for op in sent:
+        axes = axes_of(op.groups, mesh)
+        if op.kind == "all-gather":
+            assert axes == ("fsdp",), op
+            # Only weights are gathered, never rows of the batch.
+            assert set(op.shapes) <= weights, op
         if sizes[2] > 1:
-            # Neither the token table nor logits are ever whole, or summed to be so.
-            assert not [shape for shape in one.shapes if vocab in shape], one
+            # No device ever has the whole token table or whole logits.
+            assert not [shape for shape in op.shapes if vocab in shape], op
         if "tensor" not in axes:
             continue
-        # Along `tensor`, sums over a row's parts travel; logits' maxima and sums are one number a row.
-        assert one.kind == "all-reduce", one
-        assert axes == ("tensor",), one
-        assert all(vocab // sizes[2] not in shape for shape in one.shapes if len(shape) > 1 and sizes[2] > 1), one
-    # A gradient crosses the mesh once a step, not once a part of the rows: in loops only sums of losses and rows do.
-    in_loops = [one for one in sent if one.times > 1 and "tensor" not in axes_of(one.groups, mesh)]
-    assert all(math.prod(shape) <= 1 for one in in_loops for shape in one.shapes), in_loops
-    assert any(one.kind == "all-gather" for one in sent) == (sizes[1] > 1)
+        # Devices send sums over the parts of a row along `tensor`. Maxima and sums of logits are one number per row.
+        assert op.kind == "all-reduce", op
+        assert axes == ("tensor",), op
+        assert all(vocab // sizes[2] not in shape for shape in op.shapes if len(shape) > 1 and sizes[2] > 1), op
+    # Devices reduce a gradient once per step and not once per chunk of rows. Loops only reduce sums of losses and rows.
+    in_loops = [op for op in sent if op.times > 1 and "tensor" not in axes_of(op.groups, mesh)]
+    assert all(math.prod(shape) <= 1 for op in in_loops for shape in op.shapes), in_loops
+    assert any(op.kind == "all-gather" for op in sent) == (sizes[1] > 1)
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (2, 2, 2)], ids=layout_name)
@@ -217,7 +220,7 @@ def test_bart_large_is_split(sizes):
     shardings = parallel.state_shardings(mesh_of(sizes), shapes)
     placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    # Beside what is split every way there are norms, biases and the two position tables.
+    # Norms, biases and the two position tables are not split in every way.
     assert 1 <= parallel.device_bytes(placed) * sizes[1] * sizes[2] / whole < 1.05
 
 
@@ -230,7 +233,7 @@ def test_every_parameter_has_a_rule_and_moments_follow(net, config):
     shardings = parallel.state_shardings(mesh_of((2, 2, 2)), shapes)
     flat = {jax.tree_util.keystr(p): s.spec for p, s in jax.tree_util.tree_leaves_with_path(shardings)}
     kernels = {spec for path, spec in flat.items() if "fc2" in path and "kernel" in path}
-    assert kernels == {PartitionSpec("tensor", "fsdp")}  # of params, ema and both moments
+    assert kernels == {PartitionSpec("tensor", "fsdp")}  # for params, ema and both moments
     assert sum("fc2" in path and "kernel" in path for path in flat) == 3 * 4
     # Biases of out_proj and norms are on every device.
     assert all(spec == PartitionSpec() for path, spec in flat.items() if "layer_norm" in path)
@@ -252,8 +255,9 @@ def test_a_parameter_without_a_rule_is_an_error():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "expected"), [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((4, 2, 1), (4, 2, 1))]
-)  # fmt: skip
+    ("sizes", "expected"),
+    [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 1, -1), (1, 1, 8)), ((4, 2, 1), (4, 2, 1))],
+)
 def test_mesh_sizes(sizes, expected):
     assert tuple(parallel.make_mesh(ParallelConfig(*sizes)).shape.values()) == expected
 
@@ -290,8 +294,8 @@ def test_constrain_needs_no_mesh():
     assert parallel.constrain(x, parallel.BATCH) is x
 
 
-def devices_of(hosts, each, platform="gpu"):
-    """Stand-ins for the devices of several hosts, in an order that no mesh should depend on."""
+def fake_devices(hosts, each, platform="gpu"):
+    """Fake devices of several hosts, in an order on which no mesh should depend."""
     devices = [
         types.SimpleNamespace(id=host * each + i, process_index=host, platform=platform, slice_index=host)
         for host in range(hosts)
@@ -300,8 +304,8 @@ def devices_of(hosts, each, platform="gpu"):
     return devices[::-1]
 
 
-def stand_in(sizes, devices):
-    """What `batch_share` reads of a mesh."""
+def mesh_stub(sizes, devices):
+    """An object with the attributes of a mesh that `batch_share` reads."""
     array = parallel._arrange(sizes, devices)
     return types.SimpleNamespace(devices=array, shape=dict(zip(parallel.AXES, sizes, strict=True)))
 
@@ -318,7 +322,7 @@ def stand_in(sizes, devices):
     ],
 )
 def test_hosts_of_gpus_form_a_mesh_and_share_the_rows(sizes, hosts, each, shares):
-    mesh = stand_in(sizes, devices_of(hosts, each))
+    mesh = mesh_stub(sizes, fake_devices(hosts, each))
     assert [parallel.batch_share(mesh, process) for process in range(hosts)] == shares
     last = [device.id for device in mesh.devices.reshape(-1, sizes[2])[0]]
     assert last == list(range(sizes[2]))  # neighbours along the tensor axis
@@ -327,10 +331,10 @@ def test_hosts_of_gpus_form_a_mesh_and_share_the_rows(sizes, hosts, each, shares
 def test_hosts_that_share_rows_in_part_are_refused():
     # Three devices a host, four devices a row.
     with pytest.raises(ConfigError, match=r"make parallel\.tensor a multiple or a divisor of the devices of a process"):
-        parallel.batch_share(stand_in((3, 1, 4), devices_of(4, 3)), 0)
+        parallel.batch_share(mesh_stub((3, 1, 4), fake_devices(4, 3)), 0)
 
 
 def test_slices_of_tpus_take_a_part_of_the_data_axis_each():
-    devices = devices_of(2, 4, platform="tpu")
+    devices = fake_devices(2, 4, platform="tpu")
     with pytest.raises(ConfigError, match=r"config\.parallel\.data: 1 is not a multiple of the 2 slices"):
         parallel._arrange((1, 8, 1), devices)

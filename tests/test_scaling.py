@@ -1,4 +1,4 @@
-"""What the scaling benchmark reads of compiled programs, and how it predicts; nothing is compiled for a mesh here."""
+"""The scaling benchmark: collectives in the text of a compiled program, and predictions. Nothing is compiled here."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from benchmarks import scaling
 from benchmarks.collectives import axes_of, by_axes, collectives, ring_share
 from benchmarks.scaling import CHIPS, Chip, line, linearity, predict, sent_bytes
 
-# The forms of groups, tuples, asynchronous starts and loops that XLA prints, on a mesh of 2 x 2 x 2.
+# All forms of groups, tuples, asynchronous starts and loops that XLA prints, on a mesh of 2 x 2 x 2.
 PROGRAM = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add (x: f32[], y: f32[]) -> f32[] {
@@ -73,16 +73,16 @@ def test_every_collective_is_read_with_its_shapes_groups_and_repetitions():
 def test_sums_by_kind_and_axes():
     sums = by_axes(collectives(PROGRAM), MESH)
     assert sums["all-reduce tensor"] == {"payload": 3 * 1536 + 15 * 16, "count": 18}
-    # What a reduce-scatter takes is as large as all its results together.
+    # The input of a reduce-scatter is as large as all its results together.
     assert sums["reduce-scatter fsdp"] == {"payload": 256, "count": 1}
     assert len(sums) == 9
 
 
-def test_a_program_of_one_device_says_nothing():
+def test_a_program_of_one_device_has_no_collectives():
     assert collectives("HloModule m\n\nENTRY %main (x: f32[2]) -> f32[2] {\n  ROOT %x = f32[2] parameter(0)\n}\n") == []
 
 
-def test_rings_send_what_they_must():
+def test_shares_of_rings():
     assert ring_share("all-reduce", 8) == 2 * 7 / 8
     assert ring_share("all-gather", 8) == ring_share("reduce-scatter", 8) == ring_share("all-to-all", 8) == 7 / 8
     assert ring_share("all-reduce", 1) == 0
@@ -96,15 +96,15 @@ CHIP = Chip("chip", flops=100.0, link=40.0, node=8, network=4.0)
     ("mesh", "axes", "rate"),
     [
         ((8, 1, 1), ("data",), 40.0),  # within a node
-        ((16, 1, 1), ("data",), 32.0),  # eight devices a node: their network links together
+        ((16, 1, 1), ("data",), 32.0),  # eight devices per node: all their network links
         ((2, 8, 1), ("fsdp",), 40.0),
-        ((2, 8, 1), ("data",), 4.0),  # one device a node
-        ((4, 4, 1), ("data",), 8.0),  # two a node
+        ((2, 8, 1), ("data",), 4.0),  # one device per node
+        ((4, 4, 1), ("data",), 8.0),  # two devices per node
         ((4, 4, 1), ("data", "fsdp"), 32.0),
         ((2, 1, 8), ("tensor",), 40.0),
     ],
 )
-def test_the_rate_of_a_ring_depends_on_where_it_leaves_the_node(mesh, axes, rate):
+def test_the_rate_of_a_ring_depends_on_its_devices_in_a_node(mesh, axes, rate):
     assert CHIP.rate(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)), axes) == rate
 
 
@@ -127,8 +127,8 @@ def test_times_and_efficiencies():
     assert sent_bytes(figures(1000.0, 320.0), mesh) == {"all-reduce": 560}
     alone = predict(figures(900.0, 0.0), mesh, CHIP, alone=900.0)
     assert alone["efficiency_overlapped"] == alone["efficiency_sequential"] == 1
-    nowhere = Chip("slice", 100.0, 40.0, 8, 0.0)
-    assert predict(figures(1000.0, 320.0), mesh | {"data": 16}, nowhere, 900.0) is None
+    without_network = Chip("slice", 100.0, 40.0, 8, 0.0)
+    assert predict(figures(1000.0, 320.0), mesh | {"data": 16}, without_network, 900.0) is None
 
 
 def test_more_layers_lie_on_a_line():
@@ -136,7 +136,7 @@ def test_more_layers_lie_on_a_line():
     twelve = line(one, two, 12)
     assert (twelve["flops"], twelve["bytes_accessed"], twelve["temporary_bytes"]) == (54, 108, 7)
     assert twelve["collectives"] == {"all-reduce data": {"payload": 430, "count": 1}}
-    # What only the longer program has begins at nothing.
+    # A collective that only the longer program has starts at zero.
     assert line(figures(10.0, 0.0), two, 3)["collectives"]["all-reduce data"] == {"payload": 260, "count": 2}
     missed = linearity(one, two, figures(20.0, 160.0))
     assert missed == pytest.approx(
@@ -144,7 +144,7 @@ def test_more_layers_lie_on_a_line():
     )
 
 
-def test_what_is_kept_gives_its_table():
+def test_the_committed_results_give_their_rows_and_table():
     results = json.loads(scaling.RESULTS.read_text())
     assert results["rows"] == json.loads(json.dumps(scaling.rows_of(results)))
     assert [chip["name"] for chip in results["chips"]] == [chip.name for chip in CHIPS]
@@ -153,5 +153,5 @@ def test_what_is_kept_gives_its_table():
     assert len({row.count("|") for row in lines[:-2]}) == 1
     for row in results["rows"]:
         assert row["devices"] == math.prod(row["mesh"].values())
-        for one in filter(None, row["predicted"].values()):
-            assert 0 < one["efficiency_sequential"] <= one["efficiency_overlapped"] <= 1.01
+        for prediction in filter(None, row["predicted"].values()):
+            assert 0 < prediction["efficiency_sequential"] <= prediction["efficiency_overlapped"] <= 1.01

@@ -1,4 +1,4 @@
-"""The study's cells, its bookkeeping and its report; one cell is run in small."""
+"""The cells of the study, its result files and its tables, with a run of one small cell."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from tests.train import runs
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_changes_what_it_says_and_can_be_scored(name):
+def test_a_cell_has_its_changes_and_decoding_settings(name):
     config = study.config_of(CELLS[name], seed=3)
     assert (config.train.seed, config.data.seed) == (3, 3)
     settings = dict(config_lib.leaves(config))
@@ -26,19 +26,19 @@ def test_cells_differ():
     assert len(set(settings)) == len(settings)
 
 
-def test_finished_cells_are_those_of_the_programme():
-    """A file under results that no cell has, or whose settings changed since, would stand in the tables all the same."""
+def test_result_files_belong_to_cells_with_the_same_settings():
+    """The tables would otherwise show files of removed cells or of old settings."""
     for path in study.RESULTS.glob("*.json"):
         if path.name in (study_report.SPEED_FILE, study_report.STEP_FILE):
             continue
-        found = json.loads(path.read_text())
-        assert path == study.result_path(found["cell"], found["seed"])
-        assert study.is_done(path, study.config_of(CELLS[found["cell"]], found["seed"])), path.name
+        figures = json.loads(path.read_text())
+        assert path == study.result_path(figures["cell"], figures["seed"])
+        assert study.is_done(path, study.config_of(CELLS[figures["cell"]], figures["seed"])), path.name
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of a tiny joint model, scored, and its file."""
+    """The folder and config of a tiny joint model that is trained and scored."""
     folder = tmp_path_factory.mktemp("study")
     for split, pairs in zip(("train", "val", "test"), demo.generate("de", "en", (300, 12, 6), 0), strict=True):
         for side, language in enumerate(("de", "en")):
@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     return folder, config
 
 
-def test_a_cell_leaves_its_figures(run):
+def test_a_finished_cell_has_a_result_file(run):
     folder, config = run
     path = folder / "results" / "janus.json"
     figures = json.loads(path.read_text())
@@ -63,23 +63,23 @@ def test_a_cell_leaves_its_figures(run):
     assert study.is_done(path, config)
     other = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=5))
     assert not study.is_done(path, other)
-    # Where the text lies is no setting of the cell.
+    # The path of the text is not one of the cell's settings.
     elsewhere = dataclasses.replace(config, data=dataclasses.replace(config.data, train="other/train"))
     assert study.is_done(path, elsewhere)
 
 
-def test_what_a_finished_cell_lacks_is_decoded(run, tmp_path):
+def test_missing_scores_of_a_finished_cell_are_added(run, tmp_path):
     folder, config = run
     figures = json.loads((folder / "results" / "janus.json").read_text())
     path = tmp_path / "janus.json"
-    gone = figures["rows"].pop(1)
+    removed = figures["rows"].pop(1)
     path.write_text(json.dumps(figures))
     study.add_scores(path, config, folder / "run")
     rows = json.loads(path.read_text())["rows"]
-    assert rows == [*figures["rows"][:1], gone, *figures["rows"][1:]]
+    assert rows == [*figures["rows"][:1], removed, *figures["rows"][1:]]
 
 
-def test_a_cell_that_is_stopped_writes_nothing(run, tmp_path, monkeypatch, capsys):
+def test_a_stopped_cell_writes_no_result_file(run, tmp_path, monkeypatch, capsys):
     _, config = run
     monkeypatch.setattr(study, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())
     study.run_cell("janus", config, tmp_path / "run", tmp_path / "janus.json")
@@ -90,9 +90,12 @@ def test_a_cell_that_is_stopped_writes_nothing(run, tmp_path, monkeypatch, capsy
 def test_steps_are_timed_phase_by_phase(run):
     _, config = run
     late = dataclasses.replace(config, objective=dataclasses.replace(config.objective, ar_first=0.5))
-    found = study_report.step_seconds({"janus": late}, steps=1)["cells"]["janus"]
-    assert [(phase["terms"][0], len(phase["terms"]), phase["steps"]) for phase in found] == [("ar", 1, 3), ("ar", 7, 1)]
-    assert all(phase["seconds"] > 0 for phase in found)
+    phases = study_report.step_seconds({"janus": late}, steps=1)["cells"]["janus"]
+    assert [(phase["terms"][0], len(phase["terms"]), phase["steps"]) for phase in phases] == [
+        ("ar", 1, 3),
+        ("ar", 7, 1),
+    ]
+    assert all(phase["seconds"] > 0 for phase in phases)
 
 
 def test_tables_and_plot(run, tmp_path, monkeypatch):
@@ -114,7 +117,7 @@ def test_tables_and_plot(run, tmp_path, monkeypatch):
     figures = study_report.speed(
         {"janus": folder / "run"}, (f"{folder}/test.de", f"{folder}/test.en"), sentences=6, runs=1
     )
-    found = [(row["setting"], row["batch"]) for row in figures["rows"]]
-    assert found == [("ar:beam=1", 1), ("ar:beam=1", 32), ("nar:passes=1", 1), ("nar:passes=1", 32)]
+    calls = [(row["setting"], row["batch"]) for row in figures["rows"]]
+    assert calls == [("ar:beam=1", 1), ("ar:beam=1", 32), ("nar:passes=1", 1), ("nar:passes=1", 32)]
     assert all(row["sentences_per_second"] > 0 for row in figures["rows"])
     assert study_report.speed_table(figures).count("\n") == 3

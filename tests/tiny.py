@@ -14,7 +14,7 @@ from janus_jax.types import Batch, Specials
 VOCAB = 40
 
 
-# Settings that leave the parameters as they are: models that differ in nothing else share one initialisation.
+# Settings that do not change the parameters. Models that differ only in these share one initialisation.
 SAME_PARAMETERS = (
     "activation", "activation_dropout", "ar_slot_position", "ar_start", "ar_stream", "attention", "attention_dropout",
     "ctc_input", "dropout", "dtype", "mask_token", "nar_layernorm_embedding", "remat", "scale_embedding",
@@ -24,7 +24,7 @@ SAME_PARAMETERS = (
 def model(**changes):
     """A two-layer model of width 16 without dropout, and its parameters with biases that are not zero.
 
-    Initialised once for all tests of a process; every call returns arrays of its own, which a test may change or donate.
+    A process initialises each model once. Every call returns new arrays, which a test may change or donate.
     """
     settings = {
         "vocab_size": VOCAB, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2,
@@ -49,9 +49,9 @@ def _parameters(config):
 
 @functools.cache
 def batch(rows=4, source=9, target=8, masked=5, seed=0):
-    """Random sentences of different lengths, padded; every one masks at least one token."""
+    """A padded batch of random sentences of different lengths; each masks at least one token."""
     rng = np.random.default_rng(seed)
-    made = Batch(
+    arrays = Batch(
         source=np.full((rows, source), 1, np.int32),
         target=np.full((rows, target), 1, np.int32),
         masked=np.zeros((rows, masked), np.int32),
@@ -59,15 +59,15 @@ def batch(rows=4, source=9, target=8, masked=5, seed=0):
         example_id=np.arange(rows, dtype=np.int32),
     )
     for row in range(rows):
-        for array, width in ((made.source, source), (made.target, target)):
+        for array, width in ((arrays.source, source), (arrays.target, target)):
             length = rng.integers(4, width + 1)
             array[row, :length] = rng.integers(5, VOCAB, length)
             array[row, 0], array[row, length - 1] = 0, 2
         inner = length - 2
         count = rng.integers(1, min(inner, masked) + 1)
-        made.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
-        made.masked_count[row] = count
-    return jax.tree.map(jnp.asarray, made)
+        arrays.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
+        arrays.masked_count[row] = count
+    return jax.tree.map(jnp.asarray, arrays)
 
 
 def padded(original, source=0, target=0, masked=0, rows=0):
@@ -83,5 +83,5 @@ def padded(original, source=0, target=0, masked=0, rows=0):
 
 
 def largest_difference(a, b):
-    """Over all leaves of two trees."""
+    """The largest absolute difference over all leaves of two trees."""
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

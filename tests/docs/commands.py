@@ -1,8 +1,7 @@
-"""Which test runs which command of the pages, and how commands are run in this process at a tiny size."""
+"""The test of each command of the pages, and helpers that run commands in this process at a tiny size."""
 
 import argparse
 import importlib
-import inspect
 import os
 import re
 import shlex
@@ -11,9 +10,9 @@ from pathlib import Path
 
 from tests.docs.pages import ROOT, Block, section
 
-# Sections whose commands run in this order, before all chains: they train the two models that other pages decode with.
+# The commands of these sections run in this order before all chains. They train the two models of the other pages.
 SHARED = (("data.md", "Your own text"), ("training.md", "Training"), ("training.md", "Objectives"))
-# Chains don't depend on each other. Each is run by one test file, so that the files run in parallel.
+# Chains do not depend on each other. Each chain has its own test file, so that chains run in parallel.
 CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
     "training": (
         ("data.md", "Tokenizers"),
@@ -46,37 +45,37 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
     "pretraining": (("pretraining.md", "Pretraining"), ("pretraining.md", "Does it help?")),
 }
 
-# Commands that no test runs as they stand: a command begins with the key. Why, and what is checked instead.
+# Commands that no test runs unchanged: start of the command -> the reason, and what a test checks instead.
 MINUTES = "takes minutes at the published size; its arguments are parsed"
 NOT_RUN: dict[str, str] = {
     "./launch/quickstart.sh": "makes an environment and trains for minutes; tests/test_notebook.py runs its steps",
-    "./launch/test.sh": "it is what runs the tests; the paths that it is given are checked",
+    "./launch/test.sh": "it runs the tests; its paths are checked",
     "pip install": "needs a package registry; the file of requirements is checked",
-    "python -m pytest": "runs other tests; the paths that it is given are checked",
+    "python -m pytest": "runs other tests; its paths are checked",
     "python tests/golden_check.py": "tests/test_golden.py calls it with this file; the path is checked",
     "mkdocs build": "tests/docs/test_site.py builds the site",
     "mkdocs serve": "waits for a browser; tests/docs/test_site.py builds the site",
     "python benchmarks/train_step.py": MINUTES,
     "python benchmarks/decode.py": MINUTES,
-    "python benchmarks/scaling.py --max_devices": "compiles for an hour; tests/test_scaling.py compiles small ones; parsed",
+    "python benchmarks/scaling.py --max_devices": "compiles for an hour; tests/test_scaling.py checks the results; parsed",
     "python benchmarks/study.py --cell": "trains 1200 updates; tests/test_study.py trains a small cell; parsed",
 }
-# The same, of commands that stand in sentences and tables and in no block.
+# The same for commands in sentences and tables.
 INLINE_NOT_RUN: dict[str, str] = {
     "sbatch": "needs a SLURM cluster; tests/faults/test_processes.py checks the script",
     "kubectl": "needs a cluster; tests/faults/test_processes.py checks the file against the command's flags",
     "./launch/tpu_pod.sh": "needs a TPU slice; tests/faults/test_processes.py checks the command that it would send",
-    "mpirun": "needs Open MPI; tests/faults/test_processes.py checks that its processes are found",
+    "mpirun": "needs Open MPI; tests/faults/test_processes.py checks that its processes are detected",
     "./launch/local_processes.sh": "tests/faults/test_processes.py runs it with 2 and 4 processes",
-    "python -m janus_jax.train": "names the command; its flags stand in blocks, which run",
-    "python -m janus_jax.decode": "names the command; its flags stand in blocks, which run",
+    "python -m janus_jax.train": "names the command; its flags are in blocks, which run",
+    "python -m janus_jax.decode": "names the command; its flags are in blocks, which run",
     "python -m janus_jax.describe": "writes a page of the checkout; tests/test_config.py compares it with the settings",
     "python -m benchmarks.draw_rows": "tests/test_draw_rows.py runs it",
     "ruff": "./launch/test.sh runs it",
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",
 }
 
-# Smaller than the experiments that the pages name, so that their commands take seconds.
+# Settings that make the experiments of the pages small, so that commands take seconds.
 TINY = """
     --config.text.vocab_size=150 --config.text.byte_fallback=False --config.text.character_coverage=1.0
     --config.data.buckets=1 --config.data.tokens_per_batch=1024
@@ -84,7 +83,7 @@ TINY = """
     --config.model.decoder_layers=1 --config.train.steps=6 --config.train.checkpoint_every=2 --config.train.eval_every=6
     --config.train.eval_sentences=4 --config.train.log_every=2 --config.optimizer.warmup_steps=2
 """.split()
-# What must also be small, by a part of the command.
+# More flags for small runs: part of the command -> flags.
 SMALLER: dict[str, list[str]] = {
     "configs/bart_janus.py": [
         "--config.data.max_source_length=64", "--config.data.max_target_length=64", "--config.data.hold_out=20",
@@ -94,26 +93,26 @@ SMALLER: dict[str, list[str]] = {
     "benchmarks/speculation.py": ["--sentences=2"],
     "benchmarks/data.py": ["--pairs=300", "--seconds=0.01"],
 }  # fmt: skip
-# Lines that `input.de` and `gaps.tsv` of the desk hold.
+# Number of lines of `input.de` and `gaps.tsv` in the desk.
 LINES = 3
 
 
 class Parsed(Exception):
-    """The arguments of a program are right; the program ends here."""
+    """Ends a program after it has parsed its arguments."""
 
 
 def not_run(command: str) -> str | None:
-    """Why a command isn't run; None: it is."""
+    """The reason why no test runs a command, or None if a test runs it."""
     return next((reason for start, reason in NOT_RUN.items() if command.startswith(start)), None)
 
 
 def run_chain(name: str, folder: Path, monkeypatch) -> list[str]:
-    """Runs the sections of a chain in `folder`, the current directory; the commands that ran."""
+    """Runs the sections of a chain in `folder`, the current directory; returns the commands that ran."""
     return run_sections(CHAINS[name], folder, monkeypatch)
 
 
 def run_sections(sections, folder: Path, monkeypatch) -> list[str]:
-    done = []
+    commands = []
     for page, title in sections:
         for block in section(page, title):
             if block.language == "python":
@@ -124,12 +123,12 @@ def run_sections(sections, folder: Path, monkeypatch) -> list[str]:
                     check_without_running(command, monkeypatch)
                 else:
                     run_command(command, folder, monkeypatch)
-                    done.append(command)
-    return done
+                    commands.append(command)
+    return commands
 
 
 def run_python(block: Block, folder: Path) -> None:
-    """Runs a Python example, or writes it where its first line says that it is a file."""
+    """Runs a Python example, or writes it to the file that its first line names."""
     if name := re.match(r"# (configs/\w+\.py)\n", block.text):
         (folder / name[1]).write_text(block.text, encoding="utf-8")
         return
@@ -137,7 +136,7 @@ def run_python(block: Block, folder: Path) -> None:
 
 
 def run_command(command: str, folder: Path, monkeypatch) -> None:
-    """Runs one command in this process, redirections included; it must end with status 0."""
+    """Runs one command in this process with its redirections; the exit status must be 0."""
     module, arguments, files = parts(command)
     small = [word for part, words in SMALLER.items() if part in command for word in words]
     tiny = TINY if any(word.startswith("--config=") for word in arguments) else []
@@ -148,23 +147,15 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
     ):
         patch.setattr(sys, "stdin", source)
         patch.setattr(sys, "stdout", sink)
-        status = call_main(module, [*arguments, *tiny, *small], patch)
-    assert status in (0, None), command  # some programs of benchmarks/ return nothing, and raise where they fail
+        status = importlib.import_module(module).main([*arguments, *tiny, *small])
+    assert status == 0, command
     if ">" in files:
-        written = folder / files[">"]
-        read = folder / files["<"]
-        assert written.read_bytes().count(b"\n") == read.read_bytes().count(b"\n") >= LINES, command
-
-
-def call_main(module: str, arguments: list[str], patch):
-    """Calls `main` of a program, which takes its arguments as a parameter or from sys.argv."""
-    patch.setattr(sys, "argv", [module, *arguments])
-    main = importlib.import_module(module).main
-    return main(arguments) if inspect.signature(main).parameters else main()
+        output, text = ((folder / files[sign]).read_bytes() for sign in (">", "<"))
+        assert output.count(b"\n") == text.count(b"\n") >= LINES, command
 
 
 def parts(command: str) -> tuple[str, list[str], dict[str, str]]:
-    """Module with `main`, arguments, and files by redirection, of `python -m MODULE ...` or `python FILE ...`."""
+    """Module, arguments and redirections (sign -> file) of `python -m MODULE ...` or `python FILE ...`."""
     words = shlex.split(command)
     assert words[0] == "python", f"{command}: not a command that a test can run; say why in NOT_RUN"
     if words[1] == "-m":
@@ -184,7 +175,7 @@ def parts(command: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 def check_without_running(command: str, monkeypatch) -> None:
-    """What can be checked of a command of NOT_RUN: paths exist, scripts can be executed, arguments can be parsed."""
+    """Checks a command of NOT_RUN: its paths exist, scripts are executable, the program accepts the arguments."""
     words = shlex.split(command)
     for word in words:
         if re.fullmatch(r"(\./)?(launch|tests|benchmarks|requirements)[\w./-]*", word):
@@ -196,7 +187,7 @@ def check_without_running(command: str, monkeypatch) -> None:
 
 
 def parse(command: str, monkeypatch) -> None:
-    """Lets a program parse its arguments, and ends it there."""
+    """Runs a program until it has parsed its arguments."""
     module, arguments, _ = parts(command)
     original = argparse.ArgumentParser.parse_args
 
@@ -207,9 +198,9 @@ def parse(command: str, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
         try:
-            call_main(module, arguments, patch)
+            importlib.import_module(module).main(arguments)
         except Parsed:
             return
         except SystemExit as error:
-            raise AssertionError(f"{command}: its arguments are not right") from error
-    raise AssertionError(f"{command}: parsed no arguments")
+            raise AssertionError(f"{command}: the program rejects its arguments") from error
+    raise AssertionError(f"{command}: the program parses no arguments")

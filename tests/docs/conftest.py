@@ -15,7 +15,7 @@ from tests.docs.pages import ROOT
 
 @pytest.fixture(scope="session")
 def bare_desk(tmp_path_factory):
-    """my/train.de and the other texts that the pages speak of, and the experiments of the checkout."""
+    """A directory with my/train.de and the other texts of the pages, and the configs of the checkout."""
     folder = tmp_path_factory.mktemp("bare_desk")
     for name in ("my", "corpus"):
         (folder / name).mkdir()
@@ -34,7 +34,7 @@ def bare_desk(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_desk(bare_desk, tmp_path_factory):
-    """The desk after the commands that all chains share: prepared data, and the runs `mine` and `mine_ctc`."""
+    """The desk after the shared commands: prepared data, and the runs `mine` and `mine_ctc`."""
     folder = tmp_path_factory.mktemp("trained_desk") / "desk"
     shutil.copytree(bare_desk, folder)
     before = os.getcwd()

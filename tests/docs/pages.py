@@ -6,10 +6,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"README.md": ROOT / "README.md"} | {path.name: path for path in sorted((ROOT / "docs").glob("*.md"))}
-# Made from the settings, and checked where it is made.
+# Generated from the settings; tests/test_config.py checks it.
 GENERATED = {"configuration.md"}
 WRITTEN = [name for name in PAGES if name not in GENERATED]
-# How a command looks that stands in a sentence or a table.
+# A command in a sentence or a table.
 INLINE = re.compile(r"`((?:python|pip|sbatch|kubectl|mpirun|mkdocs|ruff|\./launch/\S+) [^`]+|\./launch/\w+\.sh)`")
 
 
@@ -18,13 +18,13 @@ class Block:
     """A block of code of a page."""
 
     page: str
-    section: str  # the last heading of level 1 or 2 above it
+    section: str  # the last heading of level 1 or 2 above the block
     language: str
     text: str
 
     @property
     def commands(self) -> list[str]:
-        """One command a line; a backslash at a line's end joins it to the next."""
+        """One command per line; a backslash at the end of a line joins it to the next line."""
         return [line for line in re.sub(r"\\\n\s*", "", self.text).splitlines() if line.strip()]
 
 
@@ -38,28 +38,28 @@ def prose_of(page: str) -> str:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The blocks of a page in their order."""
-    found, section, inside = [], "", None
+    """The blocks of a page in order."""
+    blocks, section, inside = [], "", None
     for line in text_of(page).splitlines():
         if line.startswith("```"):
             if inside is None:
                 inside = (line[3:].strip(), [])
             else:
-                found.append(Block(page, section, inside[0], "\n".join(inside[1]) + "\n"))
+                blocks.append(Block(page, section, inside[0], "\n".join(inside[1]) + "\n"))
                 inside = None
         elif inside is not None:
             inside[1].append(line)
         elif re.match(r"#{1,2} ", line):
             section = line.lstrip("#").strip()
     assert inside is None, f"{page}: a block of code has no end"
-    return found
+    return blocks
 
 
 def section(page: str, title: str) -> list[Block]:
     """The shell and Python blocks of one section."""
-    found = [block for block in blocks_of(page) if block.section == title and block.language in ("bash", "python")]
-    assert found, f"{page} has no commands in a section {title!r}"
-    return found
+    blocks = [block for block in blocks_of(page) if block.section == title and block.language in ("bash", "python")]
+    assert blocks, f"{page} has no commands in a section {title!r}"
+    return blocks
 
 
 def all_blocks(language: str) -> list[Block]:
@@ -67,5 +67,5 @@ def all_blocks(language: str) -> list[Block]:
 
 
 def inline_commands() -> list[tuple[str, str]]:
-    """Page and command, of the commands in sentences and tables."""
+    """(page, command) for each command in a sentence or a table."""
     return [(page, command) for page in WRITTEN for command in INLINE.findall(" ".join(prose_of(page).split()))]

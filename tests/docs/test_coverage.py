@@ -1,4 +1,4 @@
-"""Every command of every page is run by a test, or a table says why not and what is checked."""
+"""A test runs every command of every page, or a table has the reason why not."""
 
 import subprocess
 

@@ -9,5 +9,5 @@ def test_commands_run(desk, monkeypatch, capsys):
     run_chain("drafts", desk, monkeypatch)
     # The Python example prints a text with its score.
     assert re.search(r"-?\d+\.\d+$", capsys.readouterr().out, re.MULTILINE)
-    # A text that is given and a line without a gap come back as they are.
+    # Text outside the gaps stays the same.
     assert (desk / "filled.tsv").read_text().splitlines()[2].startswith("3 ")

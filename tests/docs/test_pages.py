@@ -1,4 +1,4 @@
-"""What the pages say of the checkout is true: links, names of files, the tree; and the limits that they keep."""
+"""The pages agree with the checkout (links, file names, the tree) and keep their limits."""
 
 import re
 
@@ -7,10 +7,10 @@ import pytest
 from tests.docs.pages import PAGES, ROOT, WRITTEN, prose_of, text_of
 
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
-# Files of an example, which the checkout doesn't hold.
+# Files of examples, which are not in the checkout.
 EXAMPLES = re.compile(r"configs/mine\.py|.*(dag|graph)\.py")
 PACKAGES = {path.name for path in (ROOT / "janus_jax").iterdir() if path.is_dir()}
-# Made by tools, not by us.
+# Files that tools write, and files that every package has.
 IGNORED = {"__pycache__", "__init__.py", "__main__.py"}
 
 
@@ -54,12 +54,12 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("page", WRITTEN)
 def test_nothing_is_left_to_fill_in(page):
     assert not re.findall(r"TODO|TBD|FIXME|XXX|\?\?\?", text_of(page))
-    # A name in code is set as code; what is left is a placeholder.
+    # Names in code have backquotes; other names in capitals are placeholders.
     assert not re.findall(r"\b[A-Z]{4,}_[A-Z]{4,}\b", re.sub(r"`[^`]*`", "", prose_of(page)))
 
 
 def tree_of(page, title):
-    """The indented tree of a section, as {directory: names in it}; a directory whose files aren't listed is left out."""
+    """The indented tree of a section as {directory: names in it}, without directories whose files are not listed."""
     part = re.search(rf"^## {title}\n(.*?)^## ", text_of(page), re.MULTILINE | re.DOTALL)[1]
     tree, above = {}, []
     for line in part.splitlines():

@@ -1,4 +1,4 @@
-"""The picture of a refinement shows what the trace holds."""
+"""The picture of a refinement shows the content of the trace."""
 
 import json
 from xml.etree import ElementTree

@@ -1,4 +1,4 @@
-"""The pages become a site, without a warning and without a byte from the network."""
+"""mkdocs builds a site from the pages without a warning, and the site loads nothing from the network."""
 
 import re
 import subprocess

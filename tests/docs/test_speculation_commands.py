@@ -1,4 +1,4 @@
-"""The commands of the pages, chain "speculation": what drafts cost and whether outputs are equal."""
+"""The commands of the pages, chain "speculation": costs of drafts and equality of outputs."""
 
 from tests.docs.commands import run_chain
 

@@ -1,4 +1,4 @@
-"""BART's architecture: published sizes; what its scale asks for (rematerialisation, fused attention) changes no figure."""
+"""BART's architecture: published sizes; rematerialisation and fused attention change no result."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ def test_presets_have_the_published_number_of_parameters(name, published):
     net = Janus(config, Specials(mask=50_264))
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     vocabulary_padding = shapes["embed_tokens"]["embedding"].shape[0] - config.vocab_size
-    ours_alone = (vocabulary_padding + config.length_classes) * config.d_model
-    assert parameter_count(shapes) - ours_alone == published
+    parameters_of_ours = (vocabulary_padding + config.length_classes) * config.d_model
+    assert parameter_count(shapes) - parameters_of_ours == published
 
 
 def test_presets_are_settings_that_a_config_takes():
@@ -63,7 +63,7 @@ def test_rematerialisation_changes_no_gradient_dropout_included(remat):
     assert_same_training(tiny.model(**BART, dropout=0.2), tiny.model(**BART, dropout=0.2, remat=remat))
 
 
-def test_rematerialisation_computes_layers_anew():
+def test_rematerialisation_computes_layers_again():
     def products(remat):
         net, params = tiny.model(**BART, remat=remat)
         text = value_and_gradient(net, params, tiny.batch(), ObjectiveConfig()).lower(params).as_text()
@@ -94,7 +94,7 @@ def test_fused_attention_with_dropout_in_it_is_refused():
         resolve({"model": {"attention": "fused", "attention_dropout": 0.1}})
 
 
-def test_unk_stands_for_masked_tokens_where_the_config_says_so():
+def test_unk_replaces_masked_tokens_with_mask_token_unk():
     net, params = tiny.model(mask_token="unk")
     dedicated, _ = tiny.model()
     assert (net.specials.mask, dedicated.specials.mask) == (3, 4)
@@ -106,7 +106,7 @@ def test_unk_stands_for_masked_tokens_where_the_config_says_so():
     assert tiny.largest_difference(a, b) == 0.0
 
 
-def test_init_makes_the_layer_norm_that_nar_rows_leave_out():
+def test_init_creates_the_layer_norm_that_nar_rows_skip():
     one, _ = tiny.model(**BART)
     _, params = tiny.model(**BART, nar_layernorm_embedding=False)
     assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(one.init, jax.random.key(0)))

@@ -1,4 +1,4 @@
-"""The operations that `model.cost` promises are those of the program's matrix products."""
+"""The operations that `model.cost` computes equal those of the program's matrix products."""
 
 import math
 
@@ -14,7 +14,7 @@ from tests import tiny
 
 
 def product_operations(jaxpr):
-    """Multiplications and additions of all matrix products of a program, those of loops as often as they run."""
+    """Multiplications and additions of all matrix products of a program; loops count once per round."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -32,7 +32,7 @@ def product_operations(jaxpr):
 @pytest.mark.parametrize("stream", ["query", "content"])
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_operations_of_a_step_are_counted(name, stream):
-    # Wide enough for the small products that are left out (length head, CTC's own tokens) to matter little.
+    # Wide enough that the products outside the count (length head, CTC's label tokens) are small.
     net, params = tiny.model(
         d_model=64, ffn_dim=128, ar_stream=stream, ctc_ratio=1.5 if "ctc" in OBJECTIVES[name] else 0.0, vocab_size=256
     )
@@ -44,5 +44,5 @@ def test_operations_of_a_step_are_counted(name, stream):
         return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0))[0]
 
     counted = product_operations(jax.make_jaxpr(forward)(params).jaxpr)
-    promised = step_flops(Config(model=net.config, objective=objective), 4, 10, 9, 6) / TRAINING
-    assert counted == pytest.approx(promised, rel=0.02)
+    expected = step_flops(Config(model=net.config, objective=objective), 4, 10, 9, 6) / TRAINING
+    assert counted == pytest.approx(expected, rel=0.02)

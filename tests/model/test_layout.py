@@ -1,4 +1,4 @@
-"""The row layout against offsets, masks and rows written out by hand for a target of six tokens."""
+"""The row layout against hand-written offsets, masks and rows for a target of six tokens."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def layout(*families, config=CONFIG, **changes):
 
 
 def numbered(rows):
-    """Rows [1, R, 1] that hold their own number."""
+    """Rows [1, R, 1] whose values are their indices."""
     return jnp.arange(rows, dtype=jnp.float32)[None, :, None]
 
 
@@ -67,7 +67,7 @@ def test_attention_blocks_cover_the_rows_and_name_their_keys():
     masks = [np.asarray(b.mask[0]).astype(int).tolist() for b in layout(*ALL).attention()]
     triangle = np.tri(5, dtype=int).tolist()
     assert masks[0] == triangle + triangle
-    assert masks[1] == [[1, 1, 1, 1, 1, 0]]  # ceil(1.5 * 3) rows are the sentence's own
+    assert masks[1] == [[1, 1, 1, 1, 1, 0]]  # ceil(1.5 * 3) rows belong to the sentence
     assert masks[2] == [[1] * 6]
     assert masks[3] == [
         # bos a [b] c [d] eos | gold b, gold d
@@ -108,7 +108,7 @@ def test_an_index_prunes_masks_with_one_row_a_query():
     assert np.asarray(block.mask[0]).astype(int).tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
-def test_memory_rows_that_do_not_adjoin_are_brought_together():
+def test_memory_rows_that_are_not_adjacent_are_concatenated():
     def group(name, memory):
         return RowGroup(name, "nar", jnp.arange(2)[None], {"a": jnp.ones((1, 1, 2), bool)}, memory=memory)
 
@@ -134,7 +134,7 @@ def test_shown_rows_read_their_token_and_the_others_their_usual_input():
     assert rows.groups[0].tokens[0].tolist() == [mask, 7, mask, mask, 8, mask]
 
 
-def test_layouts_that_make_no_sense_are_refused():
+def test_invalid_layouts_are_refused():
     lone = RowGroup("a", "nar", jnp.arange(2)[None], {"b": jnp.ones((1, 1, 2), bool)})
     with pytest.raises(ValueError, match=r"rows 'a' attend to \['b'\]; the layout has the keys of \['a'\]"):
         RowLayout((lone,))

@@ -1,4 +1,4 @@
-"""Attention masks against matrices written out by hand (docs/method.md, section 2)."""
+"""Attention masks against hand-written matrices (docs/method.md, section 2)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +83,6 @@ def test_ar_slots(start, position, inputs, positions, targets):
     np.testing.assert_array_equal(tokens[0], inputs)
     np.testing.assert_array_equal(ar.slot_positions(jnp.arange(len(inputs)), config), positions)
     np.testing.assert_array_equal(ar.targets(target, config)[0], targets)
-    # The slot that predicts the token at position 2 (here 8) does predict it.
+    # slot_of gives the slot that predicts the token at position 2 (here 8).
     slot = int(ar.slot_of(jnp.array(2), config))
     assert ar.targets(target, config)[0, slot] == 8

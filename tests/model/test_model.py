@@ -1,4 +1,4 @@
-"""Invariants of the model: padding changes nothing, no row sees what it must not, the cache equals teacher forcing."""
+"""Invariants of the model: padding changes nothing, masks hide tokens, the cache equals teacher forcing."""
 
 import dataclasses
 from functools import partial
@@ -48,7 +48,7 @@ def ar_step(net, params, tokens, cache):
 
 
 def real_rows(rows, batch):
-    """Hidden rows that losses read, flat, by stream."""
+    """The hidden rows that losses read, [N, D] for each family."""
     slots = np.asarray(batch.target[:, 1:] != 1)
     ranks = np.arange(batch.masked.shape[1]) < np.asarray(batch.masked_count)[:, None]
     return tuple(np.asarray(rows[name])[where] for name, where in (("ar", slots), ("nar", ranks), ("aux", ranks)))
@@ -73,7 +73,7 @@ def test_source_padding_may_stand_on_the_left():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_no_row_depends_on_what_it_must_not_see(variant):
+def test_no_row_depends_on_tokens_that_its_mask_hides(variant):
     net, params = tiny.model(**variant)
     batch = tiny.batch(rows=1, target=8, masked=4)
     batch = dataclasses.replace(
@@ -86,7 +86,7 @@ def test_no_row_depends_on_what_it_must_not_see(variant):
     for position in range(1, 7):
         after = run(net, params, dataclasses.replace(batch, target=batch.target.at[0, position].set(30)))
         moved = {name: np.abs(before[name] - after[name]).max(-1)[0] for name in ("ar", "nar", "aux")}
-        # AR slot t sees y_0..y_t.
+        # AR slot t attends to y_0..y_t.
         np.testing.assert_array_equal(moved["ar"] > 1e-6, np.arange(7) >= position)
         if position in (2, 3, 5):
             rank = (2, 3, 5).index(position)
@@ -121,7 +121,7 @@ def test_a_family_alone_equals_its_part_of_the_joint_pass(families):
             assert name not in alone
 
 
-def test_families_that_make_no_sense_are_refused():
+def test_invalid_combinations_of_families_are_refused():
     net, params = tiny.model()
     with pytest.raises(ValueError, match="with aux also nar"):
         run(net, params, tiny.batch(), families=("ar", "aux"))
@@ -233,7 +233,7 @@ def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
     assert float(jnp.abs(logits - net.project(params, run(net, params, batch)["ar"]))[..., : tiny.VOCAB].max()) < 0.1
 
 
-def test_a_vocabulary_without_room_for_specials_is_refused():
+def test_a_vocabulary_too_small_for_the_special_tokens_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Janus(ModelConfig(vocab_size=4), Specials())
 
@@ -251,16 +251,16 @@ def test_gaps_filled_step_by_step_equal_the_joint_pass(variant, step):
     real = rank < np.asarray(batch.masked_count)[:, None]
     tokens = np.array(batch.target)
     rows = np.arange(len(tokens))[:, None]
-    true = tokens[rows, np.asarray(batch.masked)]
+    gold = tokens[rows, np.asarray(batch.masked)]
     tokens[np.nonzero(real)[0], np.asarray(batch.masked)[real]] = net.specials.mask
     hidden, cache = net.init_gaps(params, encoded, jnp.asarray(tokens), rank.size)
     np.testing.assert_allclose(hidden[real], joint["nar"][real], atol=2e-5)
-    # The first token fed is seen by none; then the true ones.
-    fed = np.concatenate([np.full((len(tokens), 1), net.specials.bos), true], axis=1)
-    made = []
+    # No row attends to the first input token. The gold tokens follow it.
+    inputs = np.concatenate([np.full((len(tokens), 1), net.specials.bos), gold], axis=1)
+    parts = []
     for start in range(0, rank.size + 1, step):
-        rows_made, cache = net.aux_step(params, jnp.asarray(fed[:, start : start + step]), cache)
-        made.append(rows_made)
-    aux = np.concatenate(made, axis=1)[:, : rank.size]
+        part, cache = net.aux_step(params, jnp.asarray(inputs[:, start : start + step]), cache)
+        parts.append(part)
+    aux = np.concatenate(parts, axis=1)[:, : rank.size]
     np.testing.assert_allclose(aux[real], joint["aux"][real], atol=2e-5)
     assert np.abs(np.asarray(joint["aux"])[real]).max() > 0.1

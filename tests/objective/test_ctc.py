@@ -23,9 +23,9 @@ OBJECTIVE = ObjectiveConfig(name="janus_ctc", label_smoothing=0.0)
 
 @pytest.fixture(scope="module")
 def small():
-    """A model with 1.5 rows a source token, a batch, and its CTC rows; some targets repeat tokens, one doesn't fit."""
+    """A model with 1.5 rows per source token, a batch and its CTC rows. Some targets repeat tokens, one is too long."""
     net, params = tiny.model(ctc_ratio=1.5, encoder_layers=1)
-    # A blank that takes much of some rows and little of others.
+    # The blank has much probability in some rows and little in others.
     table = params["embed_tokens"]["embedding"]
     table = table.at[BLANK].set(jax.random.normal(jax.random.key(5), table[BLANK].shape))
     params = params | {"embed_tokens": {"embedding": table}}
@@ -33,7 +33,7 @@ def small():
     target = np.array(batch.target)
     target[0, :5] = [0, 7, 7, 8, 2]
     target[0, 5:] = PAD
-    target[1] = [0, 9, 9, 9, 9, 9, 9, 2]  # eleven rows at least
+    target[1] = [0, 9, 9, 9, 9, 9, 9, 2]  # needs eleven rows
     target[2, :4] = [0, 6, 6, 2]
     target[2, 4:] = PAD
     target[3, :5] = [0, 6, 11, 6, 2]
@@ -56,38 +56,38 @@ def joint_rows(net, params, batch, families, shown=None):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def loss_of(net, objective, params, batch):
-    """As a training step computes it, without dropout."""
+    """The loss of a training step without dropout."""
     divisors = batch_divisors(batch, net.config, objective, PAD)
     return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0))
 
 
 def log_probs(net, params, rows):
-    """Over vocabulary and blank, [B, R, V + 1]."""
+    """Log-probabilities of vocabulary and blank, [B, R, V + 1]."""
     return jax.nn.log_softmax(net.project(params, rows, blank=True)[..., : BLANK + 1])
 
 
 def inner(target):
-    """Target tokens without bos, eos, padding."""
+    """The target tokens without bos, eos and padding."""
     return [int(token) for token in target if token not in (0, 1, 2)]
 
 
 def alignments(tokens, rows):
-    """Every way to give `tokens` in so many rows: the index of a token for each row, or ctc.BLANK."""
-    found = []
+    """All alignments of `tokens` with `rows` rows; each has the index of a token or ctc.BLANK for every row."""
+    paths = []
     for path in itertools.product([ctc.BLANK, *range(len(tokens))], repeat=rows):
         merged = [i for n, i in enumerate(path) if not n or i != path[n - 1]]
         read = [i for i in merged if i != ctc.BLANK]
-        # Two equal tokens with nothing between are one.
-        glued = any(
+        # Equal neighbours without a blank between them merge.
+        merges = any(
             a != b and ctc.BLANK not in (a, b) and tokens[a] == tokens[b] for a, b in itertools.pairwise(merged)
         )
-        if read == list(range(len(tokens))) and not glued:
-            found.append(path)
-    return found
+        if read == list(range(len(tokens))) and not merges:
+            paths.append(path)
+    return paths
 
 
 @partial(jax.jit, static_argnums=0)
-def found_of(net, params, batch, rows):
+def emissions_of(net, params, batch, rows):
     labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
     table = params["embed_tokens"]["embedding"]
     return ctc.emissions(rows, table, labels, net.config, OBJECTIVE, net.dtype), labels
@@ -95,9 +95,9 @@ def found_of(net, params, batch, rows):
 
 def test_likelihood_and_best_alignment_are_those_of_all_alignments(small):
     net, params, batch, rows, real = small
-    found, labels = found_of(net, params, batch, rows)
-    nll = ctc.negative_log_likelihood(found, labels)
-    best = np.array(ctc.best_alignment(found, labels))
+    emissions, labels = emissions_of(net, params, batch, rows)
+    nll = ctc.negative_log_likelihood(emissions, labels)
+    best = np.array(ctc.best_alignment(emissions, labels))
     logs = np.array(log_probs(net, params, rows))
     assert not labels.fits[1]
     assert labels.fits.sum() >= 4
@@ -116,8 +116,8 @@ def test_gradients_are_those_of_the_sum_over_alignments(small):
     net, params, batch, rows, real = small
 
     def ours(hidden):
-        found, labels = found_of(net, params, batch, hidden)
-        return ctc.negative_log_likelihood(found, labels).sum()
+        emissions, labels = emissions_of(net, params, batch, hidden)
+        return ctc.negative_log_likelihood(emissions, labels).sum()
 
     def enumerated(hidden):
         logs, total = log_probs(net, params, hidden), 0.0
@@ -141,8 +141,9 @@ def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
     labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
 
     def ours(params, rows):
-        found = ctc.emissions(rows, params["embed_tokens"]["embedding"], labels, net.config, objective, net.dtype)
-        return ctc.negative_log_likelihood(found, labels)
+        table = params["embed_tokens"]["embedding"]
+        emissions = ctc.emissions(rows, table, labels, net.config, objective, net.dtype)
+        return ctc.negative_log_likelihood(emissions, labels)
 
     def whole(params, rows):
         logits = net.project(params, rows, blank=True)
@@ -173,39 +174,39 @@ def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
     )
 
 
-def test_a_target_that_does_not_fit_weighs_nothing_and_poisons_nothing(small):
+def test_a_target_that_does_not_fit_has_no_weight_and_leaves_all_values_finite(small):
     net, params, batch, *_ = small
     divisors = batch_divisors(batch, net.config, OBJECTIVE, PAD)
     gradient_of = jax.jit(jax.value_and_grad(lambda p: loss_of(net, OBJECTIVE, p, batch), has_aux=True))
-    found, gradient = gradient_of(params)
-    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((found, gradient)))
+    (value, metrics), gradient = gradient_of(params)
+    assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves((value, metrics, gradient)))
     labels = ctc.labels_of(batch.source, batch.target, net.config, PAD)
     unfit = [row for row in range(6) if not labels.fits[row]]
-    np.testing.assert_allclose(found[1]["ctc/unfit"], len(unfit) / 6)
+    np.testing.assert_allclose(metrics["ctc/unfit"], len(unfit) / 6)
     assert divisors["ctc"] == sum(len(inner(batch.target[row])) for row in range(6) if row not in unfit)
-    # The CTC terms are those of a batch without it.
+    # The CTC terms equal those of a batch without this target.
     kept = jnp.array([row for row in range(6) if row not in unfit])
     fewer = jax.tree.map(lambda x: x[kept], batch)
     alone = loss_of(net, OBJECTIVE, params, fewer)[1]
     for name in ("loss/ctc", "loss/kl_ar_ctc", "nll/ctc"):
-        np.testing.assert_allclose(found[1][name], alone[name], rtol=1e-5)
+        np.testing.assert_allclose(metrics[name], alone[name], rtol=1e-5)
 
 
-def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
+def test_the_divergence_is_between_rows_that_predict_the_same_token(small):
     net, params, batch, rows, real = small
     logs = np.array(log_probs(net, params, rows))
-    found, labels = found_of(net, params, batch, rows)
-    best = np.array(ctc.best_alignment(found, labels))
+    emissions, labels = emissions_of(net, params, batch, rows)
+    best = np.array(ctc.best_alignment(emissions, labels))
     ar = np.array(net.project(params, joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
     masses, divergences = [], []
     for row in np.flatnonzero(labels.fits):
         for n, token in enumerate(inner(batch.target[row])):
-            at = max((r for r in range(real.shape[1]) if best[row, r] == n), key=lambda r: logs[row, r, token])
-            p, q = (np.array(jax.nn.softmax(x)) for x in (ar[row, n], logs[row, at, :BLANK]))
+            aligned_row = max((r for r in range(real.shape[1]) if best[row, r] == n), key=lambda r: logs[row, r, token])
+            p, q = (np.array(jax.nn.softmax(x)) for x in (ar[row, n], logs[row, aligned_row, :BLANK]))
             divergences.append(0.5 * ((p - q) * (np.log(p) - np.log(q))).sum())
-            masses.append(1 - np.exp(logs[row, at, BLANK]))
+            masses.append(1 - np.exp(logs[row, aligned_row, BLANK]))
     low, high = np.sort(masses)[len(masses) // 2 - 1 :][:2]
-    floor = float(low + high) / 2  # half of the rows are below
+    floor = float(low + high) / 2  # half of the rows are below it
     assert low < floor < high
     total = sum(kl for kl, mass in zip(divergences, masses, strict=True) if mass > floor)
     divisors = batch_divisors(batch, net.config, OBJECTIVE, PAD)
@@ -214,10 +215,10 @@ def test_the_divergence_is_between_the_rows_that_predict_one_token(small):
 
 
 def test_the_likelihood_is_float32_on_every_device(small):
-    """Accelerators round the factors of a product, by which optax picks; CPUs never do, so that the program has to tell."""
+    """optax selects by matrix products. Only accelerators round their factors, so the test reads the program."""
     net, params, batch, rows, _ = small
-    found, labels = found_of(net, params, batch, rows)
-    program = str(jax.make_jaxpr(jax.grad(lambda x: ctc.negative_log_likelihood(x, labels).sum()))(found))
+    emissions, labels = emissions_of(net, params, batch, rows)
+    program = str(jax.make_jaxpr(jax.grad(lambda x: ctc.negative_log_likelihood(x, labels).sum()))(emissions))
     assert (
         program.count("dot_general[")
         == program.count("precision=(Precision.HIGHEST") + program.count("precision=HIGHEST")
@@ -260,23 +261,23 @@ def test_rows_of_a_source():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
-def test_glancing_shows_so_many_rows_for_each_wrong_one(small, ratio):
+def test_glancing_shows_ratio_times_the_wrong_rows(small, ratio):
     net, params, batch, rows, real = small
-    found, labels = found_of(net, params, batch, rows)
-    alignment = ctc.best_alignment(found, labels)
+    emissions, labels = emissions_of(net, params, batch, rows)
+    alignment = ctc.best_alignment(emissions, labels)
     table = params["embed_tokens"]["embedding"]
     shown = np.array(
         ctc.glance(
             rows, table, labels, alignment, net.config, OBJECTIVE, ratio=ratio, dtype=net.dtype, rng=jax.random.key(0)
         )
     )
-    given = np.where(
+    aligned = np.where(
         alignment == ctc.BLANK, BLANK, np.take_along_axis(np.array(labels.tokens), np.maximum(alignment, 0), 1)
     )
-    wrong = ((np.array(log_probs(net, params, rows)).argmax(-1) != given) & np.array(real)).sum(1)
+    wrong = ((np.array(log_probs(net, params, rows)).argmax(-1) != aligned) & np.array(real)).sum(1)
     fits = np.array(labels.fits)
     assert ((shown >= 0).sum(1) == np.where(fits, np.round(ratio * wrong), 0)).all()
-    assert (shown[shown >= 0] == given[shown >= 0]).all()
+    assert (shown[shown >= 0] == aligned[shown >= 0]).all()
     assert not (shown[~np.array(real)] >= 0).any()
 
 

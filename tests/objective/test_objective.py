@@ -1,4 +1,4 @@
-"""The losses: formulas, and independence of chunks, padding, micro-batches."""
+"""The losses: formulas, and independence of chunks, padding and micro-batches."""
 
 import re
 
@@ -98,8 +98,8 @@ def test_chunks_of_the_projection_change_nothing(chunk):
     assert_same(whole, value_and_grad(net, params, batch, ObjectiveConfig(projection_rows=chunk)))
 
 
-def written_out(net, objective, hidden, table, batch, weights, divisors):
-    """The token losses as docs/method.md states them, over whole arrays."""
+def reference_losses(net, objective, hidden, table, batch, weights, divisors):
+    """The token losses by the formulas of docs/method.md, over whole arrays."""
     logits = {n: project(hidden[n], table, net.config, net.dtype) for n in ("ar", "nar", "aux")}
     is_masked = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
     labels = {"ar": batch.target[:, 1:]} | dict.fromkeys(
@@ -134,17 +134,17 @@ def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
 
     losses = TokenLosses(net.config, objective, net.dtype, terms)
     value, ours = scaled(lambda h, t: losses(aligned_sets(h, batch, net.config, 1), t, weights, divisors)[0])
-    expected, plain = scaled(lambda h, t: written_out(net, objective, h, t, batch, weights, divisors))
+    expected, plain = scaled(lambda h, t: reference_losses(net, objective, h, t, batch, weights, divisors))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert tiny.largest_difference(ours, plain) < 1e-5
 
 
-def test_no_array_of_all_rows_times_vocabulary_is_made():
+def test_no_array_has_all_rows_times_the_vocabulary():
     net, params = tiny.model(vocab_size=999)
     batch = tiny.batch(rows=8)
 
     def widest(projection_rows):
-        """Rows of the largest array that is as wide as the vocabulary, in the program before it is compiled."""
+        """Rows of the largest array of vocabulary width in the program before compilation."""
         objective = ObjectiveConfig(projection_rows=projection_rows)
         divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         gradient = jax.grad(lambda p: loss(net, objective, p, batch, divisors=divisors, step=ZERO)[0])
@@ -184,17 +184,17 @@ def test_stop_gradient_holds_one_side_of_a_kl_fixed():
 def test_weights_are_constant_or_piecewise_linear():
     assert float(weight_at(0.3, jnp.int32(5))) == pytest.approx(0.3)
     points = ((10, 0.0), (20, 1.0))
-    found = [float(weight_at(points, jnp.int32(step))) for step in (0, 10, 15, 20, 99)]
-    np.testing.assert_allclose(found, [0.0, 0.0, 0.5, 1.0, 1.0])
+    weights = [float(weight_at(points, jnp.int32(step))) for step in (0, 10, 15, 20, 99)]
+    np.testing.assert_allclose(weights, [0.0, 0.0, 0.5, 1.0, 1.0])
 
 
-def test_terms_are_active_while_they_weigh_something():
+def test_terms_are_active_while_their_weight_is_not_zero():
     late = ((3, 0.0), (5, 1.0))
     weights = LossWeights(nar=late, aux=late, kl_ar_nar=0.0, kl_nar_aux=late, kl_ar_aux=late, length=0.0)
     objective = ObjectiveConfig(weights=weights)
     assert [active_terms(objective, step) for step in (0, 3)] == [("ar",)] * 2
     assert active_terms(objective, 4) == active_terms(objective, 99) == ("ar", "nar", "aux", "kl_nar_aux", "kl_ar_aux")
-    # Where nothing that reads rows weighs anything all are computed: a step needs a loss.
+    # If no term that reads rows has a weight, all are computed, since a step needs a loss.
     nothing = ObjectiveConfig(name="ar", weights=LossWeights(ar=late))
     assert active_terms(nothing, 0) == ("ar",)
 
@@ -231,7 +231,7 @@ def test_a_batch_without_masked_tokens_is_finite():
 
 @pytest.mark.parametrize("chunk", [0, 7])
 def test_janus_all_is_the_sum_of_its_parts(chunk):
-    """AR, NAR, AUX and CTC in one pass: no term is dropped, and each is what the smaller objectives compute."""
+    """AR, NAR, AUX and CTC in one pass: no term is dropped, and each equals that of a smaller objective."""
     net, params = tiny.model(ctc_ratio=1.5)
     batch = tiny.batch()
 
