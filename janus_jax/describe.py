@@ -1,6 +1,6 @@
 """The settings in words: `--help_settings`, and the page docs/configuration.md.
 
-Both are made from the descriptions at the fields of `settings.py`. This command writes the page again:
+Both come from the descriptions at the fields of `settings.py`. This command writes the page again:
 
     python -m janus_jax.describe > docs/configuration.md
 """

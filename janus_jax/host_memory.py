@@ -2,7 +2,7 @@
 
 XLA's CPU backend allocates the temporary memory of every step again. By default glibc returns such large blocks to the kernel, and the next
 step faults them in page by page: this took a quarter of a training step on one core (benchmarks/train_step.py, with and without
-JANUS_JAX_KEEP_MEMORY=0). The setting is made in the process and not by a launch script, since a notebook has no launch script.
+JANUS_JAX_KEEP_MEMORY=0). The process sets it and not a launch script, since a notebook has no launch script.
 """
 
 import ctypes

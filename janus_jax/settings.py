@@ -1,7 +1,7 @@
 """Every setting, with its default: frozen dataclasses, one a group; `config.py` fills and checks them.
 
 A field describes itself: `setting()` takes its help, unit and range beside its default. The checks, `--help_settings` and
-docs/configuration.md are made from these descriptions, which `all_settings()` lists.
+docs/configuration.md use these descriptions, which `all_settings()` lists.
 
 A loss weight is a number, or a schedule of the training step: a tuple of (step, value) points, linear in between and
 constant outside.

@@ -1,44 +1,48 @@
-# Sourced by the scripts beside it: builds .venv in the checkout with the pinned packages, once.
+# The other scripts of this directory source this file. It builds .venv in the checkout with the pinned packages, once.
 #
 #   make_environment requirements.txt [requirements-convert.txt requirements-dev.txt]
 #
-# Puts the Python of .venv first on PATH. $PYTHON names the interpreter to build on (3.11 or 3.12). An incomplete environment, or
-# one for other requirements or another Python, is built again.
+# make_environment puts the Python of .venv first on PATH. $PYTHON names the interpreter for .venv (3.11 or 3.12).
+# An environment that is incomplete, or has other requirements or another Python, is built again.
 
 find_python() {
   local candidate
   for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
-    # Run it: a shim may stand for a Python that is not installed.
-    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
+    # Run it: a shim may be on PATH without an installed Python.
+    if "$candidate" 2>/dev/null -c '
+import sys, venv, ensurepip
+sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; then
       echo "$candidate"
       return
     fi
-    [ -z "${PYTHON:-}" ] || break # nothing else replaces the one that $PYTHON names
+    [ -z "${PYTHON:-}" ] || break # no other Python replaces $PYTHON
   done
   if [ -n "${PYTHON:-}" ]; then
     echo "error: PYTHON=$PYTHON is not Python 3.11 or 3.12 with venv and ensurepip; name another one" >&2
   else
-    echo "error: no Python 3.11 or 3.12 with venv and ensurepip was found; install one (on Debian with its -venv package), or set PYTHON to its path" >&2
+    echo "error: no Python 3.11 or 3.12 with venv and ensurepip was found;" \
+      "install one (on Debian with its -venv package), or set PYTHON to its path" >&2
   fi
   return 1
 }
 
 make_environment() {
-  local python wanted folder=.venv list
+  local python identity folder=.venv list
   python=$(find_python) || return 1
-  wanted=$("$python" -c 'import hashlib, pathlib, sys
-print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest() for name in ("requirements.txt", "requirements-convert.txt", "requirements-dev.txt")))') || return 1
+  identity=$("$python" -c 'import hashlib, pathlib, sys
+names = ("requirements.txt", "requirements-convert.txt", "requirements-dev.txt")
+print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest() for name in names))') || return 1
   if [ -e "$folder" ] && [ ! -e "$folder/made-by-janus_jax" ]; then
     echo "error: $PWD/$folder was not built by launch/environment.sh; move it away" >&2
     return 1
   fi
-  if [ "$(cat "$folder/made-by-janus_jax" 2>/dev/null)" != "$wanted" ]; then
+  if [ "$(cat "$folder/made-by-janus_jax" 2>/dev/null)" != "$identity" ]; then
     echo "building $PWD/$folder with $("$python" --version)" >&2
     rm -rf "$folder"
     mkdir "$folder"
-    touch "$folder/made-by-janus_jax" # marks the folder as ours; the text is written when it is complete
+    touch "$folder/made-by-janus_jax" # an empty marker: ours, but not complete
     "$python" -m venv "$folder" || return 1
-    echo "$wanted" >"$folder/made-by-janus_jax"
+    echo "$identity" >"$folder/made-by-janus_jax"
   fi
   for list in "$@"; do
     if [ ! -e "$folder/installed-$list" ]; then

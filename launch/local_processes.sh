@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs one command as n processes of one machine, over loopback: like a pod, on one machine.
+# Runs one command as n processes on one machine. They communicate over loopback, like the hosts of a pod.
 #
 #   ./launch/local_processes.sh 2 python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
 #
-# Each process gets some of the cores, and one GPU where there are at least n. Lines of process i begin with [i]. SIGTERM and Ctrl-C
-# send SIGTERM to all processes: the run saves and ends. The exit status is that of the first process that failed, 0 if none did.
+# Each process gets some of the cores, and one GPU if there are at least n. Lines of process i begin with [i]. SIGTERM and
+# Ctrl-C send SIGTERM to all processes: the run saves and ends. The exit status is that of the first process in order
+# that failed, or 0.
 set -euo pipefail
 if [[ ! "${1-}" =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
   echo "error: usage: ${0##*/} PROCESSES COMMAND [ARGUMENT ...]" >&2
@@ -40,7 +41,7 @@ for ((i = 0; i < processes; i++)); do
     [ "$gpus" -lt "$processes" ] || export JAX_LOCAL_DEVICE_IDS=$i
     pin=()
     if [ "$processes" -gt 1 ] && command -v taskset >/dev/null; then
-      # The cores that this shell may use, dealt out in turns.
+      # The cores that this shell may use, distributed in turns.
       mapfile -t process_cores < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
         awk -F- '{for (c = $1; c <= ($2 == "" ? $1 : $2); c++) print c}' |
         awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')

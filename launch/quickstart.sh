@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained model: prepares the built-in German-English corpus, trains on it, decodes its test split
-# autoregressively and in parallel, and prints a table. Steps that are done are skipped.
+# From a fresh checkout to a trained model: prepares the built-in German-English corpus, trains on it, decodes its test
+# split autoregressively and in parallel, and prints a table. Finished steps are skipped.
 #
 #   ./launch/quickstart.sh [--workdir=runs/demo_deen] [--config.train.steps=500 ...]
 #

@@ -38,7 +38,7 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, length: int) -> Iterato
     Returns:
       Examples: "target" [at most L] int32, bos ... eos, and "sentences" [n] int32, where sentences start in it.
     """
-    special, room = tokenizer.specials, length - 2
+    special, limit = tokenizer.specials, length - 2
     tokens: list[int] = []
     starts: list[int] = []
 
@@ -49,9 +49,9 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, length: int) -> Iterato
         }
 
     for sentence in _tokenized(documents, tokenizer):
-        for first in range(0, len(sentence), room):
-            piece = sentence[first : first + room]
-            if len(tokens) + len(piece) > room:
+        for first in range(0, len(sentence), limit):
+            piece = sentence[first : first + limit]
+            if len(tokens) + len(piece) > limit:
                 yield block()
                 tokens, starts = [], []
             starts.append(len(tokens) + 1)

@@ -53,14 +53,14 @@ def framed(
 ) -> list[list[int]]:
     """Token ids bos ... eos, cut to `longest` with one warning; [] for an empty sentence."""
     ids = [bare(sentence, specials) for sentence in sentences]
-    room = longest - 2
-    long = [number for number, sentence in enumerate(ids, first_line + 1) if len(sentence) > room]
+    most_tokens = longest - 2
+    long = [number for number, sentence in enumerate(ids, first_line + 1) if len(sentence) > most_tokens]
     if long:
         some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
         log.warning(
-            "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), name, room, some
+            "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), name, most_tokens, some
         )
-    return [[specials.bos, *sentence[:room], specials.eos] if sentence else [] for sentence in ids]
+    return [[specials.bos, *sentence[:most_tokens], specials.eos] if sentence else [] for sentence in ids]
 
 
 def bucket(length: int, *, at_least: int = 16, halves: bool = False) -> int:

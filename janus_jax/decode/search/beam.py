@@ -82,8 +82,8 @@ def beam_search(
       lenpen: score = sum of log-probabilities / (tokens, eos counted) ** lenpen; not negative.
       stop: when a sentence is finished, see `STOPS`.
       prefix: [B, P] int32, tokens that every hypothesis has to begin with, padded.
-      grow_fn: gives the cache more room. With it the loop runs in stages, and a short batch never pays for `limit`.
-      stages: lengths below `limit` that the cache has room for, one after the other; `cache` has room for the first.
+      grow_fn: enlarges the cache. With it the loop runs in stages, and a short batch never pays for `limit`.
+      stages: lengths below `limit` to which the cache grows, in order; `cache` has the first length.
 
     Returns:
       Hypotheses [B, K, L], best first; scores are -inf where there is no hypothesis.

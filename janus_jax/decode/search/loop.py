@@ -14,7 +14,7 @@ from janus_jax.types import Array
 
 Cache = Any
 StepFn = Callable[[Array, Cache], tuple[Array, Cache]]  # tokens [N, 1], cache -> logits [N, V] of the next, cache
-GrowFn = Callable[[Cache, int], Cache]  # cache, length -> the cache with room for so many tokens
+GrowFn = Callable[[Cache, int], Cache]  # cache, length -> the cache enlarged to `length` tokens
 
 
 def run_in_stages(

@@ -60,7 +60,7 @@ def collapse(emissions: Emissions, *, limit: int, specials: Specials) -> Hypothe
       eos.
 
     Raises:
-      ValueError: no room for eos.
+      ValueError: `limit` is below 1, the length of eos.
     """
     _check(1, limit)
     return jax.vmap(lambda sentence: _best_path(sentence, limit, specials))(emissions)

@@ -3,7 +3,7 @@
 A round makes a draft of the rest of the target, feeds it to the verifying model and accepts the longest prefix that greedy search
 would have emitted, and the token that greedy search emits behind it (Xia et al. 2023, SpecDec, whose relaxed acceptance is also
 implemented; it is not lossless). The rest of the draft is aligned with the emitted tokens and verified in the next round; a new
-draft is made when little of the old one is accepted. The costs of the passes decide how many drafted tokens are verified at once.
+draft is computed when few tokens of the old one are accepted. The costs of the passes decide how many drafted tokens are verified at once.
 After a draft that did not pay, greedy steps follow, and more of them after each failure.
 
 Legend: B sentences, K drafts a sentence, N = B*K hypotheses of a batch, T slots of a draft (bos and eos counted), L longest hypothesis, W
