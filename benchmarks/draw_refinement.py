@@ -47,11 +47,11 @@ def draw(record: dict[str, Any], ar_text: str = "", ar_steps: int = 0) -> str:
     width = round(right + 2 * MARGIN)
     top, parts = MARGIN + LINE / 2, []
     parts += _sentence(top, "source", record["source"])
-    for number, one in enumerate(passes, 1):
+    for number, shown in enumerate(passes, 1):
         top += LINE
-        before = passes[number - 2]["tokens"] if number > 1 else one["tokens"]
+        before = passes[number - 2]["tokens"] if number > 1 else shown["tokens"]
         parts.append(_text(MARGIN, top, f"pass {number}", "#555555"))
-        parts += _boxes(top, one, before, widths)
+        parts += _boxes(top, shown, before, widths)
     top += LINE
     parts += _sentence(top, "NAR", f"{record['text']}", f"{len(passes)} passes")
     if ar_text:
@@ -84,9 +84,9 @@ def _shown(token: str) -> str:
     return token.replace(MARK, "") or " "
 
 
-def _boxes(top: float, one: dict[str, list], before: list[str], widths: list[float]) -> list[str]:
+def _boxes(top: float, shown: dict[str, list], before: list[str], widths: list[float]) -> list[str]:
     parts, x = [], float(MARGIN + LABEL)
-    for token, old, again, width in zip(one["tokens"], before, one["remasked"], widths, strict=True):
+    for token, old, again, width in zip(shown["tokens"], before, shown["remasked"], widths, strict=True):
         edge = f'stroke="{MASKED_AGAIN}" stroke-dasharray="4 3" stroke-width="1.5"' if again else 'stroke="none"'
         fill = CHANGED if token != old else PLAIN
         parts.append(_box(x, top, width, fill, edge))

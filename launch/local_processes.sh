@@ -3,9 +3,9 @@
 #
 #   ./launch/local_processes.sh 2 python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen
 #
-# Each process gets some of the cores, and one GPU if there are at least n. Lines of process i begin with [i]. SIGTERM and
-# Ctrl-C send SIGTERM to all processes: the run saves and ends. The exit status is that of the first process in order
-# that failed, or 0.
+# Each process gets some of the cores, and one GPU if there are at least n. Lines of process i begin with [i]. SIGTERM
+# and Ctrl-C send SIGTERM to all processes: the run saves and ends. The exit status is that of the first process in
+# order that failed, or 0.
 set -euo pipefail
 if [[ ! "${1-}" =~ ^[1-9][0-9]*$ || $# -lt 2 ]]; then
   echo "error: usage: ${0##*/} PROCESSES COMMAND [ARGUMENT ...]" >&2
