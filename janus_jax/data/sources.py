@@ -95,8 +95,7 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
         raise DataError(f"{path}:{number + 1}: cannot read on ({error}); is the file complete?") from error
 
 
-def _open_files(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
-    del download
+def _open_files(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
     opener = _open_parallel if config.source == "parallel" else _open_tsv
     return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
 
@@ -127,8 +126,7 @@ def _misaligned(source: pathlib.Path, source_lines: int, target: pathlib.Path, t
     )
 
 
-def _open_tsv(key: str, name: str, config: DataConfig) -> SplitSource:
-    del config
+def _open_tsv(key: str, name: str, _config: DataConfig) -> SplitSource:
     path = find_file(name, key)
 
     def pairs() -> Iterator[Pair]:
@@ -139,8 +137,7 @@ def _open_tsv(key: str, name: str, config: DataConfig) -> SplitSource:
     return SplitSource(pairs, lambda number: f"{path}:{number}", {str(path): path.stat().st_size})
 
 
-def _open_text(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
-    del download
+def _open_text(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
     opened = {split: _documents(f"config.data.{split}", pattern) for split, pattern in names.items()}
     if config.hold_out and "valid" not in opened:
         whole, every = opened["train"], config.hold_out
@@ -177,8 +174,7 @@ def _documents(key: str, pattern: str) -> SplitSource:
     return SplitSource(pairs, where, {str(path): path.stat().st_size for path in paths})
 
 
-def _open_demo(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
-    del download
+def _open_demo(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
     pairs_of = dict(
         zip(
             SPLITS,

@@ -13,8 +13,7 @@ from janus_jax.types import Params
 Rate = Callable[[jax.Array], jax.Array]
 
 
-def _inverse_sqrt(c: OptimizerConfig, steps: int) -> Rate:
-    del steps
+def _inverse_sqrt(c: OptimizerConfig, _steps: int) -> Rate:
     # fairseq's rule: the rate peaks at warmup_steps and then falls with 1 / sqrt(step).
     return lambda step: c.learning_rate * jnp.sqrt(max(c.warmup_steps, 1) / jnp.maximum(step, 1.0))
 
@@ -32,8 +31,7 @@ def _cosine(c: OptimizerConfig, steps: int) -> Rate:
     return lambda step: decay(step - c.warmup_steps)
 
 
-def _constant(c: OptimizerConfig, steps: int) -> Rate:
-    del steps
+def _constant(c: OptimizerConfig, _steps: int) -> Rate:
     return lambda step: jnp.full_like(step, c.learning_rate)
 
 
