@@ -83,7 +83,7 @@ def attention_matrix() -> np.ndarray:
     layout = row_layout_of_sentence()
     matrix = np.zeros((layout.rows, layout.memory_rows), bool)
     for block in layout.attention():
-        matrix[block.start : block.stop, block.first : block.last] = np.asarray(block.mask[0])
+        matrix[block.start : block.stop, block.key_start : block.key_stop] = np.asarray(block.mask[0])
     return matrix
 
 

@@ -65,7 +65,10 @@ class DecoderLayer(Layer):
           source_blocks: blocks of cross-attention, which cover the query rows in order.
         """
         keys, values = self.self_keys_values(memory)
-        attention = [(b.start, b.stop, keys[:, b.first : b.last], values[:, b.first : b.last], b.mask) for b in blocks]
+        attention = [
+            (b.start, b.stop, keys[:, b.key_start : b.key_stop], values[:, b.key_start : b.key_stop], b.mask)
+            for b in blocks
+        ]
         over_source = [
             (b.start, b.stop, *self.cross_keys_values(b.encoded.states), b.encoded.mask[:, None]) for b in source_blocks
         ]

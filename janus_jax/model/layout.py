@@ -50,12 +50,12 @@ class RowGroup:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class AttentionBlock:
-    """Query rows [start, stop) attend to key rows [first, last) where `mask` [B or 1, R or 1, S] is True."""
+    """Query rows [start, stop) attend to key rows [key_start, key_stop) where `mask` [B or 1, R or 1, S] is True."""
 
     start: int = field(metadata={"static": True})
     stop: int = field(metadata={"static": True})
-    first: int = field(metadata={"static": True})
-    last: int = field(metadata={"static": True})
+    key_start: int = field(metadata={"static": True})
+    key_stop: int = field(metadata={"static": True})
     mask: jax.Array
 
 
@@ -155,7 +155,7 @@ class RowLayout:
             first, stop = self._key_range(group)
             mask = self._mask(group, last)
             previous = blocks[-1] if blocks else None
-            if previous and (previous.first, previous.last) == (first, stop):
+            if previous and (previous.key_start, previous.key_stop) == (first, stop):
                 previous_mask = _per_query(previous.mask, previous.stop - previous.start)
                 mask = _concatenated([previous_mask, _per_query(mask, rows)], axis=1)
                 blocks[-1] = AttentionBlock(previous.start, start + rows, first, stop, mask)

@@ -61,7 +61,7 @@ def test_tokens_and_positions_of_each_group():
 
 
 def test_attention_blocks_cover_the_rows_and_name_their_keys():
-    blocks = [(b.start, b.stop, b.first, b.last) for b in layout(*ALL).attention()]
+    blocks = [(b.start, b.stop, b.key_start, b.key_stop) for b in layout(*ALL).attention()]
     # Neighbours with the same keys share a block: AR query and content; AUX gold and query.
     assert blocks == [(0, 10, 0, 5), (10, 16, 5, 11), (16, 22, 11, 17), (22, 26, 11, 19)]
     masks = [np.asarray(b.mask[0]).astype(int).tolist() for b in layout(*ALL).attention()]
@@ -82,7 +82,7 @@ def test_the_last_layer_has_only_the_rows_that_a_loss_reads():
     joint = layout(*ALL)
     read = joint.read(numbered(26)).ravel().tolist()
     assert read == [0, 1, 2, 3, 4, *range(10, 16), 18, 20, 24, 25]
-    blocks = [(b.start, b.stop, b.first, b.last) for b in joint.attention(last=True)]
+    blocks = [(b.start, b.stop, b.key_start, b.key_stop) for b in joint.attention(last=True)]
     assert blocks == [(0, 5, 0, 5), (5, 11, 5, 11), (11, 13, 11, 17), (13, 15, 11, 19)]
     assert np.asarray(joint.attention(last=True)[0].mask[0]).astype(int).tolist() == np.tri(5, dtype=int).tolist()
     rows = joint.split(numbered(15))
