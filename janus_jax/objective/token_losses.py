@@ -84,7 +84,15 @@ class TokenLosses:
           table: [V', D].
           weights: term -> [] float32.
           divisors: `batch_divisors` of the step's batch.
+
+        Raises:
+          ValueError: no set holds the rows of both sides of a divergence.
         """
+        for name in [name for name in self.terms if term(name).kind == "divergence"]:
+            if not any(set(term(name).families) <= set(aligned.rows) for aligned in sets):
+                raise ValueError(
+                    f"term {name}: no aligned set holds the rows of both {' and '.join(term(name).families)}"
+                )
         total, metrics = jnp.float32(0.0), {}
         for aligned in sets:
             rows, labels = aligned.rows, aligned.labels

@@ -253,6 +253,16 @@ def test_janus_all_is_the_sum_of_its_parts(chunk):
     assert tiny.largest_difference(gradients, parts) <= 1e-4 * bound + 1e-6
 
 
+def test_a_divergence_between_rows_that_nothing_aligns_is_refused():
+    net, params = tiny.model()
+    batch, objective = tiny.batch(), ObjectiveConfig()
+    hidden = net.train_rows(params, net.encode(params, batch.source), batch, families=("ar",))
+    losses = TokenLosses(net.config, objective, net.dtype, ("ar", "kl_ar_nar"))
+    sets, table = aligned_sets(hidden, batch, net.config, 1), params["embed_tokens"]["embedding"]
+    with pytest.raises(ValueError, match="term kl_ar_nar: no aligned set holds the rows of both ar and nar"):
+        losses(sets, table, {}, batch_divisors(batch, net.config, objective, 1))
+
+
 def test_rows_that_are_aligned_with_no_token_are_refused():
     net, params = tiny.model()
     batch = tiny.batch()
