@@ -1,5 +1,7 @@
 """transformers, set up for the tests of this package."""
 
+import sys
+
 import pytest
 
 
@@ -15,5 +17,8 @@ def transformers(tmp_path_factory):
         modules = str(tmp_path_factory.mktemp("modules"))
         patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", modules)
         patch.syspath_prepend(modules)
+        # An earlier test may have loaded the package from another cache, the one of the documents' tests for example.
+        for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+            patch.delitem(sys.modules, name)
         yield transformers
     torch.set_num_threads(threads)
