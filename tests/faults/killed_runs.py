@@ -116,7 +116,7 @@ class KilledRun:
 
     def _wait(self, process: subprocess.Popen, moment: str, rng: random.Random) -> None:
         if moment == "start-up":
-            _sleep(process, rng.uniform(0, 2.5))
+            _sleep(process, rng.uniform(0, 1.0))  # Python and its imports take longer
         elif moment == "any":
             _sleep(process, rng.uniform(0, 8))
         elif moment == "compile":
