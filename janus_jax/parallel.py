@@ -26,7 +26,7 @@ BATCH = ("data", "fsdp")
 # Kernels are [in, out]; embeddings [rows, D].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embed_tokens/embedding$", PartitionSpec("tensor", "fsdp")),
-    (r"(embed_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
+    (r"(embed_positions|embed_ctc_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
     (r"(q_proj|k_proj|v_proj|fc1)/kernel$", PartitionSpec("fsdp", "tensor")),
     (r"(q_proj|k_proj|v_proj|fc1)/bias$", PartitionSpec("tensor")),
     (r"(out_proj|fc2)/kernel$", PartitionSpec("tensor", "fsdp")),

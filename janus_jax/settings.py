@@ -280,8 +280,15 @@ class ModelConfig:
         unit="rows per source token",
         at_least=0,
     )
-    ctc_input: Literal["mask", "source"] = setting(
-        "mask", "What CTC rows read. mask: the mask token. source: the source tokens, copied evenly."
+    ctc_input: Literal["mask", "source", "encoder"] = setting(
+        "mask",
+        "What CTC rows read. mask: the mask token. source: the source tokens, copied evenly. encoder: the mask token and the "
+        "encoder states of the source tokens, copied evenly.",
+    )
+    ctc_positions: Literal["shared", "own"] = setting(
+        "shared",
+        "Position table of CTC rows. shared: that of the other decoder rows, in which position p is the p-th target token. own: "
+        "a table of their own.",
     )
     vocab_multiple: int = setting(
         128,

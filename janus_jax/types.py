@@ -23,6 +23,12 @@ class Batch:
     masked: Array  # [B, M] int32, positions of the masked target tokens, ascending; 0 from index masked_count on
     masked_count: Array  # [B] int32
     example_id: Array  # [B] int32, index in the prepared split
+    parallel_target: Array | None = None  # [B, T] int32, the target of all rows but AR's; None: `target`, as for AR
+
+    @property
+    def parallel(self) -> Array:
+        """The target [B, T] of all rows but the AR rows. `masked` and `masked_count` are places in it."""
+        return self.target if self.parallel_target is None else self.parallel_target
 
 
 @jax.tree_util.register_dataclass

@@ -283,8 +283,7 @@ def test_a_batch_is_split_over_data_and_fsdp():
     mesh = mesh_of((2, 2, 2))
     batch = jax.tree.map(np.asarray, tiny.batch(rows=8))
     placed = parallel.put_batch(mesh, batch)
-    for field in dataclasses.fields(batch):
-        array, original = getattr(placed, field.name), getattr(batch, field.name)
+    for array, original in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
         assert array.addressable_shards[0].data.shape == (2, *original.shape[1:])
         np.testing.assert_array_equal(array, original)
 

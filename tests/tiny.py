@@ -72,11 +72,12 @@ def batch(rows=4, source=9, target=8, masked=5, seed=0):
 
 def padded(original, source=0, target=0, masked=0, rows=0):
     """The same batch with more padding on every axis."""
-    widths = {"source": source, "target": target, "masked": masked}
-    fill = {"source": 1, "target": 1, "masked": 0, "masked_count": 0, "example_id": -1}
+    widths = {"source": source, "target": target, "parallel_target": target, "masked": masked}
+    fill = {"source": 1, "target": 1, "parallel_target": 1, "masked": 0, "masked_count": 0, "example_id": -1}
     changed = {}
     for field in dataclasses.fields(original):
-        array = getattr(original, field.name)
+        if (array := getattr(original, field.name)) is None:
+            continue
         pads = [(0, rows)] + ([(0, widths[field.name])] if array.ndim == 2 else [])
         changed[field.name] = jnp.pad(array, pads, constant_values=fill[field.name])
     return Batch(**changed)

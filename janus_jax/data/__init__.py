@@ -3,13 +3,14 @@
 from janus_jax.data.errors import DataError
 from janus_jax.data.pipeline import TrainBatches, eval_batches, train_batches
 from janus_jax.data.prepare import prepare
-from janus_jax.data.retarget import retarget
+from janus_jax.data.retarget import Readers, retarget
 from janus_jax.data.store import Prepared, PreparedSplit
 
 __all__ = [
     "DataError",
     "Prepared",
     "PreparedSplit",
+    "Readers",
     "TrainBatches",
     "eval_batches",
     "prepare",

@@ -8,6 +8,7 @@ import functools
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 
 from janus_jax import text
@@ -15,7 +16,7 @@ from janus_jax.config import Config
 from janus_jax.data import buckets, corruption
 from janus_jax.data.denoising import noise
 from janus_jax.data.errors import DataError
-from janus_jax.data.store import PAIRS, Prepared, PreparedSplit
+from janus_jax.data.store import Prepared, PreparedSplit
 from janus_jax.types import Batch, Specials
 
 # The epoch number for evaluation masks; training never uses it.
@@ -45,7 +46,7 @@ class TrainBatches:
         self._builder = _BatchBuilder(prepared, self._split, config)
         self._accumulation = config.train.accumulation
         self.buckets = buckets.plan(
-            self._split.source_lengths, self._split.target_lengths, config.data, self._accumulation
+            self._split.source_lengths, self._split.longest_target_lengths, config.data, self._accumulation
         )
         self._shares = [_share(bucket, process_index, process_count) for bucket in self.buckets]
         # The steps of an epoch before shuffling: (index of the bucket, first of its A micro-batches).
@@ -73,7 +74,7 @@ class TrainBatches:
         )
         flat = self._builder.batch(bucket, ids, epoch)
         shape = (self._accumulation, -1)
-        return Batch(**{name: array.reshape(*shape, *array.shape[1:]) for name, array in vars(flat).items()})
+        return jax.tree.map(lambda array: array.reshape(*shape, *array.shape[1:]), flat)
 
     def _make_order(self, epoch: int) -> tuple[np.ndarray, list[np.ndarray]]:
         """Permutation of the epoch's steps, and each bucket's examples in shuffled order."""
@@ -164,6 +165,8 @@ class _BatchBuilder:
     def __init__(self, prepared: Prepared, split: PreparedSplit, config: Config):
         self._split, self._data = split, config.data
         self._denoise = "sentences" in split.lengths
+        # The other splits hold each target twice, so that one format serves all. Their batches need it once.
+        self._second_target = split.name == "train" and prepared.two_targets
         if self._denoise:
             tokenizer = text.load(prepared.tokenizer_bytes)
             self._specials, self._word_starts = tokenizer.specials, tokenizer.word_starts()
@@ -183,12 +186,15 @@ class _BatchBuilder:
             return empty
         if len(rows):
             empty.masked[rows], empty.masked_count[rows] = self._masks(ids[rows], epoch, bucket.masked)
-        sides = {side: self._split.padded(side, ids, getattr(bucket, f"{side}_length")) for side in PAIRS}
+        widths = {"source": bucket.source_length, "target": bucket.target_length}
+        if self._second_target:
+            widths["parallel_target"] = bucket.target_length
+        sides = {side: self._split.padded(side, ids, width) for side, width in widths.items()}
         return dataclasses.replace(empty, **sides)
 
     def _masks(self, ids: np.ndarray, epoch: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Masked positions [B, M] and counts [B] of sentence pairs."""
-        lengths = self._split.target_lengths[ids]
+        lengths = self._split.lengths["parallel_target" if self._second_target else "target"][ids]
         sampler = corruption.make_sampler(self._data)
         uniforms = corruption.row_uniforms(self._data.seed, epoch, ids, lengths, sampler.uniforms)
         return corruption.mask_positions(sampler.masks(uniforms, lengths), width)

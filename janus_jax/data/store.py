@@ -23,6 +23,8 @@ from janus_jax.types import Specials
 
 FORMAT = 1
 PAIRS = ("source", "target")
+# Pairs with a second target, which all rows but the AR rows read (distilled text).
+TWO_TARGETS = (*PAIRS, "parallel_target")
 # Blocks of text: their tokens, and where sentences start in them.
 BLOCKS = ("target", "sentences")
 # A split of fewer tokens (both sides; 4 bytes each) is kept in memory; a larger one is read example by example.
@@ -60,19 +62,25 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps([FORMAT, settings(config)], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def write_examples(directory: pathlib.Path, splits: dict[str, Iterable[shards.Example]], description: str) -> None:
+def write_examples(
+    directory: pathlib.Path,
+    splits: dict[str, Iterable[shards.Example]],
+    description: str,
+    columns: tuple[str, ...] = PAIRS,
+) -> None:
     """Writes sentence pairs as a TFDS dataset, one shard per split.
 
     Args:
       directory: gets `janus_pairs/1.0.0/`.
-      splits: name -> "source" and "target" ids of each example, bos and eos included.
+      splits: name -> ids of each example by column, bos and eos included.
       description: one line for the metadata of the dataset.
+      columns: PAIRS or TWO_TARGETS.
     """
     written = {}
     for split, examples in splits.items():
         path = directory / f"{split}.partial"
-        written[split] = [(path, shards.write_shard(path, PAIRS, examples))]
-    shards.finish(directory, "janus_pairs", PAIRS, written, description)
+        written[split] = [(path, shards.write_shard(path, columns, examples))]
+    shards.finish(directory, "janus_pairs", columns, written, description)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,6 +103,11 @@ class PreparedSplit:
     def source_lengths(self) -> np.ndarray:
         """[N] int32, bos and eos counted. For blocks of text it is the length of the block: noise never makes a block longer."""
         return self.lengths.get("source", self.target_lengths)
+
+    @property
+    def longest_target_lengths(self) -> np.ndarray:
+        """[N] int32, of the longer of an example's two targets, or of its only target; bos and eos counted."""
+        return np.maximum(self.target_lengths, self.lengths.get("parallel_target", 0))
 
     @functools.cached_property
     def _records(self) -> Any:
@@ -161,7 +174,7 @@ class PreparedSplit:
         """Token ids of some examples, padded.
 
         Args:
-          side: "source" or "target", a column.
+          side: a column, for example "source".
           ids: [B] example ids; -1 gives a row of padding.
           width: S or T, at least the longest of them.
 
@@ -211,9 +224,10 @@ class Prepared:
                 f"{directory} was prepared with other settings: {changes}; run `python -m janus_jax.data` with this config and "
                 "--overwrite, or choose another data.prepared"
             )
-        name, columns = (
-            ("janus_text", BLOCKS) if report["settings"]["data.source"] == "text" else ("janus_pairs", PAIRS)
-        )
+        if report["settings"]["data.source"] == "text":
+            name, columns = "janus_text", BLOCKS
+        else:
+            name, columns = "janus_pairs", tuple(report.get("columns", PAIRS))
         dataset = shards.dataset_directory(directory, name)
 
         def lengths(path: pathlib.Path) -> dict[str, dict[str, np.ndarray]]:
@@ -254,6 +268,11 @@ class Prepared:
             for column, lengths in sorted(split.lengths.items()):
                 digest.update(f"{name} {column} {len(lengths)} ".encode() + lengths.astype("<i4").tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def two_targets(self) -> bool:
+        """Whether training examples have a second target, for all rows but the AR rows."""
+        return "parallel_target" in self.split("train").lengths
 
     def split(self, name: str) -> PreparedSplit:
         """One split by name.

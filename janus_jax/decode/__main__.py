@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from janus_jax import checkpoint, parallel
 from janus_jax.config import DecodeConfig
-from janus_jax.data import Prepared
+from janus_jax.data import Prepared, Readers
 from janus_jax.decode import Generator, io
 from janus_jax.decode.distill import distill
 from janus_jax.decode.keywords import SHARED, places
@@ -77,6 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
     parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, the tokens of each pass")
     parser.add_argument("--distill", help="prepared dataset; its translated training set is written into --output")
+    parser.add_argument(
+        "--distill_readers", choices=get_args(Readers),
+        help="with --distill: rows that read the translations. all (default): all rows. parallel: all rows but AR's, which keep "
+        "the original targets. both: as parallel, and each pair a second time with its original target for all rows",
+    )  # fmt: skip
     add_search_arguments(
         parser.add_argument_group("search", "Settings of the chosen --mode; default: the checkpoint's own.")
     )
@@ -86,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
         keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
         decode = generator.settings(keywords)
+        if args.distill_readers and not args.distill:
+            parser.error("--distill_readers goes with --distill=PREPARED")
         if args.distill:
             return _distill(parser, generator, args, decode, keywords)
         _decode_file(generator, args, decode, keywords)
@@ -182,12 +189,14 @@ def _distill(
             args.output,
             checkpoint=str(checkpoint.find(args.checkpoint)),
             progress=bar.update,
+            readers=args.distill_readers or "all",
             **keywords,
         )
     part = report["splits"]["train"]
-    print(
-        f"wrote {args.output}: {part['kept']} pairs, {part['tokens']['target'] / part['kept']:.1f} target tokens each"
+    lengths = ", ".join(
+        f"{part['tokens'][column] / part['kept']:.1f} tokens of {column}" for column in report["columns"]
     )
+    print(f"wrote {args.output}: {part['kept']} pairs; a pair has {lengths}")
     return 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_jax.data import DataError, Prepared, retarget
+from janus_jax.data import DataError, Prepared, Readers, retarget
 from janus_jax.decode.generator import Generator
 from janus_jax.decode.io import CHUNK, Item, read_lines, write_resumable
 
@@ -18,9 +18,10 @@ def distill(
     checkpoint: str,
     progress: Callable[[int], Any] | None = None,
     chunk: int = CHUNK,
+    readers: Readers = "all",
     **settings: Any,
 ) -> dict[str, Any]:
-    """Writes the prepared dataset `output`: `prepared` with the model's outputs as training targets.
+    """Writes the prepared dataset `output`: `prepared` with the model's outputs as training targets of some or all rows.
 
     A killed run resumes: finished translations are kept beside `output`.
 
@@ -31,6 +32,7 @@ def distill(
       checkpoint: path of the model, for the report.
       progress: called with the number of sentences just decoded.
       chunk: sentences between two states from which a killed run resumes.
+      readers: the rows that read the outputs, see `data.retarget`.
       **settings: of `Generator.generate`.
 
     Returns:
@@ -61,6 +63,6 @@ def distill(
     origin = {"checkpoint": checkpoint, "decode": dataclasses.asdict(decode)}
     write_resumable(items, translated, records, signature=origin, chunk=chunk, skipped=progress)
     targets = [list(map(int, line.split())) for line in read_lines(translated)]
-    report = retarget(data, output, targets, origin)
+    report = retarget(data, output, targets, origin, readers)
     translated.unlink()
     return report

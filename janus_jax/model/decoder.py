@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.model.decoder_layer import DecoderLayer, Source
-from janus_jax.model.encoder import Embedder, remat_layer
+from janus_jax.model.encoder import Embedder, position_table, remat_layer
 from janus_jax.model.families import ar, aux, mask_predict, row_layout, show, source_group
 from janus_jax.model.layers import Table, layer_norm
 from janus_jax.model.layout import RowGroup
@@ -63,6 +63,8 @@ class Decoder(Embedder):
         self.layers = [layer(c, self.dtype) for _ in range(c.decoder_layers)]
         if c.norm == "pre":
             self.layer_norm = layer_norm(self.dtype)
+        if c.ctc_ratio and c.ctc_positions == "own":
+            self.embed_ctc_positions = position_table(c)
         self.embed_length = Table(c.length_classes, c.d_model, used=c.length_classes)
 
     def length_logits(self, states: jax.Array, mask: jax.Array) -> jax.Array:
@@ -89,7 +91,7 @@ class Decoder(Embedder):
         layout = row_layout(batch, self.config, self.specials, families, shown)
         states = {name: encoded if name == "ar" or encoded_parallel is None else encoded_parallel for name in families}
         blocks, source_blocks = layout.attention(), layout.source_attention(states)
-        x = self.embed_groups(table, layout.groups, batch.target.shape[0])
+        x = self.embed_groups(table, layout.groups, batch.target.shape[0], states)
         for layer in self.layers[:-1]:
             x = layer.joint(x, layout.memory(x), blocks, source_blocks)
         # In the last layer, only rows that a loss reads are queries.
@@ -97,8 +99,21 @@ class Decoder(Embedder):
         x = self.layers[-1].joint(layout.read(x), layout.memory(x), blocks, source_blocks)
         return layout.split(self._finish(x))
 
-    def embed_groups(self, table: Table, groups: tuple[RowGroup, ...], sentences: int) -> jax.Array:
-        """Embeds the rows of all groups and concatenates them: [B, R, D], where B is `sentences`."""
+    def embed_groups(
+        self,
+        table: Table,
+        groups: tuple[RowGroup, ...],
+        sentences: int,
+        encoded: Mapping[str, Encoded] | None = None,
+    ) -> jax.Array:
+        """Embeds the rows of all groups and concatenates them: [B, R, D], where B is `sentences`.
+
+        Args:
+          table: of the tokens.
+          groups: the rows.
+          sentences: B.
+          encoded: the encoding of each family whose rows read encoder states.
+        """
         # One look-up for all groups: on a mesh, devices exchange one gradient, as large as the table, per look-up.
         tokens = [group.tokens for group in groups if group.tokens is not None]
         ends = np.cumsum([part.shape[1] for part in tokens])[:-1]
@@ -110,7 +125,11 @@ class Decoder(Embedder):
                 inputs = jnp.broadcast_to(mask_vector, (sentences, group.rows, self.config.d_model))
             else:
                 inputs = next(vectors)
-            rows.append(self.embed(inputs, group.positions, group.layernorm))
+            states = None
+            if group.copies is not None:
+                states = jnp.take_along_axis(encoded[group.family].states, group.copies[:, :, None], axis=1)
+            positions = self.embed_ctc_positions if group.own_positions else None
+            rows.append(self.embed(inputs, group.positions, group.layernorm, states, positions))
         return constrain(jnp.concatenate(rows, axis=1), BATCH)
 
     def _finish(self, x: jax.Array) -> jax.Array:
@@ -141,17 +160,19 @@ class Decoder(Embedder):
         group = source_group(family, tokens, self.config, self.specials)
         if shown is not None:
             group = show(group, shown, self.specials)
-        rows, _ = self._bidirectional(table, group, source or self.project_source(encoded))
+        rows, _ = self._bidirectional(table, group, source or self.project_source(encoded), encoded)
         return rows, group.attends[group.name][:, 0]
 
-    def _bidirectional(self, table: Table, group: RowGroup, source: Source) -> tuple[jax.Array, list]:
-        """Runs one group of rows that attend to each other through the layers.
+    def _bidirectional(
+        self, table: Table, group: RowGroup, source: Source, encoded: Encoded | None = None
+    ) -> tuple[jax.Array, list]:
+        """Runs one group of rows that attend to each other through the layers; `encoded`: for rows that read its states.
 
         Returns:
           The rows that are read [N, M, D], and for each layer the keys and values of all rows.
         """
         mask = group.attends[group.name]
-        x = self.embed_groups(table, (group,), mask.shape[0])
+        x = self.embed_groups(table, (group,), mask.shape[0], {group.family: encoded} if encoded else None)
         keys_values = []
         for i, layer in enumerate(self.layers):
             keys_values.append(layer.self_keys_values(x))

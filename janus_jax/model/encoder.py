@@ -25,6 +25,12 @@ def remat_layer(layer: type[nn.Module], config: ModelConfig, method: str) -> typ
     return nn.remat(layer, policy=policy, methods=[method])
 
 
+def position_table(config: ModelConfig) -> Table:
+    """A table of config.max_positions learned positions."""
+    rows = config.max_positions + RESERVED_POSITIONS
+    return Table(rows, config.d_model, used=rows, zero_rows=RESERVED_POSITIONS)
+
+
 class Embedder(nn.Module):
     """The part that encoder and decoder share: position table, embedding layer norm, input dropout."""
 
@@ -33,22 +39,33 @@ class Embedder(nn.Module):
 
     def setup_embedding(self) -> None:
         c = self.config
-        rows = c.max_positions + RESERVED_POSITIONS
-        self.embed_positions = Table(rows, c.d_model, used=rows, zero_rows=RESERVED_POSITIONS)
+        self.embed_positions = position_table(c)
         if c.layernorm_embedding:
             self.layernorm_embedding = layer_norm(self.dtype)
         self.drop = Dropout(c.dropout)
 
-    def embed(self, vectors: jax.Array, positions: jax.Array, normalise: bool = True) -> jax.Array:
+    def embed(
+        self,
+        vectors: jax.Array,
+        positions: jax.Array,
+        normalise: bool = True,
+        states: jax.Array | None = None,
+        table: Table | None = None,
+    ) -> jax.Array:
         """dropout(scale * token vector + position vector) [B, R, D]; layer norm before dropout if configured.
 
         Args:
           vectors: [B, R, D] rows of the token table.
           positions: [B, R] or [R] int32, 0-based.
           normalise: False skips the embedding layer norm, as the released pretraining code does in NAR rows.
+          states: [B, R, D] encoder states, added to the sum.
+          table: of the positions; None: the module's own.
         """
         scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
-        x = (scale * vectors + self.embed_positions(positions + RESERVED_POSITIONS)).astype(self.dtype)
+        table = self.embed_positions if table is None else table
+        x = (scale * vectors + table(positions + RESERVED_POSITIONS)).astype(self.dtype)
+        if states is not None:
+            x = x + states.astype(self.dtype)
         if self.config.layernorm_embedding and normalise:
             x = self.layernorm_embedding(x)
         return self.drop(x)

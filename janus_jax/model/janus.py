@@ -87,7 +87,10 @@ class _Network(nn.Module):
         # AR rows too, because NAR rows may skip the embedding layer norm.
         ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
         nar = self.project(self.nar_rows(encoded, source, None, None))
-        return nar.sum() + ar.sum() + encoded.length_logits.sum()
+        total = nar.sum() + ar.sum() + encoded.length_logits.sum()
+        if self.config.ctc_ratio:
+            total += self.source_rows("ctc", source, encoded, None, None)[0].sum()
+        return total
 
 
 def output_classes(config: ModelConfig) -> int:

@@ -30,8 +30,10 @@ class RowGroup:
     attends: dict[str, jax.Array]  # name of a memory group -> attention mask [B or 1, R or 1, S], True where allowed
     tokens: jax.Array | None = None  # [B, R] int32 input tokens; None: every row reads the mask token
     read: jax.Array | None = None  # [B, M] int32, indices of the rows that a loss reads; None: all
+    copies: jax.Array | None = None  # [B, R] int32, source places whose encoder states the rows read too
     memory: bool = field(default=True, metadata={"static": True})
     predicts: bool = field(default=True, metadata={"static": True})  # False: no loss reads these rows
+    own_positions: bool = field(default=False, metadata={"static": True})  # positions of the family's own table
     layernorm: bool = field(default=True, metadata={"static": True})  # False: without the embedding layer norm
 
     @property

@@ -60,8 +60,12 @@ def aligned_sets(
     masked = _masked_set(hidden, batch)
     sets = [masked] if masked.rows else []
     if "ar" in hidden:
-        slots = _slot_set(hidden["ar"], batch, config, pad, partners)
-        sets = _merged(slots, masked, batch, config) if masked.rows else [slots]
+        if batch.parallel_target is not None:
+            # AR rows predict the tokens of another target, so they stand alone.
+            sets.append(_slot_set(hidden["ar"], batch, config, pad, {}))
+        else:
+            slots = _slot_set(hidden["ar"], batch, config, pad, partners)
+            sets = _merged(slots, masked, batch, config) if masked.rows else [slots]
     in_sets = {family for one in sets for family in one.rows}
     if missing := [name for name in hidden if name not in in_sets and term(own_term(name)).kind == "token"]:
         raise ValueError(
@@ -74,7 +78,7 @@ def _masked_set(hidden: Mapping[str, jax.Array], batch: Batch) -> Aligned:
     """The NAR and AUX rows of the masked positions, from left to right: X = M."""
     rows = {name: hidden[name] for name in ("nar", "aux") if name in hidden}
     real = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
-    labels = jnp.where(real, jnp.take_along_axis(batch.target, batch.masked, axis=1), NO_TOKEN)
+    labels = jnp.where(real, jnp.take_along_axis(batch.parallel, batch.masked, axis=1), NO_TOKEN)
     return Aligned(rows, dict.fromkeys(rows, labels))
 
 

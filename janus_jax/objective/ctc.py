@@ -204,7 +204,7 @@ def in_model(config: ModelConfig) -> bool:
 
 def count_tokens(batch: Batch, config: ModelConfig, pad: int) -> jax.Array:
     """The number [] of inner tokens of the targets that fit their CTC rows, in a batch [..., B, T]."""
-    labels = labels_of(batch.source, batch.target, config, pad)
+    labels = labels_of(batch.source, batch.parallel, config, pad)
     return (labels.real & labels.fits[..., None]).sum()
 
 
@@ -213,7 +213,7 @@ def loss(
     batch: Batch, divisors: Mapping[str, jax.Array],
 ) -> SentenceTerms:  # fmt: skip
     """CTC's loss if "ctc" is a term, its metrics, and the partners of the AR slots if "kl_ar_ctc" is a term."""
-    labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
+    labels = labels_of(batch.source, batch.parallel, net.config, net.specials.pad)
     emitted = emissions(hidden["ctc"], table, labels, net.config, objective, net.dtype)
     nll = negative_log_likelihood(emitted, labels).sum()
     unfit = (labels.real.any(axis=1) & ~labels.fits).sum()
@@ -249,7 +249,7 @@ def shown_tokens(
     params, encoded = jax.lax.stop_gradient((params, encoded))
     dropout, choice = jax.random.split(rng)
     rows, _ = net.source_rows(params, "ctc", batch.source, encoded, rng=dropout)
-    labels = labels_of(batch.source, batch.target, net.config, net.specials.pad)
+    labels = labels_of(batch.source, batch.parallel, net.config, net.specials.pad)
     table = params["embed_tokens"]["embedding"]
     alignment = best_alignment(scores(rows, table, labels, net.config, net.dtype), labels)
     return glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)

@@ -20,7 +20,7 @@ from janus_jax.config import Config, ConfigError, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
-from janus_jax.objective.joint import active_terms
+from janus_jax.objective.joint import active_terms, check_two_targets
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
 from janus_jax.train.log import IntervalMeans, RunLog, last_evaluation, plot_curves
@@ -162,6 +162,8 @@ class _TrainingRun:
         """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""
         self.prepared = Prepared.open(config.data.prepared, config)
         self.config = resolve_with_data(config, self.prepared)
+        if self.prepared.two_targets:
+            check_two_targets(self.config.objective)
         self.tokenizer = text.load(self.prepared.tokenizer_bytes)
         self.net = Janus(self.config.model, self.tokenizer.specials)
         self.mesh = parallel.make_mesh(config.parallel)
@@ -206,7 +208,7 @@ class _TrainingRun:
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
                 batch = next(batches)
-            terms = active_terms(objective, step - 1)
+            terms = active_terms(objective, step - 1, self.prepared.two_targets)
             self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             stop = self.any_process(self.request.received)

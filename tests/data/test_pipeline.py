@@ -67,7 +67,7 @@ def test_rows_hold_the_data_and_valid_masks(prepared):
         assert isinstance(batch, Batch)
         assert batch.source.shape[0] == 2
         assert batch.source.shape[:2] == batch.target.shape[:2] == batch.example_id.shape
-        assert all(x.dtype == np.int32 for x in vars(batch).values())
+        assert all(x.dtype == np.int32 for x in jax.tree.leaves(batch))
         real = batch.example_id >= 0
         assert (batch.source[~real] == 1).all()
         assert (batch.target[~real] == 1).all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax import data
+from janus_jax.config import ConfigError
 from janus_jax.decode import Generator
 from janus_jax.decode.__main__ import main
 from janus_jax.decode.distill import distill
@@ -51,6 +52,50 @@ def test_targets_become_the_outputs_of_the_model_and_nothing_else_changes(origin
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
     # It is trained on like the original: only its place differs.
     moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(tmp_path / "new")))
+    assert np.isfinite(train(moved, tmp_path / "run")["valid/loss"])
+
+
+def test_ar_rows_may_keep_the_original_targets(original, tmp_path, capsys):
+    config, workdir = original
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    flags += [f"--checkpoint={workdir}", f"--distill={config.data.prepared}"]
+    assert main([*flags, f"--output={tmp_path / 'all'}"]) == 0
+    generated = [target for _, target in ids(tmp_path / "all")]
+    before = ids(config.data.prepared)
+    for readers, copies in (("parallel", 1), ("both", 2)):
+        assert main([*flags, f"--distill_readers={readers}", f"--output={tmp_path / readers}"]) == 0
+        assert f"{copies * 60} pairs" in capsys.readouterr().out
+        prepared = data.Prepared.open(tmp_path / readers)
+        assert ids(tmp_path / readers) == before * copies
+        second = [row["parallel_target"].tolist() for row in prepared.split("train").examples()]
+        assert second == [target for _, target in before] * (copies - 1) + generated
+        for row in prepared.split("valid").examples():
+            np.testing.assert_array_equal(row["target"], row["parallel_target"])
+    with pytest.raises(data.DataError, match="has generated targets already"):
+        data.retarget(prepared, tmp_path / "new", [[7]] * 120, {})
+
+
+def test_batches_carry_both_targets_and_train_on_them(original, tmp_path):
+    config, workdir = original
+    distill(Generator.from_checkpoint(workdir), config.data.prepared, tmp_path / "new", checkpoint="c", readers="parallel",
+            **SETTINGS)  # fmt: skip
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, prepared=str(tmp_path / "new")))
+    prepared = data.Prepared.open(tmp_path / "new")
+    rows = list(prepared.split("train").examples())
+    (batch,) = list(data.train_batches(prepared, moved, 0, 1))
+    for i, example in zip(*np.nonzero(batch.example_id >= 0), strict=True):
+        for column in ("target", "parallel_target"):
+            expected = rows[batch.example_id[i, example]][column]
+            np.testing.assert_array_equal(getattr(batch, column)[i, example][: len(expected)], expected)
+        # Masks are places in the second target, between its bos and its eos.
+        places = batch.masked[i, example][: batch.masked_count[i, example]]
+        assert places.max() < len(rows[batch.example_id[i, example]]["parallel_target"]) - 1
+    (valid, *_) = data.eval_batches(prepared, moved)
+    assert valid.parallel_target is None
+    with pytest.raises(ConfigError, match="kl_ar_nar"):
+        train(moved, tmp_path / "run")
+    weights = dataclasses.replace(moved.objective.weights, kl_ar_nar=0.0, kl_ar_aux=0.0)
+    moved = dataclasses.replace(moved, objective=dataclasses.replace(moved.objective, weights=weights))
     assert np.isfinite(train(moved, tmp_path / "run")["valid/loss"])
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from janus_jax.config import ObjectiveConfig
+from janus_jax.model import Janus
 from janus_jax.model.families.ctc import origins
 from janus_jax.objective import ctc
 from janus_jax.objective.joint import batch_divisors, loss
@@ -241,8 +242,8 @@ def test_padding_changes_nothing(small):
 
 
 def test_joint_rows_are_those_of_the_ctc_pass_alone():
-    for source in ("mask", "source"):
-        net, params = tiny.model(ctc_ratio=2.0, ctc_input=source)
+    for source, positions in (("mask", "shared"), ("source", "own"), ("encoder", "own")):
+        net, params = tiny.model(ctc_ratio=2.0, ctc_input=source, ctc_positions=positions)
         batch = tiny.batch()
         alone, real = rows_of(net, params, batch)
         joint = joint_rows(net, params, batch, ("ar", "nar", "aux", "ctc"))
@@ -250,6 +251,27 @@ def test_joint_rows_are_those_of_the_ctc_pass_alone():
         np.testing.assert_allclose(joint["ctc"][real], alone[real], atol=2e-5)
         for name in ("ar", "nar", "aux"):
             np.testing.assert_allclose(joint[name], without[name], atol=2e-5)
+
+
+def test_rows_read_encoder_states_and_their_own_positions():
+    batch = tiny.batch()
+    plain, params = tiny.model(ctc_ratio=2.0, ctc_positions="own")
+    net = Janus(dataclasses.replace(plain.config, ctc_input="encoder"), plain.specials)
+    encoded = net.encode(params, batch.source)
+    # Without the states the rows are those that read the mask token alone.
+    nothing = dataclasses.replace(encoded, states=0 * encoded.states)
+    for states, equal in ((encoded, False), (nothing, True)):
+        projected = net.project_source(params, encoded)
+        rows, real = net.source_rows(params, "ctc", batch.source, states, projected=projected)
+        masks, _ = plain.source_rows(params, "ctc", batch.source, encoded)
+        assert np.allclose(rows[real], masks[real], atol=1e-5) == equal
+    # The table of the other rows has no part in them.
+    moved = jax.tree.map(jnp.copy, params)
+    moved["decoder"]["embed_positions"]["embedding"] += 1.0
+    np.testing.assert_array_equal(net.source_rows(moved, "ctc", batch.source, encoded)[0][real], net.source_rows(
+        params, "ctc", batch.source, encoded)[0][real])  # fmt: skip
+    moved["decoder"]["embed_ctc_positions"]["embedding"] += jax.random.normal(jax.random.key(1), (42, 16))
+    assert not np.allclose(net.source_rows(moved, "ctc", batch.source, encoded)[0][real], rows[real], atol=1e-3)
 
 
 def test_rows_of_a_source():

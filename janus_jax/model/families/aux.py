@@ -17,12 +17,12 @@ from janus_jax.types import Batch, Specials
 
 def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGroup, ...]:
     """The gold rows of the masked positions, and the AUX query rows: M rows each. Both also attend to the NAR rows."""
-    length, masked = batch.target.shape[1], batch.masked.shape[1]
-    mask = bridge_mask(batch.target != specials.pad, batch.masked, batch.masked_count)
+    length, masked = batch.parallel.shape[1], batch.masked.shape[1]
+    mask = bridge_mask(batch.parallel != specials.pad, batch.masked, batch.masked_count)
     gold_attends, query_attends = (
         {"nar": part[:, :, :length], "aux_gold": part[:, :, length:]} for part in (mask[:, :masked], mask[:, masked:])
     )
-    gold_tokens = jnp.take_along_axis(batch.target, batch.masked, axis=1)
+    gold_tokens = jnp.take_along_axis(batch.parallel, batch.masked, axis=1)
     layernorm = config.nar_layernorm_embedding
     gold = RowGroup("aux_gold", "aux", batch.masked, gold_attends, gold_tokens, predicts=False, layernorm=layernorm)
     return gold, RowGroup("aux_query", "aux", batch.masked, query_attends, memory=False, layernorm=layernorm)

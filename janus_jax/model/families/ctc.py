@@ -18,7 +18,8 @@ def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGr
 
 
 def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> RowGroup:
-    """The CTC rows of sources [B, S]. They read the mask token, or evenly spaced source tokens (`ctc_input`).
+    """The CTC rows of sources [B, S]. They read the mask token, alone or with evenly spaced encoder states, or evenly
+    spaced source tokens (`ctc_input`).
 
     Raises:
       ValueError: the model has no CTC rows.
@@ -26,9 +27,13 @@ def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> R
     if not config.ctc_ratio:
         raise ValueError("this model has no CTC rows; set model.ctc_ratio, for example to 2.0")
     real = source != specials.pad
-    copied = jnp.take_along_axis(source, origins(real, config), axis=1) if config.ctc_input == "source" else None
+    places = origins(real, config)
+    tokens = jnp.take_along_axis(source, places, axis=1) if config.ctc_input == "source" else None
+    copies = places if config.ctc_input == "encoder" else None
     positions = jnp.arange(config.ctc_slots(source.shape[1]))[None]
-    return RowGroup("ctc", "ctc", positions, {"ctc": bidirectional_mask(real_rows(real, config))}, copied)
+    attends = {"ctc": bidirectional_mask(real_rows(real, config))}
+    own = config.ctc_positions == "own"
+    return RowGroup("ctc", "ctc", positions, attends, tokens, copies=copies, own_positions=own)
 
 
 def row_counts(source: jax.Array, config: ModelConfig) -> jax.Array:

@@ -33,8 +33,8 @@ def target_rows(tokens: jax.Array, config: ModelConfig, specials: Specials, read
 
 def masked_tokens(batch: Batch, specials: Specials) -> jax.Array:
     """The target with its masked tokens replaced by the mask token, [B, T]."""
-    flags = masked_flags(batch.masked, batch.masked_count, batch.target.shape[1])
-    return jnp.where(flags, specials.mask, batch.target)
+    flags = masked_flags(batch.masked, batch.masked_count, batch.parallel.shape[1])
+    return jnp.where(flags, specials.mask, batch.parallel)
 
 
 def masked_flags(masked: jax.Array, masked_count: jax.Array, length: int) -> jax.Array:
