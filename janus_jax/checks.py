@@ -6,6 +6,7 @@
 import dataclasses
 import math
 import operator
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ def check(config: Config) -> None:
     _check_model(config)
     _check_optimizer(config)
     _check_training(config)
+    _check_only(config)
     _check_objective(config)
     _check_decode(config.decode)
     _check_parallel(config)
@@ -79,6 +81,20 @@ def _numbers(value: Any) -> Iterator[float]:
             yield from _numbers(item[1] if isinstance(item, tuple) else item)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
+
+
+def _check_only(config: Config) -> None:
+    if not config.train.only:
+        return
+    try:
+        re.compile(config.train.only)
+    except re.error as error:
+        raise ConfigError(f"config.train.only: {config.train.only!r} is no regular expression ({error})") from error
+    if not config.init_from:
+        raise ConfigError(
+            "config.train.only: the parameters that are not trained would stay random; name a checkpoint, init_from=DIR, or set "
+            'train.only=""'
+        )
 
 
 def _check_data(config: Config) -> None:

@@ -290,6 +290,11 @@ class ModelConfig:
         "Position table of CTC rows. shared: that of the other decoder rows, in which position p is the p-th target token. own: "
         "a table of their own.",
     )
+    parallel_adapter_rank: int = setting(
+        0,
+        "Rank of the low-rank adapters that each decoder layer has for all rows but the AR rows. 0: no adapters.",
+        at_least=0,
+    )
     vocab_multiple: int = setting(
         128,
         "The vocabulary is padded to a multiple of this number, so that it can be split over a mesh.",
@@ -470,6 +475,11 @@ class TrainConfig:
     )
     best_metric: str = setting("valid/loss", "Metric that says which checkpoints are best.")
     best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
+    only: str = setting(
+        "",
+        "A regular expression: only parameters whose names it matches are trained, all others stay as init_from has them. "
+        '"embed_tokens/blank" names the row of CTC\'s blank. Empty: all are trained.',
+    )
     max_bad_steps: int = setting(
         0,
         "Steps with a loss or gradient that is not finite which are skipped; one more stops the run.",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from janus_jax.config import ModelConfig
-from janus_jax.model.layers import Dropout, dense
+from janus_jax.model.layers import Adapter, Dropout, adapted, dense
 
 NEGATIVE = -1e9  # finite, so that a row which may attend to nothing (padding) gives numbers, not NaN
 
@@ -21,21 +21,27 @@ class Attention(nn.Module):
     dropout: float
     dtype: jnp.dtype
     fused: bool = False
+    rank: int = 0  # of the adapters
 
     def setup(self) -> None:
         self.q_proj = dense(self.d_model, self.dtype)
         self.k_proj = dense(self.d_model, self.dtype)
         self.v_proj = dense(self.d_model, self.dtype)
         self.out_proj = dense(self.d_model, self.dtype)
+        for name in ("q", "k", "v", "out"):
+            setattr(self, f"{name}_adapter", Adapter(self.rank, self.d_model, self.dtype) if self.rank else None)
         self.drop = Dropout(self.dropout)
 
-    def queries(self, x: jax.Array) -> jax.Array:
-        """[B, R, D] -> [B, R, H, K], scaled by K^-0.5 after the bias."""
-        return self._split(self.q_proj(x)) * (self.d_model // self.heads) ** -0.5
+    def queries(self, x: jax.Array, start: int | None = None) -> jax.Array:
+        """[B, R, D] -> [B, R, H, K], scaled by K^-0.5 after the bias; adapters from row `start` on."""
+        q = adapted(self.q_proj(x), x, self.q_adapter, start)
+        return self._split(q) * (self.d_model // self.heads) ** -0.5
 
-    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """[B, S, D] -> keys and values, [B, S, H, K] each."""
-        return self._split(self.k_proj(x)), self._split(self.v_proj(x))
+    def keys_values(self, x: jax.Array, start: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """[B, S, D] -> keys and values, [B, S, H, K] each; adapters from row `start` on."""
+        k = adapted(self.k_proj(x), x, self.k_adapter, start)
+        v = adapted(self.v_proj(x), x, self.v_adapter, start)
+        return self._split(k), self._split(v)
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
         """Weighted values of the rows that `mask` allows.
@@ -54,17 +60,18 @@ class Attention(nn.Module):
         weights = self.drop(jax.nn.softmax(logits, axis=-1)).astype(self.dtype)
         return jnp.einsum("bhrs,bshk->brhk", weights, v)
 
-    def output(self, x: jax.Array) -> jax.Array:
-        """[B, R, H, K] -> [B, R, D]."""
-        return self.out_proj(x.reshape(*x.shape[:-2], self.d_model))
+    def output(self, x: jax.Array, start: int | None = None) -> jax.Array:
+        """[B, R, H, K] -> [B, R, D]; adapters from row `start` on."""
+        x = x.reshape(*x.shape[:-2], self.d_model)
+        return adapted(self.out_proj(x), x, self.out_adapter, start)
 
     def _split(self, x: jax.Array) -> jax.Array:
         return x.reshape(*x.shape[:-1], self.heads, self.d_model // self.heads)
 
 
-def attention_of(config: ModelConfig, dtype: jnp.dtype) -> Attention:
-    """The attention module that a configuration asks for."""
-    return Attention(config.heads, config.d_model, config.attention_dropout, dtype, config.attention == "fused")
+def attention_of(config: ModelConfig, dtype: jnp.dtype, rank: int = 0) -> Attention:
+    """The attention module that a configuration asks for, with adapters of a rank."""
+    return Attention(config.heads, config.d_model, config.attention_dropout, dtype, config.attention == "fused", rank)
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

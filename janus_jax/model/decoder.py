@@ -93,10 +93,10 @@ class Decoder(Embedder):
         blocks, source_blocks = layout.attention(), layout.source_attention(states)
         x = self.embed_groups(table, layout.groups, batch.target.shape[0], states)
         for layer in self.layers[:-1]:
-            x = layer.joint(x, layout.memory(x), blocks, source_blocks)
+            x = layer.joint(x, layout.memory(x), blocks, source_blocks, layout.parallel())
         # In the last layer, only rows that a loss reads are queries.
         blocks, source_blocks = layout.attention(last=True), layout.source_attention(states, last=True)
-        x = self.layers[-1].joint(layout.read(x), layout.memory(x), blocks, source_blocks)
+        x = self.layers[-1].joint(layout.read(x), layout.memory(x), blocks, source_blocks, layout.parallel(last=True))
         return layout.split(self._finish(x))
 
     def embed_groups(
@@ -175,11 +175,11 @@ class Decoder(Embedder):
         x = self.embed_groups(table, (group,), mask.shape[0], {group.family: encoded} if encoded else None)
         keys_values = []
         for i, layer in enumerate(self.layers):
-            keys_values.append(layer.self_keys_values(x))
+            keys_values.append(layer.self_keys_values(x, 0))
             if i == len(self.layers) - 1 and group.read is not None:
                 x = jnp.take_along_axis(x, group.read[:, :, None], axis=1)
             rows = x.shape[1]
-            x = constrain(layer.forward(x, [(0, rows, *keys_values[i], mask)], [(0, rows, *source.of(i))]), BATCH)
+            x = constrain(layer.forward(x, [(0, rows, *keys_values[i], mask)], [(0, rows, *source.of(i))], 0), BATCH)
         return self._finish(x), keys_values
 
     def init_cache(
@@ -209,10 +209,10 @@ class Decoder(Embedder):
             x = jnp.concatenate([self.embed(vectors, positions), x], axis=1)
             queries = new
         mask = jnp.arange(cache.keys[0].shape[1]) <= slots[:, :, None]
-        return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache)
+        return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache, parallel=None)
 
     def _extend(
-        self, x: jax.Array, queries: int, slots: jax.Array, mask: jax.Array, cache: Any
+        self, x: jax.Array, queries: int, slots: jax.Array, mask: jax.Array, cache: Any, parallel: int | None
     ) -> tuple[jax.Array, Any]:
         """Runs rows through all layers. They attend to the cache, to which each layer first adds the k content rows.
 
@@ -222,6 +222,7 @@ class Decoder(Embedder):
           slots: [N, k] slots of the cache for the content rows.
           mask: [N, R, S] attention mask over the slots of the cache, those of the new content rows included.
           cache: `Cache` or `GapCache`.
+          parallel: the first row that uses the adapters: 0 for AUX rows, None for AR rows.
 
         Returns:
           The rows that predict [N, k, D], and the extended cache.
@@ -229,7 +230,7 @@ class Decoder(Embedder):
         rows, new = jnp.arange(x.shape[0])[:, None], slots.shape[1]
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
-            k, v = layer.self_keys_values(x[:, queries:])
+            k, v = layer.self_keys_values(x[:, queries:], parallel)
             all_keys.append(cache.keys[i].at[rows, slots].set(k))
             all_values.append(cache.values[i].at[rows, slots].set(v))
             if i == len(self.layers) - 1:
@@ -237,7 +238,7 @@ class Decoder(Embedder):
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
             attention = [(0, n, all_keys[i], all_values[i], mask)]
-            x = constrain(layer.forward(x, attention, [(0, n, *cache.source.of(i))]), BATCH)
+            x = constrain(layer.forward(x, attention, [(0, n, *cache.source.of(i))], parallel), BATCH)
         extended = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), extended
 
@@ -283,4 +284,4 @@ class Decoder(Embedder):
             axis=1,
         )
         mask = aux.gap_mask(cache.real, cache.masked, cache.masked_count, position(slots), position(slots - 1), slots)
-        return self._extend(x, tokens.shape[1], cache.real.shape[1] + slots, mask, cache)
+        return self._extend(x, tokens.shape[1], cache.real.shape[1] + slots, mask, cache, parallel=0)

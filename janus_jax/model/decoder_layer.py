@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from janus_jax.model.attention import Attention, attention_of
 from janus_jax.model.layers import Layer, layer_norm
-from janus_jax.model.layout import AttentionBlock, SourceBlock
+from janus_jax.model.layout import AttentionBlock, ParallelRows, SourceBlock
 from janus_jax.parallel import BATCH, constrain
 
 
@@ -34,16 +34,22 @@ class DecoderLayer(Layer):
 
     def setup(self) -> None:
         c = self.config
-        self.self_attn = attention_of(c, self.dtype)
+        rank = c.parallel_adapter_rank
+        self.self_attn = attention_of(c, self.dtype, rank)
         self.self_attn_layer_norm = layer_norm(self.dtype)
-        self.encoder_attn = attention_of(c, self.dtype)
+        self.encoder_attn = attention_of(c, self.dtype, rank)
         self.encoder_attn_layer_norm = layer_norm(self.dtype)
-        self.setup_feed_forward()
+        self.setup_feed_forward(rank)
 
-    def self_keys_values(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Self-attention keys and values of the memory rows, projected from the layer's input [B, S, D]."""
+    def self_keys_values(self, memory: jax.Array, start: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """Self-attention keys and values of the memory rows, projected from the layer's input [B, S, D].
+
+        Args:
+          memory: the rows.
+          start: the first row that uses the adapters; None: no row does.
+        """
         pre = self.config.norm == "pre"
-        return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory)
+        return self.self_attn.keys_values(self.self_attn_layer_norm(memory) if pre else memory, start)
 
     def cross_keys_values(self, states: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-attention keys and values of encoder states [B, S, D]."""
@@ -55,6 +61,7 @@ class DecoderLayer(Layer):
         memory: jax.Array,
         blocks: tuple[AttentionBlock, ...],
         source_blocks: tuple[SourceBlock, ...],
+        parallel: ParallelRows,
     ) -> jax.Array:
         """Applies the layer to the rows of the joint pass.
 
@@ -63,8 +70,9 @@ class DecoderLayer(Layer):
           memory: [B, S, D] rows that give keys and values.
           blocks: blocks of self-attention, which cover the query rows in order.
           source_blocks: blocks of cross-attention, which cover the query rows in order.
+          parallel: the rows that use the adapters.
         """
-        keys, values = self.self_keys_values(memory)
+        keys, values = self.self_keys_values(memory, parallel.memory)
         attention = [
             (b.start, b.stop, keys[:, b.key_start : b.key_stop], values[:, b.key_start : b.key_stop], b.mask)
             for b in blocks
@@ -72,9 +80,9 @@ class DecoderLayer(Layer):
         over_source = [
             (b.start, b.stop, *self.cross_keys_values(b.encoded.states), b.encoded.mask[:, None]) for b in source_blocks
         ]
-        return constrain(self.forward(x, attention, over_source), BATCH)
+        return constrain(self.forward(x, attention, over_source, parallel.queries), BATCH)
 
-    def forward(self, x: jax.Array, attention: list, over_source: list) -> jax.Array:
+    def forward(self, x: jax.Array, attention: list, over_source: list, start: int | None = None) -> jax.Array:
         """Applies the layer to rows x [N, R, D], with keys and values that are already projected.
 
         Keys of B sentences may serve N = B * n hypotheses. The n hypotheses of one sentence must be adjacent.
@@ -83,18 +91,19 @@ class DecoderLayer(Layer):
           x: [N, R, D].
           attention: tuples (start, stop, keys, values, mask) of self-attention, for query rows [start, stop).
           over_source: the same for cross-attention.
+          start: the first row that uses the adapters; None: no row does.
         """
         pre = self.config.norm == "pre"
         for module, norm, groups in (
             (self.self_attn, self.self_attn_layer_norm, attention),
             (self.encoder_attn, self.encoder_attn_layer_norm, over_source),
         ):
-            q = module.queries(norm(x) if pre else x)
-            rows = [_attend(module, q[:, start:stop], k, v, mask) for start, stop, k, v, mask in groups]
+            q = module.queries(norm(x) if pre else x, start)
+            rows = [_attend(module, q[:, first:stop], k, v, mask) for first, stop, k, v, mask in groups]
             attended = rows[0] if len(rows) == 1 else jnp.concatenate(rows, axis=1)
-            x = x + self.drop(module.output(attended))
+            x = x + self.drop(module.output(attended, start))
             x = x if pre else norm(x)
-        return self.feed_forward(x)
+        return self.feed_forward(x, start)
 
 
 def _attend(module: Attention, q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

@@ -20,6 +20,37 @@ def dense(features: int, dtype: jnp.dtype) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=_INIT)
 
 
+class Adapter(nn.Module):
+    """A low-rank addition to a dense layer: x W_down W_up (LoRA, Hu et al. 2021). It starts at zero."""
+
+    rank: int
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., features]."""
+        down = self.param("down", _INIT, (x.shape[-1], self.rank))
+        up = self.param("up", nn.initializers.zeros, (self.rank, self.features))
+        return x.astype(self.dtype) @ down.astype(self.dtype) @ up.astype(self.dtype)
+
+
+def adapted(y: jax.Array, x: jax.Array, adapter: Adapter | None, start: int | None) -> jax.Array:
+    """The output y [B, R, F] of a dense layer; rows from `start` on have the adapter's output added.
+
+    Args:
+      y: output of the dense layer.
+      x: its input [B, R, D].
+      adapter: None: y as it is.
+      start: the first row that uses the adapter; None: no row does.
+    """
+    if adapter is None or start is None or start >= y.shape[1]:
+        return y
+    if start == 0:
+        return y + adapter(x)
+    return jnp.concatenate([y[:, :start], y[:, start:] + adapter(x[:, start:])], axis=1)
+
+
 def layer_norm(dtype: jnp.dtype) -> nn.LayerNorm:
     """Layer norm with epsilon 1e-5; statistics in float32."""
     return nn.LayerNorm(epsilon=1e-5, dtype=dtype)
@@ -56,19 +87,23 @@ class Layer(nn.Module):
     config: ModelConfig
     dtype: jnp.dtype
 
-    def setup_feed_forward(self) -> None:
+    def setup_feed_forward(self, rank: int = 0) -> None:
+        c = self.config
+        self.fc1_adapter = Adapter(rank, c.ffn_dim, self.dtype) if rank else None
+        self.fc2_adapter = Adapter(rank, c.d_model, self.dtype) if rank else None
         self.fc1 = dense(self.config.ffn_dim, self.dtype)
         self.fc2 = dense(self.config.d_model, self.dtype)
         self.final_layer_norm = layer_norm(self.dtype)
         self.drop = Dropout(self.config.dropout)
         self.activation_drop = Dropout(self.config.activation_dropout)
 
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D] with residual and layer norm, post-LN or pre-LN."""
+    def feed_forward(self, x: jax.Array, start: int | None = None) -> jax.Array:
+        """[B, R, D] -> [B, R, D] with residual and layer norm, post-LN or pre-LN; adapters from row `start` on."""
         pre = self.config.norm == "pre"
         act = jax.nn.relu if self.config.activation == "relu" else lambda y: jax.nn.gelu(y, approximate=False)
-        hidden = act(self.fc1(self.final_layer_norm(x) if pre else x))
-        x = x + self.drop(self.fc2(self.activation_drop(hidden)))
+        inputs = self.final_layer_norm(x) if pre else x
+        hidden = self.activation_drop(act(adapted(self.fc1(inputs), inputs, self.fc1_adapter, start)))
+        x = x + self.drop(adapted(self.fc2(hidden), hidden, self.fc2_adapter, start))
         return x if pre else self.final_layer_norm(x)
 
 

@@ -32,6 +32,7 @@ class RowGroup:
     read: jax.Array | None = None  # [B, M] int32, indices of the rows that a loss reads; None: all
     copies: jax.Array | None = None  # [B, R] int32, source places whose encoder states the rows read too
     memory: bool = field(default=True, metadata={"static": True})
+    parallel: bool = field(default=True, metadata={"static": True})  # False: AR rows, which use no adapters
     predicts: bool = field(default=True, metadata={"static": True})  # False: no loss reads these rows
     own_positions: bool = field(default=False, metadata={"static": True})  # positions of the family's own table
     layernorm: bool = field(default=True, metadata={"static": True})  # False: without the embedding layer norm
@@ -73,6 +74,15 @@ class SourceBlock:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class ParallelRows:
+    """The index of the first row that uses the adapters; all rows behind it do too."""
+
+    queries: int = field(metadata={"static": True})
+    memory: int = field(metadata={"static": True})  # among the rows that give keys and values
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class RowLayout:
     """Groups of rows that go through the decoder's layers together, in this order.
 
@@ -80,7 +90,8 @@ class RowLayout:
     layer.
 
     Raises:
-      ValueError: two groups have one name, or a group attends to groups that are absent, not memory, or not adjacent.
+      ValueError: two groups have one name, AR groups are not the first, or a group attends to groups that are absent, not
+        memory, or not adjacent.
     """
 
     groups: tuple[RowGroup, ...]
@@ -89,6 +100,8 @@ class RowLayout:
         names = [group.name for group in self.groups]
         if len(set(names)) < len(names):
             raise ValueError(f"row groups {names}: each name may appear only once")
+        if any(not right.parallel and left.parallel for left, right in itertools.pairwise(self.groups)):
+            raise ValueError(f"row groups {names}: AR groups come first")
         for group in self.groups:
             self._key_range(group)
 
@@ -122,6 +135,11 @@ class RowLayout:
     def key_slices(self) -> dict[str, slice]:
         """The slice of each memory group's keys in all keys."""
         return _consecutive((group.name, group.rows) for group in self.groups if group.memory)
+
+    def parallel(self, last: bool = False) -> ParallelRows:
+        """Where the rows begin that use the adapters: all rows but the AR rows."""
+        queries = sum(rows for group, rows in self._queries(last) if not group.parallel)
+        return ParallelRows(queries, sum(group.rows for group in self.groups if group.memory and not group.parallel))
 
     def memory(self, x: jax.Array) -> jax.Array:
         """Selects the rows that give keys and values: all rows x [B, R, D] -> [B, `memory_rows`, D]."""

@@ -34,20 +34,12 @@ def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
     return jnp.interp(step.astype(jnp.float32), jnp.array(steps, jnp.float32), jnp.array(values, jnp.float32))
 
 
-def active_terms(objective: ObjectiveConfig, step: int, two_targets: bool = False) -> tuple[str, ...]:
-    """The loss terms to compute at a training step (0 for the first): those whose weight is not zero.
+def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
+    """The loss terms whose weight is not zero at a training step (0 for the first).
 
     Rows that only other terms read need not be computed. If no term with a weight reads rows, the result is all terms.
-
-    Args:
-      objective: its terms and weights.
-      step: the training step.
-      two_targets: AR rows and the other rows have different targets. Then no divergence between them exists; see
-        `check_two_targets`.
     """
     terms = objective_terms(objective)
-    if two_targets:
-        terms = {name: weight for name, weight in terms.items() if not _compares_with_ar(name)}
 
     def has_weight(weight: Weight) -> bool:
         return not isinstance(weight, tuple) or np.interp(step, *zip(*weight, strict=True)) > 0
@@ -56,17 +48,15 @@ def active_terms(objective: ObjectiveConfig, step: int, two_targets: bool = Fals
     return active if read_families(active) else tuple(terms)
 
 
-def _compares_with_ar(name: str) -> bool:
-    return term(name).kind == "divergence" and "ar" in term(name).families
-
-
 def check_two_targets(objective: ObjectiveConfig) -> None:
     """Checks the objective of a run in which AR rows and the other rows have different targets (`Batch.parallel_target`).
 
     Raises:
       ConfigError: a divergence between AR and other rows has a weight. Such rows predict different tokens.
     """
-    weighted = [name for name, weight in objective_terms(objective).items() if _compares_with_ar(name) and weight != 0]
+    weighted = [
+        name for name in objective_terms(objective) if term(name).kind == "divergence" and "ar" in term(name).families
+    ]
     if weighted:
         raise ConfigError(
             f"config.objective.weights.{weighted[0]}: the data has a second target for all rows but AR's, so a divergence "

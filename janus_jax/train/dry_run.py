@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from janus_jax import parallel, text
-from janus_jax.config import Config, ConfigError, scheduled
+from janus_jax.config import Config, ConfigError
 from janus_jax.data import Prepared, TrainBatches
 from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
-from janus_jax.objective.joint import active_terms, check_two_targets
+from janus_jax.objective.joint import check_two_targets
 from janus_jax.train.loop import resolve_with_data
 from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
@@ -97,10 +97,8 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     """
     prepared = Prepared.open(config.data.prepared, config)
     config = resolve_with_data(config, prepared)
-    terms = None
     if prepared.two_targets:
         check_two_targets(config.objective)
-        terms = active_terms(scheduled(config), config.train.steps, two_targets=True)
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_rows(mesh, config.data.batch_multiple)
     buckets = TrainBatches(prepared, config, *parallel.batch_share(mesh)).buckets
@@ -109,7 +107,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     with jax.set_mesh(mesh):
         state = abstract_state(net, config, mesh)
         batch = abstract_batch(config, mesh, largest, prepared.two_targets)
-        temporary = _temporary_bytes(net, config, mesh, state, batch, terms)
+        temporary = _temporary_bytes(net, config, mesh, state, batch)
     params = parallel.device_bytes(state.params)
     memory = Memory(
         params=params,
@@ -154,15 +152,13 @@ def available_bytes() -> int | None:
     return None
 
 
-def _temporary_bytes(
-    net: Janus, config: Config, mesh: Mesh, state: TrainState, batch: Batch, terms: tuple[str, ...] | None
-) -> int:
+def _temporary_bytes(net: Janus, config: Config, mesh: Mesh, state: TrainState, batch: Batch) -> int:
     """Bytes of a device that the compiled step uses in addition to its arguments.
 
     Raises:
       ConfigError: the compiler says that the step doesn't fit.
     """
-    step = jit_train_step(net, config, mesh, jax.tree.map(lambda x: x.sharding, state), terms)
+    step = jit_train_step(net, config, mesh, jax.tree.map(lambda x: x.sharding, state))
     try:
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     except jax.errors.JaxRuntimeError as error:

@@ -208,7 +208,7 @@ class _TrainingRun:
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
                 batch = next(batches)
-            terms = active_terms(objective, step - 1, self.prepared.two_targets)
+            terms = active_terms(objective, step - 1)
             self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             stop = self.any_process(self.request.received)

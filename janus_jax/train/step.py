@@ -15,6 +15,7 @@ from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
 from janus_jax.objective.joint import batch_divisors, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
+from janus_jax.train.trained import merge_trained, select_trained
 from janus_jax.types import Batch, Params, TrainState
 
 Metrics = dict[str, jax.Array]
@@ -22,14 +23,14 @@ Metrics = dict[str, jax.Array]
 
 def init_state(net: Janus, config: Config) -> TrainState:
     """The initial training state. A pure function, so that JAX can trace its shapes."""
-    params = net.init(jax.random.key(config.train.seed))
-    return state_from_params(config, params)
+    return state_from_params(config, net.init(jax.random.key(config.train.seed)))
 
 
 def state_from_params(config: Config, params: Params) -> TrainState:
     """The state at step 0 of a run that starts from `params`."""
     ema = jax.tree.map(jnp.copy, params) if config.optimizer.ema_decay else None
-    return TrainState(jnp.int32(0), params, make_optimizer(config.optimizer).init(params), ema)
+    opt_state = make_optimizer(config.optimizer).init(select_trained(params, config))
+    return TrainState(jnp.int32(0), params, opt_state, ema)
 
 
 def abstract_state(net: Janus, config: Config, mesh: jax.sharding.Mesh) -> TrainState:
@@ -61,16 +62,17 @@ def make_train_step(
         divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
 
-        def micro_loss(params: Params, part: Batch, index: jax.Array) -> Any:
-            rng = jax.random.fold_in(key, index)
+        def micro_loss(trained: Params, part: Batch, index: jax.Array) -> Any:
+            params, rng = merge_trained(state.params, trained, config), jax.random.fold_in(key, index)
             return loss(net, objective, params, part, divisors=divisors, step=state.step, rng=rng, terms=terms)
 
-        (total, metrics), gradients = _accumulated(jax.value_and_grad(micro_loss, has_aux=True), state.params, batch)
+        trained = select_trained(state.params, config)
+        (total, metrics), gradients = _accumulated(jax.value_and_grad(micro_loss, has_aux=True), trained, batch)
         norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(total) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         lr = rate(state.step)
-        params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+        params = merge_trained(state.params, jax.tree.map(lambda p, u: p - lr * u, trained, updates), config)
         updated = TrainState(
             state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.ema, params)
         )

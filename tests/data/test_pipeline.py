@@ -18,7 +18,7 @@ def with_accumulation(config, accumulation):
 
 
 def equal(a, b):
-    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x.shape == y.shape and x.dtype == y.dtype and (x == y).all() for x, y in pairs)
 
 

@@ -20,8 +20,9 @@ def groups(batch: Batch, config: ModelConfig, specials: Specials) -> tuple[RowGr
     positions = slot_positions(jnp.arange(tokens.shape[1]), config)[None]
     attends = {"ar_content": causal_mask(tokens.shape[1])}
     queries = config.ar_stream == "query"
-    content = RowGroup("ar_content", "ar", positions, attends, tokens, predicts=not queries)
-    return (RowGroup("ar_query", "ar", positions, attends, memory=False), content) if queries else (content,)
+    content = RowGroup("ar_content", "ar", positions, attends, tokens, predicts=not queries, parallel=False)
+    query = RowGroup("ar_query", "ar", positions, attends, memory=False, parallel=False)
+    return (query, content) if queries else (content,)
 
 
 def inputs(target: jax.Array, config: ModelConfig, specials: Specials) -> jax.Array:

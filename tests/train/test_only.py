@@ -1,0 +1,159 @@
+"""`train.only` and adapters: what is not named stays bitwise as it is, and the AR half computes what it did before."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.config import ConfigError, resolve
+from janus_jax.model import Janus
+from janus_jax.objective.joint import batch_divisors, loss
+from janus_jax.train.step import make_train_step, state_from_params
+from tests import tiny
+
+PATTERN = "adapter|embed_ctc_positions|embed_tokens/blank"
+
+
+def setup(only=PATTERN, **optimizer):
+    net, params = tiny.model(ctc_ratio=2.0, ctc_positions="own", parallel_adapter_rank=3)
+    config = resolve(
+        {
+            "init_from": "elsewhere",
+            "optimizer": {"warmup_steps": 0, "learning_rate": 0.01, **optimizer},
+            "train": {"only": only},
+            "model": {"ctc_ratio": 2.0},
+            "objective": {"name": "janus_ctc", "weights": {"ar": 0.0, "kl_ar_ctc": 0.0}},
+        }
+    )
+    config = dataclasses.replace(config, model=net.config)
+    return net, config, params
+
+
+def named(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def after_steps(net, config, params, count=3):
+    batch = jax.tree.map(lambda x: x[None], tiny.batch())
+    step, state = jax.jit(make_train_step(net, config)), state_from_params(config, params)
+    metrics = []
+    for _ in range(count):
+        state, values = step(state, batch)
+        metrics.append(values)
+    return state, metrics
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_only_the_named_parameters_change(decay):
+    net, config, params = setup(ema_decay=decay, weight_decay=0.1)
+    state, metrics = after_steps(net, config, params)
+    assert float(metrics[-1]["loss/ctc"]) < float(metrics[0]["loss/ctc"])
+    before, blank = named(params), net.blank
+    for tree in [state.params] + ([state.ema] if decay else []):
+        for name, leaf in named(tree).items():
+            if name == "embed_tokens/embedding":
+                np.testing.assert_array_equal(np.delete(leaf, blank, 0), np.delete(before[name], blank, 0))
+                assert (leaf[blank] != before[name][blank]).any()
+            elif re.search(PATTERN, name):
+                assert (leaf != before[name]).any(), name
+            else:
+                np.testing.assert_array_equal(leaf, before[name], err_msg=name)
+    # The optimizer keeps moments of the named parameters alone.
+    held = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state))
+    assert held < sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_the_ar_half_stays_bitwise_and_the_ctc_half_changes():
+    net, config, params = setup()
+    state, _ = after_steps(net, config, params)
+    batch = tiny.batch()
+
+    @jax.jit
+    def halves(params):
+        encoded = net.encode(params, batch.source)
+        ar = net.project(params, net.ar_rows(params, encoded, batch.target))
+        return ar, net.source_rows(params, "ctc", batch.source, encoded)[0]
+
+    for (before, after), equal in zip(
+        zip(halves(params), halves(state.params), strict=True), (True, False), strict=True
+    ):
+        assert np.array_equal(before, after) == equal
+    # A model without adapters and without CTC has the same AR half.
+    plain = Janus(dataclasses.replace(net.config, parallel_adapter_rank=0, ctc_ratio=0.0), net.specials)
+    encoded = plain.encode(state.params, batch.source)
+    rows = jax.jit(plain.ar_rows)(state.params, encoded, batch.target)
+    np.testing.assert_array_equal(
+        plain.project(state.params, rows)[..., : net.blank], halves(params)[0][..., : net.blank]
+    )
+
+
+def test_the_joint_pass_adapts_all_rows_but_those_of_ar():
+    net, config, params = setup()
+    state, _ = after_steps(net, config, params)
+    batch = tiny.batch()
+    families = ("ar", "nar", "aux", "ctc")
+    without = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.zeros_like(leaf) if "up" in str(path[-1]) else leaf, state.params
+    )
+    joint, plain = (
+        jax.jit(lambda p: net.train_rows(p, net.encode(p, batch.source), batch, families=families))(p)
+        for p in (state.params, without)
+    )
+    np.testing.assert_allclose(joint["ar"], plain["ar"], atol=1e-6)
+    for name in families[1:]:
+        assert not np.allclose(joint[name], plain[name], atol=1e-3), name
+    # Passes of one family alone adapt the same rows.
+    encoded = net.encode(state.params, batch.source)
+    alone, real = net.source_rows(state.params, "ctc", batch.source, encoded)
+    np.testing.assert_allclose(joint["ctc"][real], alone[real], atol=2e-5)
+    tokens = jnp.where(jnp.arange(8) == 2, net.specials.mask, batch.target)
+    masked = jnp.full((4, 1), 2)
+    one = dataclasses.replace(batch, masked=masked, masked_count=jnp.ones(4, jnp.int32))
+    rows = net.train_rows(state.params, encoded, one, families=("nar", "aux"))
+    np.testing.assert_allclose(net.nar_rows(state.params, encoded, tokens, masked), rows["nar"], atol=2e-5)
+    _, cache = net.init_gaps(state.params, encoded, tokens, 1)
+    np.testing.assert_allclose(net.aux_step(state.params, batch.target[:, :1], cache)[0], rows["aux"], atol=2e-5)
+
+
+def test_gradients_of_the_named_parameters_are_those_of_the_whole_model():
+    net, config, params = setup(only="layers_1/.*_adapter/up")
+    batch = tiny.batch()
+    divisors = batch_divisors(batch, net.config, config.objective, net.specials.pad)
+
+    def total(params):
+        return loss(net, config.objective, params, batch, divisors=divisors, step=jnp.int32(0), terms=("ctc",))[0]
+
+    expected = {
+        name: leaf for name, leaf in named(jax.grad(total)(params)).items() if re.search(config.train.only, name)
+    }
+    # Adam's first step is the sign of the gradient times the rate.
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0, eps=1e-12))
+    state, _ = after_steps(net, config, params, count=1)
+    for name, leaf in named(state.params).items():
+        moved = np.sign(named(params)[name] - leaf)
+        np.testing.assert_array_equal(moved, np.sign(expected[name]) if name in expected else 0 * leaf, err_msg=name)
+    assert len(expected) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"only": "("}, "init_from": "x"}, "no regular expression"),
+        ({"train": {"only": "adapter"}}, "name a checkpoint, init_from=DIR"),
+    ],
+)
+def test_unusable_patterns_are_refused_in_the_config(changes, message):
+    with pytest.raises(ConfigError, match=f"config.train.only: .*{message}"):
+        resolve(changes)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    _, config, params = setup(only="adaptor")
+    with pytest.raises(ConfigError, match="no parameter's name matches 'adaptor'; some names: decoder/"):
+        state_from_params(config, params)
