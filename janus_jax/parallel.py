@@ -33,8 +33,8 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(out_proj|fc2)/bias$", PartitionSpec()),
     (r"(layer_norm|layernorm_embedding)/(scale|bias)$", PartitionSpec()),
     (r"(^|/)embed_tokens/blank$", PartitionSpec()),  # a row of the table, where train.only names it
-    (r"_adapter/down$", PartitionSpec("fsdp", None)),
-    (r"_adapter/up$", PartitionSpec(None, "fsdp")),
+    (r"_adapter/down/kernel$", PartitionSpec("fsdp", None)),
+    (r"_adapter/up/kernel$", PartitionSpec(None, "fsdp")),
 )
 
 

@@ -22,7 +22,7 @@ COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
 BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows; released models have none
 _IGNORED = re.compile(r"\.version$")
-_TABLES = ("embed_tokens", "embed_positions", "embed_length")
+_TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_length")
 
 
 def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> ModelConfig:

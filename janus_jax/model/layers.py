@@ -27,12 +27,14 @@ class Adapter(nn.Module):
     features: int
     dtype: jnp.dtype
 
-    @nn.compact
+    def setup(self) -> None:
+        zeros = nn.initializers.zeros
+        self.down = nn.Dense(self.rank, use_bias=False, dtype=self.dtype, kernel_init=_INIT)
+        self.up = nn.Dense(self.features, use_bias=False, dtype=self.dtype, kernel_init=zeros)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., features]."""
-        down = self.param("down", _INIT, (x.shape[-1], self.rank))
-        up = self.param("up", nn.initializers.zeros, (self.rank, self.features))
-        return x.astype(self.dtype) @ down.astype(self.dtype) @ up.astype(self.dtype)
+        return self.up(self.down(x))
 
 
 def adapted(y: jax.Array, x: jax.Array, adapter: Adapter | None, start: int | None) -> jax.Array:
