@@ -380,6 +380,13 @@ class ObjectiveConfig:
         at_least=0,
         at_most=0.8,
     )
+    ar_every: int = setting(
+        1,
+        "Terms that read AR rows are computed in every n-th step only, with n times their weight, while other terms have a "
+        "weight. A step without AR rows is cheaper.",
+        unit="steps",
+        at_least=1,
+    )
     glancing: Weight = setting(
         0.0,
         "CTC rows that are shown their token in training (glancing training, GLAT), for each wrong row. 0: none.",

@@ -35,9 +35,10 @@ def weight_at(weight: Weight, step: jax.Array) -> jax.Array:
 
 
 def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
-    """The loss terms whose weight is not zero at a training step (0 for the first).
+    """The loss terms to compute at a training step (0 for the first): those whose weight is not zero.
 
     Rows that only other terms read need not be computed. If no term with a weight reads rows, the result is all terms.
+    With objective.ar_every, most steps leave out the terms that read AR rows.
     """
     terms = objective_terms(objective)
 
@@ -45,6 +46,9 @@ def active_terms(objective: ObjectiveConfig, step: int) -> tuple[str, ...]:
         return not isinstance(weight, tuple) or np.interp(step, *zip(*weight, strict=True)) > 0
 
     active = tuple(name for name, weight in terms.items() if has_weight(weight))
+    without_ar = tuple(name for name in active if "ar" not in term(name).families)
+    if step % objective.ar_every and read_families(without_ar):
+        return without_ar
     return active if read_families(active) else tuple(terms)
 
 
@@ -117,6 +121,11 @@ def loss(
     """
     terms = tuple(objective_terms(objective)) if terms is None else terms
     weights = {name: weight_at(getattr(objective.weights, name), step) for name in terms}
+    if read_families(terms) > {"ar"}:
+        weights = {
+            name: weight * objective.ar_every if "ar" in term(name).families else weight
+            for name, weight in weights.items()
+        }
     families = with_attended(read_families(terms))
     # Dropout keys of the encoder, the decoder and the second encoder pass.
     keys = (None, None, None) if rng is None else tuple(jax.random.split(rng, 3))

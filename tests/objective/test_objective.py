@@ -1,5 +1,6 @@
 """The losses: formulas, and independence of chunks, padding and micro-batches."""
 
+import dataclasses
 import re
 
 import jax
@@ -197,6 +198,28 @@ def test_terms_are_active_while_their_weight_is_not_zero():
     # If no term that reads rows has a weight, all are computed, since a step needs a loss.
     nothing = ObjectiveConfig(name="ar", weights=LossWeights(ar=late))
     assert active_terms(nothing, 0) == ("ar",)
+
+
+def test_ar_terms_may_be_computed_in_some_steps_only_with_a_higher_weight():
+    late = ((2, 0.0), (3, 1.0))
+    weights = LossWeights(nar=late, aux=0.0, length=late, kl_ar_nar=late, kl_nar_aux=0.0, kl_ar_aux=0.0)
+    objective = ObjectiveConfig(weights=weights, ar_every=3)
+    with_ar, without = ("ar", "nar", "length", "kl_ar_nar"), ("nar", "length")
+    # Before the others begin, AR is trained in every step.
+    assert [active_terms(objective, step) for step in range(7)] == [("ar",)] * 3 + [with_ar, without, without, with_ar]
+    net, params = tiny.model()
+    batch = tiny.batch()
+    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+
+    def total(every, terms):
+        return loss(net, dataclasses.replace(objective, ar_every=every), params, batch, divisors=divisors,
+                    step=jnp.int32(9), terms=terms)  # fmt: skip
+
+    (once, metrics), (thrice, _) = total(1, with_ar), total(3, with_ar)
+    added = 2 * (metrics["loss/ar"] + metrics["loss/kl_ar_nar"])
+    np.testing.assert_allclose(thrice, once + added, rtol=1e-5)
+    for terms in (without, ("ar",)):
+        np.testing.assert_allclose(total(1, terms)[0], total(3, terms)[0], rtol=1e-6)
 
 
 def test_a_scheduled_weight_acts_on_the_total():
