@@ -394,6 +394,13 @@ class ObjectiveConfig:
         at_least=0,
         at_most=1,
     )
+    nar_correction: Weight = setting(
+        0.0,
+        "Share of the masked target tokens at which NAR rows read the model's own prediction instead of the mask, and learn to "
+        "correct it (CMLMC). It costs a second pass of the NAR rows. Decode such a model with decode.nar.revise.",
+        at_least=0,
+        at_most=1,
+    )
     ctc_floor: float = setting(
         0.01,
         "kl_ar_ctc leaves out CTC rows that give less probability than this to all tokens together.",
@@ -559,6 +566,10 @@ class NarDecode:
         "How many tokens are masked again after pass s of P: of n tokens n (P - s) / P (linear), or n cos(pi s / 2P) (cosine).",
     )
     early_stop: bool = setting(False, "Stop as soon as a pass changes nothing.")
+    revise: bool = setting(
+        False,
+        "Each pass also predicts the tokens that are not masked anew (CMLMC). For models trained with objective.nar_correction.",
+    )
     merge_repeats: bool = setting(False, "Drop a token that equals the one before it.")
     rerank: Literal["none", "ar"] = setting(
         "none",

@@ -7,7 +7,7 @@ Legend: B sentences, T target length, N = T - 2 inner target tokens at most (no 
 V' padded vocabulary, K = 2N + 1 states of an alignment (blank, token, blank, ..., token, blank).
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import ar
 from janus_jax.model.families.ctc import real_rows, row_counts
 from janus_jax.objective.aligned import Partners
-from janus_jax.objective.logits import chunks_of, logits_of, merge_rows, split_rows, table_copies
+from janus_jax.objective.logits import logits_of, map_rows, table_copies
 from janus_jax.objective.sentence import SentenceTerms
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
@@ -77,7 +77,7 @@ def emissions(
         return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
     raw = scores(hidden, table, labels, model, dtype)
-    total = _map_rows(normaliser, hidden, objective.projection_rows)
+    total = map_rows(normaliser, hidden, objective.projection_rows)
     return Emissions(raw.labels - total[:, :, None], raw.blank - total)
 
 
@@ -90,15 +90,6 @@ def scores(hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConf
     label_scores = jnp.einsum("brd,bnd->brn", rows, token_vectors, preferred_element_type=jnp.float32)
     blank_scores = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
     return Emissions(constrain(label_scores, BATCH), constrain(blank_scores, BATCH))
-
-
-def _map_rows(function: Callable[[jax.Array], jax.Array], hidden: jax.Array, limit: int) -> jax.Array:
-    """Applies `function`, [X, D] -> [X], to rows `hidden` [B, R, D], about `limit` rows at a time; gives [B, R]."""
-    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], limit)
-    if chunks == 1:
-        return function(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
-    # The backward pass computes the logits of each chunk again, so that they are not kept.
-    return merge_rows(jax.lax.map(jax.checkpoint(function), split_rows(hidden, chunks, 0)), *hidden.shape[:2])
 
 
 def negative_log_likelihood(emitted: Emissions, labels: Labels) -> jax.Array:
@@ -187,7 +178,7 @@ def glance(
     def best_of(part: jax.Array) -> jax.Array:
         return jnp.argmax(logits_of(part, tables, model, dtype, blank=True), axis=-1)
 
-    best = _map_rows(best_of, rows, objective.projection_rows)
+    best = map_rows(best_of, rows, objective.projection_rows)
     aligned = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)
     aligned = jnp.where(alignment == BLANK, model.vocab_size, aligned)
     wrong = ((best != aligned) & labels.rows).sum(axis=1)

@@ -15,6 +15,7 @@ from janus_jax.model import Janus
 from janus_jax.model.families import with_attended
 from janus_jax.objective import ctc
 from janus_jax.objective.aligned import aligned_sets
+from janus_jax.objective.correction import own_tokens
 from janus_jax.objective.sentence import SentenceLoss
 from janus_jax.objective.terms import read_families, term
 from janus_jax.objective.token_losses import Scalars, TokenLosses, length_nll
@@ -138,6 +139,9 @@ def loss(
         for name in [name for name in families if name in SENTENCE_LOSSES]:
             glance = SENTENCE_LOSSES[name].shown_tokens
             shown[name] = glance(net, objective, params, parallel, batch, ratio=ratio, rng=key)
+    if rng is not None and objective.nar_correction != 0 and "nar" in families:
+        share, key = weight_at(objective.nar_correction, step), jax.random.fold_in(rng, 4)
+        shown["nar"] = own_tokens(net, objective, params, parallel, batch, share=share, rng=key)
     hidden = net.train_rows(
         params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if twice else None, shown=shown
     )

@@ -4,6 +4,7 @@ Legend: B sentences, X rows a sentence, c chunks, W parts of a batch (data x fsd
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,15 @@ def split_rows(x: jax.Array, chunks: int, fill: int) -> jax.Array:
 def merge_rows(parts: jax.Array, sentences: int, rows: int) -> jax.Array:
     """Inverts `split_rows` for one value per row: [c, B * X / c] -> [B, X], with B `sentences` and X `rows`."""
     return jnp.moveaxis(parts, 0, 1).reshape(sentences, -1)[:, :rows]
+
+
+def map_rows(function: Callable[[jax.Array], jax.Array], hidden: jax.Array, limit: int) -> jax.Array:
+    """Applies `function`, [X, D] -> [X], to rows `hidden` [B, R, D], about `limit` rows at a time; gives [B, R]."""
+    chunks = chunks_of(hidden.shape[0] * hidden.shape[1], limit)
+    if chunks == 1:
+        return function(hidden.reshape(-1, hidden.shape[-1])).reshape(hidden.shape[:2])
+    # The backward pass computes the logits of each chunk again, so that they are not kept.
+    return merge_rows(jax.lax.map(jax.checkpoint(function), split_rows(hidden, chunks, 0)), *hidden.shape[:2])
 
 
 def table_copies(table: jax.Array, sentences: int) -> jax.Array:

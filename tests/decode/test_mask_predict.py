@@ -89,6 +89,25 @@ def test_masked_slots_alone_change_and_the_model_sees_the_masks():
     assert out.tokens[0, 0].tolist() == [0, 6, 7, 8, 9, 2, 1]
 
 
+def test_revising_passes_predict_all_slots_that_were_masked_at_first():
+    seen = []
+
+    def model(tokens, slots):
+        seen.append((np.asarray(tokens), slots.shape[1]))
+        masks = jnp.sum(tokens == SPECIALS.mask, axis=-1)
+        return jax.nn.one_hot(5 + jnp.broadcast_to(masks[:, None], slots.shape), 20) * (4.0 + slots[..., None])
+
+    start = jnp.asarray([[[0, 4, 17, 4, 4, 2, 1]]])  # one token is given
+    arguments = {"passes": 3, "specials": SPECIALS, "limit": 7, "vocab_size": 20, "revise": True, "start": start}
+    with jax.disable_jit():
+        out = mask_predict(model, jnp.asarray([[6]]), **arguments)
+    assert [int((t == SPECIALS.mask).sum()) for t, _ in seen] == [3, 2, 1]
+    # Each pass reads what the pass before predicted anew, and the given token.
+    assert [t[0].tolist() for t, _ in seen] == [[0, 4, 17, 4, 4, 2, 1], [0, 4, 17, 4, 8, 2, 1], [0, 4, 17, 7, 7, 2, 1]]
+    assert {width for _, width in seen} == {5}
+    assert out.tokens[0, 0].tolist() == [0, 6, 17, 6, 6, 2, 1]
+
+
 def test_specials_are_never_emitted_unless_released():
     table = np.zeros((4, 8))
     table[:, [0, 1, 4]] = 9.0

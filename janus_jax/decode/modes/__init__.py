@@ -83,7 +83,7 @@ MODES: dict[str, Mode] = {
         reads={
             # The output is that of greedy search: its limits and its score are those of mode ar.
             "ar": ("lenpen", "max_length_a", "max_length_b", "min_length", "no_repeat_ngram", "sample"),
-            "nar": ("lengths", "mask_schedule", "early_stop"),  # of drafts by the NAR half
+            "nar": ("lengths", "mask_schedule", "early_stop", "revise"),  # of drafts by the NAR half
             "ctc": ("blank_penalty",),  # of drafts by the CTC half
         },
     ),
@@ -92,7 +92,7 @@ MODES: dict[str, Mode] = {
         config.InfillDecode,
         needs=(frozenset({"nar", "aux"}),),
         rows=lambda decode: 1,
-        reads={"nar": ("mask_schedule", "early_stop")},  # of drafts
+        reads={"nar": ("mask_schedule", "early_stop", "revise")},  # of drafts
         inputs=frozenset({"targets", "infills"}),
         required=frozenset({"targets"}),
     ),

@@ -24,12 +24,14 @@ class FillSettings:
     passes: int
     schedule: Schedule
     early_stop: bool
+    revise: bool
     rules: MaskPredictRules
 
 
 def fill_settings(decode: DecodeConfig, passes: int, rules: MaskPredictRules) -> FillSettings:
     """Settings of mask-predict in so many passes; the rest is config.decode.nar."""
-    return FillSettings(passes, decode.nar.mask_schedule, decode.nar.early_stop, rules)
+    nar = decode.nar
+    return FillSettings(passes, nar.mask_schedule, nar.early_stop, nar.revise, rules)
 
 
 def rules_of(decode: DecodeConfig, gaps: bool = False) -> MaskPredictRules:
@@ -75,6 +77,7 @@ def fill(
         start=start,
         schedule=settings.schedule,
         early_stop=settings.early_stop,
+        revise=settings.revise,
         project_fn=functools.partial(net.project, params),
         trace=trace,
     )

@@ -60,6 +60,7 @@ def mask_predict(
     start: Array | None = None,
     schedule: Schedule = "linear",
     early_stop: bool = False,
+    revise: bool = False,
     project_fn: Callable[[Array], Array] | None = None,
     chunk: int = 2048,
     trace: bool = False,
@@ -79,6 +80,7 @@ def mask_predict(
       schedule: see `remask_counts`.
       early_stop: a candidate that a pass has not changed is final, and the search ends when all are. The comparison
         is between filled targets, without masks.
+      revise: each pass predicts all slots anew that were masked at first, not only those that are masked now.
       project_fn: hidden rows [X, D] -> logits [X, V]; logits of at most `chunk` rows then exist at once.
       chunk: see `project_fn`.
       trace: also return the tokens of each pass.
@@ -109,9 +111,11 @@ def mask_predict(
         free=free,
         again=jnp.asarray(table)[:, free.sum(axis=-1)],
         early_stop=early_stop,
+        revise=revise,
     )
     # Where mask may be predicted, more slots can be masked than were masked again.
-    open_slots = table.max(axis=1) if rules.forbid_specials else np.full(passes, limit - SHORTEST)
+    fewer = rules.forbid_specials and not revise
+    open_slots = table.max(axis=1) if fewer else np.full(passes, limit - SHORTEST)
     state = search.first(tokens, (passes, batch, k) if trace else None)
     for last, width in _stages([limit - SHORTEST, *open_slots[:-1].tolist()]):
         state = lax.while_loop(
@@ -144,6 +148,7 @@ class _Search:
     free: Array  # [N, T] bool, slots to fill
     again: Array  # [P, N] int32, slots masked again after each pass
     early_stop: bool
+    revise: bool
 
     def first(self, tokens: Array, trace: tuple[int, ...] | None) -> _State:
         """The state before the first pass; with `trace`, its leading axes [P, B, K]."""
@@ -158,9 +163,9 @@ class _Search:
         return _State(jnp.int32(0), tokens, zeros, nothing, zeros, done, used, empty_trace)
 
     def one_pass(self, state: _State, width: int) -> _State:
-        """Fills the masked slots, at most `width` a candidate, and masks the least probable ones again."""
+        """Fills the masked slots, or all, at most `width` a candidate, and masks the least probable ones again."""
         # Where the rules allow the mask token as a prediction, such a slot stays masked.
-        masked = self.free & (state.tokens == self.mask)
+        masked = self.free if self.revise else self.free & (state.tokens == self.mask)
         at = jnp.argsort(~masked, axis=-1, stable=True)[:, :width].astype(jnp.int32)
         is_open = jnp.take_along_axis(masked, at, axis=1)
         best, best_scores = self.pick_fn(self.predict_fn(state.tokens, at))

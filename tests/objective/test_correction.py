@@ -1,0 +1,94 @@
+"""NAR rows that read predictions of their own in place of masks."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.config import ObjectiveConfig
+from janus_jax.model.families.mask_predict import masked_tokens
+from janus_jax.objective.correction import own_tokens
+from janus_jax.objective.joint import batch_divisors, loss
+from tests import tiny
+
+TERMS = ("nar", "length")
+
+
+def shown_of(net, params, batch, share, seed=0, **objective):
+    encoded = net.encode(params, batch.source)
+    return np.array(
+        own_tokens(net, ObjectiveConfig(**objective), params, encoded, batch, share=share, rng=jax.random.key(seed))
+    )
+
+
+def predictions(net, params, batch):
+    """The likeliest token [B, T] that is no special one, at every row of the masked target."""
+    rows = net.nar_rows(params, net.encode(params, batch.source), masked_tokens(batch, net.specials))
+    logits = np.array(net.project(params, rows))
+    logits[..., [0, 1, 2, 4]] = -np.inf
+    return logits.argmax(-1)
+
+
+@pytest.mark.parametrize("chunk", [0, 8])
+def test_all_masks_or_none_or_some_read_the_prediction(chunk):
+    net, params = tiny.model()
+    batch = tiny.batch()
+    masked = np.array(masked_tokens(batch, net.specials)) == net.specials.mask
+    expected = np.where(masked, predictions(net, params, batch), -1)
+    np.testing.assert_array_equal(shown_of(net, params, batch, 1.0, projection_rows=chunk), expected)
+    assert (shown_of(net, params, batch, 0.0) == -1).all()
+    some = [shown_of(net, params, batch, 0.5, seed) for seed in range(20)]
+    assert all(((one == expected) | (one == -1)).all() for one in some)
+    assert 0.35 < np.mean([(one >= 0).sum() / masked.sum() for one in some]) < 0.65
+
+
+def test_the_loss_of_rows_that_read_their_prediction():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    divisors = batch_divisors(batch, net.config, ObjectiveConfig(name="cmlm"), net.specials.pad)
+
+    def nar_loss(share, rng):
+        objective = ObjectiveConfig(name="cmlm", nar_correction=share)
+        return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), rng=rng, terms=TERMS)[1][
+            "nll/nar"
+        ]
+
+    # All masks replaced: the loss of a batch whose target holds the predictions there, at the labels of the true target.
+    full = shown_of(net, params, batch, 1.0)
+    tokens = jnp.where(full >= 0, full, batch.target)
+    rows = net.nar_rows(params, net.encode(params, batch.source), tokens, batch.masked)
+    log_probs = jax.nn.log_softmax(net.project(params, rows))
+    labels = jnp.take_along_axis(batch.target, batch.masked, axis=1)
+    real = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
+    expected = (
+        -jnp.where(real, jnp.take_along_axis(log_probs, labels[..., None], axis=-1)[..., 0], 0).sum() / real.sum()
+    )
+    np.testing.assert_allclose(nar_loss(1.0, jax.random.key(0)), expected, rtol=1e-5)
+    assert not np.isclose(nar_loss(0.0, jax.random.key(0)), expected, rtol=1e-3)
+    # Validation masks as ever.
+    np.testing.assert_allclose(nar_loss(1.0, None), nar_loss(0.0, None), rtol=1e-6)
+
+
+def test_no_gradient_flows_through_the_first_pass():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    encoded = net.encode(params, batch.source)
+
+    def total(params):
+        shown = own_tokens(
+            net, ObjectiveConfig(), params, encoded, batch, share=jnp.float32(1.0), rng=jax.random.key(0)
+        )
+        return jnp.take(params["embed_tokens"]["embedding"], shown, axis=0).sum()
+
+    gradients = jax.grad(total)(params)
+    gradients["embed_tokens"] = None
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_places_of_the_second_target_are_used():
+    net, params = tiny.model()
+    batch = tiny.batch()
+    other = dataclasses.replace(batch, target=batch.target[:, ::-1], parallel_target=batch.target)
+    np.testing.assert_array_equal(shown_of(net, params, other, 1.0), shown_of(net, params, batch, 1.0))
