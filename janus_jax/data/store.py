@@ -211,7 +211,8 @@ class Prepared:
 
         Args:
           directory: where `prepare` wrote (`config.data.prepared`).
-          config: its text and data settings must be those of the preparation; None: no check.
+          config: its text and data settings must be those of the preparation, but with init_from not the tokenizer's; None:
+            no check.
 
         Raises:
           DataError: the directory holds no prepared dataset, or one of another version or other settings, or it is damaged. (Damage
@@ -219,7 +220,7 @@ class Prepared:
         """
         directory = pathlib.Path(directory)
         report = read_report(directory)
-        if config is not None and (changes := differences(report["settings"], settings(config))):
+        if config is not None and (changes := _changes(report["settings"], config)):
             raise DataError(
                 f"{directory} was prepared with other settings: {changes}; run `python -m janus_jax.data` with this config and "
                 "--overwrite, or choose another data.prepared"
@@ -324,6 +325,15 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
             f"{directory} has format {report.get('format')}, this version reads {FORMAT}; remove it and prepare again"
         )
     return report
+
+
+def _changes(before: dict[str, Any], config: Config) -> str:
+    """The settings of a preparation that differ from those of a run, for a message; empty if none do."""
+    now = settings(config)
+    if config.init_from and not config.text.model:
+        # The run compares the tokenizer itself with that of init_from, so it does not matter where it came from.
+        before, now = ({k: v for k, v in one.items() if not k.startswith("text.")} for one in (before, now))
+    return differences(before, now)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
