@@ -4,11 +4,11 @@
   settings.
 - bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs
   ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position "target", the
-  decoder's position table moves up by one row. The length head and CTC's blank are left out. With ar_start "eos", bos
-  must be forced as the next token, as for published BARTs (transformers: forced_bos_token_id; CTranslate2:
-  target_prefix).
-- fairseq: model.pt with the released names, and dict.txt. The blank is stored beside the model, for imports: the
-  released code has no CTC rows and refuses unknown tensors.
+  decoder's position table moves up by one row. The length head and what only parallel rows use (CTC's blank and
+  positions, adapters) are left out. With ar_start "eos", bos must be forced as the next token, as for published BARTs
+  (transformers: forced_bos_token_id; CTranslate2: target_prefix).
+- fairseq: model.pt with the released names, and dict.txt. CTC's blank and positions and the adapters are stored beside
+  the model, for imports: the released code has none of them and refuses unknown tensors.
 - safetensors: the weights with the released names and the whole config, without pickle.
 
 Each directory also holds the checkpoint's tokenizer. `python -m janus_jax.convert import` restores hf, fairseq and
@@ -16,6 +16,7 @@ safetensors exports bit for bit, and the part of the model that a bart export ho
 """
 
 import dataclasses
+import fnmatch
 import json
 import shutil
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from janus_jax import config as config_lib
 from janus_jax.config import Config, ModelConfig
 from janus_jax.convert import card, fairseq_settings, files, huggingface
 from janus_jax.convert.errors import ConvertError, library
-from janus_jax.convert.fairseq import BLANK, COPIES, SHARED, params_to_released
+from janus_jax.convert.fairseq import COPIES, PARALLEL_ONLY, SHARED, parallel_only, params_to_released
 from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.convert.report import Report
 from janus_jax.model import Janus
@@ -166,7 +167,8 @@ def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:
     # Copies, not views: torch.save would write the whole base of a view.
     weights = {name: torch.from_numpy(np.array(value, np.float32, order="C")) for name, value in arrays.items()}
     # fairseq refuses a model with an unknown tensor.
-    extra = {"tensors": {BLANK: weights.pop(BLANK)}} if model.ctc_ratio else {}
+    unknown = {name: weights.pop(name) for name in parallel_only(weights)}
+    extra = {"tensors": unknown} if unknown else {}
     state = {
         "args": fairseq_settings.namespace(config, model),
         "cfg": None,
@@ -189,6 +191,11 @@ def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:
     report.created += [(name, f"equal to {SHARED}") for name in COPIES]
     report.created += [(f"{side}.version", "the version of the format") for side in ("encoder", "decoder")]
     report.notes += _differences(model)
+    report.notes += [
+        f"{pattern}: stored under 'janus_jax', for imports; the released code has no such tensor"
+        for pattern in PARALLEL_ONLY
+        if fnmatch.filter(unknown, pattern)
+    ]
 
 
 def _differences(model: ModelConfig) -> list[str]:
@@ -199,17 +206,15 @@ def _differences(model: ModelConfig) -> list[str]:
         "ar_slot_position": (model.ar_slot_position, released_position),
         "mask_token": (model.mask_token, "unk"),
         "ar_start": (model.ar_start, "eos" if model.layernorm_embedding else "bos"),
+        "parallel_adapter_rank": (model.parallel_adapter_rank, 0),
     }
     if model.layernorm_embedding:
         checks["nar_layernorm_embedding"] = (model.nar_layernorm_embedding, False)
-    notes = [
+    return [
         f"model.{name} is {value!r}; the released code computes as with {released!r}, so its outputs differ"
         for name, (value, released) in checks.items()
         if value != released
     ]
-    if model.ctc_ratio:
-        notes.append(f"{BLANK}: stored under 'janus_jax', for imports; the released code has no CTC rows")
-    return notes
 
 
 def _dictionary(exported: ExportedModel) -> bytes:

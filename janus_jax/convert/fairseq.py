@@ -3,11 +3,13 @@
 Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1/kernel`. Weights are transposed
 ([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or removed. CTC's
 blank is a row of the embedding here (the one after the vocabulary), and a separate tensor there, so that programs
-without CTC rows see only the vocabulary.
+without CTC rows see only the vocabulary. Released models have no such tensor, and none of the others that only parallel
+rows use (`parallel_only`).
 """
 
+import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +22,9 @@ from janus_jax.types import Params, Specials
 SHARED = "encoder.embed_tokens.weight"
 COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
-BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows; released models have none
+BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows
+# Name patterns of the tensors that only parallel rows (all decoder rows but AR rows) use; released models have none.
+PARALLEL_ONLY = (BLANK, "decoder.embed_ctc_positions.weight", "decoder.layers.*_adapter.*.weight")
 _IGNORED = re.compile(r"\.version$")
 _TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_length")
 
@@ -108,6 +112,11 @@ def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[
     if config.ctc_ratio:
         shapes[BLANK] = (1, config.d_model)
     return shapes
+
+
+def parallel_only(names: Iterable[str]) -> list[str]:
+    """Those of the names that are names of tensors which only parallel rows use."""
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in PARALLEL_ONLY)]
 
 
 def count_layers(arrays: Mapping[str, Any], side: str) -> int:

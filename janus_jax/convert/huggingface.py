@@ -12,7 +12,7 @@ import numpy as np
 
 from janus_jax.config import ModelConfig
 from janus_jax.convert.errors import ConvertError
-from janus_jax.convert.fairseq import BLANK, COPIES, LENGTHS, SHARED
+from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED, parallel_only
 from janus_jax.convert.report import Report
 from janus_jax.types import Specials
 
@@ -164,9 +164,9 @@ def bart_arrays(released: Mapping[str, np.ndarray], model: ModelConfig, report: 
     arrays = dict(released)
     del arrays[LENGTHS]
     report.ignored.append((LENGTHS, "BART predicts no lengths"))
-    if BLANK in arrays:
-        del arrays[BLANK]
-        report.ignored.append((BLANK, "BART has no CTC rows and no blank"))
+    for name in parallel_only(arrays):
+        del arrays[name]
+        report.ignored.append((name, "only parallel rows use it, and BART has none"))
     if model.ar_start == "bos" and model.ar_slot_position == "target":
         name = "decoder.embed_positions.weight"
         table = arrays[name]

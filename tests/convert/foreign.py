@@ -7,7 +7,7 @@ import numpy as np
 
 from janus_jax import checkpoint, text
 from janus_jax.config import ModelConfig, resolve
-from janus_jax.convert.fairseq import COPIES, SHARED, params_from_released, released_shapes
+from janus_jax.convert.fairseq import COPIES, SHARED, parallel_only, params_from_released, released_shapes
 from janus_jax.model import Janus
 from janus_jax.types import Specials
 
@@ -18,7 +18,7 @@ BART = {
 LINES = [f"{a} {b}, {c}!" for a in WORDS for b in WORDS[::3] for c in WORDS[1::4]]
 
 
-_SPREADS = {"embed_positions": 1.0, "embed_tokens": 0.2}
+_SPREADS = {"embed_positions": 1.0, "embed_ctc_positions": 1.0, "embed_tokens": 0.2, "_adapter": 0.3}
 
 
 def dictionary(path, words=36, mask=False):
@@ -56,10 +56,14 @@ def network(mask=4, **changes):
 
 
 def arrays_of(net, seed=0):
-    """Random arrays under released names; matrices are large enough that the model does not copy its input."""
+    """Random arrays under released names; matrices are large enough that the model does not copy its input.
+
+    Arrays that only parallel rows use are drawn last, so that a model without them has the same other arrays.
+    """
     rng = np.random.default_rng(seed)
-    arrays = {}
-    for name, shape in released_shapes(net.config, net.specials).items():
+    arrays, shapes = {}, released_shapes(net.config, net.specials)
+    last = parallel_only(shapes)
+    for name, shape in sorted(shapes.items(), key=lambda item: item[0] in last):
         spread = next((s for part, s in _SPREADS.items() if part in name), 0.6) if len(shape) > 1 else 0.1
         array = rng.normal(0.0, spread, shape) + ("norm" in name and name.endswith("weight"))
         arrays[name] = array.astype(np.float32)

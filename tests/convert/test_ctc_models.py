@@ -1,8 +1,10 @@
-"""Exports of models with CTC rows: an import restores the blank, and PyTorch gives the same outputs."""
+"""Exports of models with CTC rows and adapters: an import restores what only parallel rows use, and PyTorch gives the
+same outputs."""
 
 import functools
 import itertools
 import json
+import re
 import sys
 
 import jax
@@ -11,7 +13,7 @@ import pytest
 
 from janus_jax import checkpoint
 from janus_jax.convert import ConvertError, ImportRequest, export_model, import_model
-from janus_jax.convert.fairseq import BLANK, LENGTHS, SHARED, params_from_released, params_to_released
+from janus_jax.convert.fairseq import BLANK, LENGTHS, SHARED, parallel_only, params_from_released, params_to_released
 from janus_jax.decode import Generator
 from tests.convert import foreign
 
@@ -23,7 +25,13 @@ ARCHITECTURES = {
     "post-norm": {"ctc_ratio": 2.0, "vocab_multiple": 16},
     "bart, source rows": foreign.BART | {"ctc_ratio": 1.5, "ctc_input": "source", "vocab_multiple": 8},
     "pre-norm, mask is unk": {"ctc_ratio": 1.1, "norm": "pre", "mask_token": "unk", "vocab_multiple": 128},
-}
+    "bart, encoder rows, adapters": foreign.BART | {
+        "ctc_ratio": 2.0, "ctc_input": "encoder", "ctc_positions": "own", "parallel_adapter_rank": 3,
+    },
+}  # fmt: skip
+BARTS = [name for name in ARCHITECTURES if "bart" in name]
+OF_PARALLEL_ROWS = ("ctc_ratio", "ctc_input", "ctc_positions", "parallel_adapter_rank")
+ADAPTED = "self_attn.q self_attn.k self_attn.v self_attn.out encoder_attn.q encoder_attn.out fc1 fc2".split()
 BOS, PAD, EOS = 0, 1, 2
 LONGEST = 16  # most tokens of a source
 
@@ -43,11 +51,31 @@ def write(path, bpe, **model):
 def lively(arrays):
     """Arrays whose rows depend little on each other, where no token wins everywhere, and the blank wins sometimes."""
     for name, array in arrays.items():
-        if name.startswith("decoder.layers.") and name.endswith((".self_attn.out_proj.weight", ".fc2.weight")):
+        if re.search(r"^decoder\.layers\.\d+\.(self_attn\.out_(proj|adapter\.up)|fc2(_adapter\.up)?)\.weight$", name):
             arrays[name] = 0.1 * array
+        if name.startswith("encoder.layers.1.final_layer_norm."):
+            arrays[name] = 0.3 * array  # else the states that CTC rows read are so large that these become alike
         if name in (SHARED, BLANK):
             arrays[name] = (3 if name == BLANK else 1) * array / np.linalg.norm(array, axis=1, keepdims=True)
     return arrays
+
+
+def write_ar_half(path, bpe, name):
+    """Writes the checkpoint of an architecture without CTC rows and adapters; its arrays are those of the AR half."""
+    write(path, bpe, **{key: value for key, value in ARCHITECTURES[name].items() if key not in OF_PARALLEL_ROWS})
+
+
+def tensors_of_parallel_rows(config):
+    """Names of the tensors that only parallel rows use, in a model with two decoder layers."""
+    names = {BLANK}
+    if config.ctc_positions == "own":
+        names.add("decoder.embed_ctc_positions.weight")
+    if config.parallel_adapter_rank:
+        names |= {
+            f"decoder.layers.{layer}.{adapted}_adapter.{half}.weight"
+            for layer, adapted, half in itertools.product(range(2), ADAPTED, ("down", "up"))
+        }
+    return names
 
 
 def load(directory):
@@ -116,6 +144,46 @@ def test_logits_of_ctc_rows(each):
         assert counts.tolist() == real.sum(1).tolist()
         assert np.abs(theirs.numpy() - logits[..., : vocab + 1])[real].max() < 1e-4
     assert model.config.blank_token_id == vocab
+
+
+def test_logits_of_the_other_rows(each):
+    _, _, net, params, model = each
+    lines = sources(12, net.config.vocab_size, 5)
+    source, target = padded(lines), padded(sources(12, net.config.vocab_size, 6))
+    fed = np.where(target == PAD, EOS, target)  # no real row attends to what stands for padding
+    fed = np.pad(fed, ((0, 0), (1, 0)), constant_values=EOS) if net.config.ar_start == "eos" else fed
+    masked = np.where((target > EOS) & (target % 2 == 0), net.specials.mask, target)
+
+    @jax.jit
+    def ours(params, source, fed, masked):
+        encoded = net.encode(params, source)
+        ar, nar = net.ar_rows(params, encoded, fed), net.nar_rows(params, encoded, masked)
+        return net.project(params, ar), net.project(params, nar)
+
+    with torch.no_grad():
+        inputs = {"input_ids": torch.from_numpy(source)}
+        theirs = (
+            model(**inputs, decoder_input_ids=torch.from_numpy(fed)).logits,
+            model.nar_forward(**inputs, decoder_input_ids=torch.from_numpy(masked)),
+        )
+    for logits, other, real in zip(ours(params, source, fed, masked), theirs, (fed >= 0, target != PAD), strict=True):
+        expected = np.asarray(logits)[..., : net.config.vocab_size]
+        assert expected[real].std() > 0.2
+        assert np.abs(other.numpy() - expected)[real].max() < 1e-4
+
+
+def test_searches_of_the_other_modes_give_the_same_tokens(each):
+    path, _, net, _, model = each
+    lines = sources(20, net.config.vocab_size, 7)
+    generator, source = Generator.from_checkpoint(path), torch.from_numpy(padded(lines))
+    ar = generator.generate_ids(lines, mode="ar")
+    ids = model.generate(source)[:, len(model.config.start_tokens) - 1 :]
+    assert bare(ids) == [output.tokens for output in ar]
+    assert len({tuple(output.tokens) for output in ar}) > 10
+    nar = generator.generate_ids(lines, mode="nar", passes=3, length_beam=2)
+    ids = model.generate_nar(source, passes=3, length_beam=2, max_length=24)
+    assert bare(ids) == [output.tokens for output in nar]
+    assert len({tuple(output.tokens) for output in nar}) > 10
 
 
 @pytest.mark.parametrize(("beam", "penalty"), [(1, 0.0), (4, 0.0), (4, 0.7)])
@@ -189,8 +257,10 @@ def test_an_empty_source_gives_nothing(export_of):
 def test_an_import_restores_an_export_bit_for_bit(name, form, export_of, tmp_path):
     path, _, net, params, _ = export_of(name)
     report = export_model(path, form, tmp_path / "out")
-    assert BLANK in report.used
-    assert any(BLANK in note for note in report.notes) == (form == "fairseq")
+    assert tensors_of_parallel_rows(net.config) < set(report.used)
+    notes = [note for note in report.notes if re.search("stored under 'janus_jax'|parallel_adapter_rank is 3", note)]
+    assert len(notes) == (form == "fairseq") * (4 if net.config.parallel_adapter_rank else 1)
+    assert any(BLANK in note for note in notes) == (form == "fairseq")
     import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back"))
     before, after = checkpoint.load(path), checkpoint.load(tmp_path / "back")
     assert after.config == before.config
@@ -210,19 +280,22 @@ def test_a_model_saved_by_transformers_is_imported(export_of, bpe, tmp_path):
     np.testing.assert_array_equal(table, params["embed_tokens"]["embedding"])
 
 
-def test_ctc_rows_change_nothing_in_the_other_modes(export_of, bpe, tmp_path):
-    _, exported, net, _, model = export_of("bart, source rows")
-    without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
-    write(tmp_path / "run", bpe, **without)
+@pytest.mark.parametrize("name", BARTS)
+def test_ctc_rows_change_nothing_in_the_other_modes_and_adapters_nothing_in_ar(name, export_of, bpe, tmp_path):
+    _, exported, net, _, model = export_of(name)
+    write_ar_half(tmp_path / "run", bpe, name)
     export_model(tmp_path / "run", "hf", tmp_path / "hf")
     arrays, plain = (numpy.load_file(folder / "model.safetensors") for folder in (exported, tmp_path / "hf"))
-    assert arrays.pop(BLANK).shape == (1, net.config.d_model)
+    assert arrays[BLANK].shape == (1, net.config.d_model)
+    assert {one for one in arrays if one not in plain} == tensors_of_parallel_rows(net.config)
+    arrays = {name: array for name, array in arrays.items() if name in plain}
     assert {name: array.tobytes() for name, array in arrays.items()} == {
         name: array.tobytes() for name, array in plain.items()
     }
     assert arrays[SHARED].shape[0] == net.config.vocab_size
     ours, theirs = (foreign.read_json(folder / "config.json") for folder in (exported, tmp_path / "hf"))
-    assert {name for name in ours if ours[name] != theirs[name]} == {"ctc_ratio", "ctc_input", "janus_jax"}
+    changed = {key for key in OF_PARALLEL_ROWS if key in ARCHITECTURES[name]}
+    assert {key for key in ours if ours[key] != theirs[key]} == changed | {"janus_jax"}
     assert list(ours) == list(theirs)
     assert "generate_ctc" in (exported / "README.md").read_text()
     assert "CTC" not in (tmp_path / "hf" / "README.md").read_text()
@@ -236,7 +309,14 @@ def test_ctc_rows_change_nothing_in_the_other_modes(export_of, bpe, tmp_path):
     assert both[0].shape[-1] == net.config.vocab_size
     assert torch.equal(*both)
     assert torch.equal(model.generate(source, num_beams=2), other.generate(source, num_beams=2))
-    assert torch.equal(model.generate_nar(source, passes=2), other.generate_nar(source, passes=2))
+    (ids, scores), (other_ids, other_scores) = (
+        one.generate_nar(source, passes=2, return_scores=True) for one in (model, other)
+    )
+    if net.config.parallel_adapter_rank:
+        assert not torch.equal(ids, other_ids), "the adapters do nothing"
+    else:
+        assert torch.equal(ids, other_ids)
+        assert torch.equal(scores, other_scores)
 
 
 def test_the_code_of_the_model_card_runs(export_of):
@@ -248,33 +328,38 @@ def test_the_code_of_the_model_card_runs(export_of):
     exec(compile(code.replace('"hf"', repr(str(exported))), "README.md", "exec"), {})
 
 
-def test_a_bart_export_has_no_blank(export_of, bpe, tmp_path):
-    path = export_of("bart, source rows")[0]
+@pytest.mark.parametrize("name", BARTS)
+def test_a_bart_export_is_that_of_the_ar_half(name, export_of, bpe, tmp_path):
+    path, _, net, _, _ = export_of(name)
     report = export_model(path, "bart", tmp_path / "ctc")
-    assert (BLANK, "BART has no CTC rows and no blank") in report.ignored
-    assert BLANK not in report.used
-    without = {name: value for name, value in ARCHITECTURES["bart, source rows"].items() if "ctc" not in name}
-    write(tmp_path / "run", bpe, **without)
+    left_out = dict(report.ignored)
+    assert left_out.keys() == {LENGTHS} | tensors_of_parallel_rows(net.config)
+    assert left_out[BLANK] == "only parallel rows use it, and BART has none"
+    assert not left_out.keys() & set(report.used)
+    write_ar_half(tmp_path / "run", bpe, name)
     report = export_model(tmp_path / "run", "bart", tmp_path / "plain")
     assert [name for name, _ in report.ignored] == [LENGTHS]
     for name in ("model.safetensors", "config.json", "generation_config.json"):
         assert (tmp_path / "ctc" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
     import_model(ImportRequest("hf", tmp_path / "ctc", tmp_path / "back"))
-    assert checkpoint.load(tmp_path / "back").config.model.ctc_ratio == 0
+    back = checkpoint.load(tmp_path / "back").config.model
+    assert (back.ctc_ratio, back.parallel_adapter_rank) == (0, 0)
 
 
-def test_fairseq_files_hold_the_released_tensors_only(export_of, tmp_path):
-    path, _, net, _, _ = export_of("post-norm")
+@pytest.mark.parametrize("name", ["post-norm", "bart, encoder rows, adapters"])
+def test_fairseq_files_hold_the_released_tensors_only(name, export_of, tmp_path):
+    path, _, net, _, _ = export_of(name)
     export_model(path, "fairseq", tmp_path / "out")
     state = torch.load(tmp_path / "out" / "model.pt", weights_only=False)
-    assert BLANK not in state["model"]
-    assert list(state["janus_jax"]["tensors"]) == [BLANK]
+    assert not parallel_only(state["model"])
+    assert set(state["janus_jax"]["tensors"]) == tensors_of_parallel_rows(net.config)
     assert len(state["model"][SHARED]) == net.config.vocab_size
-    # A file that has lost the blank is refused.
+    # A file that has lost them is refused.
     del state["janus_jax"]["tensors"]
     torch.save(state, tmp_path / "out" / "model.pt")
-    with pytest.raises(ConvertError, match=rf"{BLANK} is missing \(expected shape \(1, 16\)\)"):
+    with pytest.raises(ConvertError, match=r"is missing \(expected shape \(") as error:
         import_model(ImportRequest("fairseq", tmp_path / "out", tmp_path / "back"))
+    assert str(error.value).split()[0] in tensors_of_parallel_rows(net.config)
 
 
 def test_a_blank_without_ctc_rows_is_refused(export_of, tmp_path):
@@ -285,6 +370,15 @@ def test_a_blank_without_ctc_rows_is_refused(export_of, tmp_path):
     (tmp_path / "out" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConvertError, match=f"{BLANK}: this architecture has no such tensor"):
         import_model(ImportRequest("safetensors", tmp_path / "out", tmp_path / "back"))
+
+
+def test_encoder_states_suffice_where_ctc_rows_read_no_tokens(export_of):
+    model = export_of("bart, encoder rows, adapters")[-1]
+    source = torch.tensor([[0, 7, 8, 9, 2]])
+    with torch.no_grad():
+        logits, counts = model.ctc_forward(encoder_outputs=model.encoder(source))
+        assert counts.tolist() == [10]
+        assert torch.equal(logits, model.ctc_forward(source)[0])
 
 
 def test_released_names_there_and_back(export_of):
@@ -308,6 +402,8 @@ def test_released_names_there_and_back(export_of):
         (lambda m, s: m.ctc_forward(encoder_outputs=m.encoder(s)), "read the source tokens; pass them"),
         (lambda m, s: type(m.config)(ctc_ratio=-1.0), "or more"),
         (lambda m, s: type(m.config)(ctc_input="target"), "is not one of"),
+        (lambda m, s: type(m.config)(ctc_positions="none"), "is not one of"),
+        (lambda m, s: type(m.config)(parallel_adapter_rank=-1), "or more"),
         (lambda m, s: type(m)(type(m.config)(**TINY)).generate_ctc(s), "no CTC rows"),
         (lambda m, s: type(m)(type(m.config)(**TINY)).ctc_forward(s), "no CTC rows"),
     ],

@@ -11,7 +11,8 @@ _CHOICES = {
     "ar_stream": ("query", "content"),
     "ar_slot_position": ("target", "input"),
     "ar_start": ("bos", "eos"),
-    "ctc_input": ("mask", "source"),
+    "ctc_input": ("mask", "source", "encoder"),
+    "ctc_positions": ("shared", "own"),
 }
 
 
@@ -22,7 +23,8 @@ class JanusConfig(PretrainedConfig):
     code here reads it.
 
     Raises:
-      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio is negative.
+      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio or
+        parallel_adapter_rank is negative.
     """
 
     # transformers has another model of the name "janus".
@@ -57,7 +59,9 @@ class JanusConfig(PretrainedConfig):
         ar_start: str = "bos",  # the decoder's first token; "eos": as in BART, bos is the second token
         length_classes: int = 256,
         ctc_ratio: float = 0.0,  # CTC rows of the decoder for each source token; 0: a model without blank and CTC rows
-        ctc_input: str = "mask",  # CTC rows read the mask token, or "source": source tokens, copied uniformly
+        ctc_input: str = "mask",  # CTC rows read the mask token, or "source": source tokens, copied evenly, or "encoder": the mask token and the states of these tokens
+        ctc_positions: str = "shared",  # CTC rows have the position table of the other decoder rows, or "own": a table of their own
+        parallel_adapter_rank: int = 0,  # of the low-rank adapters that all decoder rows but autoregressive ones use; 0: none
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -88,6 +92,8 @@ class JanusConfig(PretrainedConfig):
         self.length_classes = length_classes
         self.ctc_ratio = ctc_ratio
         self.ctc_input = ctc_input
+        self.ctc_positions = ctc_positions
+        self.parallel_adapter_rank = parallel_adapter_rank
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
         self.janus_jax = janus_jax or {}
@@ -98,6 +104,8 @@ class JanusConfig(PretrainedConfig):
             raise ValueError(f"heads: {heads} do not divide d_model {d_model}; choose a divisor")
         if ctc_ratio < 0:
             raise ValueError(f"ctc_ratio: {ctc_ratio} rows a source token; choose 0 (no CTC rows) or more")
+        if parallel_adapter_rank < 0:
+            raise ValueError(f"parallel_adapter_rank: {parallel_adapter_rank}; choose 0 (no adapters) or more")
         if decoder_start_token_id is None:
             decoder_start_token_id = bos_token_id if ar_start == "bos" else eos_token_id
         kwargs.setdefault("is_encoder_decoder", True)

@@ -5,7 +5,8 @@ Rows of the decoder: a content row holds a token and gives keys and values. A qu
 position; it attends to content rows, and no row attends to it. With `ar_stream` "query" the next token is predicted
 from a query row, with "content" from the content row of the previous token. In mask-predict, all content rows attend to
 each other. So do CTC rows: a sentence has `ctc_ratio` CTC rows for each source token, and each of them emits a token or
-the blank, whose id follows the vocabulary.
+the blank, whose id follows the vocabulary. Rows of mask-predict and CTC rows are parallel rows: with a
+`parallel_adapter_rank`, they use adapters, and the rows of `generate` do not.
 
 Legend: B sentences, K lengths or hypotheses of a sentence, N hypotheses of all sentences, R query rows or CTC rows, S
 source length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D model
@@ -41,62 +42,103 @@ def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, low)[:, None]
 
 
+class JanusAdapter(nn.Module):
+    """A low-rank addition to a linear layer, for parallel rows: W_up W_down x."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int):
+        super().__init__()
+        self.down = nn.Linear(inputs, rank, bias=False)
+        self.up = nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        return self.up(self.down(x))
+
+
+def adapted(y: Tensor, x: Tensor, adapter: JanusAdapter | None, parallel: bool) -> Tensor:
+    """The output y [B, R, outputs] of a linear layer for x [B, R, inputs]; if the rows are parallel, the adapter's is added."""
+    return y + adapter(x) if parallel and adapter is not None else y
+
+
 class JanusAttention(nn.Module):
     """Multi-head attention over keys and values that may come from other rows or from a cache."""
 
-    def __init__(self, config: JanusConfig):
+    def __init__(self, config: JanusConfig, rank: int = 0, adapters: tuple[str, ...] = ("q", "k", "v", "out")):
+        """Args:
+        config: the architecture.
+        rank: of the adapters; 0: none.
+        adapters: the projections that have adapters.
+        """
         super().__init__()
         self.heads, self.dropout = config.heads, config.attention_dropout
         self.q_proj = nn.Linear(config.d_model, config.d_model)
         self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
+        for name in ("q", "k", "v", "out"):
+            adapter = JanusAdapter(config.d_model, rank, config.d_model) if rank and name in adapters else None
+            setattr(self, f"{name}_adapter", adapter)
 
-    def keys_values(self, x: Tensor) -> KeysValues:
+    def keys_values(self, x: Tensor, parallel: bool = False) -> KeysValues:
         """Keys and values of rows [B, S, D]."""
-        return self._split(self.k_proj(x)), self._split(self.v_proj(x))
+        k = adapted(self.k_proj(x), x, self.k_adapter, parallel)
+        v = adapted(self.v_proj(x), x, self.v_adapter, parallel)
+        return self._split(k), self._split(v)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor, parallel: bool = False) -> Tensor:
         """[B, R, D] -> [B, R, D]; bias [B or 1, 1, R or 1, S] is added to the logits."""
         dropout = self.dropout if self.training else 0.0
-        queries = self._split(self.q_proj(x))
+        queries = self._split(adapted(self.q_proj(x), x, self.q_adapter, parallel))
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, dropout_p=dropout)
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        attended = attended.transpose(1, 2).flatten(2)
+        return adapted(self.out_proj(attended), attended, self.out_adapter, parallel)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class JanusLayer(nn.Module):
-    """Common part of encoder and decoder layers: self-attention and feed-forward, with layer norm after or before each."""
+    """Common part of encoder and decoder layers: self-attention and feed-forward, with layer norm after or before each.
 
-    def __init__(self, config: JanusConfig):
+    `parallel` says whether rows are parallel rows, which use the adapters.
+    """
+
+    def __init__(self, config: JanusConfig, rank: int = 0):
         super().__init__()
         self.config = config
         self.pre = config.norm == "pre"
-        self.self_attn = JanusAttention(config)
+        self.self_attn = JanusAttention(config, rank)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.fc1 = nn.Linear(config.d_model, config.ffn_dim)
         self.fc2 = nn.Linear(config.ffn_dim, config.d_model)
+        self.fc1_adapter = JanusAdapter(config.d_model, rank, config.ffn_dim) if rank else None
+        self.fc2_adapter = JanusAdapter(config.ffn_dim, rank, config.d_model) if rank else None
         self.final_layer_norm = nn.LayerNorm(config.d_model)
 
-    def content(self, x: Tensor) -> KeysValues:
+    def content(self, x: Tensor, parallel: bool = False) -> KeysValues:
         """Keys and values for self-attention, of the layer input [B, S, D]."""
-        return self.self_attn.keys_values(self.self_attn_layer_norm(x) if self.pre else x)
+        return self.self_attn.keys_values(self.self_attn_layer_norm(x) if self.pre else x, parallel)
 
     def attend(
-        self, x: Tensor, attention: JanusAttention, norm: nn.LayerNorm, memory: KeysValues, bias: Tensor
+        self,
+        x: Tensor,
+        attention: JanusAttention,
+        norm: nn.LayerNorm,
+        memory: KeysValues,
+        bias: Tensor,
+        parallel: bool = False,
     ) -> Tensor:
         """Attention with residual and layer norm."""
-        x = x + self.drop(attention(norm(x) if self.pre else x, *memory, bias))
+        x = x + self.drop(attention(norm(x) if self.pre else x, *memory, bias, parallel))
         return x if self.pre else norm(x)
 
-    def feed_forward(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor, parallel: bool = False) -> Tensor:
         """Feed-forward W2 act(W1 x), with residual and layer norm."""
         activation = F.relu if self.config.activation == "relu" else F.gelu
-        hidden = activation(self.fc1(self.final_layer_norm(x) if self.pre else x))
+        inputs = self.final_layer_norm(x) if self.pre else x
+        hidden = activation(adapted(self.fc1(inputs), inputs, self.fc1_adapter, parallel))
         hidden = F.dropout(hidden, self.config.activation_dropout, self.training)
-        x = x + self.drop(self.fc2(hidden))
+        x = x + self.drop(adapted(self.fc2(hidden), hidden, self.fc2_adapter, parallel))
         return x if self.pre else self.final_layer_norm(x)
 
     def drop(self, x: Tensor) -> Tensor:
@@ -116,15 +158,30 @@ class JanusDecoderLayer(JanusLayer):
     """Self-attention, cross-attention and feed-forward, over keys and values that are computed before."""
 
     def __init__(self, config: JanusConfig):
-        super().__init__(config)
-        self.encoder_attn = JanusAttention(config)
+        rank = config.parallel_adapter_rank
+        super().__init__(config, rank)
+        # All rows share the keys and values of the source, so these have no adapters.
+        self.encoder_attn = JanusAttention(config, rank, adapters=("q", "out"))
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x: Tensor, content: KeysValues, bias: Tensor, source: KeysValues, source_bias: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        content: KeysValues,
+        bias: Tensor,
+        source: KeysValues,
+        source_bias: Tensor,
+        parallel: bool = False,
+    ) -> Tensor:
         """Rows [B, R, D] that attend to content rows and source rows; for the biases see `bias_of`."""
-        x = self.attend(x, self.self_attn, self.self_attn_layer_norm, content, bias)
-        x = self.attend(x, self.encoder_attn, self.encoder_attn_layer_norm, source, source_bias)
-        return self.feed_forward(x)
+        x = self.attend(x, self.self_attn, self.self_attn_layer_norm, content, bias, parallel)
+        x = self.attend(x, self.encoder_attn, self.encoder_attn_layer_norm, source, source_bias, parallel)
+        return self.feed_forward(x, parallel)
+
+
+def position_table(config: JanusConfig) -> nn.Embedding:
+    """A table of config.max_positions learned positions."""
+    return nn.Embedding(config.max_positions + RESERVED_POSITIONS, config.d_model)
 
 
 class JanusEmbedder(nn.Module):
@@ -134,17 +191,34 @@ class JanusEmbedder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
-        self.embed_positions = nn.Embedding(config.max_positions + RESERVED_POSITIONS, config.d_model)
+        self.embed_positions = position_table(config)
         if config.layernorm_embedding:
             self.layernorm_embedding = nn.LayerNorm(config.d_model)
         if config.norm == "pre":
             self.layer_norm = nn.LayerNorm(config.d_model)
 
-    def embed(self, tokens: Tensor, positions: Tensor, normalise: bool = True) -> Tensor:
-        """Rows [B, R, D] of tokens [B, R] at 0-based positions [B or 1, R]."""
+    def embed(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        normalise: bool = True,
+        states: Tensor | None = None,
+        table: nn.Embedding | None = None,
+    ) -> Tensor:
+        """Rows [B, R, D] of tokens [B, R] at 0-based positions [B or 1, R].
+
+        Args:
+          tokens, positions: ids, and where their rows are.
+          normalise: False skips the embedding layer norm, if there is one.
+          states: [B, R, D] encoder states, added to the sum.
+          table: of the positions; None: the module's own.
+        """
         c = self.config
         scale = math.sqrt(c.d_model) if c.scale_embedding else 1.0
-        x = scale * self.embed_tokens(tokens) + self.embed_positions(positions + RESERVED_POSITIONS)
+        table = self.embed_positions if table is None else table
+        x = scale * self.embed_tokens(tokens) + table(positions + RESERVED_POSITIONS)
+        if states is not None:
+            x = x + states
         if c.layernorm_embedding and normalise:
             x = self.layernorm_embedding(x)
         return F.dropout(x, c.dropout, self.training)
@@ -213,6 +287,8 @@ class JanusDecoder(JanusEmbedder):
         self.output_projection = nn.Linear(config.d_model, config.vocab_size, bias=False)
         if config.ctc_ratio:
             self.embed_blank = nn.Embedding(1, config.d_model)
+            if config.ctc_positions == "own":
+                self.embed_ctc_positions = position_table(config)
 
     def sources(self, states: Tensor | None, cache: EncoderDecoderCache | None = None) -> list[KeysValues]:
         """Cross-attention keys and values of each layer, of states [B, S, D]; taken from the cache if it holds them."""
@@ -261,7 +337,8 @@ class JanusDecoder(JanusEmbedder):
             masks = torch.full_like(tokens, c.mask_token_id)
             x, queries = torch.cat([self.embed(masks, slots + ahead), x], dim=1), new
             seen = torch.cat([seen, seen], dim=1)
-        return self.advance(x, queries, bias_of(seen, x.dtype), self.sources(states, cache), source_bias, cache)
+        sources = self.sources(states, cache)
+        return self.advance(x, queries, bias_of(seen, x.dtype), sources, source_bias, cache, parallel=False)
 
     def nar_rows(self, tokens: Tensor, sources: list[KeysValues], source_bias: Tensor) -> Tensor:
         """Hidden rows [N, T, D] of tokens [N, T]; every row attends to all tokens but padding."""
@@ -269,13 +346,17 @@ class JanusDecoder(JanusEmbedder):
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x = self.embed(tokens, positions, self.config.nar_layernorm_embedding)
         bias = bias_of((tokens != self.config.pad_token_id)[:, None], x.dtype)
-        return self.advance(x, 0, bias, sources, source_bias, None)
+        return self.advance(x, 0, bias, sources, source_bias, None, parallel=True)
 
-    def ctc_rows(self, tokens: Tensor, real: Tensor, sources: list[KeysValues], source_bias: Tensor) -> Tensor:
-        """Hidden rows [B, R, D] of CTC rows that read tokens [B, R]; every row attends to the `real` [B, R] rows."""
+    def ctc_rows(
+        self, tokens: Tensor, states: Tensor | None, real: Tensor, sources: list[KeysValues], source_bias: Tensor
+    ) -> Tensor:
+        """Hidden rows [B, R, D] of CTC rows that read tokens [B, R] and, unless None, encoder states [B, R, D]; every
+        row attends to the `real` [B, R] rows."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        x = self.embed(tokens, positions)
-        return self.advance(x, 0, bias_of(real[:, None], x.dtype), sources, source_bias, None)
+        table = self.embed_ctc_positions if self.config.ctc_positions == "own" else None
+        x = self.embed(tokens, positions, states=states, table=table)
+        return self.advance(x, 0, bias_of(real[:, None], x.dtype), sources, source_bias, None, parallel=True)
 
     def ctc_logits(self, rows: Tensor) -> Tensor:
         """Logits [..., V + 1] of CTC rows [..., D]; the last column is the blank."""
@@ -289,16 +370,20 @@ class JanusDecoder(JanusEmbedder):
         sources: list[KeysValues],
         source_bias: Tensor,
         cache: EncoderDecoderCache | None,
+        parallel: bool,
     ) -> Tensor:
-        """Runs rows [N, R, D] (first `queries` query rows, then content rows) through all layers; returns the rows that predict."""
+        """Runs rows [N, R, D] (first `queries` query rows, then content rows) through all layers; returns the rows that predict.
+
+        `parallel` rows use the adapters.
+        """
         for i, layer in enumerate(self.layers):
-            content = layer.content(x[:, queries:])
+            content = layer.content(x[:, queries:], parallel)
             if cache is not None:
                 content = cache.self_attention_cache.update(*content, i)
             if queries and i == len(self.layers) - 1:
                 # The last layer needs only the keys and values of content rows.
                 x, bias = x[:, :queries], bias[:, :, :queries]
-            x = layer(x, content, bias, sources[i], source_bias)
+            x = layer(x, content, bias, sources[i], source_bias, parallel)
         return self.finish(x)
 
 
@@ -681,16 +766,18 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"input_ids: {len(row)} CTC rows, but this model has {c.max_positions} positions; cut the input"
             )
+        nth = torch.minimum(row * lengths // counts.clamp(min=1), (lengths - 1).clamp(min=0))
+        first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may be on the left
+        places = first_to_last.gather(1, nth)  # [B, R] of the source, evenly spaced
         if c.ctc_input == "source":
             if input_ids is None:
                 raise ValueError("input_ids: CTC rows of this model read the source tokens; pass them")
-            nth = torch.minimum(row * lengths // counts.clamp(min=1), (lengths - 1).clamp(min=0))
-            first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may be on the left
-            read = input_ids.gather(1, first_to_last.gather(1, nth))
+            read = input_ids.gather(1, places)
         else:
-            read = torch.full((len(real), len(row)), c.mask_token_id, device=real.device)
+            read = torch.full_like(places, c.mask_token_id)
+        copied = states.take_along_dim(places[..., None], 1) if c.ctc_input == "encoder" else None
         bias = bias_of(real[:, None], states.dtype)
-        return self.decoder.ctc_rows(read, row < counts, self.decoder.sources(states), bias), row < counts
+        return self.decoder.ctc_rows(read, copied, row < counts, self.decoder.sources(states), bias), row < counts
 
     def _ctc_emissions(self, rows: Tensor, real: Tensor, count: int) -> "Emissions":
         """What the `real` [B, R] rows of CTC rows [B, R, D] may emit: the `count` most probable tokens, and the blank."""
