@@ -6,7 +6,10 @@
 
 Presets:
   cpu        AR first, then jointly, on two CPU cores (configs/recipes.py)
-  ctc        the same size, AR and CTC
+  ar         the same size, AR alone, in small batches: a teacher
+  ctc_from_ar
+             AR and CTC, from the model of `ar`; CTC rows may read distilled targets (docs/data.md)
+  ctc        the same in one run, AR first
   joint      the same size, jointly from the first step, AR as the teacher
   released   as joint, but no side of a divergence is fixed, as the released code trains
   base       the released IWSLT14 architecture, AR first, for one accelerator
@@ -96,8 +99,54 @@ def _cpu():
     return recipes.ar_first(_longer(_released()))
 
 
+def _small_batches():
+    """What the presets of two runs share: batches of a third, so that an hour has more updates, and a moving average."""
+    config = _released()
+    config.data.prepared = "prepared/multi30k_ar"
+    config.data.tokens_per_batch = 1536
+
+    config.optimizer.ema_decay = 0.998
+
+    config.train.log_every = 100
+    return config
+
+
+def _ar():
+    config = _small_batches()
+    config.model.ar_stream = "content"
+
+    config.objective.name = "ar"
+
+    config.optimizer.warmup_steps = 500
+
+    config.train.steps = 6000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
+    config.train.best_metric = "valid/nll/ar"
+    return config
+
+
 def _ctc():
-    return recipes.ar_first(_longer(recipes.ctc(_released())))
+    config = recipes.ar_first(recipes.ctc(_small_batches()))
+    config.data.prepared = "prepared/multi30k_ctc"
+
+    config.objective.ar_first = 0.5
+    config.objective.weights.ar = 2.0
+    config.objective.ar_every = 2
+
+    config.train.steps = 9000
+    config.train.eval_every = 1500
+    config.train.checkpoint_every = 1500
+    return config
+
+
+def _ctc_from_ar():
+    config = recipes.from_teacher(_small_batches(), "runs/multi30k_ar")
+    config.train.steps = 4000
+    config.train.eval_every = 500
+    config.train.checkpoint_every = 500
+    config.train.keep_best = 0
+    return config
 
 
 def _base():
@@ -193,7 +242,9 @@ def get_config(name="cpu"):
     """The preset named after the colon of --config=configs/multi30k_deen.py:cpu."""
     presets = {
         "cpu": _cpu,
+        "ar": _ar,
         "ctc": _ctc,
+        "ctc_from_ar": _ctc_from_ar,
         "joint": _joint,
         "released": _released,
         "base": _base,

@@ -23,8 +23,28 @@ def ar_first(config):
 
 
 def ctc(config):
-    """AR and CTC instead of AR and mask-predict: two CTC rows a source token."""
+    """AR and CTC instead of AR and mask-predict.
+
+    Two CTC rows a source token read its encoder state, at positions of their own, and learn several times as fast as rows
+    that read the mask token at shared positions. There is no divergence, so that CTC rows may have distilled targets.
+    """
     config.objective.name = "janus_ctc"
+    config.objective.weights.kl_ar_ctc = 0.0
     config.model.ctc_ratio = 2.0
+    config.model.ctc_input = "encoder"
+    config.model.ctc_positions = "own"
     config.decode.mode = "ctc"
+    return config
+
+
+def from_teacher(config, teacher):
+    """AR and CTC, from a finished AR model: its half goes on, in every second step, beside the CTC half that begins.
+
+    The targets of CTC rows may be the teacher's translations (docs/data.md, distilled data).
+    """
+    config = ctc(config)
+    config.init_from = teacher
+    config.objective.weights.ar = 2.0
+    config.objective.ar_every = 2
+    config.model.ar_stream = "content"
     return config

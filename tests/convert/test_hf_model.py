@@ -367,6 +367,7 @@ NAR = [
     {"passes": 4, "length_beam": 3},
     {"passes": 6, "length_beam": 5, "mask_schedule": "cosine", "early_stop": True},
     {"passes": 3, "length_beam": 4, "lengths": "contiguous", "merge_repeats": True},
+    {"passes": 4, "length_beam": 3, "revise": True},
 ]
 
 

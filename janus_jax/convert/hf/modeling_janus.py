@@ -639,6 +639,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         lengths: str = "top",
         mask_schedule: str = "linear",
         early_stop: bool = False,
+        revise: bool = False,
         merge_repeats: bool = False,
         max_length: int | None = None,
         return_scores: bool = False,
@@ -657,6 +658,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           lengths: "top": the most probable ones, or "contiguous": those around the most probable.
           mask_schedule: after pass s of P, of n tokens "linear" masks n (P - s) / P again, "cosine" n cos(pi s / 2P).
           early_stop: whether to stop when a pass changes nothing.
+          revise: whether each pass also predicts the tokens anew that are not masked.
           merge_repeats: whether to drop a token that repeats the token before it.
           max_length: largest number of tokens, bos and eos included; None: that of `generate`.
           return_scores: whether to return the scores [B] too.
@@ -681,7 +683,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tried = torch.where((real & ~is_frame).any(1, keepdim=True), tried, SHORTEST)  # empty source: bos, eos
         sources = [tuple(x.repeat_interleave(length_beam, 0) for x in pair) for pair in self.decoder.sources(states)]
         bias = bias_of(real[:, None], states.dtype).repeat_interleave(length_beam, 0)
-        search = _MaskPredict(self, sources, bias, passes, mask_schedule, early_stop)
+        search = _MaskPredict(self, sources, bias, passes, mask_schedule, early_stop, revise)
         tokens, scores = search.run(tried.flatten())
         tokens, scores = best_candidates(tokens, scores, tried, length_logits, c)
         if merge_repeats:
@@ -844,10 +846,11 @@ class _MaskPredict:
         passes: int,
         schedule: str,
         early_stop: bool,
+        revise: bool,
     ):
         self.model, self.config = model, model.config
         self.sources, self.source_bias = sources, source_bias
-        self.passes, self.schedule, self.early_stop = passes, schedule, early_stop
+        self.passes, self.schedule, self.early_stop, self.revise = passes, schedule, early_stop, revise
 
     def run(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens [N, T] of targets of these lengths [N], and their log-probabilities [N, T]: 0 at bos, eos and padding."""
@@ -861,7 +864,8 @@ class _MaskPredict:
         done = torch.zeros_like(lengths, dtype=torch.bool)
         filled, filled_scores = torch.full_like(tokens, -1), scores
         for number in range(1, self.passes + 1):
-            new, new_scores = self.fill(tokens, scores, free & (tokens == c.mask_token_id))
+            is_open = free if self.revise else free & (tokens == c.mask_token_id)
+            new, new_scores = self.fill(tokens, scores, is_open)
             if self.early_stop:
                 new = torch.where(done, filled, new)
                 new_scores = torch.where(done, filled_scores, new_scores)
