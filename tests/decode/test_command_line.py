@@ -7,6 +7,7 @@ import types
 from io import BytesIO
 
 import jax
+import numpy as np
 import pytest
 
 from janus_jax import checkpoint, config, text
@@ -104,6 +105,27 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert "without compilation" in table
     assert evaluate_main([f"--checkpoint={saved}", *files, "--setting=ar:beem=1"]) == 2
     assert "did you mean beam?" in capsys.readouterr().err
+
+
+def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys):
+    (tmp_path / "src").write_text("\n".join(LINES[:6]) + "\n")
+    # References of which one setting alone is right.
+    (tmp_path / "ref").write_text(
+        "".join(f"{line}\n" for line in decoded(saved, tmp_path, "--mode=nar", "--passes=3", lines=LINES[:6]))
+    )
+    files = [f"--source={tmp_path / 'src'}", f"--references={tmp_path / 'ref'}"]
+    settings = ["--setting=ar:beam=1", "--setting=nar:passes=3", "--setting=ar:beam=2"]
+    arguments = [f"--checkpoint={saved}", *files, *settings, "--batch_tokens=99", f"--save_best={tmp_path / 'best'}"]
+    assert evaluate_main(arguments) == 0
+    before, after = checkpoint.load(saved), checkpoint.load(tmp_path / "best")
+    expected = dataclasses.replace(before.config.decode, mode="nar")
+    assert after.config.decode == dataclasses.replace(expected, nar=dataclasses.replace(expected.nar, passes=3))
+    assert dataclasses.replace(after.config, decode=before.config.decode) == before.config
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    assert after.about["setting"] == "nar:passes=3"
+    capsys.readouterr()
+    assert evaluate_main(arguments) == 2  # nothing is overwritten
+    assert "best: exists already" in capsys.readouterr().err
 
 
 def decoded(saved, tmp_path, *arguments, lines=LINES[:5]):
