@@ -1,4 +1,4 @@
-"""Compares objectives and recipes at equal updates: one small Multi30k model for each cell of a table.
+"""Compares objectives and recipes: one small Multi30k model for each cell of a table.
 
     python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # train and score missing cells
     python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
@@ -6,8 +6,9 @@
     python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
     python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
-Every cell is the preset `study` of configs/multi30k_deen.py with some changes. The text is in data/multi30k or in the
-folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
+Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell may
+start from another one, or read targets that another one translated; that one is then trained first. The text is in
+data/multi30k or in the folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
 test_2016_flickr). The program runs it again only if its settings change. A new setting of the package is no change
 while it has its default.
 """
@@ -28,9 +29,11 @@ from benchmarks.study_cells import CELLS, Cell
 from configs import multi30k_deen
 from janus_jax import config as config_lib
 from janus_jax import parallel
+from janus_jax.checkpoint import step_directories
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.decode import Generator
+from janus_jax.decode.distill import distill
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting, score
 from janus_jax.train import train
@@ -40,23 +43,31 @@ RESULTS = Path(__file__).resolve().parent / "results" / "study"
 PATH_SETTINGS = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")
 
 
-def config_of(cell: Cell, seed: int, folder: str | None = None, prepared: str | None = None) -> Config:
+def config_of(
+    cell: Cell, seed: int, folder: str | None = None, prepared: str | None = None, workdir: Path = Path("runs/study")
+) -> Config:
     """The config of a cell.
 
     Args:
-      cell: the changes to the preset.
+      cell: the preset and the changes to it.
       seed: seed of parameters, dropout, order and masks.
       folder: folder of the text; default: the preset's.
-      prepared: folder of the prepared dataset; default: the preset's.
+      prepared: folder of the prepared dataset of raw text; default: the preset's.
+      workdir: parent of the runs' directories.
     """
-    config: ml_collections.ConfigDict = multi30k_deen.get_config("study")
+    config: ml_collections.ConfigDict = multi30k_deen.get_config(cell.preset)
     if folder:
         d = config.data
         for split in ("train", "valid", "test"):
             d[split] = str(Path(folder) / Path(d[split]).name)
-        config.text.model = str(Path(folder) / Path(config.text.model).name)
+        if config.text.model:
+            config.text.model = str(Path(folder) / Path(config.text.model).name)
     if prepared:
         config.data.prepared = prepared
+    if cell.start:
+        config.init_from = str(workdir / result_path(cell.start, seed).stem)
+    if cell.distilled_by:
+        config.data.prepared += f"_by_{result_path(cell.distilled_by, seed).stem}"
     config.update_from_flattened_dict(cell.changes)
     config.train.seed = config.data.seed = seed
     return config_lib.resolve(config)
@@ -93,6 +104,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "cell": name,
         "seed": config.train.seed,
         "why": CELLS[name].why,
+        "targets": f"distilled by {CELLS[name].distilled_by}" if CELLS[name].distilled_by else "raw",
         "settings": changed_settings(config),
         "config_hash": config_lib.config_hash(config),
         "machine": common.machine(),
@@ -193,7 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     parallel.start()
     if args.step_seconds:
-        configs = {name: config_of(CELLS[name], 0, args.data, args.prepared) for name in args.cell or CELLS}
+        configs = {
+            name: config_of(CELLS[name], 0, args.data, args.prepared, args.workdir) for name in args.cell or CELLS
+        }
         _write(RESULTS / study_report.STEP_FILE, study_report.step_seconds(configs, args.step_seconds))
         return 0
     if args.speed:
@@ -205,19 +219,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(RESULTS / study_report.SPEED_FILE, study_report.speed(workdirs, test, args.sentences, args.runs))
         return 0
     for name in args.cell or CELLS:
-        cell = CELLS[name]
-        config = config_of(cell, args.seed, args.data, args.prepared)
+        config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)
         path = result_path(name, args.seed)
         done = is_done(path, config)
-        print(f"{name}: {'done' if done else 'to run'}; {cell.why}", flush=True)
+        print(f"{name}: {'done' if done else 'to run'}; {CELLS[name].why}", flush=True)
         if done and args.rescore:
             add_scores(path, config, args.workdir / path.stem)
-        if done or args.list:
-            continue
-        if not Path(config.data.prepared).exists():
-            prepare(config)
-        run_cell(name, config, args.workdir / path.stem, path)
+        if not done and not args.list:
+            _run_with_sources(name, args)
     return 0
+
+
+def _run_with_sources(name: str, args: argparse.Namespace) -> None:
+    """Trains a cell, and first those whose model or translations it needs and that have no finished run in --workdir."""
+    cell = CELLS[name]
+    for source in filter(None, dict.fromkeys((cell.start, cell.distilled_by))):
+        if not _is_trained(source, args):
+            print(f"{name} needs {source}", flush=True)
+            _run_with_sources(source, args)
+    config = config_of(cell, args.seed, args.data, args.prepared, args.workdir)
+    if cell.distilled_by and not Path(config.data.prepared).exists():
+        teacher = args.workdir / result_path(cell.distilled_by, args.seed).stem
+        raw = config_of(CELLS[cell.distilled_by], args.seed, args.data, args.prepared).data.prepared
+        distill(
+            Generator.from_checkpoint(teacher), raw, config.data.prepared, checkpoint=cell.distilled_by,
+            readers="parallel", mode="ar", beam=5,
+        )  # fmt: skip
+    if not Path(config.data.prepared).exists():
+        prepare(config)
+    path = result_path(name, args.seed)
+    run_cell(name, config, args.workdir / path.stem, path)
+
+
+def _is_trained(name: str, args: argparse.Namespace) -> bool:
+    config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)
+    folder = args.workdir / result_path(name, args.seed).stem / "checkpoints"
+    steps = step_directories(folder) if folder.exists() else []
+    return bool(steps) and int(steps[-1].name) == config.train.steps
 
 
 if __name__ == "__main__":

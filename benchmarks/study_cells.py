@@ -1,4 +1,4 @@
-"""The cells of benchmarks/study.py: the changes of each to the preset `study`, and its purpose."""
+"""The cells of benchmarks/study.py: the preset of each, its changes to it, and its purpose."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,10 +6,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the study."""
+    """One training run of the study.
+
+    Attributes:
+      why: its purpose.
+      changes: settings that differ from the preset.
+      preset: of configs/multi30k_deen.py.
+      start: the cell whose model the run starts from; "": none. It is trained first.
+      distilled_by: the cell whose AR half made the targets of the parallel rows; "": they are raw.
+    """
 
     why: str
     changes: dict[str, Any] = field(default_factory=dict)
+    preset: str = "study"
+    start: str = ""
+    distilled_by: str = ""
 
 
 _TEACHER = {"objective.stop_gradient.kl_ar_nar": "ar", "objective.stop_gradient.kl_ar_aux": "ar"}
@@ -28,6 +39,13 @@ _CONTENT_AR10 = {"model.ar_stream": "content", "objective.weights.ar": 10.0}
 
 _CTC = {"model.ctc_ratio": 2.0}
 _JOINT_CTC = _CTC | {"objective.name": "janus_ctc"}
+
+_FROZEN = {
+    "objective.weights.ar": 0.0,
+    "objective.ar_every": 1,
+    "model.parallel_adapter_rank": 32,
+    "train.only": "adapter|embed_ctc_positions|embed_tokens/blank",
+}
 
 CELLS = {
     # The objectives, at equal updates.
@@ -71,6 +89,29 @@ CELLS = {
     "ctc_late_content_ar10_no_kl": Cell(
         "the same without divergence",
         _JOINT_CTC | _late(400, ctc=1.0) | _CONTENT_AR10 | {"objective.weights.kl_ar_ctc": 0.0},
+    ),
+    # Long runs at the size of multi30k_deen.py:cpu.
+    "cpu_ar": Cell("AR alone: the teacher, and where the other long runs start", preset="ar"),
+    "cpu_ctc": Cell("AR and CTC from cpu_ar, raw targets", preset="ctc_from_ar", start="cpu_ar"),
+    "cpu_ctc_distilled": Cell(
+        "AR and CTC from cpu_ar; AR rows read raw targets, CTC rows distilled ones",
+        preset="ctc_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
+    ),
+    "cpu_adapters_distilled": Cell(
+        "CTC beside the frozen model of cpu_ar: adapters of rank 32, positions and blank; distilled targets",
+        _FROZEN,
+        preset="ctc_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
+    ),
+    "cpu_glancing_distilled": Cell(
+        "as cpu_ctc_distilled, with glancing from 0.5 to 0 over the first three quarters",
+        {"objective.glancing": ((0, 0.5), (3000, 0.0))},
+        preset="ctc_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
     ),
     # Earlier choices.
     "ar_lr1": Cell("AR alone, half the rate", {"objective.name": "ar", "optimizer.learning_rate": 1e-3}),

@@ -22,8 +22,40 @@ def test_a_cell_has_its_changes_and_decoding_settings(name):
 
 
 def test_cells_differ():
-    settings = [json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True) for cell in CELLS.values()]
+    settings = [
+        (json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True), cell.start, cell.distilled_by)
+        for cell in CELLS.values()
+    ]
     assert len(set(settings)) == len(settings)
+
+
+def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_path, monkeypatch):
+    calls = []
+
+    def train(name, config, workdir, path):
+        calls.append((name, config.init_from, config.data.prepared, path.name))
+        (workdir / "checkpoints" / str(config.train.steps) / "assets").mkdir(parents=True)
+
+    def made(directory):
+        calls.append(f"prepare {directory}")
+        (tmp_path / directory).mkdir(parents=True)
+
+    monkeypatch.setattr(study, "run_cell", train)
+    monkeypatch.setattr(study, "prepare", lambda config: made(config.data.prepared))
+    monkeypatch.setattr(study, "distill", lambda _, source, output, **__: made(output))
+    monkeypatch.setattr(study.Generator, "from_checkpoint", lambda path: calls.append(f"teacher {path}"))
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["--cell=cpu_ctc_distilled", "--cell=cpu_ctc", "--seed=1"]) == 0
+    raw, distilled, start = "prepared/multi30k_ar", "prepared/multi30k_ar_by_cpu_ar_seed1", "runs/study/cpu_ar_seed1"
+    assert calls == [
+        f"prepare {raw}",
+        ("cpu_ar", "", raw, "cpu_ar_seed1.json"),
+        f"teacher {start}",
+        f"prepare {distilled}",
+        ("cpu_ctc_distilled", start, distilled, "cpu_ctc_distilled_seed1.json"),
+        ("cpu_ctc", start, raw, "cpu_ctc_seed1.json"),
+    ]
 
 
 def test_result_files_belong_to_cells_with_the_same_settings():
