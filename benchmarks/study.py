@@ -4,6 +4,7 @@
     python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
     python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
     python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
+    python benchmarks/study.py --plot_speed=FILE.svg  # quality against speed of the cells that --speed timed
     python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
 Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell may
@@ -183,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rescore", action="store_true", help="score the missing settings of finished cells")
     parser.add_argument("--table", action="store_true", help="only print the tables of the results")
     parser.add_argument("--plot", type=Path, help="only draw the results as an SVG file")
+    parser.add_argument("--plot_speed", type=Path, help="only draw quality against speed as an SVG file")
     parser.add_argument("--speed", action="store_true", help="only time the decoding of the trained --cell ...")
     parser.add_argument(
         "--step_seconds",
@@ -193,8 +195,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sentences", type=int, default=100, help="sentences of the test split to time one by one")
     parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
-    if args.table or args.plot:
+    if args.table or args.plot or args.plot_speed:
         cells = study_report.load(RESULTS)
+        if args.plot_speed:
+            study_report.plot_speed(cells, _read(RESULTS / study_report.SPEED_FILE), args.plot_speed)
         if args.plot:
             study_report.plot(cells, args.plot)
         if args.table:

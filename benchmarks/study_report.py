@@ -113,6 +113,45 @@ def plot(cells: Sequence[dict[str, Any]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def plot_speed(cells: Sequence[dict[str, Any]], speeds: dict[str, Any], path: Path) -> None:
+    """Draws BLEU against sentences/s at batch 1 and 32 for each decoding setting of each timed cell, as an SVG file.
+
+    Args:
+      cells: results of `load`; the first seed of each cell is drawn.
+      speeds: results of `speed`.
+      path: the file.
+    """
+    import matplotlib as mpl
+    import matplotlib.figure
+
+    titles = {setting: title for title, setting in COLUMNS}
+    rates = {(r["cell"], r["setting"], r["batch"]): r["sentences_per_second"] for r in speeds["rows"]}
+    figure = matplotlib.figure.Figure(figsize=(10, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    shown = [cell for cell in cells if not cell["seed"] and any(name == cell["cell"] for name, _, _ in rates)]
+    for batch, axes in zip((1, 32), panels, strict=True):
+        for cell, marker in zip(shown, "os^Dv<>P*X", strict=False):
+            points = [
+                (rates[cell["cell"], row["setting"], batch], row["bleu"], titles[row["setting"]])
+                for row in cell["rows"]
+                if (cell["cell"], row["setting"], batch) in rates
+            ]
+            if not points:
+                continue
+            axes.plot(*zip(*[point[:2] for point in points], strict=True), marker, label=cell["cell"])
+            for rate, bleu, title in points:
+                axes.annotate(title, (rate, bleu), textcoords="offset points", xytext=(4, 3), fontsize=7)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"sentences/s, batch {batch}")
+        axes.grid(alpha=0.3, which="both")
+        axes.margins(0.15)
+    panels[0].set_ylabel("BLEU, test_2016_flickr")
+    panels[0].legend(fontsize=8)
+    # No date and fixed ids: the same figures give the same file.
+    with mpl.rc_context({"svg.hashsalt": "study"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs: int) -> dict[str, Any]:
     """Sentences/s of each model by every decoding setting, at batch 1 and 32; settings take turns in one run.
 

@@ -153,3 +153,7 @@ def test_tables_and_plot(run, tmp_path, monkeypatch):
     assert calls == [("ar:beam=1", 1), ("ar:beam=1", 32), ("nar:passes=1", 1), ("nar:passes=1", 32)]
     assert all(row["sentences_per_second"] > 0 for row in figures["rows"])
     assert study_report.speed_table(figures).count("\n") == 3
+    for file in ("c.svg", "d.svg"):
+        study_report.plot_speed(cells, figures, tmp_path / file)
+    assert (tmp_path / "c.svg").read_bytes() == (tmp_path / "d.svg").read_bytes()
+    assert "sentences/s, batch 32" in (tmp_path / "c.svg").read_text()
