@@ -198,14 +198,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.table or args.plot or args.plot_speed:
         cells = study_report.load(RESULTS)
         if args.plot_speed:
-            study_report.plot_speed(cells, _read(RESULTS / study_report.SPEED_FILE), args.plot_speed)
+            study_report.plot_speed(cells, _read(RESULTS / study_report.LONG_SPEED_FILE), args.plot_speed)
         if args.plot:
             study_report.plot(cells, args.plot)
         if args.table:
-            times, speeds = (_read(RESULTS / name) for name in (study_report.STEP_FILE, study_report.SPEED_FILE))
+            times, *speeds = (_read(RESULTS / name) for name in (study_report.STEP_FILE, *study_report.TIMES[:2]))
             print(study_report.table(cells, times))
-            if speeds:
-                print(study_report.speed_table(speeds))
+            for figures in filter(None, speeds):
+                print(study_report.speed_table(figures))
         return 0
     parallel.start()
     if args.step_seconds:
@@ -215,12 +215,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write(RESULTS / study_report.STEP_FILE, study_report.step_seconds(configs, args.step_seconds))
         return 0
     if args.speed:
-        config = config_of(CELLS["ar"], 0, args.data)
+        names = args.cell or [name for name, cell in CELLS.items() if cell.preset == "study"]
+        config = config_of(CELLS[names[0]], 0, args.data)
         languages = (config.data.source_lang, config.data.target_lang)
-        workdirs = {name: args.workdir / result_path(name, args.seed).stem for name in args.cell or CELLS}
+        workdirs = {name: args.workdir / result_path(name, args.seed).stem for name in names}
         workdirs = {name: path for name, path in workdirs.items() if path.exists()}
         test = tuple(f"{config.data.test}.{language}" for language in languages)
-        _write(RESULTS / study_report.SPEED_FILE, study_report.speed(workdirs, test, args.sentences, args.runs))
+        file = study_report.SPEED_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_SPEED_FILE
+        _write(RESULTS / file, study_report.speed(workdirs, test, args.sentences, args.runs))
         return 0
     for name in args.cell or CELLS:
         config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)

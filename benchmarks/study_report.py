@@ -40,12 +40,13 @@ COLUMNS = (
     ("reranked", "ctc:beam=5,blank_penalty=1,rerank=ar"),
 )
 _NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5,blank_penalty=1")
-SPEED_FILE, STEP_FILE = "speed.json", "step_seconds.json"
+SPEED_FILE, LONG_SPEED_FILE, STEP_FILE = "speed.json", "speed_cpu.json", "step_seconds.json"
+TIMES = (SPEED_FILE, LONG_SPEED_FILE, STEP_FILE)
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """The finished cells in the order of `CELLS`; seeds of a cell are neighbours."""
-    files = [path for path in sorted(folder.glob("*.json")) if path.name not in (SPEED_FILE, STEP_FILE)]
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in TIMES]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     order = list(CELLS)
     return sorted((r for r in results if r["cell"] in order), key=lambda r: (order.index(r["cell"]), r["seed"]))
