@@ -108,7 +108,7 @@ CELLS = {
     ),
     "cpu_glancing_distilled": Cell(
         "as cpu_ctc_distilled, with glancing from 0.5 to 0 over the first three quarters",
-        {"objective.glancing": ((0, 0.5), (3000, 0.0))},
+        {"objective.glancing": ((0, 0.5), (2250, 0.0))},
         preset="ctc_from_ar",
         start="cpu_ar",
         distilled_by="cpu_ar",

@@ -142,7 +142,7 @@ def _ctc():
 
 def _ctc_from_ar():
     config = recipes.from_teacher(_small_batches(), "runs/multi30k_ar")
-    config.train.steps = 4000
+    config.train.steps = 3000
     config.train.eval_every = 500
     config.train.checkpoint_every = 500
     config.train.keep_best = 0
