@@ -1,4 +1,4 @@
-"""The loss of DAG rows (docs/method.md, section 9): emissions, the likelihood of a target over all paths through the
+"""The loss of DAG rows (docs/method.md, section 11): emissions, the likelihood of a target over all paths through the
 graph, its likeliest path, glancing, and numbers that show whether the graph is used.
 
 The vertices of a graph are rows; links lead from each vertex to those behind it. A path begins at the first vertex and

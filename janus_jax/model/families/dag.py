@@ -1,5 +1,5 @@
 """DAG rows: the vertices of a graph. A sentence has ceil(`dag_ratio` * its source tokens) of them. They attend to each
-other, each predicts a token, and links lead from each to the vertices behind it (docs/method.md, section 9).
+other, each predicts a token, and links lead from each to the vertices behind it (docs/method.md, section 11).
 
 Legend: B sentences, S source length, R vertices.
 """
