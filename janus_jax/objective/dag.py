@@ -83,8 +83,8 @@ def negative_log_likelihood(graph: Graph, labels: Labels) -> tuple[jax.Array, ja
 
     a_i(j), the log-probability that the first i + 1 tokens end at vertex j, is log sum_k exp(a_{i-1}(k) + E_kj) + M_ij.
     With the largest link m_k of each vertex, the sum is a product of exp(a_{i-1}(k) + m_k), shifted by the largest of
-    them, and exp(E_kj - m_k), which is the same in each step. A target has no path if it does not fit, or if
-    the links are so uneven that nothing remains of any path in float32.
+    them, and exp(E_kj - m_k), which is the same in each step. A target has no path if it does not fit, or if the links
+    are so uneven that nothing remains of any path in float32.
     """
     row = jnp.arange(graph.links.shape[1])
     # Links that skip more vertices than a path can are left out, so that those of use do not vanish beside them.
