@@ -32,7 +32,7 @@ from janus_jax.data.denoising import max_masked, noise
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.model.presets import PRESETS
-from janus_jax.objective.terms import OBJECTIVES
+from janus_jax.objective.terms import OBJECTIVES, read_families
 from janus_jax.train.step import compiler_options, init_state, make_train_step
 from janus_jax.types import Batch, Specials
 
@@ -51,8 +51,8 @@ def make_config(objective: str, args: argparse.Namespace) -> Config:
     raw["model"] |= {name: value for name, value in changes.items() if value is not None}
     if args.dropout is not None:
         raw["model"] |= {"dropout": args.dropout, "attention_dropout": args.dropout if args.preset else 0.0}
-    if "ctc" in objective:
-        raw["model"]["ctc_ratio"] = 2.0
+    for family in read_families(OBJECTIVES.get(objective, ())) & {"ctc", "dag"}:
+        raw["model"][f"{family}_ratio"] = 2.0
     raw["objective"] |= {"name": objective, "projection_rows": args.projection_rows}
     return resolve(raw | {"optimizer": {"name": "adam", "weight_decay": 0.0}})
 

@@ -227,7 +227,7 @@ def _check_objective(config: Config) -> None:
     if not families:
         raise ConfigError(
             f"config.objective.weights: no term of objective {config.objective.name!r} that reads decoder rows has a weight "
-            "above 0; give one to ar, nar, aux or ctc"
+            f"above 0; give one to {' or '.join(name for name in OBJECTIVES[objective.name] if term(name).families)}"
         )
 
 

@@ -26,9 +26,9 @@ BATCH = ("data", "fsdp")
 # Kernels are [in, out]; embeddings [rows, D].
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(^|/)embed_tokens/embedding$", PartitionSpec("tensor", "fsdp")),
-    (r"(embed_positions|embed_ctc_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
-    (r"(q_proj|k_proj|v_proj|fc1)/kernel$", PartitionSpec("fsdp", "tensor")),
-    (r"(q_proj|k_proj|v_proj|fc1)/bias$", PartitionSpec("tensor")),
+    (r"(embed_positions|embed_ctc_positions|embed_dag_positions|embed_length)/embedding$", PartitionSpec(None, "fsdp")),
+    (r"(q_proj|k_proj|v_proj|fc1|dag_links/gate)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|fc1|dag_links/gate)/bias$", PartitionSpec("tensor")),
     (r"(out_proj|fc2)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"(out_proj|fc2)/bias$", PartitionSpec()),
     (r"(layer_norm|layernorm_embedding)/(scale|bias)$", PartitionSpec()),

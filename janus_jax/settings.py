@@ -63,7 +63,7 @@ MaskSampler = Literal["span", "uniform"]
 Objective = Literal[tuple(OBJECTIVES)]
 Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["inverse_sqrt", "polynomial", "cosine", "constant"]
-Mode = Literal["ar", "nar", "ctc", "speculative", "infill"]
+Mode = Literal["ar", "nar", "ctc", "dag", "speculative", "infill"]
 Remat = Literal["none", "full", "dots"]
 
 
@@ -290,6 +290,12 @@ class ModelConfig:
         "Position table of CTC rows. shared: that of the other decoder rows, in which position p is the p-th target token. own: "
         "a table of their own.",
     )
+    dag_ratio: float = setting(
+        0.0,
+        "DAG rows a source token, which are the vertices of a graph of outputs; 4 to 8 is usual. 0: the model has no DAG rows.",
+        unit="rows per source token",
+        at_least=0,
+    )
     parallel_adapter_rank: int = setting(
         0,
         "Rank of the low-rank adapters that each decoder layer has for all rows but the AR rows. 0: no adapters.",
@@ -319,6 +325,10 @@ class ModelConfig:
         """R, the CTC rows of a source of so many tokens, bos and eos counted: ceil(ctc_ratio * tokens)."""
         return rows_of_source(self.ctc_ratio, source_length)
 
+    def dag_slots(self, source_length: int) -> int:
+        """R, the DAG rows of a source of so many tokens, bos and eos counted: ceil(dag_ratio * tokens)."""
+        return rows_of_source(self.dag_ratio, source_length)
+
 
 def rows_of_source(ratio: float, source_length: int) -> int:
     """ceil(ratio * source_length), the rows of a family with `ratio` rows per source token."""
@@ -345,6 +355,14 @@ class LossWeights:
         "Symmetric divergence between the AR row of each target token and the CTC row that gives it most confidently.",
         at_least=0,
     )
+    dag: Weight = setting(
+        1.0, "Negative log-likelihood of the target, summed over all paths through the graph of DAG rows.", at_least=0
+    )
+    kl_ar_dag: Weight = setting(
+        1.0,
+        "Symmetric divergence between the AR row of each target token and the DAG row that gives it on the likeliest path.",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -355,6 +373,7 @@ class StopGradients:
     kl_nar_aux: Literal["none", "nar", "aux"] = setting("none", "Side of kl_nar_aux that is held fixed.")
     kl_ar_aux: Literal["none", "ar", "aux"] = setting("none", "Side of kl_ar_aux that is held fixed.")
     kl_ar_ctc: Literal["none", "ar", "ctc"] = setting("none", "Side of kl_ar_ctc that is held fixed.")
+    kl_ar_dag: Literal["none", "ar", "dag"] = setting("ar", "Side of kl_ar_dag that is held fixed.")
 
 
 @dataclass(frozen=True)
@@ -389,7 +408,7 @@ class ObjectiveConfig:
     )
     glancing: Weight = setting(
         0.0,
-        "CTC rows that are shown their token in training (glancing training, GLAT), for each wrong row. 0: none.",
+        "CTC and DAG rows that are shown their token in training (glancing training, GLAT), for each wrong one. 0: none.",
         unit="rows per wrong row",
         at_least=0,
         at_most=1,
@@ -601,6 +620,37 @@ class CtcDecode:
         return "beam", self.beam
 
 
+@dataclass(frozen=True)
+class DagDecode:
+    """Mode dag: one pass, then a search for a path through the graph, or for the output of many paths."""
+
+    search: Literal["greedy", "lookahead", "viterbi", "beam"] = setting(
+        "lookahead",
+        "greedy: the likeliest link each time. lookahead: the likeliest link and token together. viterbi: the best path and tokens "
+        "of all lengths. beam: the best outputs, each with the probability of all its paths.",
+    )
+    beta: float = setting(
+        1.0, "Search lookahead: weight of a token's log-probability beside that of the link to it.", at_least=0
+    )
+    length_beta: float = setting(
+        1.0,
+        "Length penalty: a score is the log-probability divided by the number of tokens to this power. Searches viterbi and "
+        "beam choose by it.",
+        at_least=0,
+    )
+    beam: int = setting(5, "Search beam: prefixes a sentence.", at_least=1)
+    tokens: int = setting(4, "Search beam: so many of a vertex's likeliest tokens are tried.", at_least=1)
+    rerank: Literal["none", "ar"] = setting(
+        "none",
+        "Who chooses among the outputs of search beam: their own score (none), or the score of the AR half (ar).",
+    )
+
+    @property
+    def nbest_limit(self) -> tuple[str, int]:
+        """The field that bounds nbest and its value; without a beam a sentence has one output."""
+        return ("beam", self.beam) if self.search == "beam" else ("", 1)
+
+
 Draft = Literal["auto", "always", "never"]
 _DRAFT = "When drafts are made: if they save time on this machine (auto), always, or never."
 _DRAFT_PASSES = "Passes of mask-predict that make a draft."
@@ -646,7 +696,7 @@ class InfillDecode:
         return "", 1
 
 
-ModeSettings = ArDecode | NarDecode | CtcDecode | SpeculativeDecode | InfillDecode
+ModeSettings = ArDecode | NarDecode | CtcDecode | DagDecode | SpeculativeDecode | InfillDecode
 
 
 @dataclass(frozen=True)
@@ -656,7 +706,7 @@ class DecodeConfig:
     mode: Mode = setting(
         "ar",
         "ar: beam search, greedy search or sampling. nar: mask-predict. ctc: one pass, best path or prefix beam search. "
-        "speculative: greedy search's output in fewer passes. infill: the gaps of a given target.",
+        "dag: one pass, a path through a graph. speculative: greedy search's output in fewer passes. infill: the gaps of a given target.",
     )
     nbest: int = setting(1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1)
     rules: Literal["default", "released"] = setting(
@@ -668,6 +718,7 @@ class DecodeConfig:
     ar: ArDecode = field(default_factory=ArDecode)
     nar: NarDecode = field(default_factory=NarDecode)
     ctc: CtcDecode = field(default_factory=CtcDecode)
+    dag: DagDecode = field(default_factory=DagDecode)
     speculative: SpeculativeDecode = field(default_factory=SpeculativeDecode)
     infill: InfillDecode = field(default_factory=InfillDecode)
 

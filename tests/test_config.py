@@ -60,7 +60,7 @@ def test_unknown_keys_name_the_nearest():
         ({"data__demo_sizes": (1, 2)}, "config.data.demo_sizes: expected 3 values, got 2"),
         ({"data__demo_sizes": 1}, "config.data.demo_sizes: expected a list, got 1"),
         ({"data__buckets": "many"}, "config.data.buckets: expected whole number or list of whole numbers, got 'many'"),
-        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc', 'janus_all'; did you mean 'janus'?"),
+        ({"objective__name": "januss"}, "config.objective.name: 'januss' is not one of 'ar', 'cmlm', 'janus', 'ctc', 'janus_ctc', 'janus_all', 'dag', 'janus_dag'; did you mean 'janus'?"),
         ({"objective__encoder_passes": True}, "config.objective.encoder_passes: True is not one of 1, 2"),
         # ranges
         ({"train__steps": 0}, "config.train.steps: 0 must be at least 1 (steps)"),
@@ -105,7 +105,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": float("inf")}, "config.objective.weights.ar: inf is not a finite number"),
         ({"objective__weights__ar": ((0.5, 1.0),)}, "config.objective.weights.ar[0][0]: expected int, got 0.5"),
         ({"objective__weights__ar": "high"}, "config.objective.weights.ar: expected number or schedule, got 'high'"),
-        ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar'"),
+        ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar' that reads decoder rows has a weight above 0; give one to ar"),
         ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 in ((0, 1.5), (9, 0.0)) must be at least 0 and at most 1"),
         ({"objective__ar_first": 0.9}, "config.objective.ar_first: 0.9 must be at least 0 and at most 0.8"),
         ({"objective__ar_first": 0.3, "objective__name": "cmlm"}, "config.objective.ar_first: 0.3, but objective 'cmlm' does not train AR"),
@@ -116,6 +116,12 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__name": "ctc", "model__ctc_ratio": 2.0, "data__source": "text"}, "config.objective.name: CTC needs sentence pairs"),
         ({"model__ctc_ratio": -1.0}, "config.model.ctc_ratio: -1.0 must be at least 0 (rows per source token)"),
         ({"decode__mode": "ctc", "decode__ctc__beam": 2, "decode__nbest": 3}, "config.decode.nbest: 3 exceeds config.decode.ctc.beam 2"),
+        # DAG
+        ({"objective__name": "janus_dag"}, "config.model.dag_ratio: 0, but objective 'janus_dag' needs DAG rows; set it"),
+        ({"objective__name": "dag", "model__dag_ratio": 8.0}, "config.model.max_positions: 1024 positions do not hold the 2048 DAG rows"),
+        ({"objective__name": "dag", "model__dag_ratio": 2.0, "objective__weights__dag": 0.0}, "config.objective.weights: no term of objective 'dag' that reads decoder rows has a weight above 0; give one to dag"),
+        ({"decode__mode": "dag", "decode__dag__search": "beam", "decode__nbest": 6}, "config.decode.nbest: 6 exceeds config.decode.dag.beam 5"),
+        ({"decode__mode": "dag", "decode__nbest": 2}, "config.decode.nbest: 2, but mode dag gives one output a sentence"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

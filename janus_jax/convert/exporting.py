@@ -41,7 +41,7 @@ from janus_jax.types import Specials
 _HF_CODE = Path(__file__).parent / "hf"
 _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
 # Fields of ModelConfig that only JAX needs, or that another field of JanusConfig expresses.
-_NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
+_NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention", "dag_ratio")
 _EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
 
@@ -73,6 +73,11 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
         raise ConvertError(f"--format={format_name}: choose from {', '.join(FORMATS)}")
     files.refuse_existing(output)
     loaded = checkpoint.load(checkpoint_path)
+    if ratio := loaded.config.model.dag_ratio:
+        raise ConvertError(
+            f"{checkpoint_path}: model.dag_ratio is {ratio}, and no format holds DAG rows yet; decode with janus_jax, or start a "
+            "run without them from this checkpoint (init_from, model.dag_ratio=0) and export that"
+        )
     tokenizer = text.load(loaded.tokenizer)
     model = replace(loaded.config.model, vocab_size=loaded.config.model.vocab_size or tokenizer.vocab_size)
     specials = Janus(model, tokenizer.specials).specials

@@ -52,7 +52,8 @@ class Output:
 
     text: str  # detokenised; empty if the generator has no tokenizer
     # ar and reranked: sum of log-probabilities / tokens ** lenpen; nar: mean log-probability of the filled tokens; ctc:
-    # log p(output) with the blank penalty; infill: mean log-probability of the gap tokens; 0 for an empty line
+    # log p(output) with the blank penalty; dag: log p(output, path), or of search beam log p(output), / tokens **
+    # length_beta; infill: mean log-probability of the gap tokens; 0 for an empty line
     score: float
     tokens: list[int]  # without bos and eos
     statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and others by mode

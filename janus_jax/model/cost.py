@@ -63,8 +63,16 @@ def step_flops(
     last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True))
     cross = m.decoder_layers * source * 2 * d * d
     logits = (layout.read_rows + _rows_projected_again(layout, terms)) * d * padded_vocab(m)
+    links = _link_operations(layout, m)
     passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
-    return 2 * TRAINING * sentences * (passes * (encoder + cross) + (m.decoder_layers - 1) * layer + last + logits)
+    decoder = (m.decoder_layers - 1) * layer + last + logits + links
+    return 2 * TRAINING * sentences * (passes * (encoder + cross) + decoder)
+
+
+def _link_operations(layout: RowLayout, m: ModelConfig) -> int:
+    """Multiplications of the links of DAG rows: queries, keys and mixture weights, and the products of all pairs."""
+    rows = sum(group.rows for group in layout.groups if group.family == "dag")
+    return rows * 2 * m.d_model * (2 * m.d_model + m.heads) + rows * rows * m.d_model
 
 
 def _rows_projected_again(layout: RowLayout, terms: Collection[str]) -> int:

@@ -1,10 +1,11 @@
 """The decoder: one set of layers for every kind of row.
 
 Legend: B sentences, N hypotheses of all sentences (a multiple of B), R query rows, S source length or key rows, T
-target length, U AR slots, M masked tokens at most, R' CTC rows, L cache length, k new tokens, D model width, H heads, K
-head width, C length classes.
+target length, U AR slots, M masked tokens at most, R' rows of a source, L cache length, k new tokens, D model width, H heads,
+K head width, C length classes.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
+from janus_jax.config import ModelConfig
+from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.decoder_layer import DecoderLayer, Source
-from janus_jax.model.encoder import Embedder, position_table, remat_layer
+from janus_jax.model.encoder import RESERVED_POSITIONS, Embedder, position_table, remat_layer
 from janus_jax.model.families import ar, aux, mask_predict, row_layout, show, source_group
-from janus_jax.model.layers import Table, layer_norm
+from janus_jax.model.layers import Table, dense, layer_norm
 from janus_jax.model.layout import RowGroup
 from janus_jax.parallel import BATCH, constrain
 from janus_jax.types import Batch, Encoded, Specials
@@ -51,6 +55,47 @@ class GapCache:
     length: jax.Array  # [N] int32, gold rows already in the cache, slot 0 counted
 
 
+class DagLinks(nn.Module):
+    """The links of DAG rows: for each vertex a distribution over the vertices behind it.
+
+    A link is drawn from a mixture of H softmaxes. Queries, keys and the weights of the mixture are linear in the hidden
+    row and a learned position of the vertex (DA-Transformer, Huang et al. 2022, arXiv 2205.07459).
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+
+    def setup(self) -> None:
+        self.embed_positions = position_table(self.config)
+        self.q_proj = dense(self.config.d_model, self.dtype)
+        self.k_proj = dense(self.config.d_model, self.dtype)
+        self.gate = dense(self.config.heads, self.dtype)
+
+    def __call__(self, rows: jax.Array, real: jax.Array) -> jax.Array:
+        """Log-probabilities [B, R', R'] float32 of the links from each vertex (axis 1) to each (axis 2).
+
+        Links that do not exist hold NEGATIVE: backward ones, and those from or to padding. The last real vertex has no
+        successor.
+
+        Args:
+          rows: [B, R', D] hidden rows.
+          real: [B, R'] bool, True at real vertices, which come first.
+        """
+        count, width = rows.shape[1], self.config.d_model // self.config.heads
+        positions = self.embed_positions(jnp.arange(count) + RESERVED_POSITIONS).astype(self.dtype)
+        inputs = jnp.concatenate([rows.astype(self.dtype), jnp.broadcast_to(positions, rows.shape)], axis=-1)
+        queries, keys = (
+            part.reshape(*rows.shape[:2], self.config.heads, width)
+            for part in (self.q_proj(inputs), self.k_proj(inputs))
+        )
+        scores = jnp.einsum("brhk,bshk->bhrs", queries, keys, preferred_element_type=jnp.float32) / math.sqrt(width)
+        exists = jnp.triu(jnp.ones((count, count), bool), 1) & real[:, :, None] & real[:, None]
+        heads = jax.nn.log_softmax(jnp.where(exists[:, None], scores, NEGATIVE), axis=-1)
+        weights = jax.nn.log_softmax(self.gate(inputs).astype(jnp.float32), axis=-1)
+        mixed = jax.nn.logsumexp(jnp.moveaxis(weights, 2, 1)[..., None] + heads, axis=1)
+        return constrain(jnp.where(exists, mixed, NEGATIVE), BATCH)
+
+
 class Decoder(Embedder):
     """All decoder passes: joint training rows, teacher forcing, bidirectional rows, cached steps."""
 
@@ -63,8 +108,9 @@ class Decoder(Embedder):
         self.layers = [layer(c, self.dtype) for _ in range(c.decoder_layers)]
         if c.norm == "pre":
             self.layer_norm = layer_norm(self.dtype)
-        if c.ctc_ratio and c.ctc_positions == "own":
-            self.embed_ctc_positions = position_table(c)
+        self.embed_ctc_positions = position_table(c) if c.ctc_ratio and c.ctc_positions == "own" else None
+        self.embed_dag_positions = position_table(c) if c.dag_ratio else None
+        self.dag_links = DagLinks(c, self.dtype) if c.dag_ratio else None
         self.embed_length = Table(c.length_classes, c.d_model, used=c.length_classes)
 
     def length_logits(self, states: jax.Array, mask: jax.Array) -> jax.Array:
@@ -119,6 +165,7 @@ class Decoder(Embedder):
         ends = np.cumsum([part.shape[1] for part in tokens])[:-1]
         vectors = iter(jnp.split(table(jnp.concatenate(tokens, axis=1)), ends, axis=1) if tokens else ())
         mask_vector = table(jnp.array(self.specials.mask))
+        position_tables = {"": None, "ctc": self.embed_ctc_positions, "dag": self.embed_dag_positions}
         rows = []
         for group in groups:
             if group.tokens is None:
@@ -128,8 +175,8 @@ class Decoder(Embedder):
             states = None
             if group.copies is not None:
                 states = jnp.take_along_axis(encoded[group.family].states, group.copies[:, :, None], axis=1)
-            positions = self.embed_ctc_positions if group.own_positions else None
-            rows.append(self.embed(inputs, group.positions, group.layernorm, states, positions))
+            own_table = position_tables[group.position_table]
+            rows.append(self.embed(inputs, group.positions, group.layernorm, states, own_table))
         return constrain(jnp.concatenate(rows, axis=1), BATCH)
 
     def _finish(self, x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
 """The public interface of the model: pure functions of (params, arrays).
 
 Legend: B sentences, N hypotheses (B times the hypotheses per sentence), S source length, T target length, L cache
-length, U AR slots, M masked tokens at most, k new tokens, R CTC rows, D model width, V vocabulary, V' padded
-vocabulary, C length classes.
+length, U AR slots, M masked tokens at most, k new tokens, R rows of a source (CTC, DAG), D model width, V vocabulary, V'
+padded vocabulary, C length classes.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -65,6 +65,9 @@ class _Network(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         return self.decoder.source_rows(self.embed_tokens, family, tokens, encoded, shown, source)
 
+    def dag_links(self, rows: jax.Array, real: jax.Array) -> jax.Array:
+        return self.decoder.dag_links(rows, real)
+
     def init_cache(
         self, encoded: Encoded, hypotheses_per_sentence: int, max_length: int, source: Source | None
     ) -> Cache:
@@ -90,6 +93,8 @@ class _Network(nn.Module):
         total = nar.sum() + ar.sum() + encoded.length_logits.sum()
         if self.config.ctc_ratio:
             total += self.source_rows("ctc", source, encoded, None, None)[0].sum()
+        if self.config.dag_ratio:
+            total += self.dag_links(*self.source_rows("dag", source, encoded, None, None)).sum()
         return total
 
 
@@ -118,7 +123,7 @@ def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, 
 
 @dataclass(frozen=True)
 class Janus:
-    """One encoder-decoder with three ways to predict a target (docs/method.md, sections 1-3), and CTC.
+    """One encoder-decoder with three ways to predict a target (docs/method.md, sections 1-3), CTC and DAG rows.
 
     Attributes:
       config: architecture; `vocab_size` must be set.
@@ -192,11 +197,11 @@ class Janus:
 
         Returns:
           The final hidden rows that a loss reads, by family: "ar" [B, U, D], where slot t predicts target[t+1]
-          (with `ar_start="eos"`: target[t]); "nar" and "aux" [B, M, D], one for each masked token; "ctc" [B, R, D].
+          (with `ar_start="eos"`: target[t]); "nar" and "aux" [B, M, D], one for each masked token; "ctc" and "dag" [B, R, D].
 
         Raises:
-          ValueError: `families` is empty or has an unknown name, "aux" comes without "nar", or "ctc" comes with a
-            model that has no CTC rows.
+          ValueError: `families` is empty or has an unknown name, "aux" comes without "nar", or "ctc" or
+            "dag" comes with a model that has no such rows.
         """
         return self._apply(params, rng, _Network.train_rows, encoded, batch, families, encoded_parallel, shown)
 
@@ -223,11 +228,11 @@ class Janus:
         projected: Source | None = None,
         rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """The rows of a family that needs no target, for example "ctc".
+        """The rows of a family that needs no target.
 
         Args:
           params: parameters.
-          family: a family of `model.families.FAMILIES` with rows of sources.
+          family: a family of `model.families.FAMILIES` with rows of sources, for example "ctc" or "dag".
           source: [B, S] int32 tokens.
           encoded: their encoding.
           shown: [B, R] int32 tokens that rows read instead of their usual input; -1 keeps the usual input.
@@ -241,6 +246,16 @@ class Janus:
           ValueError: the model has no such rows, or the family's rows need a target.
         """
         return self._apply(params, rng, _Network.source_rows, family, source, encoded, shown, projected)
+
+    def dag_links(self, params: Params, rows: jax.Array, real: jax.Array) -> jax.Array:
+        """Log-probabilities [B, R, R] float32 of the links between DAG rows, from axis 1 to axis 2; -1e9: no link.
+
+        Args:
+          params: parameters.
+          rows: [B, R, D] hidden DAG rows.
+          real: [B, R] bool, True at the real ones.
+        """
+        return self._apply(params, None, _Network.dag_links, rows, real)
 
     def project_source(self, params: Params, encoded: Encoded) -> Source:
         """Cross-attention keys and values of the encoder states, for every layer. Several passes can share them."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from janus_jax.settings import rows_of_source
 from janus_jax.types import Encoded
 
 
@@ -34,7 +35,7 @@ class RowGroup:
     memory: bool = field(default=True, metadata={"static": True})
     parallel: bool = field(default=True, metadata={"static": True})  # False: AR rows, which use no adapters
     predicts: bool = field(default=True, metadata={"static": True})  # False: no loss reads these rows
-    own_positions: bool = field(default=False, metadata={"static": True})  # positions of the family's own table
+    position_table: str = field(default="", metadata={"static": True})  # family whose table embeds the positions
     layernorm: bool = field(default=True, metadata={"static": True})  # False: without the embedding layer norm
 
     @property
@@ -230,6 +231,25 @@ class RowLayout:
 def bidirectional_mask(real: jax.Array) -> jax.Array:
     """Attention mask [B, 1, S]: every row attends to all rows of its group that are `real` [B, S]."""
     return real[:, None]
+
+
+def source_row_counts(source: jax.Array, ratio: float) -> jax.Array:
+    """The number of real rows of each sentence in a family with `ratio` rows per source token.
+
+    Args:
+      source: [..., S], True at real tokens.
+      ratio: rows per source token.
+
+    Returns:
+      [...] int32.
+    """
+    table = jnp.array([rows_of_source(ratio, length) for length in range(source.shape[-1] + 1)], jnp.int32)
+    return table[source.sum(axis=-1)]
+
+
+def real_source_rows(source: jax.Array, ratio: float) -> jax.Array:
+    """Flags [..., R], True at the real rows, which come first; the arguments are those of `source_row_counts`."""
+    return jnp.arange(rows_of_source(ratio, source.shape[-1])) < source_row_counts(source, ratio)[..., None]
 
 
 def _consecutive(widths: Iterable[tuple[str, int]]) -> dict[str, slice]:

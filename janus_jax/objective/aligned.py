@@ -1,7 +1,7 @@
 """Sets of rows that predict the same token.
 
-Masked positions align AR, NAR and AUX; the best alignment of a target aligns AR with CTC. A divergence compares rows at
-the same place of one set. So a set may be split at any place.
+Masked positions align AR, NAR and AUX; the best alignment of a target aligns AR with CTC, its best
+path AR with DAG. A divergence compares rows at the same place of one set. So a set may be split at any place.
 
 Legend: B sentences, U AR slots, M masked tokens at most, X positions of a set, D model width.
 """

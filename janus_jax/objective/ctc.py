@@ -21,7 +21,7 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import ar
 from janus_jax.model.families.ctc import real_rows, row_counts
 from janus_jax.objective.aligned import Partners
-from janus_jax.objective.logits import logits_of, map_rows, table_copies
+from janus_jax.objective.logits import logits_of, map_rows, table_copies, token_scores
 from janus_jax.objective.sentence import SentenceTerms
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
@@ -83,13 +83,9 @@ def emissions(
 
 def scores(hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, dtype: Any) -> Emissions:
     """Emissions without the normaliser. Each row differs by a constant, so the best alignment is the same."""
-    # The table's vectors that are looked up are few: each device gets whole vectors, for its own sentences.
     rows, vectors = constrain(hidden.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
-    # Products with the vectors of the target's tokens replace a look-up in logits, whose gradient would be a scatter.
-    token_vectors = constrain(jnp.take(vectors, labels.tokens, axis=0), BATCH)
-    label_scores = jnp.einsum("brd,bnd->brn", rows, token_vectors, preferred_element_type=jnp.float32)
     blank_scores = jnp.einsum("brd,d->br", rows, vectors[model.vocab_size], preferred_element_type=jnp.float32)
-    return Emissions(constrain(label_scores, BATCH), constrain(blank_scores, BATCH))
+    return Emissions(token_scores(hidden, table, labels.tokens, dtype), constrain(blank_scores, BATCH))
 
 
 def negative_log_likelihood(emitted: Emissions, labels: Labels) -> jax.Array:
@@ -200,11 +196,12 @@ def count_tokens(batch: Batch, config: ModelConfig, pad: int) -> jax.Array:
 
 
 def loss(
-    net: Janus, objective: ObjectiveConfig, terms: Collection[str], hidden: Mapping[str, jax.Array], table: jax.Array,
+    net: Janus, objective: ObjectiveConfig, params: Params, terms: Collection[str], hidden: Mapping[str, jax.Array],
     batch: Batch, divisors: Mapping[str, jax.Array],
 ) -> SentenceTerms:  # fmt: skip
     """CTC's loss if "ctc" is a term, its metrics, and the partners of the AR slots if "kl_ar_ctc" is a term."""
     labels = labels_of(batch.source, batch.parallel, net.config, net.specials.pad)
+    table = params["embed_tokens"]["embedding"]
     emitted = emissions(hidden["ctc"], table, labels, net.config, objective, net.dtype)
     nll = negative_log_likelihood(emitted, labels).sum()
     unfit = (labels.real.any(axis=1) & ~labels.fits).sum()

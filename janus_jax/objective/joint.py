@@ -13,7 +13,7 @@ import numpy as np
 from janus_jax.config import ConfigError, ModelConfig, ObjectiveConfig, Weight, objective_terms
 from janus_jax.model import Janus
 from janus_jax.model.families import with_attended
-from janus_jax.objective import ctc
+from janus_jax.objective import ctc, dag
 from janus_jax.objective.aligned import aligned_sets
 from janus_jax.objective.correction import own_tokens
 from janus_jax.objective.sentence import SentenceLoss
@@ -24,6 +24,7 @@ from janus_jax.types import Batch, Params
 # Families whose loss is the negative log-likelihood of a whole target. All other families have a loss for each token.
 SENTENCE_LOSSES: dict[str, SentenceLoss] = {
     "ctc": SentenceLoss(ctc.in_model, ctc.count_tokens, ctc.loss, ctc.shown_tokens),
+    "dag": SentenceLoss(dag.in_model, dag.count_tokens, dag.loss, dag.shown_tokens),
 }
 
 
@@ -73,10 +74,10 @@ def batch_divisors(batch: Batch, config: ModelConfig, objective: ObjectiveConfig
     """The counts that terms and metrics are divided by, over a whole step's batch [..., B, T]; all [] float32.
 
     - `ar`: real target tokens that AR rows predict; `masked`: masked tokens; `length`: sentences; `ctc`: inner tokens
-      of the targets that fit their CTC rows. With `normalize_by="target"` all four are the number of target tokens
-      (pretraining; docs/method.md, section 6).
-    - `rows/ar`, `rows/masked`, `rows/length`, `rows/ctc`: the same counts, whatever normalize_by is. Metrics per token
-      are divided by them.
+      of the targets that fit their CTC rows; `dag`: tokens of the targets that fit their graph, bos and eos counted.
+      With `normalize_by="target"` all of them are the number of target tokens (pretraining; docs/method.md, section 6).
+    - `rows/ar`, `rows/masked`, `rows/length`, `rows/ctc`, `rows/dag`: the same counts, whatever normalize_by is.
+      Metrics per token are divided by them.
     """
     real = batch.target != pad
     tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
@@ -117,8 +118,9 @@ def loss(
 
     Returns:
       The weighted total, and metrics. Their sums over micro-batches are the metrics of the step: `loss/<term>`
-      (label-smoothed means, KLs), `nll/<family>` (plain negative log-likelihood per token), `ctc/unfit` (share of the
-      targets that do not fit their CTC rows; their loss is 0). The caller adds `weight/<term>`.
+      (label-smoothed means, KLs), `nll/<family>` (plain negative log-likelihood per token), `ctc/unfit` and
+      `dag/unfit` (share of the targets that do not fit their rows; their loss is 0), and how graphs are used
+      (`dag.usage`). The caller adds `weight/<term>`.
     """
     terms = tuple(objective_terms(objective)) if terms is None else terms
     weights = {name: weight_at(getattr(objective.weights, name), step) for name in terms}
@@ -148,7 +150,7 @@ def loss(
     table = params["embed_tokens"]["embedding"]
     values, metrics, partners = {}, {}, {}
     for name in [name for name in hidden if name in SENTENCE_LOSSES]:
-        part = SENTENCE_LOSSES[name].loss(net, objective, terms, hidden, table, batch, divisors)
+        part = SENTENCE_LOSSES[name].loss(net, objective, params, terms, hidden, batch, divisors)
         values, metrics, partners = values | part.values, metrics | part.metrics, partners | part.partners
     if "length" in terms:
         real = batch.parallel != net.specials.pad

@@ -1,6 +1,6 @@
 """Vocabulary logits, computed for one chunk of rows at a time to save memory, on one device or a mesh.
 
-Legend: B sentences, X rows a sentence, c chunks, W parts of a batch (data x fsdp), D model width, V' padded vocabulary.
+Legend: B sentences, X rows a sentence, N tokens a sentence, c chunks, W parts of a batch (data x fsdp), D model width, V' padded vocabulary.
 """
 
 import math
@@ -80,3 +80,14 @@ def logits_of(rows: jax.Array, tables: jax.Array, model: ModelConfig, dtype: Any
     parts = rows.reshape(tables.shape[0], -1, rows.shape[-1])
     logits = jax.vmap(partial(project, config=model, dtype=dtype, blank=blank))(parts, tables)
     return constrain_logits(constrain(logits, BATCH, None, "tensor").reshape(-1, logits.shape[-1]))
+
+
+def token_scores(rows: jax.Array, table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+    """The logits [B, X, N] float32 of a sentence's own tokens [B, N] at its rows [B, X, D]; table [V', D].
+
+    Products with the vectors of the tokens replace a look-up in logits, whose gradient would be a scatter.
+    """
+    # The table's vectors that are looked up are few: each device gets whole vectors, for its own sentences.
+    rows, vectors = constrain(rows.astype(dtype), BATCH), constrain(table.astype(dtype), "tensor", None)
+    token_vectors = constrain(jnp.take(vectors, tokens, axis=0), BATCH)
+    return constrain(jnp.einsum("bxd,bnd->bxn", rows, token_vectors, preferred_element_type=jnp.float32), BATCH)

@@ -1,4 +1,4 @@
-"""The interface of a family of rows whose loss is the negative log-likelihood of a whole target (CTC).
+"""The interface of a family of rows whose loss is the negative log-likelihood of a whole target (CTC, DAG).
 
 `joint.SENTENCE_LOSSES` names these families.
 
@@ -33,7 +33,7 @@ class SentenceLoss:
     Attributes:
       in_model: config -> whether a model has rows of the family.
       count: (batch [..., B, T], config, pad) -> [] number of target tokens, by which the family's terms are divided.
-      loss: (net, objective, terms, hidden rows by family, token table, batch, divisors) -> `SentenceTerms`.
+      loss: (net, objective, params, terms, hidden rows by family, batch, divisors) -> `SentenceTerms`.
       shown_tokens: (net, objective, params, encoded, batch, ratio, rng) -> [B, R] int32 tokens that its
         rows read in glancing training; -1: the usual input.
     """

@@ -21,7 +21,7 @@ class Term:
     """
 
     families: tuple[str, ...]
-    divisor: Literal["ar", "masked", "ctc", "length"]
+    divisor: Literal["ar", "masked", "ctc", "dag", "length"]
     kind: Literal["token", "sentence", "divergence"]
 
 
@@ -35,6 +35,8 @@ TERMS: dict[str, Term] = {
     "kl_ar_aux": Term(("ar", "aux"), "masked", "divergence"),
     "ctc": Term(("ctc",), "ctc", "sentence"),
     "kl_ar_ctc": Term(("ar", "ctc"), "ctc", "divergence"),
+    "dag": Term(("dag",), "dag", "sentence"),
+    "kl_ar_dag": Term(("ar", "dag"), "dag", "divergence"),
 }
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {
@@ -44,10 +46,18 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "ctc": ("ctc",),
     "janus_ctc": ("ar", "ctc", "kl_ar_ctc"),
     "janus_all": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "ctc", "kl_ar_ctc"),
+    "dag": ("dag",),
+    "janus_dag": ("ar", "dag", "kl_ar_dag"),
 }
 
 # Other metrics than `loss/<term>` and `nll/<family>`: name -> the count that the metric's sum is divided by.
-COUNTERS: dict[str, str] = {"ctc/unfit": "length"}
+COUNTERS: dict[str, str] = {
+    "ctc/unfit": "length",
+    "dag/unfit": "length",
+    "dag/visits": "length",
+    "dag/dead": "length",
+    "dag/entropy": "length",
+}
 
 
 def term(name: str) -> Term:

@@ -19,7 +19,7 @@ _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
 # Tables whose number of rows may change: common rows are copied, the others are initialised.
-_TABLES = ("embed_positions", "embed_ctc_positions", "embed_length", "embed_tokens")
+_TABLES = ("embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length", "embed_tokens")
 
 
 def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params, list[str]]:

@@ -38,7 +38,7 @@ class Letters:
 def generator():
     config = ModelConfig(
         vocab_size=VOCAB, d_model=16, ffn_dim=32, heads=2, encoder_layers=1, decoder_layers=1, max_positions=64,
-        length_classes=32, vocab_multiple=16, dropout=0.0, ctc_ratio=1.5,
+        length_classes=32, vocab_multiple=16, dropout=0.0, ctc_ratio=1.5, dag_ratio=1.5,
     )  # fmt: skip
     net = Janus(config, Specials())
     # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
@@ -48,6 +48,7 @@ def generator():
         "ar": {"beam": 2, "max_length_a": 1.0, "max_length_b": 4},
         "nar": {"passes": 3, "length_beam": 2},
         "ctc": {"beam": 2},
+        "dag": {"search": "beam", "beam": 2},
         "speculative": {"draft": "always"},
         "infill": {"draft": "always"},
     }

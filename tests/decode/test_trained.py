@@ -39,6 +39,11 @@ def ctc_generator():
     return trained({"name": "janus_ctc"}, ctc_ratio=2.0, ctc_input="source")
 
 
+@pytest.fixture(scope="module")
+def dag_generator():
+    return trained({"name": "janus_dag"}, dag_ratio=2.0)
+
+
 def trained(objective, **model):
     """A generator of a model that was trained on the task."""
     config = resolve(
@@ -156,6 +161,52 @@ def test_a_penalty_of_the_blank_makes_outputs_longer(ctc_generator, beam):
     ]
     # Rows are two a source token, its frame included.
     assert lengths[0] < lengths[1] <= sum(2 * (len(source) + 2) for source in sources)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mode": "dag", "search": "greedy"},
+        {"mode": "dag", "search": "lookahead"},
+        {"mode": "dag", "search": "viterbi"},
+        {"mode": "dag", "search": "beam", "beam": 3},
+        {"mode": "dag", "search": "beam", "beam": 3, "rerank": "ar", "lenpen": 1.0},
+        {"mode": "ar", "beam": 1},
+    ],
+    ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()),
+)
+def test_dag_and_ar_of_one_model_find_the_right_output(dag_generator, settings):
+    # Some sources have a token twice in a row, and so have their targets.
+    sources, targets = pairs(200, 0)
+    outputs = dag_generator.generate_ids(sources, **settings)
+    assert right(outputs, targets) > 0.9
+    if settings["mode"] == "dag":
+        assert {output.statistics["passes"] for output in outputs} == {1 + ("rerank" in settings)}
+
+
+def test_searches_of_a_graph_agree_where_they_should(dag_generator):
+    sources, _ = pairs(100, 3)
+
+    def scores(**settings):
+        return np.array([output.score for output in dag_generator.generate_ids(sources, mode="dag", **settings)])
+
+    best = scores(search="viterbi")
+    assert (scores(search="greedy") <= best + 1e-5).all()
+    assert (scores(search="lookahead") <= best + 1e-5).all()
+    # An output has at least the probability of its best path.
+    assert (scores(search="beam", beam=6) >= best - 1e-5).all()
+    outputs = dag_generator.generate_ids(sources, mode="dag", search="beam", beam=6, nbest=2)
+    for output in outputs:
+        assert output.others[0].tokens != output.tokens
+        assert output.score >= output.others[0].score
+
+
+def test_impossible_dag_decoding_raises(generator, dag_generator):
+    with pytest.raises(ConfigError, match=r"no DAG rows.*janus_dag"):
+        generator.generate_ids([[5, 6]], mode="dag")
+    cramped = Generator(dag_generator.net, dag_generator.params, None, max_source_length=17)
+    with pytest.raises(ConfigError, match=r"32 positions do not hold the 34 DAG rows of a source of 17"):
+        cramped.generate_ids([[5, 6], [7] * 15], mode="dag")
 
 
 def test_impossible_ctc_decoding_raises(generator, ctc_generator):

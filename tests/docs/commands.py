@@ -36,6 +36,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "drafts": (
         ("decoding.md", "CTC: `--mode=ctc`"),
+        ("decoding.md", "DAG: `--mode=dag`"),
         ("decoding.md", "Greedy search with drafts: `--mode=speculative`"),
         ("decoding.md", "Fill gaps: `--mode=infill`"),
         ("decoding.md", "From Python"),

@@ -34,8 +34,9 @@ def product_operations(jaxpr):
 def test_operations_of_a_step_are_counted(name, stream):
     # Wide enough that the products outside the count (length head, CTC's label tokens) are small.
     net, params = tiny.model(
-        d_model=64, ffn_dim=128, ar_stream=stream, ctc_ratio=1.5 if "ctc" in OBJECTIVES[name] else 0.0, vocab_size=256
-    )
+        d_model=64, ffn_dim=128, ar_stream=stream, vocab_size=256,
+        **{f"{family}_ratio": 1.5 for family in ("ctc", "dag") if family in OBJECTIVES[name]},
+    )  # fmt: skip
     objective = ObjectiveConfig(name=name)
     batch = tiny.batch(rows=4, source=10, target=9, masked=6)
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from janus_jax.config import ModelConfig
-from janus_jax.model.families import FAMILIES, row_layout, with_attended
+from janus_jax.model.families import row_layout, with_attended
 from janus_jax.model.layout import RowGroup, RowLayout
 from janus_jax.types import Batch, Encoded, Specials
 
 SPECIALS = Specials()
-CONFIG = ModelConfig(ctc_ratio=1.5)
+CONFIG = ModelConfig(ctc_ratio=1.5, dag_ratio=1.5)
 # bos a b c d eos, of which b (position 2) and d (position 4) are masked; a source of four tokens, the last one padding.
 BATCH = Batch(
     source=jnp.array([[0, 9, 2, 1]]),
@@ -21,7 +21,7 @@ BATCH = Batch(
     masked_count=jnp.array([2]),
     example_id=jnp.array([0]),
 )
-ALL = tuple(FAMILIES)
+ALL = ("ar", "ctc", "nar", "aux")
 
 
 def layout(*families, config=CONFIG, **changes):
@@ -117,6 +117,18 @@ def test_memory_rows_that_are_not_adjacent_are_concatenated():
     assert rows.key_slices["c"] == slice(2, 4)
 
 
+def test_vertices_read_bos_masks_and_eos_and_stand_behind_ctc_rows():
+    joint = layout("nar", "dag", "ctc")
+    assert [group.name for group in joint.groups] == ["ctc", "dag", "nar"]
+    vertices = joint.groups[1]
+    mask = SPECIALS.mask
+    # Five of six rows belong to the source of three tokens.
+    assert vertices.tokens.tolist() == [[0, mask, mask, mask, 2, mask]]
+    assert vertices.positions.tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert vertices.attends["dag"].astype(int).tolist() == [[[1, 1, 1, 1, 1, 0]]]
+    assert (vertices.position_table, joint.groups[0].position_table) == ("dag", "")
+
+
 def test_families_may_read_different_encodings():
     one, other = (Encoded(jnp.zeros((1, 4, 2)) + i, BATCH.source != 1, jnp.zeros((1, 3))) for i in range(2))
     encoded = {"ar": one, "ctc": other, "nar": other, "aux": other}
@@ -147,4 +159,4 @@ def test_invalid_layouts_are_refused():
     with pytest.raises(ValueError, match="with aux also nar"):
         layout("aux")
     with pytest.raises(ValueError, match="unknown families"):
-        with_attended(("dag",))
+        with_attended(("graph",))

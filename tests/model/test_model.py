@@ -125,10 +125,12 @@ def test_invalid_combinations_of_families_are_refused():
     net, params = tiny.model()
     with pytest.raises(ValueError, match="with aux also nar"):
         run(net, params, tiny.batch(), families=("ar", "aux"))
-    with pytest.raises(ValueError, match=r"unknown families of rows \['dag'\]"):
-        run(net, params, tiny.batch(), families=("ar", "dag"))
+    with pytest.raises(ValueError, match=r"unknown families of rows \['graph'\]"):
+        run(net, params, tiny.batch(), families=("ar", "graph"))
     with pytest.raises(ValueError, match="no CTC rows"):
         run(net, params, tiny.batch(), families=("ctc",))
+    with pytest.raises(ValueError, match=r"no DAG rows; set model\.dag_ratio"):
+        run(net, params, tiny.batch(), families=("dag",))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -13,7 +13,7 @@ from janus_jax.model import project
 from janus_jax.model.families import with_attended
 from janus_jax.objective.aligned import aligned_sets
 from janus_jax.objective.joint import active_terms, batch_divisors, loss, weight_at
-from janus_jax.objective.terms import TERMS, divisor_of, own_term, read_families
+from janus_jax.objective.terms import OBJECTIVES, divisor_of, own_term, read_families
 from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from tests import tiny
 
@@ -73,12 +73,14 @@ def test_length_loss_caps_the_class():
         ("ctc", ("ctc",)),
         ("janus_ctc", ("ar", "ctc")),
         ("janus_all", ("ar", "ctc", "nar", "aux")),
+        ("dag", ("dag",)),
+        ("janus_dag", ("ar", "dag")),
     ],
 )
 def test_an_objective_computes_only_the_families_that_it_reads(name, families):
     objective = ObjectiveConfig(name=name)
     assert with_attended(read_families(objective_terms(objective))) == families
-    net, params = tiny.model(ctc_ratio=1.5 if "ctc" in families else 0.0)
+    net, params = tiny.model(**{f"{name}_ratio": 1.5 for name in ("ctc", "dag") if name in families})
     (_, metrics), _ = value_and_grad(net, params, tiny.batch(), objective)
     assert {m for m in metrics if m.startswith("nll/")} == {f"nll/{family}" for family in families}
 
@@ -265,7 +267,9 @@ def test_janus_all_is_the_sum_of_its_parts(chunk):
     (of_janus, janus), janus_gradients = computed("janus")
     (of_ctc, ctc), ctc_gradients = computed("janus_ctc")
     (of_ar, _), ar_gradients = computed("ar")
-    assert {name for name in metrics if name.startswith("loss/")} == {f"loss/{name}" for name in TERMS}
+    assert {name for name in metrics if name.startswith("loss/")} == {
+        f"loss/{name}" for name in OBJECTIVES["janus_all"]
+    }
     for name, part in (janus | ctc).items():
         assert float(metrics[name]) == pytest.approx(float(part), rel=1e-5), name
         assert float(part) > 0 or name == "ctc/unfit"
@@ -295,13 +299,14 @@ def test_rows_that_are_aligned_with_no_token_are_refused():
         aligned_sets(hidden, batch, net.config, 1)
 
 
-def test_every_metric_of_a_step_has_a_divisor_and_an_unknown_name_raises():
-    net, params = tiny.model(ctc_ratio=1.5)
-    batch, objective = tiny.batch(), ObjectiveConfig(name="janus_all")
+@pytest.mark.parametrize("name", ["janus_all", "janus_dag"])
+def test_every_metric_of_a_step_has_a_divisor_and_an_unknown_name_raises(name):
+    net, params = tiny.model(ctc_ratio=1.5, dag_ratio=1.5)
+    batch, objective = tiny.batch(), ObjectiveConfig(name=name)
     (_, metrics), _ = value_and_grad(net, params, batch, objective)
     divisors = batch_divisors(batch, net.config, objective, 1)
     assert {divisor_of(name) for name in metrics} <= set(divisors)
-    for wrong in ("loss/dag", "nll/dag", "ctc/fit", "dag"):
+    for wrong in ("loss/graph", "nll/graph", "ctc/fit", "dag"):
         with pytest.raises(ValueError, match=r"objective/terms\.py"):
             divisor_of(wrong)
-    assert [own_term(family) for family in ("ar", "nar", "aux", "ctc")] == ["ar", "nar", "aux", "ctc"]
+    assert [own_term(family) for family in ("ar", "nar", "aux", "ctc", "dag")] == ["ar", "nar", "aux", "ctc", "dag"]

@@ -155,6 +155,17 @@ def test_a_blank_starts_fresh_or_is_left_out(multiple, tmp_path):
     assert notes == [f"{name} left out: no CTC rows here"]
 
 
+def test_dag_rows_start_fresh_or_are_copied_into_longer_tables(tmp_path):
+    _, _, notes = initialised(tmp_path / "plain", theirs={}, ours={"dag_ratio": 2.0})
+    assert "decoder/embed_dag_positions/embedding: new" in notes
+    assert "decoder/dag_links/gate/kernel: new" in notes
+    _, _, notes = initialised(tmp_path / "dag", theirs={"dag_ratio": 2.0}, ours={"dag_ratio": 4.0, "max_positions": 80})
+    assert "decoder/embed_dag_positions/embedding: 42 rows of 42, 40 new" in notes
+    assert "decoder/dag_links/embed_positions/embedding: 42 rows of 42, 40 new" in notes
+    _, _, notes = initialised(tmp_path / "back", theirs={"dag_ratio": 2.0}, ours={"dag_ratio": 0.0})
+    assert notes == []
+
+
 @pytest.mark.parametrize("multiple", [8, 128])
 def test_a_blank_is_copied(multiple, tmp_path):
     theirs, ours = {"vocab_multiple": 8, "ctc_ratio": 2.0}, {"vocab_multiple": multiple, "ctc_ratio": 3.0}

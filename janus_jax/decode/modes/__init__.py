@@ -9,7 +9,7 @@ from typing import Any
 
 from janus_jax import config
 from janus_jax.config import DecodeConfig
-from janus_jax.decode.modes import ar, ctc, infill, nar, speculative
+from janus_jax.decode.modes import ar, ctc, dag, infill, nar, speculative
 from janus_jax.decode.modes.autoregression import ar_hypotheses
 from janus_jax.decode.types import DecodeRequest, DecodeResult
 from janus_jax.model import Janus
@@ -74,6 +74,17 @@ MODES: dict[str, Mode] = {
         check=ctc.check,
         validation={"beam": 1},
         trials=({"beam": 1}, {"beam": 5}),
+    ),
+    "dag": Mode(
+        dag.run,
+        config.DagDecode,
+        needs=(frozenset({"dag"}),),
+        # Without reranking one pass of the rows, of which there are at most eight a source token in published models.
+        rows=lambda decode: max(8, decode.dag.beam if decode.dag.rerank == "ar" else 1),
+        reads={"ar": ("lenpen",)},  # of reranking
+        check=dag.check,
+        validation={"search": "lookahead"},
+        trials=({"search": "greedy"}, {"search": "lookahead"}, {"search": "viterbi"}, {"search": "beam"}),
     ),
     "speculative": Mode(
         speculative.run,

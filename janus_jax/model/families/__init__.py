@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import ModelConfig
-from janus_jax.model.families import ar, aux, ctc, mask_predict
+from janus_jax.model.families import ar, aux, ctc, dag, mask_predict
 from janus_jax.model.layout import RowGroup, RowLayout
 from janus_jax.types import Batch, Specials
 
@@ -35,6 +35,7 @@ class Family:
 FAMILIES: dict[str, Family] = {
     "ar": Family(ar.groups),
     "ctc": Family(ctc.groups, of_source=ctc.source_rows),
+    "dag": Family(dag.groups, of_source=dag.source_rows),
     "nar": Family(mask_predict.groups),
     "aux": Family(aux.groups, attends=("nar",)),
 }

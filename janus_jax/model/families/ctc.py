@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import ModelConfig
-from janus_jax.model.layout import RowGroup, bidirectional_mask
+from janus_jax.model.layout import RowGroup, bidirectional_mask, real_source_rows, source_row_counts
 from janus_jax.types import Batch, Specials
 
 
@@ -32,19 +32,18 @@ def source_rows(source: jax.Array, config: ModelConfig, specials: Specials) -> R
     copies = places if config.ctc_input == "encoder" else None
     positions = jnp.arange(config.ctc_slots(source.shape[1]))[None]
     attends = {"ctc": bidirectional_mask(real_rows(real, config))}
-    own = config.ctc_positions == "own"
-    return RowGroup("ctc", "ctc", positions, attends, tokens, copies=copies, own_positions=own)
+    table = "ctc" if config.ctc_positions == "own" else ""
+    return RowGroup("ctc", "ctc", positions, attends, tokens, copies=copies, position_table=table)
 
 
 def row_counts(source: jax.Array, config: ModelConfig) -> jax.Array:
     """The number of real CTC rows of each sentence: source [..., S], True at real tokens -> [...] int32."""
-    table = jnp.array([config.ctc_slots(length) for length in range(source.shape[-1] + 1)], jnp.int32)
-    return table[source.sum(axis=-1)]
+    return source_row_counts(source, config.ctc_ratio)
 
 
 def real_rows(source: jax.Array, config: ModelConfig) -> jax.Array:
     """Flags [..., R], True at the real CTC rows, which come first; source [..., S], True at real tokens."""
-    return jnp.arange(config.ctc_slots(source.shape[-1])) < row_counts(source, config)[..., None]
+    return real_source_rows(source, config.ctc_ratio)
 
 
 def origins(source: jax.Array, config: ModelConfig) -> jax.Array:
