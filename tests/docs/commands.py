@@ -18,6 +18,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("data.md", "Tokenizers"),
         ("training.md", "Stop and resume"),
         ("training.md", "Look before you train"),
+        ("training.md", "A CTC half for a finished AR model"),
         ("training.md", "Average checkpoints"),
         ("data.md", "Distilled data"),
         ("scaling.md", "Sharding"),
