@@ -38,6 +38,8 @@ COLUMNS = (
     ("CTC, penalty", "ctc:beam=1,blank_penalty=1"),
     ("beam 5, penalty", "ctc:beam=5,blank_penalty=1"),
     ("reranked", "ctc:beam=5,blank_penalty=1,rerank=ar"),
+    ("CTC, penalty 0.5", "ctc:beam=1,blank_penalty=0.5"),
+    ("20, penalty 0.5, reranked", "ctc:beam=20,blank_penalty=0.5,rerank=ar"),
 )
 _NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5,blank_penalty=1")
 SPEED_FILE, LONG_SPEED_FILE, STEP_FILE = "speed.json", "speed_cpu.json", "step_seconds.json"
