@@ -3,7 +3,7 @@
 from janus_jax.data.errors import DataError
 from janus_jax.data.pipeline import TrainBatches, eval_batches, train_batches
 from janus_jax.data.prepare import prepare
-from janus_jax.data.retarget import Readers, retarget
+from janus_jax.data.retarget import Readers, check_one_target, retarget
 from janus_jax.data.store import Prepared, PreparedSplit
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "PreparedSplit",
     "Readers",
     "TrainBatches",
+    "check_one_target",
     "eval_batches",
     "prepare",
     "retarget",

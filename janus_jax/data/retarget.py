@@ -48,10 +48,7 @@ def retarget(
     if directory.exists():
         raise DataError(f"{directory} exists; remove it or name another directory")
     train = prepared.split("train")
-    if prepared.two_targets:
-        raise DataError(
-            f"{prepared.directory} has generated targets already; start from the dataset that it was made of"
-        )
+    check_one_target(prepared)
     if len(targets) != len(train):
         raise DataError(f"{len(targets)} targets for {len(train)} training examples; one target per example is needed")
     lengths = np.array([len(target) + 2 for target in targets], np.int32)
@@ -93,6 +90,14 @@ def retarget(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report
+
+
+def check_one_target(prepared: store.Prepared) -> None:
+    """Raises DataError if the training examples have two targets already."""
+    if prepared.two_targets:
+        raise DataError(
+            f"{prepared.directory} has generated targets already; start from the dataset that it was made of"
+        )
 
 
 def _lengths(split: store.PreparedSplit, generated: np.ndarray, readers: Readers) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from janus_jax.data import DataError, Prepared, Readers, retarget
+from janus_jax.data import DataError, Prepared, Readers, check_one_target, retarget
 from janus_jax.decode.generator import Generator
 from janus_jax.decode.io import CHUNK, Item, read_lines, write_resumable
 
@@ -51,6 +51,7 @@ def distill(
     decode = generator.settings(settings)
     if data.config.data.source == "text":
         raise DataError(f"{data.directory} holds blocks of text for denoising; only sentence pairs can be distilled")
+    check_one_target(data)
     items = [Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")

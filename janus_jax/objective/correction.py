@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model import Janus
-from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families.mask_predict import masked_tokens
-from janus_jax.objective.logits import logits_of, map_rows, table_copies
+from janus_jax.objective.logits import likeliest
 from janus_jax.types import Batch, Encoded, Params
 
 
@@ -34,15 +33,9 @@ def own_tokens(
     """
     params, encoded = jax.lax.stop_gradient((params, encoded))
     rows = net.nar_rows(params, encoded, masked_tokens(batch, net.specials), batch.masked)
-    tables = table_copies(params["embed_tokens"]["embedding"], rows.shape[0])
-    special = net.specials
-    never = jnp.array([special.bos, special.pad, special.eos, special.mask])
-
-    def best_of(part: jax.Array) -> jax.Array:
-        logits = logits_of(part, tables, net.config, net.dtype)
-        return jnp.argmax(logits.at[:, never].set(NEGATIVE), axis=-1).astype(jnp.int32)
-
-    best = map_rows(best_of, rows, objective.projection_rows)
+    table, special = params["embed_tokens"]["embedding"], net.specials
+    never = (special.bos, special.pad, special.eos, special.mask)
+    best = likeliest(rows, table, net.config, objective.projection_rows, net.dtype, never=never)
     real = jnp.arange(batch.masked.shape[1]) < batch.masked_count[:, None]
     chosen = real & (jax.random.uniform(rng, real.shape) < share)
     length = batch.parallel.shape[1]

@@ -21,8 +21,8 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import ar
 from janus_jax.model.families.ctc import real_rows, row_counts
 from janus_jax.objective.aligned import Partners
-from janus_jax.objective.logits import logits_of, map_rows, table_copies, token_scores
-from janus_jax.objective.sentence import SentenceTerms
+from janus_jax.objective.logits import likeliest, log_normalisers, token_scores
+from janus_jax.objective.sentence import SentenceTerms, drawn
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
 from janus_jax.types import Batch, Encoded, Params
@@ -71,13 +71,8 @@ def emissions(
     hidden: jax.Array, table: jax.Array, labels: Labels, model: ModelConfig, objective: ObjectiveConfig, dtype: Any
 ) -> Emissions:
     """Emissions of CTC rows `hidden` [B, R, D]; table [V', D]."""
-    tables = table_copies(table, hidden.shape[0])
-
-    def normaliser(part: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank=True), axis=-1)
-
     raw = scores(hidden, table, labels, model, dtype)
-    total = map_rows(normaliser, hidden, objective.projection_rows)
+    total = log_normalisers(hidden, table, model, objective.projection_rows, dtype, blank=True)
     return Emissions(raw.labels - total[:, :, None], raw.blank - total)
 
 
@@ -169,19 +164,12 @@ def glance(
       dtype: type of matrix products.
       rng: random key of the choice.
     """
-    tables = table_copies(table, rows.shape[0])
-
-    def best_of(part: jax.Array) -> jax.Array:
-        return jnp.argmax(logits_of(part, tables, model, dtype, blank=True), axis=-1)
-
-    best = map_rows(best_of, rows, objective.projection_rows)
+    best = likeliest(rows, table, model, objective.projection_rows, dtype, blank=True)
     aligned = jnp.take_along_axis(labels.tokens, jnp.maximum(alignment, 0), axis=1)
     aligned = jnp.where(alignment == BLANK, model.vocab_size, aligned)
     wrong = ((best != aligned) & labels.rows).sum(axis=1)
     shown = jnp.round(ratio * wrong).astype(jnp.int32)
-    order = jnp.where(labels.rows, jax.random.uniform(rng, labels.rows.shape), 2.0)
-    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
-    return jnp.where((rank < shown[:, None]) & labels.rows & labels.fits[:, None], aligned, -1)
+    return jnp.where(drawn(labels.rows, shown, rng) & labels.fits[:, None], aligned, -1)
 
 
 def in_model(config: ModelConfig) -> bool:

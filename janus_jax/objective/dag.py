@@ -21,8 +21,8 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import ar
 from janus_jax.model.families.dag import real_rows, row_counts
 from janus_jax.objective.aligned import Partners
-from janus_jax.objective.logits import logits_of, map_rows, table_copies, token_scores
-from janus_jax.objective.sentence import SentenceTerms
+from janus_jax.objective.logits import likeliest, log_normalisers, token_scores
+from janus_jax.objective.sentence import SentenceTerms, drawn
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.types import Batch, Encoded, Params
 
@@ -66,13 +66,9 @@ def labels_of(source: jax.Array, target: jax.Array, config: ModelConfig, pad: in
 def graph_of(net: Janus, objective: ObjectiveConfig, params: Params, hidden: jax.Array, labels: Labels) -> Graph:
     """The graph whose vertices are the DAG rows `hidden` [B, R, D]."""
     table = params["embed_tokens"]["embedding"]
-    tables = table_copies(table, hidden.shape[0])
-
-    def normaliser(part: jax.Array) -> jax.Array:
-        return jax.nn.logsumexp(logits_of(part, tables, net.config, net.dtype), axis=-1)
-
     scores = token_scores(hidden, table, labels.tokens, net.dtype)
-    emissions = scores - map_rows(normaliser, hidden, objective.projection_rows)[:, :, None]
+    total = log_normalisers(hidden, table, net.config, objective.projection_rows, net.dtype)
+    emissions = scores - total[:, :, None]
     # The backward pass computes the links again: those of each head, [B, H, R, R], are not kept.
     links = jax.checkpoint(net.dag_links)(params, hidden, labels.rows)
     return Graph(links, jnp.swapaxes(emissions, 1, 2))
@@ -264,18 +260,11 @@ def glance(
       dtype: type of matrix products.
       rng: random key of the choice.
     """
-    tables = table_copies(table, rows.shape[0])
-
-    def best_of(part: jax.Array) -> jax.Array:
-        return jnp.argmax(logits_of(part, tables, model, dtype), axis=-1)
-
     on_path = jnp.take_along_axis(rows, path[:, :, None], axis=1)
-    best = map_rows(best_of, on_path, objective.projection_rows)
+    best = likeliest(on_path, table, model, objective.projection_rows, dtype)
     behind = jnp.pad(labels.real[:, 1:], ((0, 0), (0, 1)))  # another token follows: not the last one, eos
     inner = behind & (jnp.arange(path.shape[1]) > 0) & labels.fits[:, None]
     shown = jnp.round(ratio * ((best != labels.tokens) & inner).sum(axis=1)).astype(jnp.int32)
-    order = jnp.where(inner, jax.random.uniform(rng, inner.shape), 2.0)
-    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
-    chosen = inner & (rank < shown[:, None])
+    chosen = drawn(inner, shown, rng)
     at_row = (path[:, None] == jnp.arange(rows.shape[1])[:, None]) & chosen[:, None]  # [B, R, T], at most one in a row
     return jnp.where(at_row, labels.tokens[:, None], -1).max(axis=2)

@@ -4,7 +4,7 @@ Legend: B sentences, X rows a sentence, N tokens a sentence, c chunks, W parts o
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from janus_jax import parallel
 from janus_jax.config import ModelConfig
 from janus_jax.model import constrain_logits, project
+from janus_jax.model.attention import NEGATIVE
 from janus_jax.parallel import BATCH, constrain
 
 
@@ -80,6 +81,46 @@ def logits_of(rows: jax.Array, tables: jax.Array, model: ModelConfig, dtype: Any
     parts = rows.reshape(tables.shape[0], -1, rows.shape[-1])
     logits = jax.vmap(partial(project, config=model, dtype=dtype, blank=blank))(parts, tables)
     return constrain_logits(constrain(logits, BATCH, None, "tensor").reshape(-1, logits.shape[-1]))
+
+
+def log_normalisers(
+    hidden: jax.Array, table: jax.Array, model: ModelConfig, limit: int, dtype: Any, blank: bool = False
+) -> jax.Array:
+    """The logarithm [B, X] of the sum over the vocabulary that turns scores of rows [B, X, D] into log-probabilities.
+
+    Args:
+      hidden: the rows.
+      table: [V', D] token table.
+      model: the architecture.
+      limit: about so many rows have their logits in memory at once; 0: all.
+      dtype: type of matrix products.
+      blank: whether CTC's blank counts.
+    """
+    tables = table_copies(table, hidden.shape[0])
+
+    def of_part(part: jax.Array) -> jax.Array:
+        return jax.nn.logsumexp(logits_of(part, tables, model, dtype, blank), axis=-1)
+
+    return map_rows(of_part, hidden, limit)
+
+
+def likeliest(
+    hidden: jax.Array, table: jax.Array, model: ModelConfig, limit: int, dtype: Any, *, blank: bool = False,
+    never: Sequence[int] = (),
+) -> jax.Array:  # fmt: skip
+    """The likeliest class [B, X] int32 of rows [B, X, D]: a token that is not in `never`, or with `blank` CTC's blank.
+
+    The other arguments are those of `log_normalisers`.
+    """
+    tables = table_copies(table, hidden.shape[0])
+
+    def of_part(part: jax.Array) -> jax.Array:
+        logits = logits_of(part, tables, model, dtype, blank)
+        if never:
+            logits = logits.at[:, jnp.array(never)].set(NEGATIVE)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    return map_rows(of_part, hidden, limit)
 
 
 def token_scores(rows: jax.Array, table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -9,12 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
+import jax.numpy as jnp
 
 from janus_jax.config import ModelConfig
 from janus_jax.objective.aligned import Partners
 from janus_jax.types import Batch
 
 Scalars = dict[str, jax.Array]
+
+
+def drawn(eligible: jax.Array, count: jax.Array, rng: jax.Array) -> jax.Array:
+    """Flags [B, X] of `count` [B] random places of each sentence, of those that are `eligible` [B, X]; all if fewer are.
+
+    Glancing training draws the rows that are shown their token.
+    """
+    order = jnp.where(eligible, jax.random.uniform(rng, eligible.shape), 2.0)
+    rank = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+    return eligible & (rank < count[:, None])
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from janus_jax.config import ArDecode, ConfigError
 from janus_jax.decode.batching import bucket
 from janus_jax.decode.modes.autoregression import ar_callbacks, ar_constraints, ar_limits, decode_ar, tokens_before_bos
-from janus_jax.decode.modes.ctc_search import check_ctc, hypothesis_limit, run_ctc
+from janus_jax.decode.modes.ctc_search import hypothesis_limit, run_ctc
 from janus_jax.decode.modes.drafting import (
     Bound,
     acceptance_of,
@@ -25,6 +25,7 @@ from janus_jax.decode.modes.drafting import (
     widths_to_verify,
 )
 from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, rules_of, run_lengths
+from janus_jax.decode.modes.source_rows import check_source_rows
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
 from janus_jax.decode.search.drafts import Acceptance, draft_of, realign_whole
@@ -92,7 +93,7 @@ def drafts_by_ctc(request: DecodeRequest) -> bool:
     if settings.draft_from == "nar" or (settings.draft_from == "auto" and (untrained or not net.config.ctc_ratio)):
         return False
     longest = int((request.source != net.specials.pad).sum(axis=1).max())
-    check_ctc(net, longest, "speculative.draft_from")
+    check_source_rows(net, "ctc", longest, "speculative.draft_from")
     if settings.draft_lengths > 1:
         raise ConfigError(
             f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but the CTC half makes one draft; set it to 1, "
