@@ -83,6 +83,19 @@ def padded(original, source=0, target=0, masked=0, rows=0):
     return Batch(**changed)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def source_rows(net, params, batch, family, shown=None):
+    """The rows of a family that needs no target, alone, and which of them are real."""
+    encoded = net.encode(params, batch.source)
+    return net.source_rows(params, family, batch.source, encoded, shown=shown)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def joint_rows(net, params, batch, families, shown=None):
+    """The rows of a joint pass, by family."""
+    return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
+
+
 def largest_difference(a, b):
     """The largest absolute difference over all leaves of two trees."""
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))

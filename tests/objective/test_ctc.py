@@ -40,19 +40,8 @@ def small():
     target[3, :5] = [0, 6, 11, 6, 2]
     target[3, 5:] = PAD
     batch = dataclasses.replace(batch, target=jnp.asarray(target))
-    rows, real = rows_of(net, params, batch)
+    rows, real = tiny.source_rows(net, params, batch, "ctc")
     return net, params, batch, rows, real
-
-
-@partial(jax.jit, static_argnums=0)
-def rows_of(net, params, batch, shown=None):
-    encoded = net.encode(params, batch.source)
-    return net.source_rows(params, "ctc", batch.source, encoded, shown=shown)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def joint_rows(net, params, batch, families, shown=None):
-    return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -198,7 +187,7 @@ def test_the_divergence_is_between_rows_that_predict_the_same_token(small):
     logs = np.array(log_probs(net, params, rows))
     emissions, labels = emissions_of(net, params, batch, rows)
     best = np.array(ctc.best_alignment(emissions, labels))
-    ar = np.array(net.project(params, joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
+    ar = np.array(net.project(params, tiny.joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
     masses, divergences = [], []
     for row in np.flatnonzero(labels.fits):
         for n, token in enumerate(inner(batch.target[row])):
@@ -245,9 +234,9 @@ def test_joint_rows_are_those_of_the_ctc_pass_alone():
     for source, positions in (("mask", "shared"), ("source", "own"), ("encoder", "own")):
         net, params = tiny.model(ctc_ratio=2.0, ctc_input=source, ctc_positions=positions)
         batch = tiny.batch()
-        alone, real = rows_of(net, params, batch)
-        joint = joint_rows(net, params, batch, ("ar", "nar", "aux", "ctc"))
-        without = joint_rows(net, params, batch, ("ar", "nar", "aux"))
+        alone, real = tiny.source_rows(net, params, batch, "ctc")
+        joint = tiny.joint_rows(net, params, batch, ("ar", "nar", "aux", "ctc"))
+        without = tiny.joint_rows(net, params, batch, ("ar", "nar", "aux"))
         np.testing.assert_allclose(joint["ctc"][real], alone[real], atol=2e-5)
         for name in ("ar", "nar", "aux"):
             np.testing.assert_allclose(joint[name], without[name], atol=2e-5)
@@ -306,8 +295,8 @@ def test_glancing_shows_ratio_times_the_wrong_rows(small, ratio):
 def test_shown_rows_read_their_token(small):
     net, params, batch, rows, real = small
     shown = jnp.full(real.shape, -1).at[0, 2].set(9)
-    other, _ = rows_of(net, params, batch, shown)
+    other, _ = tiny.source_rows(net, params, batch, "ctc", shown)
     assert not np.allclose(other[0], rows[0], atol=1e-3)
     np.testing.assert_allclose(other[2:], rows[2:], atol=1e-6)
-    joint = joint_rows(net, params, batch, ("ctc",), {"ctc": shown})
+    joint = tiny.joint_rows(net, params, batch, ("ctc",), {"ctc": shown})
     np.testing.assert_allclose(joint["ctc"][real], other[real], atol=2e-5)

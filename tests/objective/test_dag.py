@@ -171,19 +171,8 @@ def small():
     target[3, 5:] = PAD
     # The last two sentences keep their targets if they fit.
     batch = dataclasses.replace(batch, target=jnp.asarray(target))
-    rows, real = rows_of(net, params, batch)
+    rows, real = tiny.source_rows(net, params, batch, "dag")
     return net, params, batch, rows, real
-
-
-@partial(jax.jit, static_argnums=0)
-def rows_of(net, params, batch, shown=None):
-    encoded = net.encode(params, batch.source)
-    return net.source_rows(params, "dag", batch.source, encoded, shown=shown)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def joint_rows(net, params, batch, families, shown=None):
-    return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -277,7 +266,7 @@ def test_the_divergence_is_between_rows_that_predict_the_same_token(small):
     graph, labels = graph_and_labels(net, params, batch, rows)
     path = np.array(dag.best_path(graph, labels))
     vocab = tiny.VOCAB
-    ar = np.array(net.project(params, joint_rows(net, params, batch, ("ar",))["ar"]))[..., :vocab]
+    ar = np.array(net.project(params, tiny.joint_rows(net, params, batch, ("ar",))["ar"]))[..., :vocab]
     ours = np.array(net.project(params, rows))[..., :vocab]
     total = 0.0
     for row in np.flatnonzero(labels.fits):
@@ -301,9 +290,9 @@ def test_padding_changes_nothing(small):
 def test_joint_rows_are_those_of_the_pass_alone():
     net, params = tiny.model(dag_ratio=2.0, ctc_ratio=1.5)
     batch = tiny.batch()
-    alone, real = rows_of(net, params, batch)
-    joint = joint_rows(net, params, batch, ("ar", "ctc", "dag", "nar", "aux"))
-    without = joint_rows(net, params, batch, ("ar", "ctc", "nar", "aux"))
+    alone, real = tiny.source_rows(net, params, batch, "dag")
+    joint = tiny.joint_rows(net, params, batch, ("ar", "ctc", "dag", "nar", "aux"))
+    without = tiny.joint_rows(net, params, batch, ("ar", "ctc", "nar", "aux"))
     np.testing.assert_allclose(joint["dag"][real], alone[real], atol=2e-5)
     for name in ("ar", "ctc", "nar", "aux"):
         np.testing.assert_allclose(joint[name], without[name], atol=2e-5)
@@ -313,10 +302,10 @@ def test_vertices_have_positions_of_their_own(small):
     net, params, batch, rows, real = small
     moved = jax.tree.map(jnp.copy, params)
     moved["decoder"]["embed_positions"]["embedding"] += 1.0
-    np.testing.assert_array_equal(rows_of(net, moved, batch)[0][real], rows[real])
+    np.testing.assert_array_equal(tiny.source_rows(net, moved, batch, "dag")[0][real], rows[real])
     table = moved["decoder"]["embed_dag_positions"]["embedding"]
     moved["decoder"]["embed_dag_positions"]["embedding"] = table + jax.random.normal(jax.random.key(1), table.shape)
-    assert not np.allclose(rows_of(net, moved, batch)[0][real], rows[real], atol=1e-3)
+    assert not np.allclose(tiny.source_rows(net, moved, batch, "dag")[0][real], rows[real], atol=1e-3)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
@@ -343,10 +332,10 @@ def test_glancing_shows_ratio_times_the_wrong_tokens(small, ratio):
 def test_shown_vertices_read_their_token(small):
     net, params, batch, rows, real = small
     shown = jnp.full(real.shape, -1).at[0, 2].set(9)
-    other, _ = rows_of(net, params, batch, shown)
+    other, _ = tiny.source_rows(net, params, batch, "dag", shown)
     assert not np.allclose(other[0], rows[0], atol=1e-3)
     np.testing.assert_allclose(other[2:], rows[2:], atol=1e-6)
-    joint = joint_rows(net, params, batch, ("dag",), {"dag": shown})
+    joint = tiny.joint_rows(net, params, batch, ("dag",), {"dag": shown})
     np.testing.assert_allclose(joint["dag"][real], other[real], atol=2e-5)
 
 
