@@ -1,12 +1,22 @@
 """Checkpoints of the first version load, and every mode decodes them as the first version did."""
 
+import dataclasses
 import json
 import pathlib
 import tarfile
 
 import pytest
 
-from janus_jax.config import ConfigError, default_config, from_json, migrate_first_version, resolve, to_json
+from janus_jax.config import (
+    ConfigError,
+    DagDecode,
+    NarDecode,
+    default_config,
+    from_json,
+    migrate_first_version,
+    resolve,
+    to_json,
+)
 from janus_jax.decode import Generator
 
 FILES = pathlib.Path(__file__).resolve().parents[1] / "first_version"
@@ -77,7 +87,11 @@ def test_each_flat_setting_has_its_place_in_a_group():
     assert migrate_first_version({"decode": FLAT})["decode"] == NESTED
     decode = from_json(json.dumps({"decode": FLAT})).decode
     assert decode == resolve({"decode": NESTED}).decode
-    assert json.loads(to_json(resolve({"decode": NESTED})))["decode"] == NESTED  # no setting of today is missing above
+    today = json.loads(to_json(resolve({"decode": NESTED})))["decode"]
+    # The first version had no such settings; they have their defaults.
+    assert today.pop("dag") == dataclasses.asdict(DagDecode())
+    assert today["nar"].pop("revise") is NarDecode().revise
+    assert today == NESTED  # no other setting of today is missing above
 
 
 def test_settings_of_today_stay_as_they_are_and_unknown_ones_are_named():
