@@ -8,8 +8,8 @@
     python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
 Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell may
-start from another one, or read targets that another one translated; that one is then trained first. The text is in
-data/multi30k or in the folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
+start from another one, or read targets that another one translated; that one is then trained first, with seed 0: seeds
+of a cell share what it starts from. The text is in data/multi30k or in the folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
 test_2016_flickr). The program runs it again only if its settings change. A new setting of the package is no change
 while it has its default.
 """
@@ -66,9 +66,9 @@ def config_of(
     if prepared:
         config.data.prepared = prepared
     if cell.start:
-        config.init_from = str(workdir / result_path(cell.start, seed).stem)
+        config.init_from = str(workdir / cell.start)
     if cell.distilled_by:
-        config.data.prepared += f"_by_{result_path(cell.distilled_by, seed).stem}"
+        config.data.prepared += f"_by_{cell.distilled_by}"
     config.update_from_flattened_dict(cell.changes)
     config.train.seed = config.data.seed = seed
     return config_lib.resolve(config)
@@ -155,7 +155,9 @@ def decodings(objective: str, preset: str = "study") -> tuple[str, ...]:
         # After long runs the penalty 0.5 has the best BLEU on the validation split with raw targets, none with distilled ones.
         penalty = "blank_penalty=0.5"
         ctc = ("ctc:beam=1", f"ctc:beam=1,{penalty}", "ctc:beam=5", f"ctc:beam=20,{penalty},rerank=ar")
-        return {"ar": ar, "janus_ctc": (*ar, *ctc)}[objective]
+        nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
+        reranked = "nar:passes=4,length_beam=5,rerank=ar"
+        return {"ar": ar, "janus": (*ar, *nar, reranked), "janus_ctc": (*ar, *ctc)}[objective]
     nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
     # Of the blank penalties 0, 0.5, ..., 3 the penalty 1 had the best BLEU on the validation split.
     ctc = ("ctc:beam=1", "ctc:beam=5", "ctc:beam=1,blank_penalty=1", "ctc:beam=5,blank_penalty=1")
@@ -237,34 +239,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         if done and args.rescore:
             add_scores(path, config, args.workdir / path.stem)
         if not done and not args.list:
-            _run_with_sources(name, args)
+            _run_with_sources(name, args.seed, args)
     return 0
 
 
-def _run_with_sources(name: str, args: argparse.Namespace) -> None:
+def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
     """Trains a cell, and first those whose model or translations it needs and that have no finished run in --workdir."""
     cell = CELLS[name]
     for source in filter(None, dict.fromkeys((cell.start, cell.distilled_by))):
         if not _is_trained(source, args):
             print(f"{name} needs {source}", flush=True)
-            _run_with_sources(source, args)
-    config = config_of(cell, args.seed, args.data, args.prepared, args.workdir)
+            _run_with_sources(source, 0, args)
+    config = config_of(cell, seed, args.data, args.prepared, args.workdir)
     if cell.distilled_by and not Path(config.data.prepared).exists():
-        teacher = args.workdir / result_path(cell.distilled_by, args.seed).stem
-        raw = config_of(CELLS[cell.distilled_by], args.seed, args.data, args.prepared).data.prepared
+        raw = config_of(CELLS[cell.distilled_by], 0, args.data, args.prepared).data.prepared
         distill(
-            Generator.from_checkpoint(teacher), raw, config.data.prepared, checkpoint=cell.distilled_by,
+            Generator.from_checkpoint(args.workdir / cell.distilled_by), raw, config.data.prepared, checkpoint=cell.distilled_by,
             readers="parallel", mode="ar", beam=5,
         )  # fmt: skip
     if not Path(config.data.prepared).exists():
         prepare(config)
-    path = result_path(name, args.seed)
+    path = result_path(name, seed)
     run_cell(name, config, args.workdir / path.stem, path)
 
 
 def _is_trained(name: str, args: argparse.Namespace) -> bool:
-    config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)
-    folder = args.workdir / result_path(name, args.seed).stem / "checkpoints"
+    config = config_of(CELLS[name], 0, args.data, args.prepared, args.workdir)
+    folder = args.workdir / name / "checkpoints"
     steps = step_directories(folder) if folder.exists() else []
     return bool(steps) and int(steps[-1].name) == config.train.steps
 

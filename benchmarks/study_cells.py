@@ -40,6 +40,7 @@ _CONTENT_AR10 = {"model.ar_stream": "content", "objective.weights.ar": 10.0}
 _CTC = {"model.ctc_ratio": 2.0}
 _JOINT_CTC = _CTC | {"objective.name": "janus_ctc"}
 
+_SECOND_AR = {"objective.name": "ar", "objective.ar_every": 1, "model.ctc_ratio": 0.0}
 _FROZEN = {
     "objective.weights.ar": 0.0,
     "objective.ar_every": 1,
@@ -92,6 +93,15 @@ CELLS = {
     ),
     # Long runs at the size of multi30k_deen.py:cpu.
     "cpu_ar": Cell("AR alone: the teacher, and where the other long runs start", preset="ar"),
+    "cpu_ar_more": Cell(
+        "AR alone for as many more steps as the joint cells", _SECOND_AR, preset="ctc_from_ar", start="cpu_ar"
+    ),
+    "cpu_masks": Cell(
+        "AR and mask-predict from cpu_ar, with correction, raw targets", preset="masks_from_ar", start="cpu_ar"
+    ),
+    "cpu_masks_distilled": Cell(
+        "the same; NAR rows read distilled targets", preset="masks_from_ar", start="cpu_ar", distilled_by="cpu_ar"
+    ),
     "cpu_ctc": Cell("AR and CTC from cpu_ar, raw targets", preset="ctc_from_ar", start="cpu_ar"),
     "cpu_ctc_distilled": Cell(
         "AR and CTC from cpu_ar; AR rows read raw targets, CTC rows distilled ones",

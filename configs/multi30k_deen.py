@@ -9,6 +9,8 @@ Presets:
   ar         the same size, AR alone, in small batches: a teacher
   ctc_from_ar
              AR and CTC, from the model of `ar`; CTC rows may read distilled targets (docs/data.md)
+  masks_from_ar
+             the same with mask-predict instead of CTC
   ctc        the same in one run, AR first
   joint      the same size, jointly from the first step, AR as the teacher
   released   as joint, but no side of a divergence is fixed, as the released code trains
@@ -141,8 +143,9 @@ def _ctc():
     return config
 
 
-def _ctc_from_ar():
-    config = recipes.from_teacher(_small_batches(), "runs/multi30k_ar")
+def _from_ar(config):
+    """The second of two runs, from the model of the preset `ar`."""
+    config = recipes.from_teacher(config, "runs/multi30k_ar")
     config.train.steps = 3000
     config.train.eval_every = 500
     config.train.checkpoint_every = 500
@@ -245,7 +248,8 @@ def get_config(name="cpu"):
         "cpu": _cpu,
         "ar": _ar,
         "ctc": _ctc,
-        "ctc_from_ar": _ctc_from_ar,
+        "ctc_from_ar": lambda: _from_ar(recipes.ctc(_small_batches())),
+        "masks_from_ar": lambda: _from_ar(recipes.mask_predict(_small_batches())),
         "joint": _joint,
         "released": _released,
         "base": _base,

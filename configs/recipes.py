@@ -37,12 +37,26 @@ def ctc(config):
     return config
 
 
-def from_teacher(config, teacher):
-    """AR and CTC, from a finished AR model: its half goes on, in every second step, beside the CTC half that begins.
+def mask_predict(config):
+    """AR and mask-predict without AUX rows. NAR rows learn to correct tokens of their own, and every pass may revise all.
 
-    The targets of CTC rows may be the teacher's translations (docs/data.md, distilled data).
+    There is no divergence, so that NAR rows may have distilled targets.
     """
-    config = ctc(config)
+    config.objective.name = "janus"
+    config.objective.weights.nar = 1.0
+    for name in ("aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"):
+        config.objective.weights[name] = 0.0
+    config.objective.nar_correction = ((0, 0.0), (1000, 0.3))  # first right tokens are needed that it can learn to keep
+    config.decode.mode = "nar"
+    config.decode.nar.revise = True
+    return config
+
+
+def from_teacher(config, teacher):
+    """Goes on from a finished AR model: its half learns in every second step, beside a parallel half that begins.
+
+    The targets of the parallel rows may be the teacher's translations (docs/data.md, distilled data).
+    """
     config.init_from = teacher
     config.objective.weights.ar = 2.0
     config.objective.ar_every = 2
