@@ -117,8 +117,8 @@ CELLS = {
         distilled_by="cpu_ar",
     ),
     "cpu_glancing_distilled": Cell(
-        "as cpu_ctc_distilled, with glancing from 0.5 to 0 over the first three quarters",
-        {"objective.glancing": ((0, 0.5), (2250, 0.0))},
+        "as cpu_ctc_distilled, with glancing from step 1000, where most rows are right, falling to 0 at step 2600",
+        {"objective.glancing": ((1000, 0.0), (1100, 0.4), (2600, 0.0))},
         preset="ctc_from_ar",
         start="cpu_ar",
         distilled_by="cpu_ar",

@@ -226,7 +226,6 @@ class Janus:
         *,
         shown: jax.Array | None = None,
         projected: Source | None = None,
-        rng: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """The rows of a family that needs no target.
 
@@ -237,7 +236,6 @@ class Janus:
           encoded: their encoding.
           shown: [B, R] int32 tokens that rows read instead of their usual input; -1 keeps the usual input.
           projected: `project_source(encoded)`, if it has been computed.
-          rng: random key of dropout; None: no dropout.
 
         Returns:
           Hidden rows [B, R, D], and which of them are real [B, R]: as many as the sentence's own length asks for.
@@ -245,7 +243,7 @@ class Janus:
         Raises:
           ValueError: the model has no such rows, or the family's rows need a target.
         """
-        return self._apply(params, rng, _Network.source_rows, family, source, encoded, shown, projected)
+        return self._apply(params, None, _Network.source_rows, family, source, encoded, shown, projected)
 
     def dag_links(self, params: Params, rows: jax.Array, real: jax.Array) -> jax.Array:
         """Log-probabilities [B, R, R] float32 of the links between DAG rows, from axis 1 to axis 2; -1e9: no link.

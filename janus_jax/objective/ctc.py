@@ -25,7 +25,7 @@ from janus_jax.objective.logits import likeliest, log_normalisers, token_scores
 from janus_jax.objective.sentence import SentenceTerms, drawn
 from janus_jax.objective.terms import divisor_of, term
 from janus_jax.parallel import BATCH, constrain
-from janus_jax.types import Batch, Encoded, Params
+from janus_jax.types import Batch, Params
 
 BLANK = -1  # in an alignment: the row gives the blank
 
@@ -219,13 +219,10 @@ def ar_partners(
 
 
 def shown_tokens(
-    net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
+    net: Janus, objective: ObjectiveConfig, params: Params, rows: jax.Array, batch: Batch, *, ratio: jax.Array, rng: jax.Array
 ) -> jax.Array:  # fmt: skip
-    """The target tokens that CTC rows read in glancing training [B, R]: a first pass without gradient, and `glance`."""
-    params, encoded = jax.lax.stop_gradient((params, encoded))
-    dropout, choice = jax.random.split(rng)
-    rows, _ = net.source_rows(params, "ctc", batch.source, encoded, rng=dropout)
+    """The target tokens that CTC rows read in glancing training [B, R] int32, from the `rows` [B, R, D] of a first pass."""
     labels = labels_of(batch.source, batch.parallel, net.config, net.specials.pad)
     table = params["embed_tokens"]["embedding"]
     alignment = best_alignment(scores(rows, table, labels, net.config, net.dtype), labels)
-    return glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)
+    return glance(rows, table, labels, alignment, net.config, objective, ratio=ratio, dtype=net.dtype, rng=rng)

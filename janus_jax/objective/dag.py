@@ -24,7 +24,7 @@ from janus_jax.objective.aligned import Partners
 from janus_jax.objective.logits import likeliest, log_normalisers, token_scores
 from janus_jax.objective.sentence import SentenceTerms, drawn
 from janus_jax.objective.terms import divisor_of, term
-from janus_jax.types import Batch, Encoded, Params
+from janus_jax.types import Batch, Params
 
 DEAD = 0.01  # a vertex is dead if so few of the paths visit it
 # A sum of probabilities, relative to the largest of them, counts as 0 below this. So its inverse, which the gradient
@@ -228,16 +228,13 @@ def ar_partners(config: ModelConfig, rows: jax.Array, path: jax.Array, labels: L
 
 
 def shown_tokens(
-    net: Janus, objective: ObjectiveConfig, params: Params, encoded: Encoded, batch: Batch, *, ratio: jax.Array, rng: jax.Array
+    net: Janus, objective: ObjectiveConfig, params: Params, rows: jax.Array, batch: Batch, *, ratio: jax.Array, rng: jax.Array
 ) -> jax.Array:  # fmt: skip
-    """The target tokens that vertices read in glancing training [B, R]: a first pass without gradient, and `glance`."""
-    params, encoded = jax.lax.stop_gradient((params, encoded))
-    dropout, choice = jax.random.split(rng)
-    rows, _ = net.source_rows(params, "dag", batch.source, encoded, rng=dropout)
+    """The target tokens that vertices read in glancing training [B, R] int32, from the `rows` [B, R, D] of a first pass."""
     labels = labels_of(batch.source, batch.parallel, net.config, net.specials.pad)
     path = best_path(graph_of(net, objective, params, rows, labels), labels)
     table = params["embed_tokens"]["embedding"]
-    return glance(rows, table, labels, path, net.config, objective, ratio=ratio, dtype=net.dtype, rng=choice)
+    return glance(rows, table, labels, path, net.config, objective, ratio=ratio, dtype=net.dtype, rng=rng)
 
 
 def glance(

@@ -139,8 +139,11 @@ def loss(
     if rng is not None and objective.glancing != 0:
         ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
         for name in [name for name in families if name in SENTENCE_LOSSES]:
+            # The dropout of this pass is that of the joint pass where the family's rows are alone in it.
+            fixed = jax.lax.stop_gradient((params, parallel))
+            rows = net.train_rows(*fixed, batch, keys[1], families=(name,))[name]
             glance = SENTENCE_LOSSES[name].shown_tokens
-            shown[name] = glance(net, objective, params, parallel, batch, ratio=ratio, rng=key)
+            shown[name] = glance(net, objective, fixed[0], rows, batch, ratio=ratio, rng=key)
     if rng is not None and objective.nar_correction != 0 and "nar" in families:
         share, key = weight_at(objective.nar_correction, step), jax.random.fold_in(rng, 4)
         shown["nar"] = own_tokens(net, objective, params, parallel, batch, share=share, rng=key)

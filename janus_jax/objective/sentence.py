@@ -45,8 +45,8 @@ class SentenceLoss:
       in_model: config -> whether a model has rows of the family.
       count: (batch [..., B, T], config, pad) -> [] number of target tokens, by which the family's terms are divided.
       loss: (net, objective, params, terms, hidden rows by family, batch, divisors) -> `SentenceTerms`.
-      shown_tokens: (net, objective, params, encoded, batch, ratio, rng) -> [B, R] int32 tokens that its
-        rows read in glancing training; -1: the usual input.
+      shown_tokens: (net, objective, params, rows of a first pass [B, R, D], batch, ratio, rng) -> [B, R] int32 tokens
+        that its rows read in glancing training; -1: the usual input.
     """
 
     in_model: Callable[[ModelConfig], bool]

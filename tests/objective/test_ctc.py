@@ -14,7 +14,7 @@ import torch
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model import Janus
 from janus_jax.model.families.ctc import origins
-from janus_jax.objective import ctc
+from janus_jax.objective import ctc, joint
 from janus_jax.objective.joint import batch_divisors, loss
 from tests import tiny
 
@@ -290,6 +290,29 @@ def test_glancing_shows_ratio_times_the_wrong_rows(small, ratio):
     assert ((shown >= 0).sum(1) == np.where(fits, np.round(ratio * wrong), 0)).all()
     assert (shown[shown >= 0] == aligned[shown >= 0]).all()
     assert not (shown[~np.array(real)] >= 0).any()
+
+
+def test_the_first_pass_of_glancing_has_the_dropout_of_the_second(monkeypatch):
+    net, params = tiny.model(ctc_ratio=2.0, dropout=0.3)
+    batch = tiny.batch()
+    seen = []
+    usual = ctc.shown_tokens
+
+    def remember(net, objective, params, rows, *arguments, **settings):
+        seen.append(rows)
+        return usual(net, objective, params, rows, *arguments, **settings)
+
+    family = dataclasses.replace(joint.SENTENCE_LOSSES["ctc"], shown_tokens=remember)
+    monkeypatch.setitem(joint.SENTENCE_LOSSES, "ctc", family)
+    objective, rng = ObjectiveConfig(name="ctc", glancing=0.5), jax.random.key(3)
+    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+    loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), rng=rng)
+    keys = jax.random.split(rng, 3)
+    encoded = net.encode(params, batch.source, keys[0])
+    second = net.train_rows(params, encoded, batch, keys[1], families=("ctc",))["ctc"]
+    without = net.train_rows(params, encoded, batch, families=("ctc",))["ctc"]
+    np.testing.assert_array_equal(seen[0], second)
+    assert not np.allclose(seen[0], without, atol=1e-2)
 
 
 def test_shown_rows_read_their_token(small):
