@@ -5,6 +5,7 @@
     python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
     python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
     python benchmarks/study.py --plot_speed=FILE.svg  # quality against speed of the cells that --speed timed
+    python benchmarks/study.py --compare     # paired bootstrap between cells that are in --workdir
     python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
 Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell may
@@ -15,6 +16,7 @@ while it has its default.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -26,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 import ml_collections
 
 from benchmarks import common, study_report
-from benchmarks.study_cells import CELLS, Cell
+from benchmarks.study_cells import CELLS, COMPARISONS, SEEDS, Cell
 from configs import multi30k_deen
 from janus_jax import config as config_lib
 from janus_jax import parallel
@@ -142,10 +144,52 @@ def scores(config: Config, workdir: Path, settings: Sequence[str]) -> list[dict[
     generator = Generator.from_checkpoint(workdir)
     rows = []
     for setting in settings:
-        outputs = generator.generate(sources, **parse_setting(setting))
-        rows.append({"setting": setting, **score([output.text for output in outputs], references)})
+        rows.append({"setting": setting, **score(hypotheses(generator, workdir, setting, sources), references)})
         print(setting, {k: v for k, v in rows[-1].items() if isinstance(v, float)}, flush=True)
     return rows
+
+
+def hypotheses(generator: Generator, workdir: Path, setting: str, sources: list[str]) -> list[str]:
+    """The translations of the test split by a run's model; kept in the run's directory, a file for each setting."""
+    path = workdir / "outputs" / f"{setting.replace(':', '-')}.txt"
+    newest = step_directories(workdir / "checkpoints")[-1]
+    if path.exists() and path.stat().st_mtime > newest.stat().st_mtime:
+        return read_lines(str(path))
+    lines = [output.text for output in generator.generate(sources, **parse_setting(setting))]
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+    return lines
+
+
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Paired bootstrap of the study's comparisons between cells whose runs are in --workdir.
+
+    A cell without a run of the second seed stands with its first one.
+
+    Returns:
+      For each comparison and seed: `first` and `second` (run and decoding setting), and the figures of
+      `study_report.paired`.
+    """
+    rows: dict[tuple, dict[str, Any]] = {}
+    for sides, seed in itertools.product(COMPARISONS, SEEDS):
+        found = [(_run_of(name, seed, args), setting) for name, setting in sides]
+        key = tuple((workdir and workdir.name, setting) for workdir, setting in found)
+        if any(workdir is None for workdir, _ in found) or key in rows:
+            continue
+        d = config_of(CELLS[sides[0][0]], 0, args.data).data
+        sources, references = read_lines(f"{d.test}.{d.source_lang}"), read_lines(f"{d.test}.{d.target_lang}")
+        lines = [hypotheses(Generator.from_checkpoint(w), w, setting, sources) for w, setting in found]
+        rows[key] = {"first": key[0], "second": key[1]} | study_report.paired(*lines, references)
+        print(rows[key], flush=True)
+    return list(rows.values())
+
+
+def _run_of(name: str, seed: int, args: argparse.Namespace) -> Path | None:
+    """The finished run of a cell with this seed, else with seed 0; None if there is neither."""
+    finished = [args.workdir / result_path(name, s).stem for s in (seed, 0) if _is_trained(name, s, args)]
+    return finished[0] if finished else None
 
 
 def decodings(objective: str, preset: str = "study") -> tuple[str, ...]:
@@ -190,6 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only list the cells")
     parser.add_argument("--rescore", action="store_true", help="score the missing settings of finished cells")
     parser.add_argument("--table", action="store_true", help="only print the tables of the results")
+    parser.add_argument("--compare", action="store_true", help="only compare trained cells by paired bootstrap")
     parser.add_argument("--plot", type=Path, help="only draw the results as an SVG file")
     parser.add_argument("--plot_speed", type=Path, help="only draw quality against speed as an SVG file")
     parser.add_argument("--speed", action="store_true", help="only time the decoding of the trained --cell ...")
@@ -202,6 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sentences", type=int, default=100, help="sentences of the test split to time one by one")
     parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
+    if args.compare:
+        _write(RESULTS / study_report.COMPARE_FILE, {"comparisons": compare(args)})
+        return 0
     if args.table or args.plot or args.plot_speed:
         cells = study_report.load(RESULTS)
         if args.plot_speed:
@@ -209,7 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             study_report.plot(cells, args.plot)
         if args.table:
-            times, *speeds = (_read(RESULTS / name) for name in (study_report.STEP_FILE, *study_report.TIMES[:2]))
+            times, *speeds = (
+                _read(RESULTS / name)
+                for name in (study_report.STEP_FILE, study_report.SPEED_FILE, study_report.LONG_SPEED_FILE)
+            )
             print(study_report.table(cells, times))
             for figures in filter(None, speeds):
                 print(study_report.speed_table(figures))
@@ -247,7 +298,7 @@ def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
     """Trains a cell, and first those whose model or translations it needs and that have no finished run in --workdir."""
     cell = CELLS[name]
     for source in filter(None, dict.fromkeys((cell.start, cell.distilled_by))):
-        if not _is_trained(source, args):
+        if not _is_trained(source, 0, args):
             print(f"{name} needs {source}", flush=True)
             _run_with_sources(source, 0, args)
     config = config_of(cell, seed, args.data, args.prepared, args.workdir)
@@ -263,9 +314,9 @@ def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
     run_cell(name, config, args.workdir / path.stem, path)
 
 
-def _is_trained(name: str, args: argparse.Namespace) -> bool:
-    config = config_of(CELLS[name], 0, args.data, args.prepared, args.workdir)
-    folder = args.workdir / name / "checkpoints"
+def _is_trained(name: str, seed: int, args: argparse.Namespace) -> bool:
+    config = config_of(CELLS[name], seed, args.data, args.prepared, args.workdir)
+    folder = args.workdir / result_path(name, seed).stem / "checkpoints"
     steps = step_directories(folder) if folder.exists() else []
     return bool(steps) and int(steps[-1].name) == config.train.steps
 

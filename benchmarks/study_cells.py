@@ -126,3 +126,15 @@ CELLS = {
     # Earlier choices.
     "ar_lr1": Cell("AR alone, half the rate", {"objective.name": "ar", "optimizer.learning_rate": 1e-3}),
 }
+
+SEEDS = (0, 1)
+
+_BEAM, _GREEDY, _ONE_PASS = "ar:beam=5", "ar:beam=1", "ctc:beam=1"
+# (cell, decoding setting) of two systems whose difference carries a claim.
+COMPARISONS = (
+    (("cpu_ar_more", _BEAM), ("cpu_ctc", _BEAM)),
+    (("cpu_ar_more", _BEAM), ("cpu_ctc_distilled", _BEAM)),
+    (("cpu_ctc_distilled", _GREEDY), ("cpu_ctc_distilled", _ONE_PASS)),
+    (("cpu_ctc_distilled", _ONE_PASS), ("cpu_glancing_distilled", _ONE_PASS)),
+    (("cpu_ctc_distilled", _ONE_PASS), ("cpu_adapters_distilled", _ONE_PASS)),
+)

@@ -43,12 +43,13 @@ COLUMNS = (
 )
 _NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5,blank_penalty=1")
 SPEED_FILE, LONG_SPEED_FILE, STEP_FILE = "speed.json", "speed_cpu.json", "step_seconds.json"
-TIMES = (SPEED_FILE, LONG_SPEED_FILE, STEP_FILE)
+COMPARE_FILE = "bootstrap.json"
+NO_CELLS = (SPEED_FILE, LONG_SPEED_FILE, STEP_FILE, COMPARE_FILE)
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """The finished cells in the order of `CELLS`; seeds of a cell are neighbours."""
-    files = [path for path in sorted(folder.glob("*.json")) if path.name not in TIMES]
+    files = [path for path in sorted(folder.glob("*.json")) if path.name not in NO_CELLS]
     results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     order = list(CELLS)
     return sorted((r for r in results if r["cell"] in order), key=lambda r: (order.index(r["cell"]), r["seed"]))
@@ -73,6 +74,27 @@ def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) 
             shown.append("" if seconds is None else f"{seconds:.0f}")
         lines.append(f"| {label(cell)} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def paired(first: Sequence[str], second: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Two systems' BLEU by sacreBLEU's paired bootstrap of 1000 samples.
+
+    Returns:
+      `bleu_first`, `bleu_second`, half the width of their 95% intervals `interval_first`, `interval_second`, and
+      `p_value`: how probable a difference as large is if the two are equally good.
+    """
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.significance import PairedTest
+
+    test = PairedTest(
+        [("first", list(first)), ("second", list(second))], {"BLEU": BLEU(references=[list(references)])}, None,
+        test_type="bs", n_samples=1000,
+    )  # fmt: skip
+    one, two = test()[1]["BLEU"]
+    return {
+        "bleu_first": one.score, "interval_first": one.ci, "bleu_second": two.score, "interval_second": two.ci,
+        "p_value": two.p_value,
+    }  # fmt: skip
 
 
 def label(cell: dict[str, Any]) -> str:

@@ -47,10 +47,10 @@ def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_pa
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     assert study.main(["--cell=cpu_ctc_distilled", "--cell=cpu_ctc", "--seed=1"]) == 0
-    raw, distilled, start = "prepared/multi30k_ar", "prepared/multi30k_ar_by_cpu_ar_seed1", "runs/study/cpu_ar_seed1"
+    raw, distilled, start = "prepared/multi30k_ar", "prepared/multi30k_ar_by_cpu_ar", "runs/study/cpu_ar"
     assert calls == [
         f"prepare {raw}",
-        ("cpu_ar", "", raw, "cpu_ar_seed1.json"),
+        ("cpu_ar", "", raw, "cpu_ar.json"),
         f"teacher {start}",
         f"prepare {distilled}",
         ("cpu_ctc_distilled", start, distilled, "cpu_ctc_distilled_seed1.json"),
@@ -61,7 +61,7 @@ def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_pa
 def test_result_files_belong_to_cells_with_the_same_settings():
     """The tables would otherwise show files of removed cells or of old settings."""
     for path in study.RESULTS.glob("*.json"):
-        if path.name in study_report.TIMES:
+        if path.name in study_report.NO_CELLS:
             continue
         figures = json.loads(path.read_text())
         assert path == study.result_path(figures["cell"], figures["seed"])
@@ -117,6 +117,29 @@ def test_a_stopped_cell_writes_no_result_file(run, tmp_path, monkeypatch, capsys
     study.run_cell("janus", config, tmp_path / "run", tmp_path / "janus.json")
     assert "stopped" in capsys.readouterr().out
     assert not (tmp_path / "janus.json").exists()
+
+
+def test_cells_are_compared_by_paired_bootstrap(tmp_path, monkeypatch):
+    references = [f"a man with {n} dogs walks along the street number {n}" for n in range(40)]
+    worse = [line.replace("dogs", "cats") if n % 2 else line for n, line in enumerate(references)]
+    for language, lines in (("de", references), ("en", references)):
+        (tmp_path / f"test_2016_flickr.{language}").write_text("".join(f"{line}\n" for line in lines))
+    steps = study.config_of(CELLS["cpu_ctc"], 0).train.steps
+    for name, lines in (("cpu_ar_more", worse), ("cpu_ctc", references), ("cpu_ctc_seed1", references)):
+        (tmp_path / name / "checkpoints" / str(steps) / "assets").mkdir(parents=True)
+        (tmp_path / name / "outputs").mkdir()
+        (tmp_path / name / "outputs" / "ar-beam=5.txt").write_text("".join(f"{line}\n" for line in lines))
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study.Generator, "from_checkpoint", lambda path: None)
+    assert study.main(["--compare", f"--workdir={tmp_path}", f"--data={tmp_path}"]) == 0
+    rows = json.loads((tmp_path / "results" / "bootstrap.json").read_text())["comparisons"]
+    assert [(row["first"][0], row["second"][0]) for row in rows] == [
+        ("cpu_ar_more", "cpu_ctc"), ("cpu_ar_more", "cpu_ctc_seed1")
+    ]  # fmt: skip
+    assert rows[0]["bleu_second"] == pytest.approx(100.0)
+    assert rows[0]["bleu_first"] < 95
+    assert rows[0]["p_value"] < 0.01
+    assert rows[0]["interval_first"] > 0
 
 
 def test_steps_are_timed_phase_by_phase(run):
