@@ -8,9 +8,9 @@ Presets:
   wmt14_ende, wmt14_deen   English-German and German-English
   wmt16_enro, wmt16_roen   English-Romanian and Romanian-English
 
-  Each has the released sizes and optimizer, trains AR first and then the joint loss with AR as the teacher
-  (configs/recipes.py). Two variants of each, for example wmt16_enro_ctc and wmt16_enro_released:
-  _ctc                     the same with CTC rows instead of mask-predict
+  Each has the released sizes and optimizer, and trains AR first, then AR and CTC (configs/recipes.py). Two variants of
+  each, for example wmt16_enro_masks and wmt16_enro_released:
+  _masks                   AR first, then the joint loss with mask-predict, in which AR is the teacher
   _released                the released recipe, with its AR slot positions and its two encoder passes
 
 Data: IWSLT14 is read from parallel files, a sentence a line: data/iwslt14/train.de, train.en, valid.de, valid.en, test.de
@@ -111,12 +111,12 @@ PAIRS = {
 }
 
 
-def _ar_first(pair):
-    return recipes.ar_first(pair())
-
-
 def _ctc(pair):
-    return recipes.ar_first(recipes.ctc(pair()))
+    return recipes.ar_then_ctc(pair())
+
+
+def _masks(pair):
+    return recipes.ar_first(pair())
 
 
 def _released(pair):
@@ -131,7 +131,7 @@ def get_config(name=""):
     """The preset named after the colon of --config=configs/mt.py:wmt16_enro."""
     presets = {}
     for pair, make in PAIRS.items():
-        presets[pair] = functools.partial(_ar_first, make)
-        presets[f"{pair}_ctc"] = functools.partial(_ctc, make)
+        presets[pair] = functools.partial(_ctc, make)
+        presets[f"{pair}_masks"] = functools.partial(_masks, make)
         presets[f"{pair}_released"] = functools.partial(_released, make)
     return preset(name, presets)

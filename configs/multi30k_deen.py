@@ -130,12 +130,8 @@ def _ar():
 
 
 def _ctc():
-    config = recipes.ar_first(recipes.ctc(_small_batches()))
+    config = recipes.ar_then_ctc(_small_batches())
     config.data.prepared = "prepared/multi30k_ctc"
-
-    config.objective.ar_first = 0.5
-    config.objective.weights.ar = 2.0
-    config.objective.ar_every = 2
 
     config.train.steps = 9000
     config.train.eval_every = 1500

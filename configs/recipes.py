@@ -37,6 +37,15 @@ def ctc(config):
     return config
 
 
+def ar_then_ctc(config):
+    """AR alone for half of the steps, then AR and CTC, AR in every second step: `from_teacher` in one run."""
+    config = ctc(ar_first(config))
+    config.objective.ar_first = 0.5
+    config.objective.weights.ar = 2.0
+    config.objective.ar_every = 2
+    return config
+
+
 def mask_predict(config):
     """AR and mask-predict without AUX rows. NAR rows learn to correct tokens of their own, and every pass may revise all.
 

@@ -47,7 +47,7 @@ def test_all_experiments_are_here():
         "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "headline", "mt", "multi30k_deen"
     }  # fmt: skip
     pairs = ("iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen")
-    translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_ctc", "_released")}
+    translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_masks", "_released")}
     assert {experiment for experiment in EXPERIMENTS if experiment.startswith("mt.py")} == translation
     assert {"multi30k_deen.py:cpu", "multi30k_deen.py:anchor_ar"} <= set(EXPERIMENTS)
 
@@ -61,7 +61,7 @@ def test_docstring_gives_commands_cost_and_scores(path):
         assert f"python -m janus_jax.{command} --config=configs/{path.name}" in module.__doc__
     assert re.search(r"^Cost: .*Scores[:,( ]", module.__doc__, re.DOTALL | re.MULTILINE)
     for name in presets(path):
-        pair = re.sub("_(ctc|released)$", "", name) if path.stem == "mt" else name
+        pair = re.sub("_(masks|released)$", "", name) if path.stem == "mt" else name
         assert pair in module.__doc__
 
 
