@@ -59,14 +59,22 @@ def step_flops(
     def decoder_layer(rows: int, pairs: int) -> int:
         return rows * per_row + layout.memory_rows * 2 * d * d + 2 * d * (pairs + rows * source)
 
-    layer = decoder_layer(layout.rows, layout.attention_pairs())
-    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True))
+    layer = decoder_layer(layout.rows, layout.attention_pairs()) + _adapter_operations(layout, m)
+    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True)) + _adapter_operations(layout, m, last=True)
     cross = m.decoder_layers * source * 2 * d * d
     logits = (layout.read_rows + _rows_projected_again(layout, terms)) * d * padded_vocab(m)
     links = _link_operations(layout, m)
     passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
     decoder = (m.decoder_layers - 1) * layer + last + logits + links
     return 2 * TRAINING * sentences * (passes * (encoder + cross) + decoder)
+
+
+def _adapter_operations(layout: RowLayout, m: ModelConfig, last: bool = False) -> int:
+    """Multiplications of a decoder layer's adapters: of the parallel rows' queries, outputs, feed-forward, keys and values."""
+    first = layout.parallel(last)
+    queries = (layout.read_rows if last else layout.rows) - first.queries
+    memory = layout.memory_rows - first.memory
+    return m.parallel_adapter_rank * (queries * (8 * m.d_model + 2 * (m.d_model + m.ffn_dim)) + memory * 4 * m.d_model)
 
 
 def _link_operations(layout: RowLayout, m: ModelConfig) -> int:

@@ -29,12 +29,14 @@ def product_operations(jaxpr):
     return total
 
 
-@pytest.mark.parametrize("stream", ["query", "content"])
-@pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_operations_of_a_step_are_counted(name, stream):
+@pytest.mark.parametrize(
+    ("name", "stream", "rank"),
+    [(name, stream, 0) for name in OBJECTIVES for stream in ("query", "content")] + [("janus_all", "content", 16)],
+)
+def test_operations_of_a_step_are_counted(name, stream, rank):
     # Wide enough that the products outside the count (length head, CTC's label tokens) are small.
     net, params = tiny.model(
-        d_model=64, ffn_dim=128, ar_stream=stream, vocab_size=256,
+        d_model=64, ffn_dim=128, ar_stream=stream, vocab_size=256, parallel_adapter_rank=rank,
         **{f"{family}_ratio": 1.5 for family in ("ctc", "dag") if family in OBJECTIVES[name]},
     )  # fmt: skip
     objective = ObjectiveConfig(name=name)
