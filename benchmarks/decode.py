@@ -162,9 +162,11 @@ def timed(call: Callable[[], Any]) -> Callable[[], float]:
     return lambda: common.seconds(call, 1)[0]
 
 
-def make_model(ar_stream: str, dtype: str, ctc_ratio: float = 0.0) -> tuple[Janus, Params]:
-    """A model of the published shape with random weights."""
-    settings = {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype, "ctc_ratio": ctc_ratio}
+def make_model(ar_stream: str, dtype: str, ctc: bool = False) -> tuple[Janus, Params]:
+    """A model of the published shape with random weights; with `ctc`, CTC rows as in configs/recipes.py."""
+    settings: dict[str, Any] = {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype}
+    if ctc:
+        settings |= {"ctc_ratio": 2.0, "ctc_input": "encoder", "ctc_positions": "own"}
     net = Janus(resolve({"model": settings}).model, Specials())
     return net, jax.jit(net.init)(jax.random.key(0))
 
@@ -172,7 +174,7 @@ def make_model(ar_stream: str, dtype: str, ctc_ratio: float = 0.0) -> tuple[Janu
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of all settings and batch sizes, as the last line prints them."""
     net, params = make_model(args.ar_stream, args.dtype)
-    with_ctc = make_model(args.ar_stream, args.dtype, ctc_ratio=2.0)
+    with_ctc = make_model(args.ar_stream, args.dtype, ctc=True)
     rows = []
     for batch in map(int, args.batches.split(",")):
         decoders = {

@@ -20,7 +20,7 @@ def parameters(workdir):
     }  # fmt: skip
     return "\n".join(
         [
-            'CONFIG = "configs/demo_deen.py"', 'SENTENCE = ""', "PASSES = 3", f"WORKDIR = {str(workdir / 'run')!r}",
+            'CONFIG = "configs/demo_deen.py:masks"', 'SENTENCE = ""', "PASSES = 3", f"WORKDIR = {str(workdir / 'run')!r}",
             f"SETTINGS = {[f'--config.{name}={value}' for name, value in settings.items()]}",
         ]
     )  # fmt: skip

@@ -60,7 +60,9 @@ def step_flops(
         return rows * per_row + layout.memory_rows * 2 * d * d + 2 * d * (pairs + rows * source)
 
     layer = decoder_layer(layout.rows, layout.attention_pairs()) + _adapter_operations(layout, m)
-    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True)) + _adapter_operations(layout, m, last=True)
+    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True)) + _adapter_operations(
+        layout, m, last=True
+    )
     cross = m.decoder_layers * source * 2 * d * d
     logits = (layout.read_rows + _rows_projected_again(layout, terms)) * d * padded_vocab(m)
     links = _link_operations(layout, m)
