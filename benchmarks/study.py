@@ -70,7 +70,7 @@ def config_of(
     if cell.start:
         config.init_from = str(workdir / cell.start)
     if cell.distilled_by:
-        config.data.prepared += f"_by_{cell.distilled_by}"
+        config.data.prepared += f"_by_{cell.distilled_by}" + f"_{cell.readers}" * (cell.readers != "parallel")
     config.update_from_flattened_dict(cell.changes)
     config.train.seed = config.data.seed = seed
     return config_lib.resolve(config)
@@ -107,7 +107,9 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "cell": name,
         "seed": config.train.seed,
         "why": CELLS[name].why,
-        "targets": f"distilled by {CELLS[name].distilled_by}" if CELLS[name].distilled_by else "raw",
+        "targets": f"distilled by {CELLS[name].distilled_by}, read by {CELLS[name].readers}"
+        if CELLS[name].distilled_by
+        else "raw",
         "settings": changed_settings(config),
         "config_hash": config_lib.config_hash(config),
         "machine": common.machine(),
@@ -306,7 +308,7 @@ def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
         raw = config_of(CELLS[cell.distilled_by], 0, args.data, args.prepared).data.prepared
         distill(
             Generator.from_checkpoint(args.workdir / cell.distilled_by), raw, config.data.prepared, checkpoint=cell.distilled_by,
-            readers="parallel", mode="ar", beam=5,
+            readers=cell.readers, mode="ar", beam=5,
         )  # fmt: skip
     if not Path(config.data.prepared).exists():
         prepare(config)

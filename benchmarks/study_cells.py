@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from janus_jax.data import Readers
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -13,7 +15,8 @@ class Cell:
       changes: settings that differ from the preset.
       preset: of configs/multi30k_deen.py.
       start: the cell whose model the run starts from; "": none. It is trained first.
-      distilled_by: the cell whose AR half made the targets of the parallel rows; "": they are raw.
+      distilled_by: the cell whose AR half made the targets of the `readers`; "": they are raw.
+      readers: the rows that read these targets, see `data.retarget`.
     """
 
     why: str
@@ -21,6 +24,7 @@ class Cell:
     preset: str = "study"
     start: str = ""
     distilled_by: str = ""
+    readers: Readers = "parallel"
 
 
 _TEACHER = {"objective.stop_gradient.kl_ar_nar": "ar", "objective.stop_gradient.kl_ar_aux": "ar"}
@@ -101,6 +105,19 @@ CELLS = {
     ),
     "cpu_masks_distilled": Cell(
         "the same; NAR rows read distilled targets", preset="masks_from_ar", start="cpu_ar", distilled_by="cpu_ar"
+    ),
+    "cpu_masks_taught_distilled": Cell(
+        "AR and mask-predict from cpu_ar without correction; all rows read distilled targets, AR teaches NAR",
+        {
+            "objective.nar_correction": 0.0,
+            "decode.nar.revise": False,
+            "objective.weights.kl_ar_nar": 1.0,
+            "objective.stop_gradient.kl_ar_nar": "ar",
+        },
+        preset="masks_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
+        readers="all",
     ),
     "cpu_ctc": Cell("AR and CTC from cpu_ar, raw targets", preset="ctc_from_ar", start="cpu_ar"),
     "cpu_ctc_distilled": Cell(
