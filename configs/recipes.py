@@ -47,7 +47,7 @@ def ar_then_ctc(config):
 
 
 def mask_predict(config):
-    """AR and mask-predict without AUX rows. NAR rows learn to correct tokens of their own, and every pass may revise all.
+    """AR and mask-predict without AUX rows.
 
     There is no divergence, so that NAR rows may have distilled targets.
     """
@@ -55,9 +55,7 @@ def mask_predict(config):
     config.objective.weights.nar = 1.0
     for name in ("aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"):
         config.objective.weights[name] = 0.0
-    config.objective.nar_correction = ((0, 0.0), (1000, 0.3))  # first right tokens are needed that it can learn to keep
     config.decode.mode = "nar"
-    config.decode.nar.revise = True
     return config
 
 
