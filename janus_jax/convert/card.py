@@ -1,7 +1,11 @@
 """The model card (README.md) of an exported model: how to run it, and what it was trained on."""
 
+import json
+from typing import Any
+
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
+from janus_jax.config import DagDecode
 from janus_jax.decode import trained_modes
 
 _CARD = """\
@@ -51,7 +55,14 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam}{penalty})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
+    "dag": """
+# Along a path through a graph (DAG), in one pass of the decoder{trained}:
+ids = model.generate_dag(batch["input_ids"], batch["attention_mask"], {dag})
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+""",
 }
+
+_PARALLEL = {"nar": "mask-predict", "ctc": "CTC", "dag": "DAG"}
 
 
 def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> str:
@@ -65,21 +76,23 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
     """
     config = loaded.config
     data, modes = config.data, trained_modes(config.objective)
+    absent = [mode for mode, ratio in (("ctc", config.model.ctc_ratio), ("dag", config.model.dag_ratio)) if not ratio]
     calls = [
         call.format(
             passes=config.decode.nar.passes,
             length_beam=config.decode.nar.length_beam,
             beam=config.decode.ctc.beam,
             penalty=f", blank_penalty={config.decode.ctc.blank_penalty}" if config.decode.ctc.blank_penalty else "",
+            dag=_dag_settings(config.decode.dag),
             trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()
-        if mode != "ctc" or config.model.ctc_ratio
+        if mode not in absent
     ]
     return _CARD.format(
         name=name,
         version=loaded.about.get("janus_jax", ""),
-        parallel="mask-predict, or CTC" if config.model.ctc_ratio else "mask-predict",
+        parallel=", ".join(name for mode, name in _PARALLEL.items() if mode not in absent),
         calls="".join(calls),
         objective=config.objective.name,
         modes=", ".join(modes),
@@ -91,6 +104,16 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
         source=data.max_source_length,
         target=data.max_target_length,
     )
+
+
+def _dag_settings(dag: DagDecode) -> str:
+    """The arguments of `generate_dag` that equal the settings of mode dag."""
+    settings: dict[str, Any] = {"search": dag.search, "length_beta": dag.length_beta}
+    if dag.search == "lookahead":
+        settings["beta"] = dag.beta
+    if dag.search == "beam":
+        settings |= {"num_beams": dag.beam, "dag_tokens": dag.tokens}
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
 
 
 def _data(loaded: Loaded) -> str:

@@ -5,10 +5,10 @@
 - bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs
   ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position "target", the
   decoder's position table moves up by one row. The length head and what only parallel rows use (CTC's blank and
-  positions, adapters) are left out. With ar_start "eos", bos must be forced as the next token, as for published BARTs
-  (transformers: forced_bos_token_id; CTranslate2: target_prefix).
-- fairseq: model.pt with the released names, and dict.txt. CTC's blank and positions and the adapters are stored beside
-  the model, for imports: the released code has none of them and refuses unknown tensors.
+  positions, DAG's positions and links, adapters) are left out. With ar_start "eos", bos must be forced as the next
+  token, as for published BARTs (transformers: forced_bos_token_id; CTranslate2: target_prefix).
+- fairseq: model.pt with the released names, and dict.txt. What only parallel rows use is stored beside the model, for
+  imports: the released code has none of it and refuses unknown tensors.
 - safetensors: the weights with the released names and the whole config, without pickle.
 
 Each directory also holds the checkpoint's tokenizer. `python -m janus_jax.convert import` restores hf, fairseq and
@@ -41,7 +41,7 @@ from janus_jax.types import Specials
 _HF_CODE = Path(__file__).parent / "hf"
 _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
 # Fields of ModelConfig that only JAX needs, or that another field of JanusConfig expresses.
-_NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention", "dag_ratio")
+_NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
 _EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
 
@@ -73,11 +73,6 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
         raise ConvertError(f"--format={format_name}: choose from {', '.join(FORMATS)}")
     files.refuse_existing(output)
     loaded = checkpoint.load(checkpoint_path)
-    if ratio := loaded.config.model.dag_ratio:
-        raise ConvertError(
-            f"{checkpoint_path}: model.dag_ratio is {ratio}, and no format holds DAG rows yet; decode with janus_jax, or start a "
-            "run without them from this checkpoint (init_from, model.dag_ratio=0) and export that"
-        )
     tokenizer = text.load(loaded.tokenizer)
     model = replace(loaded.config.model, vocab_size=loaded.config.model.vocab_size or tokenizer.vocab_size)
     specials = Janus(model, tokenizer.specials).specials

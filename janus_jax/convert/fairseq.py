@@ -24,9 +24,12 @@ COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
 BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows
 # Name patterns of the tensors that only parallel rows (all decoder rows but AR rows) use; released models have none.
-PARALLEL_ONLY = (BLANK, "decoder.embed_ctc_positions.weight", "decoder.layers.*_adapter.*.weight")
+PARALLEL_ONLY = (
+    BLANK, "decoder.embed_ctc_positions.weight", "decoder.embed_dag_positions.weight", "decoder.dag_links.*",
+    "decoder.layers.*_adapter.*.weight",
+)  # fmt: skip
 _IGNORED = re.compile(r"\.version$")
-_TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_length")
+_TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length")
 
 
 def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> ModelConfig:

@@ -1,8 +1,12 @@
-"""transformers, set up for the tests of this package."""
+"""transformers, set up for the tests of this package, and the exports that several modules read."""
 
+import functools
 import sys
 
 import pytest
+
+from janus_jax.convert import export_model
+from tests.convert import foreign, parallel_models
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +26,23 @@ def transformers(tmp_path_factory):
             patch.delitem(sys.modules, name)
         yield transformers
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    return foreign.byte_bpe()
+
+
+@pytest.fixture(scope="session")
+def export_of(bpe, tmp_path_factory, transformers):
+    """A function: name in `parallel_models.ARCHITECTURES` -> (checkpoint, export, network, parameters, PyTorch model), made
+    once."""
+
+    @functools.cache
+    def export_of(name):
+        folder = tmp_path_factory.mktemp("parallel")
+        net, params = parallel_models.write(folder / "run", bpe, **parallel_models.ARCHITECTURES[name])
+        export_model(folder / "run", "hf", folder / "hf")
+        return folder / "run", folder / "hf", net, params, parallel_models.load(folder / "hf")
+
+    return export_of

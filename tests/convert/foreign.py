@@ -18,7 +18,10 @@ BART = {
 LINES = [f"{a} {b}, {c}!" for a in WORDS for b in WORDS[::3] for c in WORDS[1::4]]
 
 
-_SPREADS = {"embed_positions": 1.0, "embed_ctc_positions": 1.0, "embed_tokens": 0.2, "_adapter": 0.3}
+_SPREADS = {
+    "embed_positions": 1.0, "embed_ctc_positions": 1.0, "embed_dag_positions": 1.0, "dag_links": 0.3, "embed_tokens": 0.2,
+    "_adapter": 0.3,
+}  # fmt: skip
 
 
 def dictionary(path, words=36, mask=False):

@@ -17,18 +17,12 @@ from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
 from janus_jax.decode import Generator
 from janus_jax.text import load, train
-from tests import tiny
 from tests.convert import foreign
 
 pytest.importorskip("safetensors")
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = "decoder.embed_positions.weight"
-
-
-@pytest.fixture(scope="module")
-def bpe():
-    return foreign.byte_bpe()
 
 
 @pytest.fixture(scope="module")
@@ -309,17 +303,6 @@ def test_mistakes_are_reported_and_write_nothing(checkpoint_of, tmp_path, capsys
     assert main(["import", "--from=hf", f"--model={tmp_path / 'none'}", f"--output={tmp_path / 'new'}"]) == 2
     assert "no such file" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
-
-
-@pytest.mark.parametrize("form", ["hf", "bart", "fairseq", "safetensors"])
-def test_dag_rows_are_refused(form, tmp_path):
-    net, params = tiny.model(dag_ratio=2.0, encoder_layers=1, decoder_layers=1)
-    lengths = {"max_source_length": 16, "max_target_length": 16}
-    settings = config.resolve({"model": dataclasses.asdict(net.config), "data": lengths})
-    checkpoint.write(tmp_path / "dag", params, settings, b"tokens", {"step": 1})
-    with pytest.raises(ConvertError, match=r"model\.dag_ratio is 2\.0, and no format holds DAG rows yet; .*init_from"):
-        export_model(tmp_path / "dag", form, tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def test_released_names_in_the_weights(checkpoint_of, tmp_path):

@@ -32,11 +32,6 @@ Q_PROJ = "decoder.layers.1.encoder_attn.q_proj.weight"
 
 
 @pytest.fixture(scope="module")
-def bpe():
-    return foreign.byte_bpe()
-
-
-@pytest.fixture(scope="module")
 def translation():
     """Released arrays of a translation model with 40 tokens."""
     return foreign.released(ar_slot_position="input", mask_token="unk")[1]

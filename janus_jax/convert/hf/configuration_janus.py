@@ -17,13 +17,14 @@ _CHOICES = {
 
 
 class JanusConfig(PretrainedConfig):
-    """One encoder-decoder that generates autoregressively, by mask-predict and, with a `ctc_ratio`, by CTC.
+    """One encoder-decoder that generates autoregressively and by mask-predict; with a `ctc_ratio` also by CTC, and with a
+    `dag_ratio` along a path through a graph.
 
     Fields have the names of ModelConfig in janus_jax. `janus_jax` holds the whole configuration of the training; no
     code here reads it.
 
     Raises:
-      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio or
+      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio, dag_ratio or
         parallel_adapter_rank is negative.
     """
 
@@ -61,6 +62,7 @@ class JanusConfig(PretrainedConfig):
         ctc_ratio: float = 0.0,  # CTC rows of the decoder for each source token; 0: a model without blank and CTC rows
         ctc_input: str = "mask",  # CTC rows read the mask token, or "source": source tokens, copied evenly, or "encoder": the mask token and the states of these tokens
         ctc_positions: str = "shared",  # CTC rows have the position table of the other decoder rows, or "own": a table of their own
+        dag_ratio: float = 0.0,  # DAG rows of the decoder for each source token; 0: a model without DAG rows and links
         parallel_adapter_rank: int = 0,  # of the low-rank adapters that all decoder rows but autoregressive ones use; 0: none
         mask_token_id: int = 4,
         bos_token_id: int = 0,
@@ -93,6 +95,7 @@ class JanusConfig(PretrainedConfig):
         self.ctc_ratio = ctc_ratio
         self.ctc_input = ctc_input
         self.ctc_positions = ctc_positions
+        self.dag_ratio = dag_ratio
         self.parallel_adapter_rank = parallel_adapter_rank
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
@@ -102,8 +105,11 @@ class JanusConfig(PretrainedConfig):
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
         if d_model % heads:
             raise ValueError(f"heads: {heads} do not divide d_model {d_model}; choose a divisor")
-        if ctc_ratio < 0:
-            raise ValueError(f"ctc_ratio: {ctc_ratio} rows a source token; choose 0 (no CTC rows) or more")
+        for name, ratio in (("ctc", ctc_ratio), ("dag", dag_ratio)):
+            if ratio < 0:
+                raise ValueError(
+                    f"{name}_ratio: {ratio} rows a source token; choose 0 (no {name.upper()} rows) or more"
+                )
         if parallel_adapter_rank < 0:
             raise ValueError(f"parallel_adapter_rank: {parallel_adapter_rank}; choose 0 (no adapters) or more")
         if decoder_start_token_id is None:
@@ -130,8 +136,16 @@ class JanusConfig(PretrainedConfig):
 
     def ctc_slots(self, source_length: int) -> int:
         """Number of CTC rows of a source of `source_length` tokens, bos and eos included."""
-        # Rounded first, since 1.1 * 10 is 11.000000000000002 in floating point.
-        return math.ceil(round(self.ctc_ratio * source_length, 6))
+        return _rows_of_source(self.ctc_ratio, source_length)
+
+    def dag_slots(self, source_length: int) -> int:
+        """Number of DAG rows of a source of `source_length` tokens, bos and eos included."""
+        return _rows_of_source(self.dag_ratio, source_length)
+
+
+def _rows_of_source(ratio: float, source_length: int) -> int:
+    # Rounded first, since 1.1 * 10 is 11.000000000000002 in floating point.
+    return math.ceil(round(ratio * source_length, 6))
 
 
 # Stopping rules: name in janus_jax -> name in transformers.

@@ -1,16 +1,18 @@
 """JANUS for transformers: one encoder-decoder that generates one token at a time (`generate`) or many tokens at once
-(`generate_nar` and, in models with CTC rows, `generate_ctc`).
+(`generate_nar`; `generate_ctc` in models with CTC rows, `generate_dag` in models with DAG rows).
 
 Rows of the decoder: a content row holds a token and gives keys and values. A query row holds a mask token at a
 position; it attends to content rows, and no row attends to it. With `ar_stream` "query" the next token is predicted
 from a query row, with "content" from the content row of the previous token. In mask-predict, all content rows attend to
 each other. So do CTC rows: a sentence has `ctc_ratio` CTC rows for each source token, and each of them emits a token or
-the blank, whose id follows the vocabulary. Rows of mask-predict and CTC rows are parallel rows: with a
-`parallel_adapter_rank`, they use adapters, and the rows of `generate` do not.
+the blank, whose id follows the vocabulary. And so do DAG rows, of which a sentence has `dag_ratio` for each source
+token: they are the vertices of a graph, each emits a token, and links lead from each to the vertices behind it. Rows of
+mask-predict, CTC rows and DAG rows are parallel rows: with a `parallel_adapter_rank`, they use adapters, and the rows of
+`generate` do not.
 
-Legend: B sentences, K lengths or hypotheses of a sentence, N hypotheses of all sentences, R query rows or CTC rows, S
-source length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D model
-width, H heads, V vocabulary, C length classes, k candidate tokens of a CTC row.
+Legend: B sentences, K lengths or hypotheses of a sentence, N hypotheses of all sentences, R query rows, CTC rows or DAG
+rows, S source length or key rows, T target slots (bos and eos counted), L tokens in the cache or of a hypothesis, D
+model width, H heads, V vocabulary, C length classes or different tokens of a graph, k candidate tokens of a row.
 """
 
 import math
@@ -28,6 +30,7 @@ from .configuration_janus import JanusConfig, default_generation_config
 
 RESERVED_POSITIONS = 2  # position p is row p + 2 of a table; the first row is unused, the second one is for padding
 SHORTEST = 2  # bos and eos
+DAG_SEARCHES = ("greedy", "lookahead", "viterbi", "beam")
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, S, D/H] each
 
@@ -277,6 +280,43 @@ class JanusEncoder(JanusEmbedder):
         return output if return_dict or return_dict is None else output.to_tuple()
 
 
+class JanusDagLinks(nn.Module):
+    """The links of DAG rows: from each vertex a distribution over the vertices behind it.
+
+    It is a mixture of H softmaxes. Queries, keys and the weights of the mixture are linear in the hidden row and a
+    learned position of the vertex (DA-Transformer, Huang et al. 2022, arXiv 2205.07459).
+    """
+
+    def __init__(self, config: JanusConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.embed_positions = position_table(config)
+        self.q_proj = nn.Linear(2 * config.d_model, config.d_model)
+        self.k_proj = nn.Linear(2 * config.d_model, config.d_model)
+        self.gate = nn.Linear(2 * config.d_model, config.heads)
+
+    def forward(self, rows: Tensor, real: Tensor) -> Tensor:
+        """Log-probabilities [B, R, R] float32 of the links from each vertex (axis 1) to each (axis 2); -inf: no link.
+
+        Args:
+          rows: [B, R, D] hidden rows.
+          real: [B, R] true at real vertices, which come first. The last of them has no successor.
+        """
+        count = rows.shape[1]
+        positions = self.embed_positions(torch.arange(count, device=rows.device) + RESERVED_POSITIONS)
+        inputs = torch.cat([rows, positions.expand_as(rows)], dim=-1)
+        queries, keys = (
+            project(inputs).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj)
+        )
+        scores = (queries @ keys.transpose(2, 3)).float() / math.sqrt(queries.shape[-1])
+        behind = torch.ones(count, count, dtype=torch.bool, device=rows.device).triu(1)
+        exists = behind & real[:, :, None] & real[:, None]
+        # A low number and not -inf, so that a vertex without links does not become NaN.
+        heads = scores.masked_fill(~exists[:, None], torch.finfo(scores.dtype).min / 2).log_softmax(-1)
+        weights = self.gate(inputs).float().log_softmax(-1).transpose(1, 2)
+        return (weights[..., None] + heads).logsumexp(1).masked_fill(~exists, -math.inf)
+
+
 class JanusDecoder(JanusEmbedder):
     """The decoder, with a method for each kind of pass."""
 
@@ -289,6 +329,9 @@ class JanusDecoder(JanusEmbedder):
             self.embed_blank = nn.Embedding(1, config.d_model)
             if config.ctc_positions == "own":
                 self.embed_ctc_positions = position_table(config)
+        if config.dag_ratio:
+            self.embed_dag_positions = position_table(config)
+            self.dag_links = JanusDagLinks(config)
 
     def sources(self, states: Tensor | None, cache: EncoderDecoderCache | None = None) -> list[KeysValues]:
         """Cross-attention keys and values of each layer, of states [B, S, D]; taken from the cache if it holds them."""
@@ -348,13 +391,25 @@ class JanusDecoder(JanusEmbedder):
         bias = bias_of((tokens != self.config.pad_token_id)[:, None], x.dtype)
         return self.advance(x, 0, bias, sources, source_bias, None, parallel=True)
 
-    def ctc_rows(
-        self, tokens: Tensor, states: Tensor | None, real: Tensor, sources: list[KeysValues], source_bias: Tensor
+    def source_rows(
+        self,
+        tokens: Tensor,
+        states: Tensor | None,
+        real: Tensor,
+        table: nn.Embedding | None,
+        sources: list[KeysValues],
+        source_bias: Tensor,
     ) -> Tensor:
-        """Hidden rows [B, R, D] of CTC rows that read tokens [B, R] and, unless None, encoder states [B, R, D]; every
-        row attends to the `real` [B, R] rows."""
+        """Hidden rows [B, R, D] of CTC or DAG rows, which attend to each other.
+
+        Args:
+          tokens: [B, R] that they read.
+          states: [B, R, D] encoder states that they read too; None: none.
+          real: [B, R] true at rows that are not padding.
+          table: of their positions; None: that of the other rows.
+          sources, source_bias: projected encoder states, and their bias [B, 1, 1, S].
+        """
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        table = self.embed_ctc_positions if self.config.ctc_positions == "own" else None
         x = self.embed(tokens, positions, states=states, table=table)
         return self.advance(x, 0, bias_of(real[:, None], x.dtype), sources, source_bias, None, parallel=True)
 
@@ -420,6 +475,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
       model.generate(**batch, num_beams=5)
       model.generate_nar(**batch, passes=4)
       model.generate_ctc(**batch, num_beams=4)  # if the model has ctc_ratio above 0
+      model.generate_dag(**batch, search="viterbi")  # if the model has dag_ratio above 0
     """
 
     config_class = JanusConfig
@@ -573,6 +629,27 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         rows, of_sentence = self._ctc_rows(input_ids, states, real)
         return self.decoder.ctc_logits(rows), of_sentence.sum(1)
 
+    def dag_forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [B, R, V] of the DAG rows, log-probabilities [B, R, R] of the links from axis 1 to axis 2 (-inf: no
+        link), and the number of rows [B] of each sentence.
+
+        A path begins at the first row and ends at the sentence's last one. The two emit bos and eos in training.
+
+        Args:
+          input_ids, attention_mask, encoder_outputs: as in `forward`.
+
+        Raises:
+          ValueError: a model without DAG rows, no source, or more rows than positions.
+        """
+        states, real = self._encoded(input_ids, attention_mask, encoder_outputs)
+        rows, vertices = self._dag_rows(states, real)
+        return self.decoder.output_projection(rows), self.decoder.dag_links(rows, vertices), vertices.sum(1)
+
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """`generate` of transformers, one token at a time: greedy search, beam search, sampling.
 
@@ -679,8 +756,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         states, real = self._encoded(input_ids, attention_mask, None)
         length_logits = self._length_logits(states, real)
         tried = candidate_lengths(length_logits, length_beam, self._max_predicted_length(max_length), lengths)
-        is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
-        tried = torch.where((real & ~is_frame).any(1, keepdim=True), tried, SHORTEST)  # empty source: bos, eos
+        tried = torch.where(self._has_tokens(input_ids, real), tried, SHORTEST)
         sources = [tuple(x.repeat_interleave(length_beam, 0) for x in pair) for pair in self.decoder.sources(states)]
         bias = bias_of(real[:, None], states.dtype).repeat_interleave(length_beam, 0)
         search = _MaskPredict(self, sources, bias, passes, mask_schedule, early_stop, revise)
@@ -727,47 +803,91 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
           ValueError: a model without CTC rows, an impossible setting, or more rows than positions.
         """
-        c = self.config
-        if min(num_beams, ctc_tokens, num_return_sequences) < 1:
-            raise ValueError(
-                f"num_beams {num_beams}, ctc_tokens {ctc_tokens} and num_return_sequences {num_return_sequences} must be at least 1"
-            )
-        if num_return_sequences > num_beams:
-            raise ValueError(
-                f"num_return_sequences: {num_return_sequences} of {num_beams} beams; raise num_beams or lower it"
-            )
-        longest = self._max_tokens(max_length)
-        if longest < SHORTEST:
-            raise ValueError(f"max_length: {longest} tokens cannot hold bos and eos; raise it")
+        check_beam(num_beams, num_return_sequences, ctc_tokens=ctc_tokens)
+        longest = self._max_output(max_length)
         states, real = self._encoded(input_ids, attention_mask, None)
         rows, of_sentence = self._ctc_rows(input_ids, states, real)
-        is_frame = (input_ids == c.bos_token_id) | (input_ids == c.eos_token_id)
-        of_sentence = of_sentence & (real & ~is_frame).any(1, keepdim=True)  # empty source: no rows, no tokens
+        of_sentence = of_sentence & self._has_tokens(input_ids, real)
         emitted = self._ctc_emissions(rows, of_sentence, 1 if num_beams == 1 else ctc_tokens)
         emitted.blank.sub_(blank_penalty)
         if num_beams == 1:
-            tokens, lengths, scores = best_path(emitted, longest - SHORTEST)
+            tokens, lengths, scores = best_path(emitted, longest)
         else:
-            tokens, lengths, scores = prefix_beam_search(emitted, num_beams, longest - SHORTEST)
+            tokens, lengths, scores = prefix_beam_search(emitted, num_beams, longest)
         n = num_return_sequences
-        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), c)
+        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), self.config)
+        return (tokens, scores[:, :n].flatten()) if return_scores else tokens
+
+    @torch.no_grad()
+    def generate_dag(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        search: str = "lookahead",
+        num_beams: int = 5,
+        dag_tokens: int = 4,
+        beta: float = 1.0,
+        length_beta: float = 1.0,
+        num_return_sequences: int = 1,
+        max_length: int | None = None,
+        return_scores: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """One pass of DAG rows (Huang et al. 2022), with the same tokens as mode "dag" of janus_jax.
+
+        Each row is a vertex of a graph. A path follows links from the first vertex to the last one, and each vertex
+        between them emits a token. Equal neighbours are both kept. bos, pad, eos and mask are never emitted.
+
+        Args:
+          input_ids, attention_mask: as in `forward`.
+          search: "greedy": the most probable link each time. "lookahead": the most probable link and token together.
+            "viterbi": the best path of all lengths. "beam": the best outputs, each with the probability of all its
+            paths.
+          num_beams: search "beam": number of prefixes.
+          dag_tokens: search "beam": number of most probable tokens of each vertex that it considers.
+          beta: search "lookahead": weight of a token's log-probability beside that of the link to it.
+          length_beta: a score is the log-probability divided by tokens ** length_beta, eos counted; searches "viterbi"
+            and "beam" choose by it.
+          num_return_sequences: number of outputs of each sentence, best first; only search "beam" has more than one.
+          max_length: largest number of tokens, bos and eos included; None: that of `generate`. "greedy" and "lookahead"
+            cut longer outputs, the others choose among shorter ones.
+          return_scores: whether to return the scores [B * num_return_sequences] too.
+
+        Returns:
+          Token ids [B * num_return_sequences, T], bos ... eos, padded. If a sentence has fewer outputs, the others are
+          empty and score -inf.
+
+        Raises:
+          ValueError: a model without DAG rows, an impossible setting, or more rows than positions.
+        """
+        if search not in DAG_SEARCHES:
+            raise ValueError(f"search: {search!r} is not one of {', '.join(map(repr, DAG_SEARCHES))}")
+        if search != "beam" and num_return_sequences > 1:
+            raise ValueError(
+                f"num_return_sequences: {num_return_sequences}, but search {search!r} has one output; choose search 'beam'"
+            )
+        check_beam(num_beams, num_return_sequences, dag_tokens=dag_tokens)
+        longest = self._max_output(max_length)
+        states, real = self._encoded(input_ids, attention_mask, None)
+        rows, vertices = self._dag_rows(states, real)
+        vertices = vertices & self._has_tokens(input_ids, real)
+        longest = min(longest, max(vertices.shape[1] - SHORTEST, 0))  # a token for each vertex between the ends
+        graph = self._dag_graph(rows, vertices, dag_tokens if search == "beam" else 1)
+        if search == "beam":
+            tokens, lengths, scores = graph_beam_search(graph, num_beams, length_beta, longest)
+        elif search == "viterbi":
+            tokens, lengths, scores = viterbi(graph, length_beta, longest)
+        else:
+            tokens, lengths, scores = follow(graph, beta if search == "lookahead" else 0.0, length_beta, longest)
+        n = num_return_sequences
+        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), self.config)
         return (tokens, scores[:, :n].flatten()) if return_scores else tokens
 
     def _ctc_rows(self, input_ids: Tensor | None, states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden CTC rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are not padding."""
         c = self.config
-        if not c.ctc_ratio:
-            raise ValueError(
-                "this model has no CTC rows (ctc_ratio 0); call generate or generate_nar, or train one with objective "
-                "janus_ctc or ctc"
-            )
-        lengths = real.sum(1, keepdim=True)
-        counts = torch.tensor([[c.ctc_slots(length)] for length in lengths[:, 0].tolist()], device=real.device)
-        row = torch.arange(max(int(counts.max()), 1), device=real.device)
-        if len(row) > c.max_positions:
-            raise ValueError(
-                f"input_ids: {len(row)} CTC rows, but this model has {c.max_positions} positions; cut the input"
-            )
+        of_sentence = self._rows_of_sentences("ctc", real)
+        lengths, counts = real.sum(1, keepdim=True), of_sentence.sum(1, keepdim=True)
+        row = torch.arange(of_sentence.shape[1], device=real.device)
         nth = torch.minimum(row * lengths // counts.clamp(min=1), (lengths - 1).clamp(min=0))
         first_to_last = (~real).byte().argsort(dim=1, stable=True)  # padding may be on the left
         places = first_to_last.gather(1, nth)  # [B, R] of the source, evenly spaced
@@ -778,31 +898,72 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             read = torch.full_like(places, c.mask_token_id)
         copied = states.take_along_dim(places[..., None], 1) if c.ctc_input == "encoder" else None
-        bias = bias_of(real[:, None], states.dtype)
-        return self.decoder.ctc_rows(read, copied, row < counts, self.decoder.sources(states), bias), row < counts
+        table = self.decoder.embed_ctc_positions if c.ctc_positions == "own" else None
+        sources, bias = self.decoder.sources(states), bias_of(real[:, None], states.dtype)
+        return self.decoder.source_rows(read, copied, of_sentence, table, sources, bias), of_sentence
+
+    def _dag_rows(self, states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden DAG rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are not padding."""
+        c = self.config
+        vertices = self._rows_of_sentences("dag", real)
+        vertex = torch.arange(vertices.shape[1], device=real.device)
+        read = torch.where(vertex == vertices.sum(1, keepdim=True) - 1, c.eos_token_id, c.mask_token_id)
+        read[:, 0] = c.bos_token_id
+        sources, bias = self.decoder.sources(states), bias_of(real[:, None], states.dtype)
+        table = self.decoder.embed_dag_positions
+        return self.decoder.source_rows(read, None, vertices, table, sources, bias), vertices
+
+    def _rows_of_sentences(self, family: str, real: Tensor) -> Tensor:
+        """Which rows [B, R] of the family "ctc" or "dag" belong to sources [B, S], and are not padding.
+
+        Raises:
+          ValueError: a model without such rows, or more rows than positions.
+        """
+        c, name = self.config, family.upper()
+        if not getattr(c, f"{family}_ratio"):
+            raise ValueError(
+                f"this model has no {name} rows ({family}_ratio 0); call generate or generate_nar, or train one with "
+                f"objective janus_{family} or {family}"
+            )
+        slots = c.ctc_slots if family == "ctc" else c.dag_slots
+        counts = torch.tensor([[slots(length)] for length in real.sum(1).tolist()], device=real.device)
+        row = torch.arange(max(int(counts.max()), 1), device=real.device)
+        if len(row) > c.max_positions:
+            raise ValueError(
+                f"input_ids: {len(row)} {name} rows, but this model has {c.max_positions} positions; cut the input"
+            )
+        return row < counts
+
+    def _has_tokens(self, input_ids: Tensor, real: Tensor) -> Tensor:
+        """Which sources [B, 1] have tokens beside bos and eos. The others have an empty output: no row, no token."""
+        is_frame = (input_ids == self.config.bos_token_id) | (input_ids == self.config.eos_token_id)
+        return (real & ~is_frame).any(1, keepdim=True)
 
     def _ctc_emissions(self, rows: Tensor, real: Tensor, count: int) -> "Emissions":
         """What the `real` [B, R] rows of CTC rows [B, R, D] may emit: the `count` most probable tokens, and the blank."""
-        c = self.config
         logits = self.decoder.ctc_logits(rows[real]).float()
-        total = logits.logsumexp(-1)
-        banned = [c.bos_token_id, c.pad_token_id, c.eos_token_id, c.blank_token_id]
+        tokens, log_probs = self._best_tokens(logits, count)
+        blank = logits[:, self.config.blank_token_id] - logits.logsumexp(-1)
+        return Emissions(with_padding(tokens, real), with_padding(log_probs, real), with_padding(blank, real), real)
+
+    def _dag_graph(self, rows: Tensor, real: Tensor, count: int) -> "Graph":
+        """The graph of the `real` [B, R] rows of DAG rows [B, R, D], each with its `count` most probable tokens."""
+        tokens, log_probs = self._best_tokens(self.decoder.output_projection(rows[real]).float(), count)
+        links = self.decoder.dag_links(rows, real)
+        return graph_of(links, with_padding(tokens, real), with_padding(log_probs, real), real)
+
+    def _best_tokens(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` most probable tokens of logits [X, V] (CTC: [X, V + 1]), and their log-probabilities: [X, k] each.
+
+        Of the special tokens, only unk may be among them.
+        """
+        c = self.config
+        banned = [c.bos_token_id, c.pad_token_id, c.eos_token_id, *range(c.vocab_size, logits.shape[-1])]
         banned += [c.mask_token_id] if c.mask_token_id != c.unk_token_id else []
         allowed = logits.clone()
         allowed[:, banned] = -math.inf
         best = allowed.topk(min(count, logits.shape[-1] - len(banned)), dim=-1)
-
-        def with_padding(values: Tensor) -> Tensor:
-            padded = values.new_zeros((*real.shape, *values.shape[1:]))
-            padded[real] = values
-            return padded
-
-        return Emissions(
-            with_padding(best.indices),
-            with_padding(best.values - total[:, None]),
-            with_padding(logits[:, c.blank_token_id] - total),
-            real,
-        )
+        return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
 
     def _max_tokens(self, max_length: int | None) -> int:
         """Largest number of tokens of an output, bos and eos included."""
@@ -811,6 +972,17 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             default = self.generation_config.max_length
             max_length = c.max_positions if default is None else default - len(c.start_tokens) + 1
         return min(max_length, c.max_positions)
+
+    def _max_output(self, max_length: int | None) -> int:
+        """Largest number of tokens of an output, bos and eos left out.
+
+        Raises:
+          ValueError: there is no room for bos and eos.
+        """
+        longest = self._max_tokens(max_length)
+        if longest < SHORTEST:
+            raise ValueError(f"max_length: {longest} tokens cannot hold bos and eos; raise it")
+        return longest - SHORTEST
 
     def _max_predicted_length(self, max_length: int | None) -> int:
         """Largest number of tokens of an output whose length the length head chooses."""
@@ -970,6 +1142,24 @@ def without_repeats(tokens: Tensor, pad: int) -> Tensor:
     return torch.tensor([row + [pad] * (longest - len(row)) for row in kept], device=tokens.device)
 
 
+def check_beam(num_beams: int, num_return_sequences: int, **others: int) -> None:
+    """Raises ValueError if a setting is below 1, or more outputs are asked for than there are beams."""
+    for name, value in {"num_beams": num_beams, "num_return_sequences": num_return_sequences, **others}.items():
+        if value < 1:
+            raise ValueError(f"{name}: {value}; it must be at least 1")
+    if num_return_sequences > num_beams:
+        raise ValueError(
+            f"num_return_sequences: {num_return_sequences} of {num_beams} beams; raise num_beams or lower it"
+        )
+
+
+def with_padding(values: Tensor, real: Tensor) -> Tensor:
+    """Values [X, ...] of the X `real` [B, R] rows as [B, R, ...]; 0 at padding."""
+    padded = values.new_zeros((*real.shape, *values.shape[1:]))
+    padded[real] = values
+    return padded
+
+
 @dataclass(frozen=True)
 class Emissions:
     """What CTC rows may emit, with log-probabilities over vocabulary and blank together."""
@@ -1077,6 +1267,162 @@ def _begins(before: Tensor, origin: Tensor, tokens: Tensor, lengths: Tensor, las
     agrees = (lengths == 0)[:, :, None] | (tokens.gather(2, place).transpose(1, 2) == last[:, :, None])
     shorter = lengths[:, :, None] <= lengths[:, None]
     return began & agrees & shorter & exists[:, :, None] & exists[:, None]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graphs of B sentences: links between vertices, and what vertices may emit, with log-probabilities.
+
+    A path begins at the first vertex of a sentence and ends at its last one. A sentence of fewer than two vertices has a
+    link from the first to itself, so that its output is empty and has probability 1.
+    """
+
+    links: Tensor  # [B, R, R], from axis 1 to axis 2; -inf: no link
+    tokens: Tensor  # [B, R, k], the most probable tokens of each vertex, best first, all different
+    log_probs: Tensor  # [B, R, k]; 0 at both ends, which emit bos and eos for certain
+    inner: Tensor  # [B, R], vertices that emit one of their tokens: neither end, no padding
+    last: Tensor  # [B], where paths end
+
+
+def graph_of(links: Tensor, tokens: Tensor, log_probs: Tensor, real: Tensor) -> Graph:
+    """The graphs of sentences whose `real` [B, R] vertices come first; for the other arguments see `Graph`."""
+    vertex, last = torch.arange(real.shape[1], device=real.device), (real.sum(1) - 1).clamp(min=0)
+    inner = (vertex > 0) & (vertex < last[:, None])
+    links = links.masked_fill(~(real[:, :, None] & real[:, None]), -math.inf)
+    links[:, 0, 0] = links[:, 0, 0].masked_fill(last == 0, 0.0)
+    return Graph(links, tokens, log_probs.masked_fill(~inner[..., None], 0.0), inner, last)
+
+
+def follow(graph: Graph, beta: float, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Follows one link after the other: to the vertex with the largest log p(link) + beta log p(its best token).
+
+    With beta 0 this is greedy search, else lookahead.
+
+    Args:
+      graph: of B sentences.
+      beta: see above.
+      length_beta: a score is the log-probability of path and tokens, divided by tokens ** length_beta, eos counted.
+      longest: L, largest number of tokens of an output; longer outputs are cut.
+
+    Returns:
+      Tokens [B, 1, L], lengths [B, 1] and scores [B, 1] of the outputs. If a vertex on the way has no link, the output is
+      empty and has -inf.
+    """
+    preferred = graph.links + beta * graph.log_probs[:, None, :, 0]
+    sentence, at, path = torch.arange(len(graph.last), device=graph.last.device), torch.zeros_like(graph.last), []
+    for _ in range(longest + 1):
+        at = torch.where(at == graph.last, at, first_of_best(preferred[sentence, at]))
+        path.append(at)
+    path = torch.stack(path, dim=1)
+    arrived = path == graph.last[:, None]
+    return output_of_path(graph, path, (~arrived).sum(1).clamp(max=longest), length_beta)
+
+
+def viterbi(graph: Graph, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best path with its best tokens, of all lengths (joint Viterbi: Shao et al. 2022, arXiv 2210.05193).
+
+    For each number of tokens the search finds the most probable path. Of these it takes the one with the best score.
+
+    Args:
+      graph, length_beta: as in `follow`.
+      longest: L; only paths of at most so many tokens count.
+
+    Returns:
+      As `follow`. If no path has at most L tokens, the output is empty and has -inf.
+    """
+    sentence, last = torch.arange(len(graph.last), device=graph.last.device), graph.last
+    best = torch.full_like(graph.log_probs[..., 0], -math.inf)
+    best[:, 0] = 0.0
+    ends, origins = [], []
+    for size in range(1, longest + 2):
+        arriving, origin = (best[:, :, None] + graph.links).max(dim=1)
+        best = arriving + graph.log_probs[..., 0]
+        ends.append(best[sentence, last] / size**length_beta)
+        origins.append(origin)
+    lengths = first_of_best(torch.stack(ends, dim=1))
+    at, path = last, []
+    for number, origin in reversed(list(enumerate(origins))):
+        path.append(at)
+        at = torch.where(number > lengths, at, origin[sentence, at])
+    return output_of_path(graph, torch.stack(path[::-1], dim=1), lengths, length_beta)
+
+
+def output_of_path(graph: Graph, path: Tensor, lengths: Tensor, length_beta: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs of paths [B, L + 1] of vertices behind the first: so many tokens [B], then eos; for the result see
+    `follow`."""
+    place = torch.arange(path.shape[1], device=path.device)
+    links = graph.links.take_along_dim(F.pad(path, (1, 0))[:, :-1, None], 1).take_along_dim(path[..., None], 2)[..., 0]
+    scores = links + graph.log_probs[..., 0].gather(1, path)
+    totals = scores.masked_fill(place > lengths[:, None], 0.0).sum(1)
+    tokens = graph.tokens[..., 0].gather(1, path[:, :-1])
+    lengths = lengths.masked_fill(totals == -math.inf, 0)
+    return tokens[:, None], lengths[:, None], (totals / (lengths + 1.0) ** length_beta)[:, None]
+
+
+def graph_beam_search(graph: Graph, beam: int, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best outputs, each with the probability of all its paths.
+
+    A prefix keeps the probability of every vertex at which its paths may be, so that paths with equal tokens are one
+    prefix. After each token the K most probable prefixes are kept.
+
+    Args:
+      graph: of B sentences.
+      beam: K, number of prefixes and of outputs.
+      length_beta: a score is the log-probability of the output, divided by tokens ** length_beta, eos counted.
+      longest: L; only outputs of at most so many tokens count.
+
+    Returns:
+      Tokens [B, K, L], lengths [B, K] and scores [B, K] of the outputs, best first. If there are fewer than K outputs,
+      the others are empty and have -inf.
+    """
+    none = -math.inf
+    sentences, vertices, _ = graph.tokens.shape
+    links, chances = graph.links.exp(), graph.log_probs.exp().masked_fill(~graph.inner[..., None], 0.0)
+    kinds, token_of = different_tokens(graph.tokens)
+    sentence = torch.arange(sentences, device=links.device)[:, None]
+    tokens = graph.tokens.new_zeros(sentences, beam, max(longest, 1))
+    log_probs = links.new_full((sentences, beam), none)
+    log_probs[:, 0] = 0.0
+    # Of the paths that begin with a prefix, the share that is at each vertex.
+    spread = links.new_zeros(sentences, beam, vertices)
+    spread[:, 0, 0] = 1.0
+    done_tokens, done_lengths = tokens, graph.tokens.new_zeros(sentences, beam)
+    done_scores = torch.full_like(log_probs, none)
+    for size in range(longest + 1):
+        arriving = spread @ links
+        # Paths that end here.
+        ended = log_probs + arriving.take_along_dim(graph.last[:, None, None], 2)[..., 0].log()
+        scores = torch.cat([done_scores, ended / (size + 1) ** length_beta], dim=1)
+        done_scores, kept = (x[:, :beam] for x in scores.sort(dim=1, descending=True, stable=True))
+        done_tokens = torch.cat([done_tokens, tokens], dim=1)[sentence, kept]
+        done_lengths = torch.cat([done_lengths, torch.full_like(done_lengths, size)], dim=1).gather(1, kept)
+        # No output has more probability than its prefix, nor more tokens than L.
+        if size == longest or not bool((log_probs.amax(1) / (longest + 1) ** length_beta > done_scores[:, -1]).any()):
+            break
+
+        # Paths that go on. Those that emit the same token at different vertices are one prefix.
+        emitting = arriving[..., None] * chances[:, None]
+        by_kind = torch.zeros_like(emitting.flatten(2))
+        by_kind.scatter_add_(2, kinds.flatten(1)[:, None].expand_as(by_kind), emitting.flatten(2))
+        grown = (log_probs[..., None] + by_kind.log()).flatten(1)
+        log_probs, chosen = (x[:, :beam] for x in grown.sort(dim=1, descending=True, stable=True))
+        origin, kind = chosen // by_kind.shape[2], chosen % by_kind.shape[2]
+        tokens = tokens[sentence, origin]
+        tokens[..., size] = token_of.gather(1, kind)
+        spread = emitting[sentence, origin].masked_fill(kinds[:, None] != kind[..., None, None], 0.0).sum(3)
+        total = spread.sum(2, keepdim=True)
+        spread = spread / torch.where(total > 0, total, 1.0)
+    return done_tokens, done_lengths.masked_fill(done_scores == none, 0), done_scores
+
+
+def different_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers the different tokens of each sentence: tokens [B, R, k] -> their numbers [B, R, k], and the token [B, C]
+    of each number (C = R * k; what no token has is 0)."""
+    flat = tokens.flatten(1)
+    ordered, order = flat.sort(dim=1)
+    number = F.pad(ordered.diff(dim=1) != 0, (1, 0)).cumsum(1)
+    numbers = torch.zeros_like(flat).scatter(1, order, number)
+    return numbers.view_as(tokens), torch.zeros_like(flat).scatter(1, number, ordered)
 
 
 def framed(tokens: Tensor, lengths: Tensor, config: JanusConfig) -> Tensor:
