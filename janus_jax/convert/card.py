@@ -5,7 +5,7 @@ from typing import Any
 
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
-from janus_jax.config import DagDecode
+from janus_jax.config import CtcDecode, DagDecode
 from janus_jax.decode import trained_modes
 
 _CARD = """\
@@ -52,7 +52,7 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "ctc": """
 # By CTC, in one pass of the decoder and a search for the most probable text{trained}:
-ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], num_beams={beam}{penalty})
+ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], {ctc})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "dag": """
@@ -81,9 +81,8 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
         call.format(
             passes=config.decode.nar.passes,
             length_beam=config.decode.nar.length_beam,
-            beam=config.decode.ctc.beam,
-            penalty=f", blank_penalty={config.decode.ctc.blank_penalty}" if config.decode.ctc.blank_penalty else "",
-            dag=_dag_settings(config.decode.dag),
+            ctc=_ctc_arguments(config.decode.ctc),
+            dag=_dag_arguments(config.decode.dag),
             trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()
@@ -106,14 +105,28 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
     )
 
 
-def _dag_settings(dag: DagDecode) -> str:
+def _ctc_arguments(ctc: CtcDecode) -> str:
+    """The arguments of `generate_ctc` that equal the settings of mode ctc."""
+    arguments: dict[str, Any] = {"num_beams": ctc.beam}
+    if ctc.beam > 1:
+        arguments["ctc_tokens"] = ctc.tokens
+    if ctc.blank_penalty:
+        arguments["blank_penalty"] = ctc.blank_penalty
+    return _python(arguments | ({} if ctc.rerank == "none" else {"rerank": ctc.rerank}))
+
+
+def _dag_arguments(dag: DagDecode) -> str:
     """The arguments of `generate_dag` that equal the settings of mode dag."""
-    settings: dict[str, Any] = {"search": dag.search, "length_beta": dag.length_beta}
+    arguments: dict[str, Any] = {"search": dag.search, "length_beta": dag.length_beta}
     if dag.search == "lookahead":
-        settings["beta"] = dag.beta
+        arguments["beta"] = dag.beta
     if dag.search == "beam":
-        settings |= {"num_beams": dag.beam, "dag_tokens": dag.tokens}
-    return ", ".join(f"{name}={json.dumps(value)}" for name, value in settings.items())
+        arguments |= {"num_beams": dag.beam, "dag_tokens": dag.tokens}
+    return _python(arguments | ({} if dag.rerank == "none" else {"rerank": dag.rerank}))
+
+
+def _python(arguments: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={json.dumps(value)}" for name, value in arguments.items())
 
 
 def _data(loaded: Loaded) -> str:

@@ -176,7 +176,7 @@ def test_an_empty_source_gives_nothing(search, export_of):
     assert bare(model.generate_dag(source[:1], search=search)) == [[]]
 
 
-@pytest.mark.parametrize("settings", [{}, {"search": "beam", "beam": 3, "tokens": 2}])
+@pytest.mark.parametrize("settings", [{}, {"search": "beam", "beam": 3, "tokens": 2, "rerank": "ar"}])
 def test_the_code_of_the_model_card_runs(settings, bpe, tmp_path, transformers):
     config = {"objective": {"name": "janus_dag"}, "decode": {"dag": settings}}
     foreign.write_checkpoint(tmp_path / "run", bpe, config=config, max_positions=64, dag_ratio=2.0)
@@ -184,7 +184,7 @@ def test_the_code_of_the_model_card_runs(settings, bpe, tmp_path, transformers):
     card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
     assert "many at once (mask-predict, DAG)" in card
     assert "janus_dag: trained for ar, dag" in card
-    arguments = 'search="beam", length_beta=1.0, num_beams=3, dag_tokens=2'
+    arguments = 'search="beam", length_beta=1.0, num_beams=3, dag_tokens=2, rerank="ar"'
     assert (arguments if settings else 'search="lookahead", length_beta=1.0, beta=1.0') in card
     code = card.split("```python\n")[1].split("```")[0]
     exec(compile(code.replace('"hf"', repr(str(tmp_path / "hf"))), "README.md", "exec"), {})

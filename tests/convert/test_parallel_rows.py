@@ -76,6 +76,30 @@ def test_searches_of_the_other_modes_give_the_same_tokens(each):
     assert len({tuple(output.tokens) for output in nar}) > 10
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "search"),
+    [
+        ("ctc", "bart, encoder rows, adapters", {}),
+        ("dag", "dag", {"search": "beam"}),
+        ("dag", "bart, dag, adapters", {"search": "beam"}),
+    ],
+)
+def test_the_ar_half_chooses_the_same_outputs(family, name, search, export_of):
+    path, _, net, _, model = export_of(name)
+    lines = sources(30, net.config.vocab_size, 8)
+    generator, source = Generator.from_checkpoint(path), torch.from_numpy(padded(lines))
+    outputs = generator.generate_ids(lines, mode=family, beam=4, nbest=2, rerank="ar", **search)
+    generate = getattr(model, f"generate_{family}")
+    settings = search | {"num_beams": 4, "num_return_sequences": 2, "return_scores": True}
+    ids, scores = generate(source, rerank="ar", **settings)
+    flat = [one for output in outputs for one in (output, *output.others)]
+    assert bare(ids) == [one.tokens for one in flat]
+    assert scores.tolist() == pytest.approx([one.score for one in flat], rel=1e-5, abs=1e-4)
+    assert bare(ids) != bare(generate(source, **settings)[0])
+    with pytest.raises(ValueError, match="rerank: 'nar' is not one of 'none', 'ar'"):
+        generate(source, rerank="nar")
+
+
 @pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_an_import_restores_an_export_bit_for_bit(name, form, export_of, tmp_path):

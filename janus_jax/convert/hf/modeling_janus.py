@@ -33,6 +33,8 @@ SHORTEST = 2  # bos and eos
 DAG_SEARCHES = ("greedy", "lookahead", "viterbi", "beam")
 
 KeysValues = tuple[Tensor, Tensor]  # [B, H, S, D/H] each
+# Of a search of one pass: tokens [B, K, L] without bos and eos, lengths [B, K] and scores [B, K], best first.
+Outputs = tuple[Tensor, Tensor, Tensor]
 
 
 def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -778,6 +780,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         max_length: int | None = None,
         return_scores: bool = False,
         blank_penalty: float = 0.0,
+        rerank: str = "none",
+        length_penalty: float | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One pass of CTC rows (Graves et al. 2006), with the same tokens as mode "ctc" of janus_jax.
 
@@ -795,6 +799,10 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             the single alignment.
           blank_penalty: subtracted from the blank's log-probability in every row, against outputs that are too short;
             the scores include it.
+          rerank: who chooses among the outputs of the search, and gives the scores: the search itself ("none"), or the
+            autoregressive half ("ar"), by its log-probability divided by tokens ** length_penalty, eos counted. An output
+            without tokens is chosen last then.
+          length_penalty: see `rerank`; None: that of `generate`.
 
         Returns:
           Token ids [B * num_return_sequences, T], bos ... eos, padded. If a sentence has fewer outputs, the others are
@@ -803,20 +811,18 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
           ValueError: a model without CTC rows, an impossible setting, or more rows than positions.
         """
-        check_beam(num_beams, num_return_sequences, ctc_tokens=ctc_tokens)
+        check_beam(num_beams, num_return_sequences, rerank, ctc_tokens=ctc_tokens)
         longest = self._max_output(max_length)
         states, real = self._encoded(input_ids, attention_mask, None)
         rows, of_sentence = self._ctc_rows(input_ids, states, real)
         of_sentence = of_sentence & self._has_tokens(input_ids, real)
         emitted = self._ctc_emissions(rows, of_sentence, 1 if num_beams == 1 else ctc_tokens)
         emitted.blank.sub_(blank_penalty)
-        if num_beams == 1:
-            tokens, lengths, scores = best_path(emitted, longest)
-        else:
-            tokens, lengths, scores = prefix_beam_search(emitted, num_beams, longest)
-        n = num_return_sequences
-        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), self.config)
-        return (tokens, scores[:, :n].flatten()) if return_scores else tokens
+        outputs = best_path(emitted, longest) if num_beams == 1 else prefix_beam_search(emitted, num_beams, longest)
+        if rerank == "ar":
+            outputs = self._reranked(outputs, states, real, length_penalty)
+        ids, scores = first_outputs(outputs, num_return_sequences, self.config)
+        return (ids, scores) if return_scores else ids
 
     @torch.no_grad()
     def generate_dag(
@@ -831,6 +837,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_return_sequences: int = 1,
         max_length: int | None = None,
         return_scores: bool = False,
+        rerank: str = "none",
+        length_penalty: float | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """One pass of DAG rows (Huang et al. 2022), with the same tokens as mode "dag" of janus_jax.
 
@@ -851,6 +859,10 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           max_length: largest number of tokens, bos and eos included; None: that of `generate`. "greedy" and "lookahead"
             cut longer outputs, the others choose among shorter ones.
           return_scores: whether to return the scores [B * num_return_sequences] too.
+          rerank: who chooses among the outputs of the search, and gives the scores: the search itself ("none"), or the
+            autoregressive half ("ar"), by its log-probability divided by tokens ** length_penalty, eos counted. An output
+            without tokens is chosen last then.
+          length_penalty: see `rerank`; None: that of `generate`.
 
         Returns:
           Token ids [B * num_return_sequences, T], bos ... eos, padded. If a sentence has fewer outputs, the others are
@@ -865,7 +877,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"num_return_sequences: {num_return_sequences}, but search {search!r} has one output; choose search 'beam'"
             )
-        check_beam(num_beams, num_return_sequences, dag_tokens=dag_tokens)
+        check_beam(num_beams, num_return_sequences, rerank, dag_tokens=dag_tokens)
         longest = self._max_output(max_length)
         states, real = self._encoded(input_ids, attention_mask, None)
         rows, vertices = self._dag_rows(states, real)
@@ -873,14 +885,15 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         longest = min(longest, max(vertices.shape[1] - SHORTEST, 0))  # a token for each vertex between the ends
         graph = self._dag_graph(rows, vertices, dag_tokens if search == "beam" else 1)
         if search == "beam":
-            tokens, lengths, scores = graph_beam_search(graph, num_beams, length_beta, longest)
+            outputs = graph_beam_search(graph, num_beams, length_beta, longest)
         elif search == "viterbi":
-            tokens, lengths, scores = viterbi(graph, length_beta, longest)
+            outputs = viterbi(graph, length_beta, longest)
         else:
-            tokens, lengths, scores = follow(graph, beta if search == "lookahead" else 0.0, length_beta, longest)
-        n = num_return_sequences
-        tokens = framed(tokens[:, :n].flatten(0, 1), lengths[:, :n].flatten(), self.config)
-        return (tokens, scores[:, :n].flatten()) if return_scores else tokens
+            outputs = follow(graph, beta if search == "lookahead" else 0.0, length_beta, longest)
+        if rerank == "ar":
+            outputs = self._reranked(outputs, states, real, length_penalty)
+        ids, scores = first_outputs(outputs, num_return_sequences, self.config)
+        return (ids, scores) if return_scores else ids
 
     def _ctc_rows(self, input_ids: Tensor | None, states: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden CTC rows [B, R, D] of encoded sources [B, S], and which of them [B, R] are not padding."""
@@ -964,6 +977,26 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         allowed[:, banned] = -math.inf
         best = allowed.topk(min(count, logits.shape[-1] - len(banned)), dim=-1)
         return best.indices, best.values - logits.logsumexp(-1, keepdim=True)
+
+    def _reranked(self, outputs: Outputs, states: Tensor, real: Tensor, length_penalty: float | None) -> Outputs:
+        """Outputs of encoded sources [B, S] with the scores of the autoregressive half, best first."""
+        tokens, lengths, scores = outputs
+        if length_penalty is None:
+            length_penalty = self.generation_config.length_penalty
+        c, count = self.config, tokens.shape[1]
+        targets = framed(tokens.flatten(0, 1), lengths.flatten(), c)
+        start = torch.tensor([c.start_tokens], device=targets.device).repeat(len(targets), 1)
+        states, real = states.repeat_interleave(count, 0), real.repeat_interleave(count, 0)
+        fed = torch.cat([start, targets[:, 1:-1]], dim=1)
+        rows = self.decoder.ar_rows(fed, None, states, bias_of(real[:, None], states.dtype), None)
+        labels = targets[:, 1:]
+        is_token = labels != c.pad_token_id
+        logits = self.decoder.output_projection(rows[:, start.shape[1] - 1 :][is_token]).float()
+        log_probs = logits.gather(1, labels[is_token][:, None])[:, 0] - logits.logsumexp(-1)
+        totals = with_padding(log_probs, is_token).sum(1) / is_token.sum(1) ** length_penalty
+        scores = totals.view_as(scores).masked_fill(scores == -math.inf, -math.inf)
+        best = scores.masked_fill(lengths == 0, -math.inf).sort(dim=1, descending=True, stable=True).indices
+        return tokens.take_along_dim(best[..., None], 1), lengths.gather(1, best), scores.gather(1, best)
 
     def _max_tokens(self, max_length: int | None) -> int:
         """Largest number of tokens of an output, bos and eos included."""
@@ -1142,8 +1175,10 @@ def without_repeats(tokens: Tensor, pad: int) -> Tensor:
     return torch.tensor([row + [pad] * (longest - len(row)) for row in kept], device=tokens.device)
 
 
-def check_beam(num_beams: int, num_return_sequences: int, **others: int) -> None:
-    """Raises ValueError if a setting is below 1, or more outputs are asked for than there are beams."""
+def check_beam(num_beams: int, num_return_sequences: int, rerank: str, **others: int) -> None:
+    """Raises ValueError if a number is below 1, more outputs are asked for than there are beams, or `rerank` is unknown."""
+    if rerank not in ("none", "ar"):
+        raise ValueError(f"rerank: {rerank!r} is not one of 'none', 'ar'")
     for name, value in {"num_beams": num_beams, "num_return_sequences": num_return_sequences, **others}.items():
         if value < 1:
             raise ValueError(f"{name}: {value}; it must be at least 1")
@@ -1170,7 +1205,7 @@ class Emissions:
     real: Tensor  # [B, R], rows that are not padding: the first ones of each sentence
 
 
-def best_path(emitted: Emissions, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def best_path(emitted: Emissions, longest: int) -> Outputs:
     """The output of the most probable choice of each row: a a - a b gives a a b. If a token and the blank tie, the
     blank wins.
 
@@ -1190,7 +1225,7 @@ def best_path(emitted: Emissions, longest: int) -> tuple[Tensor, Tensor, Tensor]
     return tokens[:, None], is_new.sum(1, keepdim=True).clamp(max=longest), chosen.sum(1, keepdim=True)
 
 
-def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def prefix_beam_search(emitted: Emissions, beam: int, longest: int) -> Outputs:
     """The most probable outputs, each with the probability of all its alignments (Graves 2006; Hannun et al. 2014).
 
     A prefix is the output of the rows read so far. After each row, the K most probable prefixes are kept.
@@ -1293,7 +1328,7 @@ def graph_of(links: Tensor, tokens: Tensor, log_probs: Tensor, real: Tensor) -> 
     return Graph(links, tokens, log_probs.masked_fill(~inner[..., None], 0.0), inner, last)
 
 
-def follow(graph: Graph, beta: float, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def follow(graph: Graph, beta: float, length_beta: float, longest: int) -> Outputs:
     """Follows one link after the other: to the vertex with the largest log p(link) + beta log p(its best token).
 
     With beta 0 this is greedy search, else lookahead.
@@ -1318,7 +1353,7 @@ def follow(graph: Graph, beta: float, length_beta: float, longest: int) -> tuple
     return output_of_path(graph, path, (~arrived).sum(1).clamp(max=longest), length_beta)
 
 
-def viterbi(graph: Graph, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def viterbi(graph: Graph, length_beta: float, longest: int) -> Outputs:
     """The best path with its best tokens, of all lengths (joint Viterbi: Shao et al. 2022, arXiv 2210.05193).
 
     For each number of tokens the search finds the most probable path. Of these it takes the one with the best score.
@@ -1347,7 +1382,7 @@ def viterbi(graph: Graph, length_beta: float, longest: int) -> tuple[Tensor, Ten
     return output_of_path(graph, torch.stack(path[::-1], dim=1), lengths, length_beta)
 
 
-def output_of_path(graph: Graph, path: Tensor, lengths: Tensor, length_beta: float) -> tuple[Tensor, Tensor, Tensor]:
+def output_of_path(graph: Graph, path: Tensor, lengths: Tensor, length_beta: float) -> Outputs:
     """The outputs of paths [B, L + 1] of vertices behind the first: so many tokens [B], then eos; for the result see
     `follow`."""
     place = torch.arange(path.shape[1], device=path.device)
@@ -1359,7 +1394,7 @@ def output_of_path(graph: Graph, path: Tensor, lengths: Tensor, length_beta: flo
     return tokens[:, None], lengths[:, None], (totals / (lengths + 1.0) ** length_beta)[:, None]
 
 
-def graph_beam_search(graph: Graph, beam: int, length_beta: float, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+def graph_beam_search(graph: Graph, beam: int, length_beta: float, longest: int) -> Outputs:
     """The best outputs, each with the probability of all its paths.
 
     A prefix keeps the probability of every vertex at which its paths may be, so that paths with equal tokens are one
@@ -1423,6 +1458,12 @@ def different_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
     number = F.pad(ordered.diff(dim=1) != 0, (1, 0)).cumsum(1)
     numbers = torch.zeros_like(flat).scatter(1, order, number)
     return numbers.view_as(tokens), torch.zeros_like(flat).scatter(1, number, ordered)
+
+
+def first_outputs(outputs: Outputs, count: int, config: JanusConfig) -> tuple[Tensor, Tensor]:
+    """The first `count` outputs of each sentence: ids [B * count, T] with bos and eos, and scores [B * count]."""
+    tokens, lengths, scores = (x[:, :count].flatten(0, 1) for x in outputs)
+    return framed(tokens, lengths, config), scores
 
 
 def framed(tokens: Tensor, lengths: Tensor, config: JanusConfig) -> Tensor:
