@@ -122,6 +122,21 @@ CELLS = {
         start="cpu_ar",
         distilled_by="cpu_ar",
     ),
+    "cpu_ctc_taught_distilled": Cell(
+        "AR and CTC from cpu_ar; all rows read distilled targets, AR teaches CTC",
+        {"objective.weights.kl_ar_ctc": 1.0, "objective.stop_gradient.kl_ar_ctc": "ar"},
+        preset="ctc_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
+        readers="all",
+    ),
+    "cpu_ctc_both": Cell(
+        "AR and CTC from cpu_ar; each example once with its raw target for all rows, once with a distilled one for CTC",
+        preset="ctc_from_ar",
+        start="cpu_ar",
+        distilled_by="cpu_ar",
+        readers="both",
+    ),
     "cpu_adapters_distilled": Cell(
         "CTC beside the frozen model of cpu_ar: adapters of rank 32, positions and blank; distilled targets",
         _FROZEN,
