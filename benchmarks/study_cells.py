@@ -46,6 +46,7 @@ _JOINT_CTC = _CTC | {"objective.name": "janus_ctc"}
 
 _SECOND_AR = {"objective.name": "ar", "objective.ar_every": 1, "model.ctc_ratio": 0.0}
 _CORRECTION = {"objective.nar_correction": ((0, 0.0), (1000, 0.3)), "decode.nar.revise": True}
+_UNTAUGHT = {"objective.weights.kl_ar_nar": 0.0, "objective.stop_gradient.kl_ar_nar": "none"}
 _FROZEN = {
     "objective.weights.ar": 0.0,
     "objective.ar_every": 1,
@@ -102,14 +103,13 @@ CELLS = {
         "AR alone for as many more steps as the joint cells", _SECOND_AR, preset="ctc_from_ar", start="cpu_ar"
     ),
     "cpu_masks": Cell(
-        "AR and mask-predict from cpu_ar, with correction, raw targets",
-        _CORRECTION,
+        "AR and mask-predict from cpu_ar, with correction, without divergences, raw targets",
+        _CORRECTION | _UNTAUGHT,
         preset="masks_from_ar",
         start="cpu_ar",
     ),
     "cpu_masks_taught_distilled": Cell(
         "AR and mask-predict from cpu_ar; all rows read distilled targets, AR teaches NAR",
-        {"objective.weights.kl_ar_nar": 1.0, "objective.stop_gradient.kl_ar_nar": "ar"},
         preset="masks_from_ar",
         start="cpu_ar",
         distilled_by="cpu_ar",

@@ -47,14 +47,16 @@ def ar_then_ctc(config):
 
 
 def mask_predict(config):
-    """AR and mask-predict without AUX rows.
+    """AR and mask-predict without AUX rows; AR teaches NAR.
 
-    There is no divergence, so that NAR rows may have distilled targets.
+    Both halves then read the same targets, raw or distilled. For NAR rows with targets of their own, set the weight
+    kl_ar_nar to 0.
     """
     config.objective.name = "janus"
     config.objective.weights.nar = 1.0
-    for name in ("aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"):
+    for name in ("aux", "kl_nar_aux", "kl_ar_aux"):
         config.objective.weights[name] = 0.0
+    config.objective.stop_gradient.kl_ar_nar = "ar"
     config.decode.mode = "nar"
     return config
 
