@@ -7,7 +7,7 @@ Presets:
   ctc    AR and CTC (the default)
   masks  AR and mask-predict with AUX rows, the loss of the paper
 
-Cost: minutes on two CPU cores; ctc 3600 steps of at most 512 tokens, masks 1150 steps of at most 2048.
+Cost: minutes on two CPU cores; ctc 3200 steps of at most 512 tokens, masks 1150 steps of at most 2048.
 Scores: ./launch/quickstart.sh prints them.
 """
 
@@ -62,7 +62,7 @@ def _ctc():
     config.data.tokens_per_batch = 512
     # AR alone learns where in the source to look, in cheap steps. CTC starts from there.
     config.objective.ar_first = 0.4
-    return _steps(config, 3600, warmup=250, rate=2e-3)
+    return _steps(config, 3200, warmup=250, rate=2e-3)
 
 
 def _masks():
