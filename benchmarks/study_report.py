@@ -33,6 +33,7 @@ COLUMNS = (
     ("NAR 4", "nar:passes=4,length_beam=3"),
     ("NAR 10", "nar:passes=10,length_beam=3"),
     ("NAR 4, reranked", "nar:passes=4,length_beam=3,rerank=ar"),
+    ("NAR 4, 5 lengths, reranked", "nar:passes=4,length_beam=5,rerank=ar"),
     ("CTC", "ctc:beam=1"),
     ("CTC beam 5", "ctc:beam=5"),
     ("CTC, penalty", "ctc:beam=1,blank_penalty=1"),
