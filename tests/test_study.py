@@ -23,7 +23,10 @@ def test_a_cell_has_its_changes_and_decoding_settings(name):
 
 def test_cells_differ():
     settings = [
-        (json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True), cell.start, cell.distilled_by)
+        (
+            json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True),
+            (cell.start, cell.distilled_by, cell.readers),
+        )
         for cell in CELLS.values()
     ]
     assert len(set(settings)) == len(settings)
