@@ -29,8 +29,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks import common, peers
+from configs import recipes
 from janus_jax import parallel
-from janus_jax.config import DecodeConfig, resolve
+from janus_jax.config import DecodeConfig, default_config, resolve
 from janus_jax.decode import MODES, DecodeRequest, DecodeResult, remask_counts
 from janus_jax.decode.keywords import places, with_keywords
 from janus_jax.decode.modes import nar
@@ -164,10 +165,9 @@ def timed(call: Callable[[], Any]) -> Callable[[], float]:
 
 def make_model(ar_stream: str, dtype: str, ctc: bool = False) -> tuple[Janus, Params]:
     """A model of the published shape with random weights; with `ctc`, CTC rows as in configs/recipes.py."""
-    settings: dict[str, Any] = {"vocab_size": VOCAB, "ar_stream": ar_stream, "dtype": dtype}
-    if ctc:
-        settings |= {"ctc_ratio": 2.0, "ctc_input": "encoder", "ctc_positions": "own"}
-    net = Janus(resolve({"model": settings}).model, Specials())
+    config = recipes.ctc(default_config()) if ctc else default_config()
+    config.model.update(vocab_size=VOCAB, ar_stream=ar_stream, dtype=dtype)
+    net = Janus(resolve(config).model, Specials())
     return net, jax.jit(net.init)(jax.random.key(0))
 
 

@@ -8,11 +8,11 @@
     python benchmarks/study.py --compare     # paired bootstrap between cells that are in --workdir
     python benchmarks/study.py --list        # the cells, their purpose, and which are done
 
-Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell may
-start from another one, or read targets that another one translated; that one is then trained first, with seed 0: seeds
-of a cell share what it starts from. The text is in data/multi30k or in the folder of --data. A finished cell has a file in benchmarks/results/study/ (settings, hash, validation losses, scores on
-test_2016_flickr). The program runs it again only if its settings change. A new setting of the package is no change
-while it has its default.
+Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, or for long runs a larger model. A cell
+may start from another one, or read targets that another one translated; that one is then trained first, with seed 0:
+seeds of a cell share what it starts from. The text is in data/multi30k or in the folder of --data. A finished cell has a
+file in benchmarks/results/study/ (settings, hash, validation losses, scores on test_2016_flickr). The program runs it
+again only if its settings change. A new setting of the package is no change while it has its default.
 """
 
 import argparse
@@ -172,17 +172,20 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     Returns:
       For each comparison and seed: `first` and `second` (run and decoding setting), and the figures of
-      `study_report.paired`.
+      `study_report.paired`. Earlier rows stay whose runs are not in --workdir.
     """
-    rows: dict[tuple, dict[str, Any]] = {}
+    earlier = (_read(RESULTS / study_report.COMPARE_FILE) or {"comparisons": []})["comparisons"]
+    rows = {(tuple(row["first"]), tuple(row["second"])): row for row in earlier}
+    new = set()
     for sides, seed in itertools.product(COMPARISONS, SEEDS):
         found = [(_run_of(name, seed, args), setting) for name, setting in sides]
         key = tuple((workdir and workdir.name, setting) for workdir, setting in found)
-        if any(workdir is None for workdir, _ in found) or key in rows:
+        if any(workdir is None for workdir, _ in found) or key in new:
             continue
         d = config_of(CELLS[sides[0][0]], 0, args.data).data
         sources, references = read_lines(f"{d.test}.{d.source_lang}"), read_lines(f"{d.test}.{d.target_lang}")
         lines = [hypotheses(Generator.from_checkpoint(w), w, setting, sources) for w, setting in found]
+        new.add(key)
         rows[key] = {"first": key[0], "second": key[1]} | study_report.paired(*lines, references)
         print(rows[key], flush=True)
     return list(rows.values())
@@ -197,14 +200,13 @@ def _run_of(name: str, seed: int, args: argparse.Namespace) -> Path | None:
 def decodings(objective: str, preset: str = "study") -> tuple[str, ...]:
     """The decoding settings that score the models of an objective."""
     ar = ("ar:beam=5", "ar:beam=1")
+    nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
     if preset != "study":
         # After long runs the penalty 0.5 has the best BLEU on the validation split with raw targets, none with distilled ones.
         penalty = "blank_penalty=0.5"
         ctc = ("ctc:beam=1", f"ctc:beam=1,{penalty}", "ctc:beam=5", f"ctc:beam=20,{penalty},rerank=ar")
-        nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
         reranked = "nar:passes=4,length_beam=5,rerank=ar"
         return {"ar": ar, "janus": (*ar, *nar, reranked), "janus_ctc": (*ar, *ctc)}[objective]
-    nar = tuple(f"nar:passes={n},length_beam=3" for n in (1, 4, 10))
     # Of the blank penalties 0, 0.5, ..., 3 the penalty 1 had the best BLEU on the validation split.
     ctc = ("ctc:beam=1", "ctc:beam=5", "ctc:beam=1,blank_penalty=1", "ctc:beam=5,blank_penalty=1")
     reranked_nar, reranked_ctc = "nar:passes=4,length_beam=3,rerank=ar", "ctc:beam=5,blank_penalty=1,rerank=ar"

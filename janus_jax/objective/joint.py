@@ -139,7 +139,7 @@ def loss(
     if rng is not None and objective.glancing != 0:
         ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
         for name in [name for name in families if name in SENTENCE_LOSSES]:
-            # The dropout of this pass is that of the joint pass where the family's rows are alone in it.
+            # This pass has the dropout of the joint pass, unless rows of other families are in that one too.
             fixed = jax.lax.stop_gradient((params, parallel))
             rows = net.train_rows(*fixed, batch, keys[1], families=(name,))[name]
             glance = SENTENCE_LOSSES[name].shown_tokens

@@ -859,10 +859,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           max_length: largest number of tokens, bos and eos included; None: that of `generate`. "greedy" and "lookahead"
             cut longer outputs, the others choose among shorter ones.
           return_scores: whether to return the scores [B * num_return_sequences] too.
-          rerank: who chooses among the outputs of the search, and gives the scores: the search itself ("none"), or the
-            autoregressive half ("ar"), by its log-probability divided by tokens ** length_penalty, eos counted. An output
-            without tokens is chosen last then.
-          length_penalty: see `rerank`; None: that of `generate`.
+          rerank, length_penalty: as in `generate_ctc`.
 
         Returns:
           Token ids [B * num_return_sequences, T], bos ... eos, padded. If a sentence has fewer outputs, the others are
