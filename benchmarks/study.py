@@ -261,23 +261,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plot:
             study_report.plot(cells, args.plot)
         if args.table:
-            times, *speeds = (
-                _read(RESULTS / name)
-                for name in (study_report.STEP_FILE, study_report.SPEED_FILE, study_report.LONG_SPEED_FILE)
-            )
-            print(study_report.table(cells, times))
+            times = [_read(RESULTS / name) for name in (study_report.STEP_FILE, study_report.LONG_STEP_FILE)]
+            speeds = [_read(RESULTS / name) for name in (study_report.SPEED_FILE, study_report.LONG_SPEED_FILE)]
+            print(study_report.table(cells, [figures for figures in times if figures]))
             for figures in filter(None, speeds):
                 print(study_report.speed_table(figures))
         return 0
     parallel.start()
     if args.step_seconds:
-        configs = {
-            name: config_of(CELLS[name], 0, args.data, args.prepared, args.workdir) for name in args.cell or CELLS
-        }
-        _write(RESULTS / study_report.STEP_FILE, study_report.step_seconds(configs, args.step_seconds))
+        names = args.cell or _short_cells()
+        configs = {name: config_of(CELLS[name], 0, args.data, args.prepared, args.workdir) for name in names}
+        file = study_report.STEP_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_STEP_FILE
+        _write(RESULTS / file, study_report.step_seconds(configs, args.step_seconds))
         return 0
     if args.speed:
-        names = args.cell or [name for name, cell in CELLS.items() if cell.preset == "study"]
+        names = args.cell or _short_cells()
         config = config_of(CELLS[names[0]], 0, args.data)
         languages = (config.data.source_lang, config.data.target_lang)
         workdirs = {name: args.workdir / result_path(name, args.seed).stem for name in names}
@@ -296,6 +294,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not done and not args.list:
             _run_with_sources(name, args.seed, args)
     return 0
+
+
+def _short_cells() -> list[str]:
+    return [name for name, cell in CELLS.items() if cell.preset == "study"]
 
 
 def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:

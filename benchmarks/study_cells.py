@@ -102,6 +102,12 @@ CELLS = {
     "cpu_ar_more": Cell(
         "AR alone for as many more steps as the joint cells", _SECOND_AR, preset="ctc_from_ar", start="cpu_ar"
     ),
+    "cpu_ar_equal_time": Cell(
+        "AR alone for as many more steps as take the time of 3000 joint steps (step_seconds_cpu.json)",
+        _SECOND_AR | {"train.steps": 5900},
+        preset="ctc_from_ar",
+        start="cpu_ar",
+    ),
     "cpu_masks": Cell(
         "AR and mask-predict from cpu_ar, with correction, without divergences, raw targets",
         _CORRECTION | _UNTAUGHT,

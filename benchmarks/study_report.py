@@ -43,9 +43,10 @@ COLUMNS = (
     ("20, penalty 0.5, reranked", "ctc:beam=20,blank_penalty=0.5,rerank=ar"),
 )
 _NAR = ("nar:passes=10,length_beam=3", "ctc:beam=5,blank_penalty=1")
-SPEED_FILE, LONG_SPEED_FILE, STEP_FILE = "speed.json", "speed_cpu.json", "step_seconds.json"
+SPEED_FILE, LONG_SPEED_FILE = "speed.json", "speed_cpu.json"
+STEP_FILE, LONG_STEP_FILE = "step_seconds.json", "step_seconds_cpu.json"
 COMPARE_FILE = "bootstrap.json"
-NO_CELLS = (SPEED_FILE, LONG_SPEED_FILE, STEP_FILE, COMPARE_FILE)
+NO_CELLS = (SPEED_FILE, LONG_SPEED_FILE, STEP_FILE, LONG_STEP_FILE, COMPARE_FILE)
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
@@ -56,12 +57,13 @@ def load(folder: Path) -> list[dict[str, Any]]:
     return sorted((r for r in results if r["cell"] in order), key=lambda r: (order.index(r["cell"]), r["seed"]))
 
 
-def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) -> str:
+def table(cells: Sequence[dict[str, Any]], times: Sequence[dict[str, Any]] = ()) -> str:
     """BLEU / chrF of every cell as a Markdown table.
 
     Args:
       cells: results of `load`.
-      times: results of `step_seconds`. With them the table has the seconds of all training steps.
+      times: results of `step_seconds`. With them the table has the seconds of all training steps, without those of the
+        cell that a cell starts from.
     """
     titles = [title for title, _ in COLUMNS] + ["validation NLL"] + ["training s"] * bool(times)
     lines = ["| cell | " + " | ".join(titles) + " |", "|---|" + "--:|" * len(titles)]
@@ -71,7 +73,7 @@ def table(cells: Sequence[dict[str, Any]], times: dict[str, Any] | None = None) 
         last = cell["validation"][str(max(map(int, cell["validation"])))]
         shown.append(", ".join(f"{last[name]:.2f}" for name in ("nll/ar", "nll/nar", "nll/ctc") if name in last))
         if times:
-            seconds = training_seconds(times, cell["cell"])
+            seconds = next(filter(None, (training_seconds(figures, cell["cell"]) for figures in times)), None)
             shown.append("" if seconds is None else f"{seconds:.0f}")
         lines.append(f"| {label(cell)} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -160,7 +160,7 @@ def test_tables_and_plot(run, tmp_path, monkeypatch):
     folder, _ = run
     cells = study_report.load(folder / "results")
     phases = [{"terms": ["ar"], "steps": 20, "seconds": 0.5}, {"terms": ["ar", "nar"], "steps": 40, "seconds": 2.0}]
-    table = study_report.table(cells, {"cells": {"janus": phases}}).splitlines()
+    table = study_report.table(cells, [{"cells": {"janus": phases}}]).splitlines()
     assert len(table) == 3
     assert table[2].split("|")[-2].strip() == "90"
     assert table[2].startswith("| `janus` |")
