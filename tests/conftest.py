@@ -30,6 +30,9 @@ present = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([present, *(flag for flag in COMPILER_FLAGS if flag not in present)]).strip()
 parallel.start()
 
+# Tracing makes many objects, which live long: with Python's thresholds a tenth of the time goes into looking for cycles.
+gc.set_threshold(100_000, 20, 20)
+
 ROOT = Path(__file__).resolve().parents[1]
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 15_000
@@ -92,6 +95,11 @@ LONGEST_FIRST = (
     "tests/model/test_model.py",
     "tests/convert/test_export.py",
 )
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # modules and tests stay: no later search for cycles visits them
 
 
 def _place(nodeid: str) -> int:

@@ -77,13 +77,15 @@ INLINE_NOT_RUN: dict[str, str] = {
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",
 }
 
-# Settings that make the experiments of the pages small, so that commands take seconds.
+# Settings that make the experiments of the pages small, so that commands take seconds. One set of loss terms in all steps:
+# each set is a program to compile (tests/train/test_train.py has runs of several sets).
 TINY = """
     --config.text.vocab_size=150 --config.text.byte_fallback=False --config.text.character_coverage=1.0
     --config.data.buckets=1 --config.data.tokens_per_batch=1024
     --config.model.d_model=16 --config.model.ffn_dim=32 --config.model.heads=2 --config.model.encoder_layers=1
     --config.model.decoder_layers=1 --config.train.steps=6 --config.train.checkpoint_every=2 --config.train.eval_every=6
     --config.train.eval_sentences=4 --config.train.log_every=2 --config.optimizer.warmup_steps=2
+    --config.objective.ar_every=1 --config.objective.ar_first=0
 """.split()
 # More flags for small runs: part of the command -> flags.
 SMALLER: dict[str, list[str]] = {

@@ -1,5 +1,6 @@
 """The directory in which the commands of the pages run: texts, a random BART, and two trained tiny models."""
 
+import fcntl
 import os
 import shutil
 
@@ -34,17 +35,26 @@ def bare_desk(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained_desk(bare_desk, tmp_path_factory):
-    """The desk after the shared commands: prepared data, and the runs `mine` and `mine_ctc`."""
-    folder = tmp_path_factory.mktemp("trained_desk") / "desk"
-    shutil.copytree(bare_desk, folder)
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            commands.run_sections(commands.SHARED, folder, patch)
-    finally:
-        os.chdir(before)
-    return folder
+    """The desk after the shared commands: prepared data, and the runs `mine` and `mine_ctc`.
+
+    The first worker of a parallel run that needs it makes it; the others wait for it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    with (base / "trained_desk.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (base / "trained_desk").exists():
+            return base / "trained_desk"
+        folder = shutil.copytree(bare_desk, base / "unfinished_desk", dirs_exist_ok=True)
+        before = os.getcwd()
+        os.chdir(folder)
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                commands.run_sections(commands.SHARED, folder, patch)
+        finally:
+            os.chdir(before)
+        return folder.rename(base / "trained_desk")
 
 
 def _entered(folder, monkeypatch):
