@@ -107,9 +107,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "cell": name,
         "seed": config.train.seed,
         "why": CELLS[name].why,
-        "targets": f"distilled by {CELLS[name].distilled_by}, read by {CELLS[name].readers}"
-        if CELLS[name].distilled_by
-        else "raw",
+        "targets": _targets(CELLS[name]),
         "settings": changed_settings(config),
         "config_hash": config_lib.config_hash(config),
         "machine": common.machine(),
@@ -117,6 +115,12 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "rows": scores(config, workdir, decodings(config.objective.name, CELLS[name].preset)),
     }
     _write(path, figures)
+
+
+def _targets(cell: Cell) -> str:
+    if not cell.distilled_by:
+        return "raw"
+    return f"distilled by {cell.distilled_by} with {cell.distilled_with}, read by {cell.readers}"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -312,7 +316,7 @@ def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
         raw = config_of(CELLS[cell.distilled_by], 0, args.data, args.prepared).data.prepared
         distill(
             Generator.from_checkpoint(args.workdir / cell.distilled_by), raw, config.data.prepared, checkpoint=cell.distilled_by,
-            readers=cell.readers, mode="ar", beam=5,
+            readers=cell.readers, **parse_setting(cell.distilled_with),
         )  # fmt: skip
     if not Path(config.data.prepared).exists():
         prepare(config)

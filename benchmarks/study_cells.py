@@ -15,7 +15,8 @@ class Cell:
       changes: settings that differ from the preset.
       preset: of configs/multi30k_deen.py.
       start: the cell whose model the run starts from; "": none. It is trained first.
-      distilled_by: the cell whose AR half made the targets of the `readers`; "": they are raw.
+      distilled_by: the cell whose model made the targets of the `readers`; "": they are raw.
+      distilled_with: the decoding setting that made them.
       readers: the rows that read these targets, see `data.retarget`.
     """
 
@@ -24,6 +25,7 @@ class Cell:
     preset: str = "study"
     start: str = ""
     distilled_by: str = ""
+    distilled_with: str = "ar:beam=5"
     readers: Readers = "parallel"
 
 
@@ -120,6 +122,14 @@ CELLS = {
         start="cpu_ar",
         distilled_by="cpu_ar",
         readers="all",
+    ),
+    "cpu_masks_self_distilled": Cell(
+        "cpu_masks_taught_distilled goes on: NAR rows read its own outputs of ten passes",
+        _UNTAUGHT | {"train.steps": 1500},
+        preset="masks_from_ar",
+        start="cpu_masks_taught_distilled",
+        distilled_by="cpu_masks_taught_distilled",
+        distilled_with="nar:passes=10,length_beam=3",
     ),
     "cpu_ctc": Cell("AR and CTC from cpu_ar, raw targets", preset="ctc_from_ar", start="cpu_ar"),
     "cpu_ctc_distilled": Cell(

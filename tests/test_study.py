@@ -25,7 +25,7 @@ def test_cells_differ():
     settings = [
         (
             json.dumps(study.changed_settings(study.config_of(cell, 0)), sort_keys=True),
-            (cell.start, cell.distilled_by, cell.readers),
+            (cell.start, cell.distilled_by, cell.distilled_with, cell.readers),
         )
         for cell in CELLS.values()
     ]
