@@ -1,0 +1,1 @@
+"""Bad input for every command, made at random from a seed."""
