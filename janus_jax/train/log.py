@@ -55,6 +55,11 @@ class RunLog:
             self._board.add_scalar(name, value, step)
         self.message(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k)))
 
+    def sync(self) -> None:
+        """Makes the records survive a loss of power."""
+        if self.active:
+            os.fsync(self._file.fileno())
+
     def message(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
         with contextlib.suppress(BrokenPipeError):  # a closed stderr must not end the run
@@ -124,12 +129,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def last_evaluation(workdir: Path) -> dict[str, float]:
-    """The metrics of a run's newest evaluation; empty if there was none."""
-    for record in reversed(read_metrics(workdir / "metrics.jsonl")):
-        if "valid/loss" in record:
-            return {name: value for name, value in record.items() if name != "step"}
-    return {}
+def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
+    """The metrics of a run's evaluations, by step."""
+    return {
+        record["step"]: {name: value for name, value in record.items() if name != "step"}
+        for record in read_metrics(workdir / "metrics.jsonl")
+        if "valid/loss" in record
+    }
 
 
 def plot_curves(workdir: Path) -> Path:
