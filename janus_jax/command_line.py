@@ -40,6 +40,7 @@ def run(
     define: Callable[[flags.FlagValues], None],
     body: Callable[[Config, flags.FlagValues], int],
     mistakes: tuple[type[Exception], ...] = (),
+    adjust: Callable[[ml_collections.ConfigDict, frozenset[str]], str] | None = None,
 ) -> int:
     """Parses a command line, resolves its config and runs the command.
 
@@ -50,12 +51,14 @@ def run(
       define: defines the command's other flags on a FlagValues; a flag without a default (None) is required.
       body: does the work; its result is the exit status.
       mistakes: errors of `body`, beside ConfigError, that the user can fix.
+      adjust: may change the settings that the command line does not name, before they are checked. It gets them and the
+        names of those that the command line names; its result is a line for stderr, or empty.
 
     Returns:
       The exit status.
     """
     try:
-        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc)
+        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc, adjust)
         if isinstance(parsed, str):
             print(parsed)
             return 0
@@ -76,7 +79,11 @@ def load_config(path: str, argv: Sequence[str] = ()) -> Config:
 
 
 def _parse(
-    argv: list[str], module: str, define: Callable[[flags.FlagValues], None], doc: str = ""
+    argv: list[str],
+    module: str,
+    define: Callable[[flags.FlagValues], None],
+    doc: str = "",
+    adjust: Callable[[ml_collections.ConfigDict, frozenset[str]], str] | None = None,
 ) -> tuple[Config, flags.FlagValues] | str:
     """The config and the flags; the help text where the arguments ask for it."""
     if help_settings := next(filter(None, map(_HELP_SETTINGS.fullmatch, argv)), None):
@@ -108,6 +115,9 @@ def _parse(
         is_absent = not Path(file.split(":")[0]).is_file()
         raise ConfigError(f"--config={file}: {absent if is_absent else wrong}")
     _set_numbers(values.config, numbers)
+    overridden = frozenset(match[2] for match in map(_SETTING.fullmatch, argv) if match)
+    if adjust is not None and (note := adjust(values.config, overridden)):
+        print(note, file=sys.stderr)
     return resolve(values.config), values
 
 

@@ -9,6 +9,7 @@ import bisect
 import contextlib
 import glob
 import gzip
+import hashlib
 import importlib.util
 import io
 import lzma
@@ -25,6 +26,7 @@ from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
 SPLITS = ("train", "valid", "test")
+FILES = ("parallel", "tsv", "text")  # sources whose splits are files, named by their paths
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
 DEMO_SEED = 0
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -41,6 +43,15 @@ class SplitSource:
 
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
+
+    def content(self) -> str:
+        """The SHA-256 of the files, as they are on disk, in their order; empty if there are none."""
+        digest = hashlib.sha256()
+        files = [path for path, size in self.inputs.items() if size]
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest() if files else ""
 
 
 def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, SplitSource]:
@@ -59,6 +70,11 @@ def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, Spli
     names = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
     if "train" not in names:
         raise DataError("config.data.train: name the training split; only valid and test may be absent")
+    if names.get("test") == DataConfig().test and config.source in FILES:
+        # It was not set. A test split is not needed to train.
+        with contextlib.suppress(DataError):
+            return SOURCES[config.source](config, names, download)
+        del names["test"]
     return SOURCES[config.source](config, names, download)
 
 

@@ -1,6 +1,7 @@
 """Trains a model: `python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen`.
 
-Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. The same command resumes a run that stopped.
+Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. Settings that shaped the prepared data (languages,
+tokenizer, longest lengths) are taken from it. The same command resumes a run that stopped.
 SIGTERM to any process of the run saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
 train.max_bad_steps); 4: another process of the run is lost.
 """
@@ -15,7 +16,7 @@ from absl import flags
 from janus_jax import command_line, parallel
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
-from janus_jax.data import DataError
+from janus_jax.data import DataError, adopt
 from janus_jax.processes import Rendezvous
 from janus_jax.train.dry_run import dry_run
 from janus_jax.train.loop import LostProcessError, NonFiniteLossError, train_or_stop
@@ -25,7 +26,9 @@ from janus_jax.train.profile import profiled_steps
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (default: those of the process); returns the exit status, see `command_line`."""
     mistakes = (DataError, CheckpointError)
-    return command_line.run(argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes)
+    return command_line.run(
+        argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes, adjust=adopt
+    )
 
 
 def _define(values: flags.FlagValues) -> None:

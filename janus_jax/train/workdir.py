@@ -17,7 +17,12 @@ from janus_jax.config import Config, ConfigError
 # Settings that may change at a resume, since the steps that are done don't depend on them.
 FREE_SETTINGS = {
     "data.prepared",
+    "data.test",
+    "data.tfds_data_dir",
+    "data.train",
+    "data.valid",
     "data.workers",
+    "text.model",
     "train.best_metric",
     "train.best_mode",
     "train.checkpoint_every",
@@ -30,7 +35,7 @@ FREE_SETTINGS = {
     "train.max_bad_steps",
     "train.spike",
     "train.steps",
-}
+}  # those that name places too: the prepared data are compared themselves, see `Prepared.contents`
 _LOCK, _CONFIG, _DATA = "lock", "config.json", "data.json"
 # What a file system answers that has no locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
