@@ -243,7 +243,10 @@ def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]
     if wrong:
         raise ValueError(f"the numbers of {' and '.join(wrong)} differ from those that were saved")
     state = TrainState(stored["progress"]["step"], stored["params"], stored["opt_state"], stored.get("ema"))
-    return state, dict(custom.get("window", {}))
+    interval = custom.get("window", {})
+    if not isinstance(interval, dict) or not interval.keys() <= {"steps", "sums", "skipped"}:
+        raise ValueError("its metadata are damaged")
+    return state, dict(interval)
 
 
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ hold two sides. For plain text it yields `(number, document)`.
 
 import bisect
 import contextlib
+import difflib
 import glob
 import gzip
 import hashlib
@@ -16,6 +17,7 @@ import lzma
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -255,11 +257,21 @@ def _tfds_builder(config: DataConfig, download: bool) -> Any:
     try:
         builder = tfds.builder(name, data_dir=where, try_gcs=False)
     except Exception as error:  # TFDS raises ImportError, DatasetNotFoundError, ValueError, AssertionError...
+        unknown = type(error).__name__ == "DatasetNotFoundError"
         if importlib.util.find_spec("tensorflow") is None and (
-            "tensorflow" in str(error).lower() or name.startswith("wmt") or isinstance(error, ImportError)
+            re.match(r"wmt\w*_translate(/|:|$)", name)
+            or (not unknown and ("tensorflow" in str(error).lower() or isinstance(error, ImportError)))
         ):
             raise DataError(
                 f"config.data.tfds_name: TFDS makes {name!r} with TensorFlow only; run `pip install tensorflow`, or take parallel files"
+            ) from error
+        if unknown:
+            # The message of TFDS lists all names, one a line.
+            names = re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE)
+            near = difflib.get_close_matches(name.split("/")[0], [*names, "wmt14_translate", "wmt16_translate"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "https://www.tensorflow.org/datasets/catalog lists all"
+            raise DataError(
+                f"config.data.tfds_name: TFDS knows no dataset {name!r}, nor is it in {where or '~/tensorflow_datasets'}; {hint}"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

@@ -140,8 +140,10 @@ class _TrainingRun:
             )
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
             self.evaluation.check_best_metric(abstract.params)
+            with processes.fail_together():
+                recorded = evaluations(workdir) if self.process == 0 else {}
             # All processes use the list of the first one, as the checkpoints do.
-            self.evaluations = dict(map(tuple, processes.all_gather(list(evaluations(workdir).items()))[0]))
+            self.evaluations = dict(map(tuple, processes.all_gather(list(recorded.items()))[0]))
             self.checkpoints = Checkpoints(
                 workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes, self.evaluations
             )
