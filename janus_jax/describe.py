@@ -26,7 +26,7 @@ the command line of `python -m janus_jax.data` and `python -m janus_jax.train`:
 
     python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen --config.train.steps=2000
 
-`--help_settings` prints this list. A setting that does not exist, has the wrong type or is out of range is an error,
+`--help_settings` prints this list, and `--help_settings=objective` one group of it. A setting that does not exist, has the wrong type or is out of range is an error,
 before any work starts; the error names the setting and the fix.
 
 A *schedule* is a list of (step, value) points: linear in between, constant before the first and after the last. For

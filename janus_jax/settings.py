@@ -82,7 +82,11 @@ class TextConfig:
         "Kind of a new tokenizer: unigram and bpe are SentencePiece's, byte_bpe is byte-level BPE as in BART.",
     )
     vocab_size: int = setting(
-        8000, "Size of a new tokenizer's vocabulary; the five special tokens count.", unit="tokens", at_least=6
+        8000,
+        "Size of a new tokenizer's vocabulary; the five special tokens count. A small text gets as many as it can fill, with a "
+        "warning.",
+        unit="tokens",
+        at_least=6,
     )
     character_coverage: float = setting(
         0.9995,
@@ -121,7 +125,9 @@ class DataConfig:
         '.xz). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
     )
     valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
-    test: str = setting("test", "Test split, in the same form. Empty: there is none.")
+    test: str = setting(
+        "test", "Test split, in the same form. Empty: there is none, as where no file has the name of the default."
+    )
     hold_out: int = setting(
         0,
         "Plain text without a validation split: every n-th document is kept out of training and becomes one. 0: no document is.",
@@ -506,7 +512,11 @@ class TrainConfig:
         unit="steps",
         at_least=0,
     )
-    best_metric: str = setting("valid/loss", "Metric that says which checkpoints are best.")
+    best_metric: str = setting(
+        "valid/loss",
+        "Metric of the evaluations that says which checkpoints are best, for example valid/bleu_ar. A wrong name is an error, "
+        "which lists them.",
+    )
     best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
     only: str = setting(
         "",
