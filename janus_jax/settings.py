@@ -55,6 +55,7 @@ def setting(default: Any, help: str, *, unit: str = "", **bounds: float) -> Any:
 
 # Seeds of JAX's random numbers have 32 bits.
 _LARGEST_SEED = 2**32 - 1
+_LONGEST_SPAN = 1000  # mean; the probabilities of all lengths are tabled
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -185,7 +186,7 @@ class DataConfig:
     seed: int = setting(
         0, "Random seed of the order of the batches, the masks and the noise.", at_least=0, at_most=_LARGEST_SEED
     )
-    workers: int = setting(1, "Threads that prepare batches ahead.", unit="threads", at_least=1)
+    workers: int = setting(1, "Threads that prepare batches ahead.", unit="threads", at_least=1, at_most=256)
     # Masks of the target, docs/method.md
     mask_sampler: MaskSampler = setting(
         "span",
@@ -197,7 +198,9 @@ class DataConfig:
         above=0,
         at_most=1,
     )
-    mask_span: float = setting(2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0)
+    mask_span: float = setting(
+        2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0, at_most=_LONGEST_SPAN
+    )
     mask_suffix: float = setting(
         0.0,
         "Share of the targets in which a whole suffix is masked instead, as drafts of speculative decoding need it.",
@@ -208,7 +211,13 @@ class DataConfig:
     noise_ratio: float = setting(
         0.3, "Plain text: the noised spans sum to this share of the words of a block.", above=0, below=1
     )
-    noise_span: float = setting(3.0, "Plain text: mean length of a noised span (Poisson).", unit="words", above=0)
+    noise_span: float = setting(
+        3.0,
+        "Plain text: mean length of a noised span (Poisson).",
+        unit="words",
+        at_least=0.1,  # spans are drawn until they sum to a share of the block
+        at_most=_LONGEST_SPAN,
+    )
     noise_hidden: float = setting(
         0.5,
         "Plain text: share of the noised spans that the source does not show; the others stay in it.",

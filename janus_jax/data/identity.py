@@ -133,19 +133,26 @@ def adopt(config: ml_collections.ConfigDict, overridden: frozenset[str]) -> str:
         directory = pathlib.Path(config.data.prepared)
         report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
         shaping = {name: value for name, value in report["settings"].items() if name.startswith(("text.", "data."))}
-        init_from = config.init_from
+        init_from = config.get("init_from", "")
     except (AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError):
         return ""  # an error of the settings or the dataset, which is reported where they are read
-    known = {setting.name for setting in all_settings()}
+    defaults = {setting.name: setting.default for setting in all_settings()}
     changed = []
     for name, value in shaping.items():
         # The tokenizer is compared with that of init_from.
-        if name not in known or name in overridden or (init_from and name.startswith("text.")):
+        if name not in defaults or name in overridden or (init_from and name.startswith("text.")):
             continue
         group, key = name.split(".")
-        current = config[group].get(key)
+        if group not in config:
+            with config.unlocked():
+                config[group] = ml_collections.ConfigDict()
+        members = config[group]
+        if not isinstance(members, ml_collections.ConfigDict):
+            return ""  # wrong, as `resolve` will say
+        current = members.get(key, defaults[name])
         if _plain(current) != value:
-            config[group][key] = value
+            with members.unlocked(), members.ignore_type():
+                members[key] = value
             changed.append(f"{name} {value!r} (not {current!r})")
     return f"{directory} was prepared with {', '.join(changed)}; training takes that over" if changed else ""
 

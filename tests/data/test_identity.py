@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import ml_collections
 import pytest
 
 from janus_jax import command_line, data, text
@@ -209,6 +210,17 @@ def test_a_run_takes_over_what_shaped_its_data(moved, experiment, capsys):
     data.Prepared.open(directory, config)
     assert experiment() is None  # no such folder
     assert "config.data.tfds_name: name the TFDS dataset" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [{}, {"text": 3}, {"data": {"prepared": 3}}, {"data": {}}])
+def test_a_config_of_another_shape_is_left_to_its_check(moved, content):
+    config = ml_collections.ConfigDict(content)
+    if not content:
+        config.data = {"prepared": moved[1].data.prepared}
+        assert "text.vocab_size 298 (not 8000)" in data.adopt(config, frozenset())
+        assert config.text.vocab_size == 298
+    else:
+        assert data.adopt(config, frozenset()) == ""
 
 
 def test_what_the_command_line_says_is_compared(moved, experiment):

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -20,7 +21,7 @@ from janus_jax.train import NonFiniteLossError, train
 from janus_jax.train import evaluation as evaluation_module
 from janus_jax.train import loop as loop_module
 from janus_jax.train.log import read_metrics
-from tests.faults.killed_runs import copy_until
+from tests.faults.killed_runs import copy_until, experiment
 from tests.train import runs
 
 # The package exports a function of that name.
@@ -307,6 +308,27 @@ def test_the_command_reports_mistakes_with_their_fix(capsys, tmp_path):
 
     assert main([]) == 2
     assert "--config and --workdir" in capsys.readouterr().err
+
+
+def test_a_run_too_large_for_the_memory_is_one_line_with_status_2(capsys, tmp_path, prepared, monkeypatch):
+    command = importlib.import_module("janus_jax.train.__main__")
+    arguments = [f"--config={experiment(runs.config(prepared), tmp_path / 'x.py')}", f"--workdir={tmp_path / 'run'}"]
+
+    def fails(error):
+        def train_or_stop(*_, **__):
+            raise error
+
+        monkeypatch.setattr(command, "train_or_stop", train_or_stop)
+
+    for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore."), MemoryError()):
+        fails(error)
+        assert command.main(arguments) == 2
+        assert re.fullmatch(
+            r"error: the run does not fit into memory \(.*\); lower config.data.*\n", capsys.readouterr().err
+        )
+    fails(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        command.main(arguments)
 
 
 def test_parallel_start_sets_the_compile_cache(tmp_path):
