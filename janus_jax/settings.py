@@ -55,7 +55,6 @@ def setting(default: Any, help: str, *, unit: str = "", **bounds: float) -> Any:
 
 # Seeds of JAX's random numbers have 32 bits.
 _LARGEST_SEED = 2**32 - 1
-_LONGEST_SPAN = 1000  # mean; the probabilities of all lengths are tabled
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -199,7 +198,7 @@ class DataConfig:
         at_most=1,
     )
     mask_span: float = setting(
-        2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0, at_most=_LONGEST_SPAN
+        2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0, at_most=1000
     )
     mask_suffix: float = setting(
         0.0,
@@ -216,7 +215,7 @@ class DataConfig:
         "Plain text: mean length of a noised span (Poisson).",
         unit="words",
         at_least=0.1,  # spans are drawn until they sum to a share of the block
-        at_most=_LONGEST_SPAN,
+        at_most=1000,
     )
     noise_hidden: float = setting(
         0.5,
