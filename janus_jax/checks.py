@@ -13,6 +13,9 @@ from typing import Any
 from janus_jax.objective.terms import OBJECTIVES, own_term, read_families, term
 from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings, rows_of_source
 
+# Of a whole number, and of any: arrays on devices hold int32 and float32. A setting's own bound may be higher (a seed's).
+LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38
+
 
 class ConfigError(ValueError):
     """A setting is wrong; the message names the key and the fix."""
@@ -66,12 +69,25 @@ def check(config: Config) -> None:
 
 def _check_range(setting: Setting, value: Any) -> None:
     for number in _numbers(value):
-        if not math.isfinite(number):
+        unit = f" ({setting.unit})" if setting.unit else ""
+        inside = "" if number is value else f" in {value}"
+        if isinstance(number, float) and not math.isfinite(number):
             raise ConfigError(f"config.{setting.name}: {number} is not a finite number")
+        if isinstance(number, int) and abs(number) > LARGEST and setting.range.at_most is None:
+            raise ConfigError(f"config.{setting.name}: {_short(number)} must be at most {LARGEST}{unit}")
         if number not in setting.range:
-            unit = f" ({setting.unit})" if setting.unit else ""
-            inside = "" if number is value else f" in {value}"
-            raise ConfigError(f"config.{setting.name}: {number}{inside} must be {setting.range}{unit}")
+            raise ConfigError(f"config.{setting.name}: {_short(number)}{inside} must be {setting.range}{unit}")
+        if abs(number) > LARGEST_FLOAT:
+            raise ConfigError(
+                f"config.{setting.name}: {number} must be at most {LARGEST_FLOAT:g}, since it is a float32"
+            )
+
+
+def _short(number: float) -> str:
+    """A number in a message; Python refuses to write whole numbers of thousands of digits."""
+    return (
+        f"a number of {number.bit_length()} bits" if abs(number) > 10**40 and isinstance(number, int) else str(number)
+    )
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -109,6 +125,8 @@ def _check_data(config: Config) -> None:
         raise ConfigError(
             f"config.data.buckets: {d.buckets} must be increasing bounds, for example (16, 32), or the number of buckets"
         )
+    if not d.prepared:
+        raise ConfigError("config.data.prepared: name the folder of the prepared data, for example prepared/mine")
     if d.source == "tfds" and not d.tfds_name:
         raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
     if 0 < d.max_length_ratio < 1:
@@ -215,6 +233,8 @@ def _check_objective(config: Config) -> None:
         if not points:
             raise ConfigError(f"{path}: a schedule needs at least one (step, value) point")
         steps = [step for step, _ in points]
+        if max(map(abs, steps)) > LARGEST_FLOAT:
+            raise ConfigError(f"{path}: the steps of a schedule must be at most {LARGEST_FLOAT:g}")
         if steps != sorted(set(steps)) or steps[0] < 0:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
     terms = objective_terms(objective)

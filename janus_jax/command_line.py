@@ -5,9 +5,15 @@ The exit status is 0, or 2 after a mistake of the user, which one line on stderr
 
 import ast
 import difflib
+import itertools
 import re
 import sys
+import traceback
+import types as types_module
+import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -17,7 +23,13 @@ from janus_jax import describe
 from janus_jax.config import Config, ConfigError, resolve
 from janus_jax.settings import all_settings
 
-_SETTING = re.compile(r"--?(?:no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_HELP_SETTINGS = re.compile(r"--?help_settings(?:=(.*))?")
+
+_SETTINGS_HELP = (
+    "Any setting of the experiment file can be changed: --config.group.key=value. --help_settings lists them all, "
+    "--help_settings=objective those of a group."
+)
 
 
 def run(
@@ -28,6 +40,7 @@ def run(
     define: Callable[[flags.FlagValues], None],
     body: Callable[[Config, flags.FlagValues], int],
     mistakes: tuple[type[Exception], ...] = (),
+    adjust: Callable[[ml_collections.ConfigDict, frozenset[str]], str] | None = None,
 ) -> int:
     """Parses a command line, resolves its config and runs the command.
 
@@ -38,12 +51,14 @@ def run(
       define: defines the command's other flags on a FlagValues; a flag without a default (None) is required.
       body: does the work; its result is the exit status.
       mistakes: errors of `body`, beside ConfigError, that the user can fix.
+      adjust: may change the settings that the command line does not name, before they are checked. It gets them and the
+        names of those that the command line names; its result is a line for stderr, or empty.
 
     Returns:
       The exit status.
     """
     try:
-        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc)
+        parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc, adjust)
         if isinstance(parsed, str):
             print(parsed)
             return 0
@@ -64,28 +79,45 @@ def load_config(path: str, argv: Sequence[str] = ()) -> Config:
 
 
 def _parse(
-    argv: list[str], module: str, define: Callable[[flags.FlagValues], None], doc: str = ""
+    argv: list[str],
+    module: str,
+    define: Callable[[flags.FlagValues], None],
+    doc: str = "",
+    adjust: Callable[[ml_collections.ConfigDict, frozenset[str]], str] | None = None,
 ) -> tuple[Config, flags.FlagValues] | str:
     """The config and the flags; the help text where the arguments ask for it."""
-    plain, structured = _take_structured(argv)
+    if help_settings := next(filter(None, map(_HELP_SETTINGS.fullmatch, argv)), None):
+        return describe.help_text(help_settings[1] or "")
+    plain, numbers = _take_numbers(argv)
     program = f"python -m {module}"
     values = _values(define, [program, *plain])
     try:
         rest = values([program, *plain])
     except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(_unknown_setting(argv) or _message(error)) from error
-    if values.help_settings:
-        return f"Settings, with their defaults:\n{describe.help_text()}"
+    except Exception as error:  # of the experiment file, which is a program
+        raise ConfigError(f"--config={_config_file(argv)}: {_place(error)}{_message(error)}") from error
     if values.help:
-        return f"{doc.strip()}\n\n{_flag_help(values)}"
+        return f"{doc.strip()}\n\n{_flag_help(values)}\n\n{_SETTINGS_HELP}"
     if rest[1:]:
         raise ConfigError(f"unexpected argument {rest[1]!r}; write settings as --config.group.key=value")
-    missing = [f"--{name}" for name in values if values[name].value is None]
+    file = _config_file(argv)
+    missing = [f"--{name}" for name in values if values[name].value is None and not (file and name == "config")]
+    missing += [f"--{name}" for name in values if values[name].default is None and values[name].value == ""]
     if missing:
         raise ConfigError(f"{' and '.join(sorted(missing))} must be set; {program} --help shows all flags")
-    if not isinstance(values.config, ml_collections.ConfigDict):  # a stand-in that raises when it is read
-        raise ConfigError(f"--config={_config_file(argv)}: cannot be read; name an experiment file, FILE.py[:preset]")
-    _set_structured(values.config, structured)
+    if not isinstance(values.config, ml_collections.ConfigDict):
+        absent = "cannot be read; name an experiment file, FILE.py[:preset]"  # a stand-in that raises when it is read
+        wrong = (
+            f"get_config() must return the ConfigDict of janus_jax.config.default_config(), changed; it returned "
+            f"{type(values.config).__name__}"
+        )
+        is_absent = not Path(file.split(":")[0]).is_file()
+        raise ConfigError(f"--config={file}: {absent if is_absent else wrong}")
+    _set_numbers(values.config, numbers)
+    overridden = frozenset(match[2] for match in map(_SETTING.fullmatch, argv) if match)
+    if adjust is not None and (note := adjust(values.config, overridden)):
+        print(note, file=sys.stderr)
     return resolve(values.config), values
 
 
@@ -95,44 +127,62 @@ def _values(define: Callable[[flags.FlagValues], None], argv: list[str]) -> flag
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Experiment file, FILE.py[:preset]. --config.group.key=value changes a setting; see --help_settings.",
+        "Experiment file, FILE.py[:preset].",
         flag_values=values,
         sys_argv=argv,
     )
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
-    flags.DEFINE_bool(
-        "help_settings", False, "List every setting with default, unit, range and meaning.", flag_values=values
-    )
+    # `_parse` reads it: a flag of absl that may have a value must have one.
+    flags.DEFINE_bool("help_settings", False, "List the settings and end.", flag_values=values)
     define(values)
     return values
 
 
-def _take_structured(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Splits off the settings that are lists, "(16, 32)": a flag of ml_collections knows only the type of the default."""
-    plain, structured = [], {}
-    for argument in argv:
+def _take_numbers(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Splits off the settings that are numbers or lists: a flag of ml_collections knows only the type of the file's value.
+
+    There a weight may be a number or a schedule, and 0 may stand for 0.0.
+    """
+    types = {setting.name: setting.type for setting in all_settings()}
+    plain, numbers, rest = [], {}, iter(argv)
+    for argument in rest:
         match = _SETTING.fullmatch(argument)
-        if match and (match[2] or "").lstrip().startswith(("(", "[")):
-            structured[match[1]] = match[2]
+        hint = types.get(match[2]) if match and not match[1] else None
+        if hint in (int, float) or typing.get_origin(hint) in (tuple, types_module.UnionType, typing.Union):
+            value = match[3] if match[3] is not None else next(rest, None)
+            if value is None or (match[3] is None and value.startswith("--")):
+                raise ConfigError(f"{argument}: has no value; write --config.{match[2]}=VALUE")
+            numbers[match[2]] = value
         else:
             plain.append(argument)
-    return plain, structured
+    return plain, numbers
 
 
-def _set_structured(config: ml_collections.ConfigDict, structured: dict[str, str]) -> None:
-    for name, text in structured.items():
-        group = config
+def _set_numbers(config: ml_collections.ConfigDict, numbers: dict[str, str]) -> None:
+    types = {setting.name: setting.type for setting in all_settings()}
+    for name, text in numbers.items():
         *groups, key = name.split(".")
+        group = config
         for part in groups:
             group = group.get(part, None)
             if not isinstance(group, ml_collections.ConfigDict):
-                break
-        if not isinstance(group, ml_collections.ConfigDict) or key not in group:
-            raise ConfigError(_unknown_setting([f"--config.{name}"]))
+                raise ConfigError(f"--config.{name}: {part} is no group of settings in the experiment file")
         try:
-            group[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError) as error:
-            raise ConfigError(f"--config.{name}={text}: not a list; write for example (16, 32)") from error
+            value = _number(types[name], text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            example = " or a list, for example (16, 32)" if types[name] not in (int, float) else ""
+            kind = "whole number" if types[name] is int else "number"
+            raise ConfigError(f"--config.{name}={text[:80]}: not a {kind}{example}") from error
+        with group.unlocked(), group.ignore_type():
+            group[key] = value
+
+
+def _number(hint: Any, text: str) -> Any:
+    if hint is int:
+        return int(text)
+    if hint is float:
+        return float(text)
+    return ast.literal_eval(text)
 
 
 def _unknown_setting(argv: list[str]) -> str | None:
@@ -141,13 +191,13 @@ def _unknown_setting(argv: list[str]) -> str | None:
     known = {*names, *describe.groups()}
     for argument in argv:
         match = _SETTING.fullmatch(argument)
-        if match and match[1] not in known:
-            last = match[1].rsplit(".", 1)[-1]
+        if match and match[2] not in known:
+            last = match[2].rsplit(".", 1)[-1]
             same = [name for name in names if name.rsplit(".", 1)[-1] == last]
-            near = same or difflib.get_close_matches(match[1], names, n=1, cutoff=0.75)
+            near = same or difflib.get_close_matches(match[2], names, n=1, cutoff=0.75)
             choice = " or ".join(f"--config.{name}" for name in near)
             hint = f"did you mean {choice}?" if near else "--help_settings lists all"
-            return f"--config.{match[1]}: unknown setting; {hint}"
+            return f"--config.{match[2]}: unknown setting; {hint}"
     return None
 
 
@@ -160,8 +210,21 @@ def _message(error: Exception) -> str:
     return " ".join(line.strip() for line in text.splitlines())
 
 
+def _place(error: Exception) -> str:
+    """The line of the experiment file at which it failed, with the class of the error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
+    file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
+    return f"{file}, line {line}: {type(error).__name__}: "
+
+
 def _config_file(argv: list[str]) -> str:
-    return next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
+    """The value of --config, wherever it stands."""
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        name, separator, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if separator else following
+    return ""
 
 
 def _flag_help(values: flags.FlagValues) -> str:

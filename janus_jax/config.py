@@ -132,9 +132,30 @@ def to_json(config: Config) -> str:
     return json.dumps(_plain(config), indent=2, sort_keys=True)
 
 
-def from_json(text: str) -> Config:
-    """Reads what `to_json` wrote, in this version or the first."""
-    return resolve(migrate_first_version(json.loads(text)))
+def from_json(text: str, *, ignore_unknown: bool = False) -> Config:
+    """Reads what `to_json` wrote, in this version or the first.
+
+    Args:
+      text: JSON.
+      ignore_unknown: leave out the settings that this version does not know.
+
+    Raises:
+      ValueError: not JSON (JSONDecodeError), or a wrong setting (ConfigError).
+    """
+    raw = json.loads(text)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config: expected groups of settings, got {raw!r:.40}")
+    raw = migrate_first_version(raw)
+    return resolve(_known(Config, raw) if ignore_unknown else raw)
+
+
+def _known(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {
+        key: _known(hints[key], value) if dataclasses.is_dataclass(hints[key]) and isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key in hints
+    }
 
 
 def config_hash(config: Config) -> str:

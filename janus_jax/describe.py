@@ -5,12 +5,14 @@ Both come from the descriptions at the fields of `settings.py`. This command wri
     python -m janus_jax.describe > docs/configuration.md
 """
 
+import difflib
 import operator
 import textwrap
 import types
 import typing
 from typing import Any, Literal
 
+from janus_jax.checks import ConfigError
 from janus_jax.settings import Config, Setting, Weight, all_settings
 
 _NAMES = {int: "whole number", float: "number", bool: "True or False", str: "text"}
@@ -24,7 +26,7 @@ the command line of `python -m janus_jax.data` and `python -m janus_jax.train`:
 
     python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen --config.train.steps=2000
 
-`--help_settings` prints this list. A setting that does not exist, has the wrong type or is out of range is an error,
+`--help_settings` prints this list, and `--help_settings=objective` one group of it. A setting that does not exist, has the wrong type or is out of range is an error,
 before any work starts; the error names the setting and the fix.
 
 A *schedule* is a list of (step, value) points: linear in between, constant before the first and after the last. For
@@ -61,10 +63,29 @@ def groups() -> dict[str, list[Setting]]:
     return members
 
 
-def help_text() -> str:
-    """Every setting as a flag, with type or choices, unit, range and help; for a terminal."""
-    lines = []
-    for group, settings in groups().items():
+def help_text(part: str = "") -> str:
+    """The settings as flags, each with type or choices, unit, range and help; for a terminal.
+
+    Args:
+      part: a group, with the groups in it, or a setting; "config." may stand before it. Empty: all.
+
+    Raises:
+      ConfigError: there is no such group or setting.
+    """
+    part = part.removeprefix("config").removeprefix(".")
+    chosen = {
+        group: [s for s in settings if not part or s.name == part or s.name.startswith(f"{part}.")]
+        for group, settings in groups().items()
+    }
+    if not any(chosen.values()):
+        names = [*filter(None, chosen), *(setting.name for setting in all_settings())]
+        near = difflib.get_close_matches(part, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(filter(None, chosen))}"
+        raise ConfigError(f"--help_settings={part}: no such group of settings; {hint}")
+    lines = ["Settings, with their defaults:"]
+    for group, settings in chosen.items():
+        if not settings:
+            continue
         lines += ["", f"{_full_name(group)}: {_group_help(group)}"]
         for setting in settings:
             facts = [type_name(setting.type), setting.unit, str(setting.range)]

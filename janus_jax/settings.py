@@ -82,7 +82,11 @@ class TextConfig:
         "Kind of a new tokenizer: unigram and bpe are SentencePiece's, byte_bpe is byte-level BPE as in BART.",
     )
     vocab_size: int = setting(
-        8000, "Size of a new tokenizer's vocabulary; the five special tokens count.", unit="tokens", at_least=6
+        8000,
+        "Size of a new tokenizer's vocabulary; the five special tokens count. A small text gets as many as it can fill, with a "
+        "warning.",
+        unit="tokens",
+        at_least=6,
     )
     character_coverage: float = setting(
         0.9995,
@@ -121,7 +125,9 @@ class DataConfig:
         '.xz). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
     )
     valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
-    test: str = setting("test", "Test split, in the same form. Empty: there is none.")
+    test: str = setting(
+        "test", "Test split, in the same form. Empty: there is none, as where no file has the name of the default."
+    )
     hold_out: int = setting(
         0,
         "Plain text without a validation split: every n-th document is kept out of training and becomes one. 0: no document is.",
@@ -179,7 +185,7 @@ class DataConfig:
     seed: int = setting(
         0, "Random seed of the order of the batches, the masks and the noise.", at_least=0, at_most=_LARGEST_SEED
     )
-    workers: int = setting(1, "Threads that prepare batches ahead.", unit="threads", at_least=1)
+    workers: int = setting(1, "Threads that prepare batches ahead.", unit="threads", at_least=1, at_most=256)
     # Masks of the target, docs/method.md
     mask_sampler: MaskSampler = setting(
         "span",
@@ -191,7 +197,9 @@ class DataConfig:
         above=0,
         at_most=1,
     )
-    mask_span: float = setting(2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0)
+    mask_span: float = setting(
+        2.0, "Mask sampler span: mean length of a span (Poisson).", unit="tokens", above=0, at_most=1000
+    )
     mask_suffix: float = setting(
         0.0,
         "Share of the targets in which a whole suffix is masked instead, as drafts of speculative decoding need it.",
@@ -202,7 +210,13 @@ class DataConfig:
     noise_ratio: float = setting(
         0.3, "Plain text: the noised spans sum to this share of the words of a block.", above=0, below=1
     )
-    noise_span: float = setting(3.0, "Plain text: mean length of a noised span (Poisson).", unit="words", above=0)
+    noise_span: float = setting(
+        3.0,
+        "Plain text: mean length of a noised span (Poisson).",
+        unit="words",
+        at_least=0.1,  # spans are drawn until they sum to a share of the block
+        at_most=1000,
+    )
     noise_hidden: float = setting(
         0.5,
         "Plain text: share of the noised spans that the source does not show; the others stay in it.",
@@ -506,7 +520,11 @@ class TrainConfig:
         unit="steps",
         at_least=0,
     )
-    best_metric: str = setting("valid/loss", "Metric that says which checkpoints are best.")
+    best_metric: str = setting(
+        "valid/loss",
+        "Metric of the evaluations that says which checkpoints are best, for example valid/bleu_ar. A wrong name is an error, "
+        "which lists them.",
+    )
     best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
     only: str = setting(
         "",

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from absl import flags
 
 from janus_jax import command_line, describe
 from janus_jax import config as config_lib
@@ -75,6 +76,15 @@ def test_unknown_keys_name_the_nearest():
         ({"data__buckets": (0, 16)}, "config.data.buckets: 0 in (0, 16) must be at least 1"),
         ({"data__buckets": (32, 16)}, "config.data.buckets: (32, 16) must be increasing bounds"),
         ({"data__buckets": ()}, "config.data.buckets: () must be increasing bounds"),
+        ({"data__prepared": ""}, "config.data.prepared: name the folder"),
+        ({"data__mask_span": 1e30}, "config.data.mask_span: 1e+30 must be above 0 and at most 1000 (tokens)"),
+        ({"data__noise_span": 1e-30}, "config.data.noise_span: 1e-30 must be at least 0.1 and at most 1000 (words)"),
+        ({"data__workers": 10**9}, "config.data.workers: 1000000000 must be at least 1 and at most 256 (threads)"),
+        ({"optimizer__warmup_steps": 10**20}, "config.optimizer.warmup_steps: 100000000000000000000 must be at most 2147483647 (steps)"),
+        ({"optimizer__warmup_steps": 10**400}, "config.optimizer.warmup_steps: a number of 1329 bits must be at most 2147483647 (steps)"),
+        ({"data__demo_sizes": (5, 2**31, 5)}, "config.data.demo_sizes: 2147483648 must be at most 2147483647 (sentence pairs)"),
+        ({"train__seed": 10**5000}, "config.train.seed: a number of 16610 bits must be at least 0 and at most 4294967295"),
+        ({"optimizer__learning_rate": 1e300}, "config.optimizer.learning_rate: 1e+300 must be at most 3.4e+38, since it is a float32"),
         ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must be above 0 and at most 1"),
         ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps every document out of training"),
         ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
@@ -101,6 +111,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": ()}, "config.objective.weights.ar: a schedule needs at least one"),
         ({"objective__weights__ar": ((5, 1.0), (5, 2.0))}, "config.objective.weights.ar: steps [5, 5] of a schedule must increase"),
         ({"objective__weights__ar": ((-1, 1.0),)}, "config.objective.weights.ar: steps [-1]"),
+        ({"objective__weights__ar": ((0, 1.0), (10**60, 0.0))}, "config.objective.weights.ar: the steps of a schedule must be at most 3.4e+38"),
         ({"objective__weights__ar": ((0, -1.0),)}, "config.objective.weights.ar: -1.0 in ((0, -1.0),) must be at least 0"),
         ({"objective__weights__ar": float("inf")}, "config.objective.weights.ar: inf is not a finite number"),
         ({"objective__weights__ar": ((0.5, 1.0),)}, "config.objective.weights.ar[0][0]: expected int, got 0.5"),
@@ -184,9 +195,28 @@ def file(tmp_path):
     path.write_text(
         "from janus_jax.config import default_config, preset\n"
         "def get_config(arg='small'):\n"
-        "  return preset(arg, {'small': default_config, 'broken': lambda: default_config().nothing})\n"
+        "  return preset(arg, {'small': default_config, 'broken': lambda: default_config().nothing, 'late': late})\n"
+        "def late():\n"
+        "  config = default_config()\n"
+        "  config.objective.weights.kl_ar_nar = ((5, 0.0), (9, 1.0))\n"
+        "  config.model.dropout = 0\n"
+        "  config.data.buckets = [16, 32]\n"
+        "  return config\n"
     )
     return path
+
+
+def test_overrides_have_the_type_of_the_setting_and_not_of_the_files_value(file):
+    def load(*argv):
+        return command_line.load_config(f"{file}:late", argv)
+
+    assert load().objective.weights.kl_ar_nar == ((5, 0.0), (9, 1.0))
+    assert load("--config.objective.weights.kl_ar_nar=1.5").objective.weights.kl_ar_nar == 1.5
+    assert load("--config.objective.weights.kl_ar_nar", "2").objective.weights.kl_ar_nar == 2.0
+    assert load("--config.objective.weights.nar=((0, 1), (9, 2))").objective.weights.nar == ((0, 1.0), (9, 2.0))
+    assert load("--config.model.dropout=0.25").model.dropout == 0.25
+    assert load("--config.data.buckets=3").data.buckets == 3
+    assert load("--config.text.model=(my)/model").text.model == "(my)/model"
 
 
 def test_command_line_overrides(file):
@@ -206,8 +236,8 @@ def test_command_line_overrides(file):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config={file}:smal"], "unknown preset 'smal'; did you mean 'small'? Choose from small, broken"),
-        (["--config={file}:"], "name a preset, --config=FILE.py:PRESET; choose from small, broken"),
+        (["--config={file}:smal"], "unknown preset 'smal'; did you mean 'small'? Choose from small, broken, late"),
+        (["--config={file}:"], "name a preset, --config=FILE.py:PRESET; choose from small, broken, late"),
         (["--config={file}:other"], "unknown preset 'other'; choose from small, broken"),
         (["--config={file}:broken"], "nothing"),
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
@@ -215,8 +245,17 @@ def test_command_line_overrides(file):
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.zzz=2"], "--config.zzz: unknown setting; --help_settings lists all"),
         (["--config={file}", "--config.seed=2"], "did you mean --config.data.seed or --config.train.seed or --config.decode.ar.seed?"),
-        (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many"),
-        (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a list"),
+        (["--config={file}", "--config.train.steps=many"], "--config.train.steps=many: not a whole number"),
+        (["--config={file}", "--config.train.steps=1.5"], "--config.train.steps=1.5: not a whole number"),
+        (["--config={file}", "--config.model.dropout=(1, 2)"], "--config.model.dropout=(1, 2): not a number"),
+        (["--config={file}", "--config.objective.weights.ar=high"], "--config.objective.weights.ar=high: not a number or a list, for example"),
+        (["--config={file}", "--config.train.steps"], "--config.train.steps: has no value"),
+        (["--config={file}", "--config.train.steps=99999999999999999999"], "config.train.steps: 99999999999999999999 must be at most 2147483647"),
+        (["--config={file}", "--config.data.buckets=()"], "config.data.buckets: () must be increasing bounds"),
+        (["--config={file}", "--config.data.buckets=(2,"], "--config.data.buckets=(2,: not a number or a list, for example (16, 32)"),
+        (["--config={file}", "--directory="], "--directory must be set"),
+        (["--config="], "--config=: cannot be read; name an experiment file"),
+        (["--help_settings=objectiv"], "--help_settings=objectiv: no such group of settings; did you mean objective?"),
         (["--config={file}", "--config.train.steps=0"], "config.train.steps: 0 must be at least 1"),
         (["--config={file}", "surplus"], "unexpected argument 'surplus'"),
         (["--config={file}", "--surplus"], "surplus"),
@@ -224,10 +263,35 @@ def test_command_line_overrides(file):
 )  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_line_with_status_2(file, capsys, arguments, message):
     argv = [argument.format(file=file) for argument in arguments]
-    assert command_line.run(argv, module="m", doc="d", define=lambda _: None, body=lambda *_: pytest.fail("ran")) == 2
+
+    def define(values):
+        flags.DEFINE_string("directory", None, "", flag_values=values)
+
+    if "--directory=" not in argv:
+        argv.append("--directory=x")
+    assert command_line.run(argv, module="m", doc="d", define=define, body=lambda *_: pytest.fail("ran")) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            "return {'train': {'steps': 3}}",
+            r"must return the ConfigDict of .*default_config\(\), changed; it returned dict",
+        ),
+        ("pass", "it returned NoneType"),
+        ("raise RuntimeError('first\\nsecond')", "file.py, line 2: RuntimeError: first second"),
+        ("return (", "file.py, line 2: SyntaxError: "),
+        ("import nothing_at_all", "file.py, line 2: ModuleNotFoundError: No module named 'nothing_at_all'"),
+    ],
+)
+def test_a_broken_experiment_file_is_named_with_its_line(tmp_path, body, message):
+    (tmp_path / "file.py").write_text(f"def get_config():\n  {body}\n")
+    with pytest.raises(ConfigError, match=f"^--config={tmp_path}/file.py: .*{message}"):
+        command_line.load_config(tmp_path / "file.py")
 
 
 def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
@@ -236,9 +300,13 @@ def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
         assert command_line.run([flag], **arguments) == 0
         return capsys.readouterr().out
 
-    assert re.search("What m does.*--config.*--help_settings", run("--help").replace("[no]", ""), re.DOTALL)
+    assert re.search("What m does.*--config.*--help_settings=objective", run("--help"), re.DOTALL)
     listed = re.findall(r"^  --config\.([\w.]+)=", run("--help_settings"), re.MULTILINE)
     assert sorted(listed) == sorted(name for name, _ in config_lib.leaves(config_lib.Config()))
+    group = re.findall(r"^  --config\.([\w.]+)=", run("--help_settings=objective"), re.MULTILINE)
+    assert group == [name for name in listed if name.startswith("objective.")]
+    assert run("--help_settings=config.objective") == run("--help_settings=objective")
+    assert re.findall(r"^  --config\.([\w.]+)=", run("--help_settings=train.steps"), re.MULTILINE) == ["train.steps"]
 
 
 def test_a_range_holds_for_each_number_of_a_list_and_each_value_of_a_schedule():

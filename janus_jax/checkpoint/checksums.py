@@ -1,9 +1,29 @@
-"""Checksums of trees of arrays, computed on the devices that hold the arrays."""
+"""Checksums: of trees of numbers, computed on the devices that hold them, and of bytes."""
 
+import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+def byte_checksums(assets: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each array of bytes, in hex digits."""
+    return {name: hashlib.sha256(np.asarray(data).tobytes()).hexdigest() for name, data in assets.items()}
+
+
+def check_bytes(assets: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Compares arrays of bytes with the checksums in a checkpoint's metadata; older checkpoints have none.
+
+    Raises:
+      ValueError: one differs, or is absent.
+    """
+    actual = byte_checksums(assets)
+    wrong = sorted(name for name, value in about.get("asset_sums", {}).items() if actual.get(name) != value)
+    if wrong:
+        raise ValueError(f"the bytes of {' and '.join(wrong)} differ from those that were saved")
 
 
 def checksums(items: dict[str, Any]) -> dict[str, int]:

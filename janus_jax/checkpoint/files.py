@@ -4,7 +4,7 @@ A step directory holds everything: parameters, their moving average, optimizer s
 and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 
 import janus_jax
 from janus_jax import config as config_lib
-from janus_jax.checkpoint.checksums import checksums
+from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.config import Config, ConfigError
 from janus_jax.types import Params
 
@@ -41,9 +41,13 @@ def load(path: str | Path) -> Loaded:
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    step_dir = find(path)
+    return _read_checked(find(path), _load)
+
+
+def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
+    """The result of `read(step_dir)`; its errors, but those for the user, become a CheckpointError."""
     try:
-        return _load(step_dir)
+        return read(step_dir)
     except (ConfigError, CheckpointError):
         raise
     except Exception as error:  # Orbax raises any class for a damaged file
@@ -63,6 +67,7 @@ def _load(step_dir: Path) -> Loaded:
     sums = about.get("sums", {})  # absent from older checkpoints
     if params in sums and checksums({params: stored[params]})[params] != sums[params]:
         raise ValueError("the parameters differ from those that were saved")
+    check_bytes(stored["assets"], about)
     config = config_lib.from_json(_array_bytes(stored["assets"]["config"]).decode())
     tokenizer = _array_bytes(stored["assets"]["tokenizer"])
     return Loaded(stored[params], config, tokenizer, int(about.get("step", 0)), dict(about))
@@ -84,10 +89,19 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def tokenizer(path: str | Path) -> bytes:
-    """The tokenizer of a checkpoint (see `find`), without its parameters."""
-    step_dir = find(path)
-    abstract = {"assets": _on_one_device(ocp.checkpointables_metadata(step_dir).metadata["assets"])}
-    return _array_bytes(ocp.load_checkpointables(step_dir, abstract)["assets"]["tokenizer"])
+    """The tokenizer of a checkpoint (see `find`), without its parameters.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    return _read_checked(find(path), _tokenizer)
+
+
+def _tokenizer(step_dir: Path) -> bytes:
+    metadata = ocp.checkpointables_metadata(step_dir)
+    assets = ocp.load_checkpointables(step_dir, {"assets": _on_one_device(metadata.metadata["assets"])})["assets"]
+    check_bytes(assets, metadata.custom_metadata or {})
+    return _array_bytes(assets["tokenizer"])
 
 
 def find(path: str | Path) -> Path:
@@ -109,8 +123,13 @@ def step_directories(path: str | Path) -> list[Path]:
     """Complete step directories of a run, oldest first."""
     path = Path(path).absolute()
     below = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    directories = [p for p in below.iterdir() if p.name.isdigit() and (p / "assets").is_dir()]
+    directories = [p for p in below.iterdir() if p.name.isdigit() and _has_assets(p)]
     return sorted(directories, key=lambda p: int(p.name))
+
+
+def _has_assets(path: Path) -> bool:
+    """Whether a step directory holds config and tokenizer; a process that is killed while it deletes may leave the folder."""
+    return (path / "assets").is_dir() and any((path / "assets").iterdir())
 
 
 def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, about: dict[str, Any]) -> None:
@@ -130,7 +149,8 @@ def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, ab
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or name another directory")
     assets = {"config": bytes_array(config_lib.to_json(config).encode()), "tokenizer": bytes_array(tokenizer)}
-    about = {"step": 0, "janus_jax": janus_jax.__version__} | about
+    sums = {"sums": checksums({"params": params}), "asset_sums": byte_checksums(assets)}
+    about = {"step": 0, "janus_jax": janus_jax.__version__} | about | sums
     ocp.save_checkpointables(path, {"params": params, "assets": assets}, custom_metadata=about)
 
 

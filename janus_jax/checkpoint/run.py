@@ -6,22 +6,23 @@ stored numbers are those that were saved.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 import janus_jax
 from janus_jax import config as config_lib
 from janus_jax import processes
-from janus_jax.checkpoint.checksums import checksums
+from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.checkpoint.files import CheckpointError, bytes_array, first_line, step_directories
 from janus_jax.config import Config, TrainConfig
 from janus_jax.types import TrainState
 
-_policies = ocp.training.preservation_policies
 # These errors come from the state of the machine and not from a damaged file.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/output error", "Stale file handle")
 _STRUCTURE_FIX = "use the config that the run started with, or another --workdir"
@@ -36,16 +37,18 @@ class Checkpoints:
       directory: gets the step directories.
       config: the configuration of the run, with the retention settings. Every checkpoint stores it.
       tokenizer: the tokenizer as bytes. Every checkpoint stores them.
+      evaluations: the metrics of the evaluations so far, by step. The caller adds later ones, each after its checkpoint
+        is saved: an evaluation that fails costs no steps.
     """
 
-    def __init__(self, directory: Path, config: Config, tokenizer: bytes):
+    def __init__(self, directory: Path, config: Config, tokenizer: bytes, evaluations: dict[int, Mapping[str, float]]):
         # Orbax logs every retention decision and a page for each error. It also raises the errors.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._assets = {
             "config": bytes_array(config_lib.to_json(config).encode()),
             "tokenizer": bytes_array(tokenizer),
         }
-        self._train = config.train
+        self._train, self._evaluations = config.train, evaluations
         self.directory = Path(directory).absolute()
         self.notes: list[str] = []  # messages of `restore`, for the log
         self._checkpointer: Any = None
@@ -92,10 +95,12 @@ class Checkpoints:
             self.notes.append(
                 f"checkpoint {problems} is damaged and kept as damaged-STEP; resumes from step {int(restored[0].step)}"
             )
+        with processes.fail_together():
+            self._remove_surplus()
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_retention(self._train),
+            preservation_policy=_Retention(self._train, self._evaluations),
             cleanup_tmp_directories=True,
         )
         return restored
@@ -146,14 +151,23 @@ class Checkpoints:
                 target = next(path for path in candidates if not path.exists())
                 (self.directory / name).rename(target)
 
-    def save(
-        self, state: TrainState, metrics: dict[str, float] | None = None, interval: dict[str, Any] | None = None
-    ) -> None:
+    def _remove_surplus(self) -> None:
+        """Removes what a killed process was about to remove."""
+        steps = [int(name) for name in self._steps()]
+        # A run that was evaluated and lost its log: which checkpoints are best is not known.
+        if jax.process_index() or (self._train.keep_best and not self._evaluations):
+            return
+        for step in set(steps) - kept_steps(steps, self._train, self._evaluations):
+            # A name that Orbax removes too, should this process be killed here.
+            leftover = self.directory / f"{step}.orbax-checkpoint-tmp-0"
+            (self.directory / str(step)).rename(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def save(self, state: TrainState, interval: dict[str, Any] | None = None) -> None:
         """Starts to save `state`. Returns when the state is copied, before it is written.
 
         Args:
           state: the state to save. The caller may donate it afterwards.
-          metrics: metrics of the evaluation at this step, by which the best checkpoints are chosen.
           interval: the unfinished interval of the log, as JSON values.
 
         Raises:
@@ -168,10 +182,11 @@ class Checkpoints:
             "made_by": "train",
             "window": interval or {},
             "sums": checksums(items),
+            "asset_sums": byte_checksums(self._assets),
         }
         self._convert_errors(
             lambda: self._checkpointer.save_checkpointables_async(
-                step, items | {"assets": self._assets}, metrics=metrics, custom_metadata=custom_metadata
+                step, items | {"assets": self._assets}, custom_metadata=custom_metadata
             )
         )
 
@@ -220,13 +235,18 @@ def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]
     if unread:
         raise ValueError(f"{' and '.join(unread)} cannot be read")
     _check_structure(path, metadata.metadata, items)
-    stored = ocp.load_checkpointables(path, items)
+    assets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.metadata["assets"])
+    stored = ocp.load_checkpointables(path, items | {"assets": assets})
+    check_bytes(stored["assets"], custom)
     read_sums = checksums({name: stored[name] for name in sums})
     wrong = sorted(name for name in sums if sums[name] != read_sums[name])
     if wrong:
         raise ValueError(f"the numbers of {' and '.join(wrong)} differ from those that were saved")
     state = TrainState(stored["progress"]["step"], stored["params"], stored["opt_state"], stored.get("ema"))
-    return state, dict(custom.get("window", {}))
+    interval = custom.get("window", {})
+    if not isinstance(interval, dict) or not interval.keys() <= {"steps", "sums", "skipped"}:
+        raise ValueError("its metadata are damaged")
+    return state, dict(interval)
 
 
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -240,6 +260,8 @@ def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any
         }
 
     for item, tree in expected.items():
+        if item not in stored and item != "ema":  # every config needs it
+            raise ValueError(f"has no {item}")
         if item not in stored:
             raise CheckpointError(f"{path}: has no {item}, which this config needs; {_STRUCTURE_FIX}")
         old, new = shapes(stored[item]), shapes(tree)
@@ -249,26 +271,41 @@ def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any
                 raise CheckpointError(f"{path}: does not fit this config ({difference}); {_STRUCTURE_FIX}")
 
 
-def _retention(train: TrainConfig) -> Any:
-    kept = [_policies.LatestN(train.keep_last)]
-    if train.keep_every:
-        kept.append(_policies.EveryNSteps(train.keep_every))
-    if not train.keep_best:
-        return _policies.AnyPreservationPolicy(kept)
+class _Retention:
+    """Orbax's form of `kept_steps`."""
+
+    def __init__(self, train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]):
+        self._train, self._evaluations = train, evaluations
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        # Older runs stored the metrics in the checkpoints.
+        stored = {one.step: one.metrics for one in checkpoints if one.metrics}
+        kept = kept_steps([one.step for one in checkpoints], self._train, {**stored, **self._evaluations})
+        return [one.step in kept for one in checkpoints]
+
+
+def kept_steps(
+    steps: Sequence[int], train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]
+) -> frozenset[int]:
+    """The steps whose checkpoints are kept: the newest, the best, and the multiples of `train.keep_every`.
+
+    Args:
+      steps: those that have a checkpoint.
+      train: the retention settings.
+      evaluations: metrics by step. A step without an evaluation is none of the best.
+    """
     worst = math.inf if train.best_mode == "min" else -math.inf
 
-    def value(metrics: dict[str, float]) -> float:
+    def value(step: int) -> float:
         # A metric that is missing or not finite must not change the order of the others.
-        metric = metrics.get(train.best_metric, worst)
+        metric = evaluations[step].get(train.best_metric, worst)
         return metric if math.isfinite(metric) else worst
 
-    best = _policies.BestN(
-        n=train.keep_best,
-        get_metric_fn=value,
-        reverse=train.best_mode == "min",  # the last n in sorted order are kept
-        keep_checkpoints_without_metrics=False,
-    )
-    return _policies.AnyPreservationPolicy([*kept, best])
+    ordered = sorted(steps)
+    # Of equal ones the newest is best: the sort is stable.
+    best = sorted((step for step in ordered[::-1] if step in evaluations), key=value, reverse=train.best_mode == "max")
+    every = [step for step in ordered if train.keep_every and step % train.keep_every == 0]
+    return frozenset([*ordered[-train.keep_last :], *best[: train.keep_best], *every])
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:

@@ -25,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("overwrite", False, "Replace data prepared with other settings.", flag_values=values)
     flags.DEFINE_integer(
-        "processes", 0, "Processes that tokenize plain text; 0: one per core.", lower_bound=0, flag_values=values
+        "processes",
+        0,
+        "Processes that tokenize plain text; 0: one per core.",
+        lower_bound=0,
+        upper_bound=1024,
+        flag_values=values,
     )
     flags.DEFINE_bool("download", False, "Let TFDS fetch a missing dataset.", flag_values=values)
 

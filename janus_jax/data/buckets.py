@@ -92,6 +92,7 @@ def _best_bounds(source_lengths: np.ndarray, target_lengths: np.ndarray, count: 
         np.maximum(source_lengths, target_lengths), return_inverse=True, return_counts=True
     )
     number = len(sizes)
+    count = min(count, number)  # a bucket holds at least one size
     longest = np.zeros((2, number), np.int64)
     for side, lengths in enumerate((source_lengths, target_lengths)):
         np.maximum.at(longest[side], group, lengths)

@@ -3,9 +3,10 @@
 The formats of records and arrays contain checksums, so that reading a file checks it.
 """
 
+import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,27 @@ def read_checked(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any
         raise damage_error(path, "missing") from error
     except Exception as error:  # every format has other error classes
         raise damage_error(path, f"cannot be read ({error})") from error
+
+
+def checksum(path: pathlib.Path) -> str:
+    """The SHA-256 of a file, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(directory: pathlib.Path, sums: Mapping[str, str]) -> None:
+    """Compares files with their checksums.
+
+    Args:
+      directory: of the prepared dataset.
+      sums: SHA-256 by the file's path in it; older datasets have none.
+
+    Raises:
+      DataError: a file is missing, or it is not the one that was prepared.
+    """
+    for name, expected in sums.items():
+        if read_checked(directory / name, checksum) != expected:
+            raise damage_error(directory / name, "not the file that was prepared (its checksum differs)")
 
 
 def record_files(directory: pathlib.Path, split: str) -> list[pathlib.Path]:

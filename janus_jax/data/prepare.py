@@ -8,7 +8,6 @@ Legend: N examples of a split.
 import functools
 import importlib.metadata
 import itertools
-import json
 import pathlib
 import shutil
 import tempfile
@@ -19,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from janus_jax import text
-from janus_jax.config import Config, to_json
-from janus_jax.data import clean, prepare_text, shards, sources, store
+from janus_jax import files, text
+from janus_jax.config import Config
+from janus_jax.data import clean, identity, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, format_report, length_histogram
 from janus_jax.data.tokenizer import Log, tokenizer_of_lines, tokenizer_of_pairs, tokenizer_path
@@ -51,7 +50,7 @@ def prepare(
     directory = pathlib.Path(config.data.prepared)
     splits = sources.open_splits(config.data, download=download)
     inputs = _inputs(config, splits)
-    if directory.exists() and (report := _existing(directory, config, inputs, overwrite)):
+    if directory.exists() and (report := _existing(directory, config, splits, inputs, overwrite)):
         log(f"{directory} is already prepared with these settings ({report['fingerprint']}); nothing to do")
         return report
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +61,9 @@ def prepare(
     try:
         started = time.monotonic()
         write = functools.partial(_write_text, processes=processes) if config.data.source == "text" else _write_pairs
-        report = _about(config, inputs) | write(partial, config, splits, log)
+        report = _about(config, splits, inputs) | write(partial, config, splits, log)
         report["seconds"] = round(time.monotonic() - started, 1)
-        (partial / "config.json").write_text(to_json(config), encoding="utf-8")
-        (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes it private
+        store.finish(partial, config, report)
         _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -84,20 +81,25 @@ def _inputs(config: Config, splits: dict[str, sources.SplitSource]) -> dict[str,
     return inputs
 
 
-def _about(config: Config, inputs: dict[str, int]) -> dict[str, Any]:
+def _about(config: Config, splits: dict[str, sources.SplitSource], inputs: dict[str, int]) -> dict[str, Any]:
     """The first entries of every report."""
     libraries = ("sentencepiece", "tokenizers", "tensorflow-datasets", "babel")
     return {
         "format": store.FORMAT,
-        "fingerprint": store.fingerprint(config),
-        "settings": store.settings(config),
+        "fingerprint": identity.fingerprint(config, store.FORMAT),
+        "settings": identity.settings(config),
         "inputs": inputs,
+        "content": {split: content for split, source in splits.items() if (content := source.content())},
         "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
 
 
 def _existing(
-    directory: pathlib.Path, config: Config, inputs: dict[str, int], overwrite: bool
+    directory: pathlib.Path,
+    config: Config,
+    splits: dict[str, sources.SplitSource],
+    inputs: dict[str, int],
+    overwrite: bool,
 ) -> dict[str, Any] | None:
     """The report of an existing directory if it holds what would be written now; None if it may be replaced.
 
@@ -114,9 +116,7 @@ def _existing(
         )
     try:
         report = store.read_report(directory)
-        changes = store.differences(report["settings"], store.settings(config)) or store.differences(
-            report["inputs"], inputs
-        )
+        changes = identity.preparation_changes(report, config, splits, inputs, directory)
     except DataError as error:
         changes = str(error)
     if not changes:
@@ -133,6 +133,7 @@ def _replace(directory: pathlib.Path, partial: pathlib.Path) -> None:
         aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".old", dir=directory.parent))
         directory.rename(aside / directory.name)
     partial.rename(directory)
+    files.sync_directory(directory.parent)
     if aside:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from janus_jax import files
 from janus_jax.data import shards, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, length_histogram
@@ -80,13 +81,12 @@ def retarget(
             partial / "lengths.npz",
             **{f"{name}_{column}": n for name, part in split_lengths.items() for column, n in part.items()},
         )
-        for name in ("tokenizer.model", "config.json"):
-            shutil.copyfile(prepared.directory / name, partial / name)
+        shutil.copyfile(prepared.directory / "tokenizer.model", partial / "tokenizer.model")
         if (prepared.directory / "text").is_dir():
             shutil.copytree(prepared.directory / "text", partial / "text")
-        (partial / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-        partial.chmod(0o755)  # mkdtemp makes it private
+        store.finish(partial, prepared.config, report)
         partial.rename(directory)
+        files.sync_directory(directory.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return report

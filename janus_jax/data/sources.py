@@ -7,14 +7,17 @@ hold two sides. For plain text it yields `(number, document)`.
 
 import bisect
 import contextlib
+import difflib
 import glob
 import gzip
+import hashlib
 import importlib.util
 import io
 import lzma
 import math
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +28,7 @@ from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
 SPLITS = ("train", "valid", "test")
+FILES = ("parallel", "tsv", "text")  # sources whose splits are files, named by their paths
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
 DEMO_SEED = 0
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -41,6 +45,15 @@ class SplitSource:
 
     def __iter__(self) -> Iterator[Pair]:
         return self.pairs()
+
+    def content(self) -> str:
+        """The SHA-256 of the files, as they are on disk, in their order; empty if there are none."""
+        digest = hashlib.sha256()
+        files = [path for path, size in self.inputs.items() if size]
+        for path in files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest() if files else ""
 
 
 def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, SplitSource]:
@@ -59,6 +72,11 @@ def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, Spli
     names = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
     if "train" not in names:
         raise DataError("config.data.train: name the training split; only valid and test may be absent")
+    if names.get("test") == DataConfig().test and config.source in FILES:
+        # It was not set. A test split is not needed to train.
+        with contextlib.suppress(DataError):
+            return SOURCES[config.source](config, names, download)
+        del names["test"]
     return SOURCES[config.source](config, names, download)
 
 
@@ -239,11 +257,21 @@ def _tfds_builder(config: DataConfig, download: bool) -> Any:
     try:
         builder = tfds.builder(name, data_dir=where, try_gcs=False)
     except Exception as error:  # TFDS raises ImportError, DatasetNotFoundError, ValueError, AssertionError...
+        unknown = type(error).__name__ == "DatasetNotFoundError"
         if importlib.util.find_spec("tensorflow") is None and (
-            "tensorflow" in str(error).lower() or name.startswith("wmt") or isinstance(error, ImportError)
+            re.match(r"wmt\w*_translate(/|:|$)", name)
+            or (not unknown and ("tensorflow" in str(error).lower() or isinstance(error, ImportError)))
         ):
             raise DataError(
                 f"config.data.tfds_name: TFDS makes {name!r} with TensorFlow only; run `pip install tensorflow`, or take parallel files"
+            ) from error
+        if unknown:
+            # The message of TFDS lists all names, one a line.
+            names = re.findall(r"^\s*- (\S+)$", str(error), re.MULTILINE)
+            near = difflib.get_close_matches(name.split("/")[0], [*names, "wmt14_translate", "wmt16_translate"], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "https://www.tensorflow.org/datasets/catalog lists all"
+            raise DataError(
+                f"config.data.tfds_name: TFDS knows no dataset {name!r}, nor is it in {where or '~/tensorflow_datasets'}; {hint}"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(

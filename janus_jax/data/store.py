@@ -9,15 +9,16 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from janus_jax import text
-from janus_jax.config import Config, from_json
-from janus_jax.data import damage, shards
+from janus_jax import files, text
+from janus_jax.config import Config, from_json, to_json
+from janus_jax.data import damage, identity, shards
 from janus_jax.data.errors import DataError
 from janus_jax.types import Specials
 
@@ -30,36 +31,31 @@ BLOCKS = ("target", "sentences")
 # A split of fewer tokens (both sides; 4 bytes each) is kept in memory; a larger one is read example by example.
 _IN_MEMORY_TOKENS = 400_000_000
 _READ_CHUNK = 4096
-# Settings that change the prepared data; all others may differ between preparing and training.
-_TEXT_SETTINGS = "model model_type vocab_size character_coverage byte_fallback train_lines".split()
-_DATA_SETTINGS = (
-    "source source_lang target_lang train valid test hold_out tfds_name demo_sizes max_source_length max_target_length "
-    "max_length_ratio"
-).split()
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """The settings that change what `prepare` writes, by name, without those that have no effect in this config."""
-    tokenizer = config.text.model or config.init_from
-    text, data = ({"model"} if tokenizer else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
-    if config.data.source != "tfds":
-        data.discard("tfds_name")
-    if config.data.source != "demo":
-        data.discard("demo_sizes")
-    if config.data.source == "text":
-        data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio"}
-    else:
-        data.discard("hold_out")
-    chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
-    chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}
-    if tokenizer:
-        chosen["text.model"] = tokenizer
-    return json.loads(json.dumps(chosen))
+def finish(directory: pathlib.Path, config: Config, report: dict[str, Any]) -> None:
+    """Writes the settings and the report of a prepared dataset whose other files are there.
+
+    The report gets the checksums of all files but those of the examples, whose format has its own. All files are on the
+    disk at the end: a rename of the directory then survives a loss of power.
+    """
+    files.write_bytes(directory / "config.json", to_json(config).encode())
+    report["files"] = {name: damage.checksum(directory / name) for name in _checked_files(directory)}
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    files.write_bytes(directory / "report.json", text.encode())
+    for path in directory.rglob("*"):
+        if path.is_dir():
+            files.sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    files.sync_directory(directory)
+    directory.chmod(0o755)  # mkdtemp makes it private
 
 
-def fingerprint(config: Config) -> str:
-    """Twelve hex digits that change with every setting that changes the prepared data."""
-    return hashlib.sha256(json.dumps([FORMAT, settings(config)], sort_keys=True).encode()).hexdigest()[:12]
+def _checked_files(directory: pathlib.Path) -> list[str]:
+    texts = sorted(f"text/{path.name}" for path in directory.glob("text/*"))
+    return ["config.json", "lengths.npz", "tokenizer.model", *texts]
 
 
 def write_examples(
@@ -220,11 +216,12 @@ class Prepared:
         """
         directory = pathlib.Path(directory)
         report = read_report(directory)
-        if config is not None and (changes := _changes(report["settings"], config)):
+        if config is not None and (changes := identity.run_changes(report, config, directory)):
             raise DataError(
                 f"{directory} was prepared with other settings: {changes}; run `python -m janus_jax.data` with this config and "
                 "--overwrite, or choose another data.prepared"
             )
+        damage.check_files(directory, report.get("files", {}))
         if report["settings"]["data.source"] == "text":
             name, columns = "janus_text", BLOCKS
         else:
@@ -240,7 +237,9 @@ class Prepared:
         split_lengths = damage.read_checked(directory / "lengths.npz", lengths)
         prepared = cls(
             directory=directory,
-            config=damage.read_checked(directory / "config.json", lambda path: from_json(path.read_text("utf-8"))),
+            config=damage.read_checked(
+                directory / "config.json", lambda path: from_json(path.read_text("utf-8"), ignore_unknown=True)
+            ),
             report=report,
             tokenizer_bytes=damage.read_checked(directory / "tokenizer.model", pathlib.Path.read_bytes),
             splits={split: PreparedSplit(split, columns, dataset) for split, columns in split_lengths.items()},
@@ -310,33 +309,52 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
     """The report of a prepared directory.
 
     Raises:
-      DataError: there is no report, or another version of the package wrote it.
+      DataError: there is no report, it is damaged, or another version of the package wrote it.
     """
+    path = directory / "report.json"
     try:
-        report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
             f"{directory} is not a prepared dataset (no report.json); run `python -m janus_jax.data --config=...` with data.prepared={directory}"
         ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{directory}/report.json: not JSON ({error}); remove {directory} and prepare again") from error
-    if report.get("format") != FORMAT:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give read permission") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); remove {directory} and prepare again") from error
+    if not isinstance(report, dict) or "format" not in report:
+        raise DataError(f"{path}: not the report of a prepared dataset; remove {directory} and prepare again")
+    if report["format"] != FORMAT:
         raise DataError(
-            f"{directory} has format {report.get('format')}, this version reads {FORMAT}; remove it and prepare again"
+            f"{directory} has format {report['format']}, this version reads {FORMAT}; remove it and prepare again"
         )
+    if wrong := _wrong_entry(report):
+        raise DataError(f"{path}: {wrong}; remove {directory} and prepare again, or restore an intact copy")
     return report
 
 
-def _changes(before: dict[str, Any], config: Config) -> str:
-    """The settings of a preparation that differ from those of a run, for a message; empty if none do."""
-    now = settings(config)
-    if config.init_from and not config.text.model:
-        # The run compares the tokenizer itself with that of init_from, so it does not matter where it came from.
-        before, now = ({k: v for k, v in one.items() if not k.startswith("text.")} for one in (before, now))
-    return differences(before, now)
-
-
-def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Names and values of the settings that differ, for a message; empty if none do."""
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return ", ".join(f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys)
+def _wrong_entry(report: dict[str, Any]) -> str:
+    """What is wrong with the shape of a report; empty: nothing."""
+    for name, kind in (
+        ("settings", dict),
+        ("inputs", dict),
+        ("splits", dict),
+        ("tokenizer", dict),
+        ("fingerprint", str),
+    ):
+        if not isinstance(report.get(name), kind):
+            return f"{name!r} is missing or no {'object' if kind is dict else 'text'}"
+    for name in ("content", "files"):
+        sums = report.get(name, {})  # absent from older reports
+        if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
+            return f"{name!r} is no object of checksums"
+    if not isinstance(report["settings"].get("data.source"), str):
+        return "'settings' has no 'data.source'"
+    if type(report["tokenizer"].get("vocab_size")) is not int:
+        return "'tokenizer' has no 'vocab_size'"
+    if "train" not in report["splits"]:
+        return "'splits' has no 'train'"
+    columns = report.get("columns", list(PAIRS))
+    if columns not in (list(PAIRS), list(TWO_TARGETS)):
+        return f"'columns' is {columns!r}"
+    return ""

@@ -42,4 +42,10 @@ def tokenizer_of_lines(lines: list[str], config: Config, log: Log) -> text.Token
             return text.load(checkpoint.tokenizer(path))
         return text.read(path)
     log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
-    return text.train(lines, config.text)
+    tokenizer = text.train(lines, config.text)
+    if tokenizer.vocab_size < config.text.vocab_size:
+        log(
+            f"warning: config.text.vocab_size: {config.text.vocab_size} is too large for this text; the tokenizer has "
+            f"{tokenizer.vocab_size} tokens"
+        )
+    return tokenizer

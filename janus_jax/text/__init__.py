@@ -30,7 +30,7 @@ def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
       config: the tokenizer's settings.
 
     Raises:
-      TokenizerError: the text is too small for the vocabulary, or the existing tokenizer cannot be read.
+      TokenizerError: there is no text, its characters need a larger vocabulary, or the existing tokenizer cannot be read.
     """
     if config.model:
         return read(config.model)

@@ -114,15 +114,15 @@ def read(path: str | pathlib.Path) -> BpeTokenizer:
 def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
     """Trains a byte-level BPE tokenizer: `<s> <pad> </s> <unk> <mask>`, the 256 bytes, then pairs by frequency.
 
-    The same lines give the same tokenizer on any machine. A pair that occurs once does not become a token.
+    The same lines give the same tokenizer on any machine. A pair that occurs once does not become a token, so that the
+    vocabulary of a small text is smaller than `config.vocab_size`.
 
     Raises:
-      TokenizerError: there is no text, or the vocabulary is too small for the bytes or too large for the text.
+      TokenizerError: there is no text, or the vocabulary is too small for the bytes.
     """
-    size = f"config.text.vocab_size: {config.vocab_size}"
     if config.vocab_size < _MIN_VOCAB:
         raise TokenizerError(
-            f"{size} does not hold the 256 bytes and the special tokens; raise it to at least {_MIN_VOCAB}"
+            f"config.text.vocab_size: {config.vocab_size} does not hold the 256 bytes and the special tokens; raise it to at least {_MIN_VOCAB}"
         )
     count = min(len(lines), config.train_lines)
     if not count:
@@ -136,8 +136,6 @@ def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator((lines[i * len(lines) // count] for i in range(count)), trainer)
-    if (largest := tokenizer.get_vocab_size()) < config.vocab_size:
-        raise TokenizerError(f"{size} is too large for this text; lower it to at most {largest}")
     return BpeTokenizer(tokenizer.to_str().encode())
 
 

@@ -3,7 +3,7 @@
 import io
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import sentencepiece
@@ -123,48 +123,61 @@ def train(lines: Sequence[str], config: TextConfig) -> SentencePieceTokenizer:
     """Trains a unigram or BPE model (nmt_nfkc normalisation); the same lines give the same model on any machine.
 
     The special tokens, `<mask>` too, are control symbols: text that holds "<mask>" or "<s>" never becomes a special id.
+    A vocabulary that is too large for the text becomes the largest one that is not.
 
     Raises:
-      TokenizerError: no text, or a vocabulary that does not suit the text.
+      TokenizerError: no text, or a vocabulary that does not hold its characters.
     """
     count = min(len(lines), config.train_lines)
     if not count:
         raise TokenizerError("no text to train a tokenizer on; check the training split")
-    chosen = (lines[i * len(lines) // count] for i in range(count))
+    chosen = [lines[i * len(lines) // count] for i in range(count)]
+    if all(len(line.encode()) > _MAX_LINE_BYTES for line in chosen):
+        raise TokenizerError(
+            f"each line of the training split has more than {_MAX_LINE_BYTES} bytes, and the training of a tokenizer skips such "
+            "lines; write a sentence or a paragraph a line"
+        )
+    try:
+        return SentencePieceTokenizer(_train(chosen, config, config.vocab_size))
+    except Exception as error:  # SentencePiece raises RuntimeError or its own classes
+        if not (largest := re.search(r"<= (\d+)", str(error))):
+            raise TokenizerError(_training_fix(str(error), config)) from error
+    try:
+        return SentencePieceTokenizer(_train(chosen, config, int(largest[1])))
+    except Exception as error:
+        raise TokenizerError(_training_fix(str(error), config)) from error
+
+
+def _train(lines: Iterable[str], config: TextConfig, vocab_size: int) -> bytes:
     bpe = config.model_type == "bpe"
     if bpe:
-        chosen = (_EDGE.sub(_DELIMITER, line.replace(_DELIMITER, "")) for line in chosen)
+        lines = (_EDGE.sub(_DELIMITER, line.replace(_DELIMITER, "")) for line in lines)
     specials = Specials()
     writer = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=chosen,
-            model_writer=writer,
-            model_type=config.model_type,
-            vocab_size=config.vocab_size,
-            character_coverage=config.character_coverage,
-            byte_fallback=config.byte_fallback,
-            normalization_rule_name="nmt_nfkc",
-            bos_id=specials.bos,
-            pad_id=specials.pad,
-            eos_id=specials.eos,
-            unk_id=specials.unk,
-            control_symbols=["<mask>"],  # takes the first free id, 4
-            pretokenization_delimiter=_DELIMITER if bpe else "",
-            num_threads=_TRAIN_THREADS,
-            max_sentence_length=_MAX_LINE_BYTES,
-            minloglevel=2,
-        )
-    except Exception as error:  # SentencePiece raises RuntimeError or its own classes
-        raise TokenizerError(_training_fix(str(error), config)) from error
-    return SentencePieceTokenizer(writer.getvalue())
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(lines),
+        model_writer=writer,
+        model_type=config.model_type,
+        vocab_size=vocab_size,
+        character_coverage=config.character_coverage,
+        byte_fallback=config.byte_fallback,
+        normalization_rule_name="nmt_nfkc",
+        bos_id=specials.bos,
+        pad_id=specials.pad,
+        eos_id=specials.eos,
+        unk_id=specials.unk,
+        control_symbols=["<mask>"],  # takes the first free id, 4
+        pretokenization_delimiter=_DELIMITER if bpe else "",
+        num_threads=_TRAIN_THREADS,
+        max_sentence_length=_MAX_LINE_BYTES,
+        minloglevel=2,
+    )
+    return writer.getvalue()
 
 
 def _training_fix(message: str, config: TextConfig) -> str:
     """The message of SentencePiece in terms of our settings."""
     size = f"config.text.vocab_size: {config.vocab_size}"
-    if largest := re.search(r"<= (\d+)", message):
-        return f"{size} is too large for this text; lower it to at most {largest[1]}"
     if "smaller than required_chars" in message:
         required = re.search(r"required_chars\. \d+ vs (\d+)", message)
         needed = f" to more than {required[1]}" if required else ""

@@ -1,6 +1,7 @@
 """Trains a model: `python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen`.
 
-Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. The same command resumes a run that stopped.
+Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. Settings that shaped the prepared data (languages,
+tokenizer, longest lengths) are taken from it. The same command resumes a run that stopped.
 SIGTERM to any process of the run saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
 train.max_bad_steps); 4: another process of the run is lost.
 """
@@ -14,8 +15,8 @@ from absl import flags
 
 from janus_jax import command_line, parallel
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config
-from janus_jax.data import DataError
+from janus_jax.config import Config, ConfigError
+from janus_jax.data import DataError, adopt
 from janus_jax.processes import Rendezvous
 from janus_jax.train.dry_run import dry_run
 from janus_jax.train.loop import LostProcessError, NonFiniteLossError, train_or_stop
@@ -25,13 +26,17 @@ from janus_jax.train.profile import profiled_steps
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (default: those of the process); returns the exit status, see `command_line`."""
     mistakes = (DataError, CheckpointError)
-    return command_line.run(argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes)
+    return command_line.run(
+        argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes, adjust=adopt
+    )
 
 
 def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
     flags.DEFINE_string("profile", "", "FIRST:LAST step to trace, into the work directory.", flag_values=values)
-    flags.DEFINE_integer("status_when_stopped", 0, "Exit status after SIGTERM.", flag_values=values)
+    flags.DEFINE_integer(
+        "status_when_stopped", 0, "Exit status after SIGTERM.", lower_bound=0, upper_bound=255, flag_values=values
+    )
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for a run of several processes.", flag_values=values
     )
@@ -55,6 +60,14 @@ def _train(config: Config, values: flags.FlagValues) -> int:
     except LostProcessError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(4)  # at exit JAX would wait for processes that never come
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = (str(error).splitlines() or ["out of memory"])[0][:200]
+        raise ConfigError(
+            f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}), "
+            "or the model; --dry_run says what a step takes. The same command resumes from the newest checkpoint"
+        ) from error
     if jax.process_index() == 0:
         print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
     return values.status_when_stopped if stopped else 0

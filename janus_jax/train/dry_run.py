@@ -21,6 +21,7 @@ from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.objective.joint import check_two_targets
+from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.loop import resolve_with_data
 from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
@@ -106,6 +107,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     net = Janus(config.model, text.load(prepared.tokenizer_bytes).specials)
     with jax.set_mesh(mesh):
         state = abstract_state(net, config, mesh)
+        Evaluation(net, config, prepared, text.load(prepared.tokenizer_bytes), mesh).check_best_metric(state.params)
         batch = abstract_batch(config, mesh, largest, prepared.two_targets)
         temporary = _temporary_bytes(net, config, mesh, state, batch)
     params = parallel.device_bytes(state.params)

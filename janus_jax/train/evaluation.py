@@ -1,17 +1,20 @@
 """Evaluation during training: the loss over the validation split, and scores of decoded validation sentences."""
 
+import difflib
+
 import jax
+import jax.numpy as jnp
 
 from janus_jax import parallel, processes
-from janus_jax.config import Config, ParallelConfig, objective_terms
+from janus_jax.config import Config, ConfigError, ParallelConfig, TrainConfig, objective_terms
 from janus_jax.data import Prepared, eval_batches
 from janus_jax.decode import MODES, Generator, trained_modes
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.objective.terms import divisor_of
 from janus_jax.text import Tokenizer
-from janus_jax.train.step import jit_eval_step
-from janus_jax.types import Params
+from janus_jax.train.step import jit_eval_step, make_eval_step
+from janus_jax.types import Batch, Params
 
 
 class Evaluation:
@@ -31,6 +34,52 @@ class Evaluation:
         self._process, self._processes = jax.process_index(), jax.process_count()
         self._share = parallel.batch_share(mesh)
 
+    def check_best_metric(self, params: Params) -> None:
+        """Checks that `train.best_metric` is one of the metrics of `measure`.
+
+        Args:
+          params: of the model, as ShapeDtypeStructs. The evaluation step is traced with them, not run.
+
+        Raises:
+          ConfigError: it is not; the message names the nearest one, or what keeps it from being measured.
+        """
+        train = self._config.train
+        # The default exists in every evaluation, and without one it changes nothing.
+        if not train.keep_best or train.best_metric == TrainConfig().best_metric:
+            return
+        wrong = f"config.train.best_metric: {train.best_metric!r} is not measured"
+        if "valid" not in self._prepared.splits:
+            raise ConfigError(
+                f"{wrong}, because {self._prepared.directory} has no validation split; set data.valid and prepare again, "
+                "or set train.keep_best=0"
+            )
+        measured = self._names(params)
+        if train.best_metric in measured:
+            return
+        near = difflib.get_close_matches(train.best_metric, measured, n=1)
+        if train.best_metric.startswith("valid/bleu") and not any(name.startswith("valid/bleu") for name in measured):
+            text = "blocks of plain text have no references"
+            hint = text if self._config.data.source == "text" else "set train.eval_sentences, now 0, above 0"
+        else:
+            hint = f"did you mean {near[0]!r}?" if near else "name another"
+        raise ConfigError(f"{wrong} by this configuration; {hint} Measured are {', '.join(sorted(measured))}")
+
+    def _names(self, params: Params) -> list[str]:
+        """The names of the metrics of `measure`."""
+        # The names do not depend on the sizes of a batch.
+        rows, tokens = jax.ShapeDtypeStruct((1,), jnp.int32), jax.ShapeDtypeStruct((1, 8), jnp.int32)
+        step = make_eval_step(self._net, self._config)
+        sums = jax.eval_shape(step, params, Batch(tokens, tokens, tokens, rows, rows))
+        ones = dict.fromkeys(sums, 1.0)
+        return [*_means(ones, self._config), *(f"valid/bleu_{name}" for name in self._scored_modes())]
+
+    def _scored_modes(self) -> list[str]:
+        """The modes that decode validation sentences."""
+        config = self._config
+        if not config.train.eval_sentences or config.data.source == "text":  # blocks of text have no references
+            return []
+        return [name for name in trained_modes(config.objective) if MODES[name].validation is not None]
+
     def measure(self, params: Params) -> dict[str, float]:
         """The metrics, the same on all processes; {} without a validation split."""
         if "valid" not in self._prepared.splits:
@@ -45,9 +94,10 @@ class Evaluation:
     def _scores(self, params: Params) -> dict[str, float]:
         """BLEU of the first validation sentences, decoded in each mode that the objective trains."""
         config = self._config
-        count = min(config.train.eval_sentences, len(self._prepared.split("valid")))
-        if not count or config.data.source == "text":  # blocks of text have no references
+        modes = self._scored_modes()
+        if not modes:
             return {}
+        count = min(config.train.eval_sentences, len(self._prepared.split("valid")))
         mesh = self._mesh
         if self._processes > 1:
             # A search ends when its sentences are done, which differs between processes: each decodes its share by itself.
@@ -64,13 +114,13 @@ class Evaluation:
         )
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)
         scores = {}
-        for name in trained_modes(config.objective):
-            if (settings := MODES[name].validation) is not None:
-                outputs = generator.generate(sources[self._process :: self._processes], mode=name, **settings)
-                texts = [""] * count
-                for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
-                    texts[process :: self._processes] = part
-                scores[f"valid/bleu_{name}"] = score(texts, references)["bleu"]
+        for name in modes:
+            settings = MODES[name].validation or {}
+            outputs = generator.generate(sources[self._process :: self._processes], mode=name, **settings)
+            texts = [""] * count
+            for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
+                texts[process :: self._processes] = part
+            scores[f"valid/bleu_{name}"] = score(texts, references)["bleu"]
         return scores
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from janus_jax import files
+from janus_jax.config import ConfigError
+
 
 class RunLog:
     """Writes records of metrics to stderr, metrics.jsonl and TensorBoard.
@@ -54,6 +57,11 @@ class RunLog:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self.message(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k)))
+
+    def sync(self) -> None:
+        """Makes the records survive a loss of power."""
+        if self.active:
+            os.fsync(self._file.fileno())
 
     def message(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -113,23 +121,45 @@ class IntervalMeans:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, in order, without a last line that a crash cut short."""
+    """The records of a metrics.jsonl, in order, without a last line that a crash cut short.
+
+    Raises:
+      ConfigError: the file cannot be read, or another line is not a record.
+    """
+    try:
+        lines = path.read_bytes().splitlines() if path.exists() else []
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give read permission, or move it away"
+        ) from error
     records = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(_record(line))
+        except (ValueError, RecursionError) as error:
+            if number < len(lines):
+                raise ConfigError(
+                    f"{path}:{number}: not a record of metrics ({error}); remove this line, or restore a copy of the file"
+                ) from error
     return records
 
 
-def last_evaluation(workdir: Path) -> dict[str, float]:
-    """The metrics of a run's newest evaluation; empty if there was none."""
-    for record in reversed(read_metrics(workdir / "metrics.jsonl")):
-        if "valid/loss" in record:
-            return {name: value for name, value in record.items() if name != "step"}
-    return {}
+def _record(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        raise ValueError('no object with a "step"')
+    if not all(isinstance(value, int | float) for value in record.values()):
+        raise ValueError("a metric that is no number")
+    return record
+
+
+def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
+    """The metrics of a run's evaluations, by step."""
+    return {
+        record["step"]: {name: value for name, value in record.items() if name != "step"}
+        for record in read_metrics(workdir / "metrics.jsonl")
+        if "valid/loss" in record
+    }
 
 
 def plot_curves(workdir: Path) -> Path:
@@ -163,9 +193,7 @@ def _truncate(path: Path, step: int) -> None:
     """Removes the records after `step`; a rename replaces the file."""
     records = [r for r in read_metrics(path) if r["step"] <= step]
     if path.exists():
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(r) + "\n" for r in records))
-        os.replace(partial, path)
+        files.write_bytes(path, "".join(json.dumps(r) + "\n" for r in records).encode())
 
 
 def _shown(name: str) -> bool:

@@ -23,7 +23,7 @@ from janus_jax.model.cost import step_flops
 from janus_jax.objective.joint import active_terms, check_two_targets
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
-from janus_jax.train.log import IntervalMeans, RunLog, last_evaluation, plot_curves
+from janus_jax.train.log import IntervalMeans, RunLog, evaluations, plot_curves
 from janus_jax.train.meter import Meter, SpikeDetector, peak_flops
 from janus_jax.train.profile import Profiler
 from janus_jax.train.step import abstract_state, init_state, jit_train_step, state_from_params
@@ -139,8 +139,17 @@ class _TrainingRun:
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
-            self.checkpoints = Checkpoints(workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes)
+            self.evaluation.check_best_metric(abstract.params)
+            with processes.fail_together():
+                recorded = evaluations(workdir) if self.process == 0 else {}
+            # All processes use the list of the first one, as the checkpoints do.
+            self.evaluations = dict(map(tuple, processes.all_gather(list(recorded.items()))[0]))
+            self.checkpoints = Checkpoints(
+                workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes, self.evaluations
+            )
             self.state, interval = self._first_state(abstract, initial)
+        for step in [step for step in self.evaluations if step > int(self.state.step)]:
+            del self.evaluations[step]  # of a checkpoint that is damaged or gone
         if self.process == 0:
             save_settings(self.config, self.prepared.contents, workdir)
         self.interval = IntervalMeans(**interval)
@@ -149,7 +158,6 @@ class _TrainingRun:
         self.request = request  # whether this process received SIGTERM
         self.stopping = False  # True once all processes know that one of them received SIGTERM
         self.stopped = False  # the run stopped before its last step
-        self.last_evaluation: dict[str, float] = {}
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
         for note in self.checkpoints.notes:
             self.log.message(note)
@@ -194,7 +202,7 @@ class _TrainingRun:
             self.meter.close()
             self.log.close()
         self._plot()
-        return self.last_evaluation or last_evaluation(self.workdir), self.stopped
+        return self.evaluations[max(self.evaluations)] if self.evaluations else {}, self.stopped
 
     def _plot(self) -> None:
         if self.process == 0:
@@ -204,6 +212,8 @@ class _TrainingRun:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
         pending: _StepInFlight | None = None
+        if start and self._evaluates(start) and start not in self.evaluations:
+            self._evaluate(start)  # the run ended after it had saved this step
         self.meter.restart()
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
@@ -217,15 +227,14 @@ class _TrainingRun:
             self._read(pending)
             pending = current
             last = step == settings.steps or self.stopping
-            evaluates = step % settings.eval_every == 0 or step == settings.steps
-            pauses = evaluates or last or step % settings.checkpoint_every == 0
+            pauses = self._evaluates(step) or last or step % settings.checkpoint_every == 0
             if pauses or self.profiler.after(step):
                 self._read(pending)
                 pending = None
             if self.profiler.after(step):
                 self.profiler.close()
             if pauses:
-                self._pause(step, evaluates, last)
+                self._pause(step, last)
             if last and step < settings.steps:
                 self.log.message(f"stopped on request after step {step}; the same command resumes the run")
                 self.stopped = True
@@ -236,17 +245,18 @@ class _TrainingRun:
         sizes = (micro * rows * self.share[1], source, batch.target.shape[-1], batch.masked.shape[-1])
         return step_flops(self.config, *sizes, terms)
 
-    def _pause(self, step: int, evaluates: bool, last: bool) -> None:
-        """Evaluates, then saves a checkpoint, which stores the metrics of the evaluation."""
+    def _evaluates(self, step: int) -> bool:
+        return step % self.config.train.eval_every == 0 or step == self.config.train.steps
+
+    def _pause(self, step: int, last: bool) -> None:
+        """Saves a checkpoint, then evaluates: an evaluation that fails, or is killed, costs no steps."""
         self.meter.pause()
-        metrics = self._evaluate(step) if evaluates else {}
         if last or step % self.config.train.checkpoint_every == 0:
-            if self.config.train.keep_best and metrics and self.config.train.best_metric not in metrics:
-                raise ConfigError(
-                    f"config.train.best_metric: {self.config.train.best_metric!r} is not measured; choose from {sorted(metrics)}"
-                )
-            self.checkpoints.save(self.state, metrics or None, self.interval.state())
-        if evaluates:
+            self.log.sync()
+            self.checkpoints.save(self.state, self.interval.state())
+        if self._evaluates(step):
+            self.checkpoints.wait()
+            self._evaluate(step)
             self._plot()
         self.meter.restart()
 
@@ -301,13 +311,12 @@ class _TrainingRun:
             )
         )
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self, step: int) -> None:
         params = self.state.params if self.state.ema is None else self.state.ema
         metrics = self.evaluation.measure(params)
         if metrics:
-            self.last_evaluation = metrics
             self.log.record(step, metrics)
-        return metrics
+            self.evaluations[step] = metrics
 
     def _first_state(self, abstract: TrainState, initial: Any) -> tuple[TrainState, dict[str, Any]]:
         """The state to start from, and the unfinished interval of the log.

@@ -6,18 +6,25 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from janus_jax import config as config_lib
+from janus_jax import files
 from janus_jax.config import Config, ConfigError
 
 # Settings that may change at a resume, since the steps that are done don't depend on them.
 FREE_SETTINGS = {
     "data.prepared",
+    "data.test",
+    "data.tfds_data_dir",
+    "data.train",
+    "data.valid",
     "data.workers",
+    "text.model",
     "train.best_metric",
     "train.best_mode",
     "train.checkpoint_every",
@@ -30,7 +37,7 @@ FREE_SETTINGS = {
     "train.max_bad_steps",
     "train.spike",
     "train.steps",
-}
+}  # those that name places too: the prepared data are compared themselves, see `Prepared.contents`
 _LOCK, _CONFIG, _DATA = "lock", "config.json", "data.json"
 # What a file system answers that has no locks.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
@@ -67,7 +74,7 @@ def workdir_lock(workdir: Path, write: bool = True) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout as error:
-        holder = path.read_text().strip() or "it has just started"
+        holder = path.read_text(errors="replace").strip() or "it has just started"
         raise ConfigError(
             f"{workdir}: is in use by another run ({holder}); wait for it, stop it, or name another --workdir"
         ) from error
@@ -116,14 +123,14 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
       A text per difference; none for a run without a checkpoint.
 
     Raises:
-      ConfigError: something differs that may not.
+      ConfigError: something differs that may not, or a file is damaged.
     """
-    config_path, data_path = workdir / _CONFIG, workdir / _DATA
-    if not has_checkpoint(workdir) or not config_path.exists():
+    if not has_checkpoint(workdir) or not (workdir / _CONFIG).exists():
         return []
-    changed = _differences(config_lib.from_json(config_path.read_text()), config)
-    # Older runs have no digest.
-    old_contents = json.loads(data_path.read_text())["contents"] if data_path.exists() else contents
+    changed = _differences(_read(workdir / _CONFIG, config_lib.from_json), config)
+    old_contents = contents  # older runs have no digest
+    if (workdir / _DATA).exists():
+        old_contents = _read(workdir / _DATA, _contents)
     if old_contents != contents:
         changed.append(f"the examples in {config.data.prepared}: {old_contents}, now {contents}")
     if changed and not allow_changes:
@@ -137,9 +144,26 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
 def save_settings(config: Config, contents: str, workdir: Path) -> None:
     """Writes the settings and the digest of the data for `changed_settings`. Call it once a checkpoint is restored."""
     for name, text in ((_CONFIG, config_lib.to_json(config)), (_DATA, json.dumps({"contents": contents}))):
-        partial = (workdir / name).with_suffix(".partial")
-        partial.write_text(text + "\n")
-        partial.replace(workdir / name)
+        files.write_bytes(workdir / name, (text + "\n").encode())
+
+
+def _read(path: Path, read: Callable[[str], Any]) -> Any:
+    """`read` of a file's text; any error becomes a ConfigError with the fix."""
+    try:
+        return read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        what = "settings" if path.name == _CONFIG else "digest of the data"
+        raise ConfigError(
+            f"{path}: does not hold the {what} that the run started with ({type(error).__name__}: {error}); restore a copy, or "
+            "remove the file to resume without comparing them"
+        ) from error
+
+
+def _contents(text: str) -> str:
+    contents = json.loads(text)["contents"]
+    if not isinstance(contents, str):
+        raise ValueError("'contents' is no text")
+    return contents
 
 
 def _differences(old: Config, new: Config) -> list[str]:

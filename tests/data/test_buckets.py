@@ -33,6 +33,12 @@ def test_every_example_is_in_one_bucket_that_holds_it(accumulation):
         assert bucket.batches * bucket.rows >= len(bucket.examples)
 
 
+def test_more_buckets_than_sizes_are_as_many_as_sizes():
+    sizes = np.array([5, 9, 9, 20])
+    plan = buckets.plan(sizes, sizes, DataConfig(buckets=2**31 - 1, batch_multiple=1))
+    assert [bucket.source_length for bucket in plan] == [5, 9, 20]
+
+
 def padded_cells(source, target, bounds):
     index = np.searchsorted(bounds, np.maximum(source, target))
     groups = [index == k for k in range(len(bounds)) if (index == k).any()]

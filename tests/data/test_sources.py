@@ -148,8 +148,14 @@ def test_tfds_errors(tmp_path, tfds_directory):
         attempt(valid="dev")
     with pytest.raises(DataError, match="has no 'fr'; it holds de, en"):
         attempt(source_lang="fr")
-    with pytest.raises(DataError, match="cannot open 'no_such_pairs'"):
+    with pytest.raises(DataError, match=r"knows no dataset 'no_such_pairs', nor is it in .*; https:"):
         attempt(tfds_name="no_such_pairs")
+    with pytest.raises(
+        DataError, match=r"knows no dataset 'ted_hrlr_translat', .* did you mean 'ted_hrlr_translate'\?"
+    ):
+        attempt(tfds_name="ted_hrlr_translat")
+    with pytest.raises(DataError, match="cannot open 'two words'"):
+        attempt(tfds_name="two words")
     with pytest.raises(DataError, match=r"is not in .*; add --download"):
         attempt(tfds_data_dir=str(tmp_path / "empty"))
     assert not (tmp_path / "empty" / "my_pairs").exists()  # nothing was written or fetched

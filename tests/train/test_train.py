@@ -1,8 +1,11 @@
 """The training loop: exact resume, faults, stops, checkpoints. Killed runs are in tests/faults."""
 
 import dataclasses
+import importlib
 import json
 import os
+import re
+import shutil
 import signal
 
 import jax
@@ -11,13 +14,18 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, parallel
-from janus_jax.config import ConfigError
+from janus_jax.checkpoint.run import kept_steps
+from janus_jax.config import ConfigError, TrainConfig
 from janus_jax.data import prepare
 from janus_jax.train import NonFiniteLossError, train
+from janus_jax.train import evaluation as evaluation_module
 from janus_jax.train import loop as loop_module
 from janus_jax.train.log import read_metrics
-from tests.faults.killed_runs import copy_until
+from tests.faults.killed_runs import copy_until, experiment
 from tests.train import runs
+
+# The package exports a function of that name.
+dry_run_module = importlib.import_module("janus_jax.train.dry_run")
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +206,60 @@ def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_p
         train(runs.config(prepared, model__vocab_size=99), tmp_path)
 
 
-def test_an_unknown_best_metric_is_named(prepared, tmp_path):
-    with pytest.raises(ConfigError, match="valid/loss"):
-        train(runs.config(prepared, objective__name="ar", train__best_metric="valid/bleu"), tmp_path)
+@pytest.mark.parametrize(
+    ("metric", "sentences", "message"),
+    [
+        ("valid/blue_ar", 3, r"'valid/blue_ar' is not measured .* did you mean 'valid/bleu_ar'\?"),
+        ("valid/bleu_ar", 0, "'valid/bleu_ar' is not measured .* set train.eval_sentences, now 0, above 0"),
+        ("valid/nll/nar", 0, "Measured are valid/loss, valid/loss/ar, valid/nll/ar"),
+    ],
+)
+@pytest.mark.parametrize("start", ["train", "dry_run"])
+def test_a_best_metric_that_is_never_measured_is_named_before_the_first_step(
+    prepared, tmp_path, monkeypatch, metric, sentences, message, start
+):
+    for module in (loop_module, dry_run_module):
+        monkeypatch.setattr(module, "jit_train_step", lambda *_: pytest.fail("the step was built"))
+    settings = {"train__best_metric": metric, "train__eval_sentences": sentences, "train__best_mode": "max"}
+    config = runs.config(prepared, objective__name="ar", **settings)
+    with pytest.raises(ConfigError, match=f"^config.train.best_metric: .*{message}"):
+        train(config, tmp_path) if start == "train" else dry_run_module.dry_run(config)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_failed_evaluation_costs_no_steps_and_is_made_up_for(prepared, whole, tmp_path, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(runs.config(prepared), tmp_path)
+    assert int(checkpoint.find(tmp_path).name) == 6
+    monkeypatch.undo()
+    train(runs.config(prepared), tmp_path)
+    assert_same_run(tmp_path, whole)
+
+
+def test_the_best_checkpoints_are_those_of_the_best_evaluations():
+    def kept(best, mode="min", **changes):
+        settings = TrainConfig(keep_last=2, keep_best=best, best_mode=mode, **changes)
+        evaluations = {1: {"valid/loss": 2.0}, 2: {"valid/loss": 1.0}, 3: {}, 4: {"valid/loss": float("nan")}}
+        return sorted(kept_steps([1, 2, 3, 4, 5, 6], settings, evaluations))
+
+    assert kept(0) == [5, 6]
+    assert kept(1) == [2, 5, 6]
+    assert kept(1, "max") == [1, 5, 6]
+    assert kept(2) == [1, 2, 5, 6]
+    assert kept(1, keep_every=3) == [2, 3, 5, 6]
+
+
+def test_checkpoints_that_a_killed_run_had_not_removed_yet_are_removed(prepared, whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (3, 5):
+        shutil.copytree(whole / "checkpoints/9", tmp_path / f"run/checkpoints/{step}")
+    train(runs.config(prepared, train__keep_last=2), tmp_path / "run")
+    assert [path.name for path in checkpoint.step_directories(tmp_path / "run")] == ["9", "12"]
+    assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["12", "9"]
 
 
 def test_the_newest_and_those_of_every_few_steps_are_kept(prepared, tmp_path):
@@ -249,6 +308,27 @@ def test_the_command_reports_mistakes_with_their_fix(capsys, tmp_path):
 
     assert main([]) == 2
     assert "--config and --workdir" in capsys.readouterr().err
+
+
+def test_a_run_too_large_for_the_memory_is_one_line_with_status_2(capsys, tmp_path, prepared, monkeypatch):
+    command = importlib.import_module("janus_jax.train.__main__")
+    arguments = [f"--config={experiment(runs.config(prepared), tmp_path / 'x.py')}", f"--workdir={tmp_path / 'run'}"]
+
+    def fails(error):
+        def train_or_stop(*_, **__):
+            raise error
+
+        monkeypatch.setattr(command, "train_or_stop", train_or_stop)
+
+    for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nMore."), MemoryError()):
+        fails(error)
+        assert command.main(arguments) == 2
+        assert re.fullmatch(
+            r"error: the run does not fit into memory \(.*\); lower config.data.*\n", capsys.readouterr().err
+        )
+    fails(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        command.main(arguments)
 
 
 def test_parallel_start_sets_the_compile_cache(tmp_path):

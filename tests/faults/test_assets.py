@@ -1,0 +1,94 @@
+"""Config and tokenizer in a checkpoint have checksums, as its numbers have; small checkpoints without a model."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from janus_jax import checkpoint
+from janus_jax.checkpoint import CheckpointError, Checkpoints
+from janus_jax.checkpoint.files import bytes_array
+from janus_jax.config import Config
+from janus_jax.types import TrainState
+
+TOKENIZER = b"tokenizer " * 20
+
+
+def state(step):
+    params = {"bias": jnp.arange(4.0) + step}
+    return TrainState(jnp.int32(step), params, {"mean": params}, None)
+
+
+def abstract():
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), state(0))
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """The checkpoints 1 and 2 of a run."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", Config(), TOKENIZER, {})
+    assert checkpoint.is_checkpoint(tmp_path) is False
+    assert checkpoints.restore(abstract()) is None
+    for step in (1, 2):
+        checkpoints.save(state(step))
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def change(step_directory, name):
+    """Flips a bit of an asset: files as Orbax writes them, and the metadata of the checkpoint as before."""
+    assets = {key: np.array(value) for key, value in ocp.load_checkpointables(step_directory)["assets"].items()}
+    assets[name][17] ^= 1
+    other = step_directory.parent.with_name("other")
+    ocp.save_checkpointables(other, {"assets": assets})
+    shutil.rmtree(step_directory / "assets")
+    shutil.copytree(other / "assets", step_directory / "assets")
+    shutil.rmtree(other)
+
+
+def restored_step(directory):
+    checkpoints = Checkpoints(directory, Config(), TOKENIZER, {})
+    restored = checkpoints.restore(abstract())
+    checkpoints.close()
+    return int(restored[0].step), checkpoints.notes
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "config"])
+def test_a_bit_of_an_asset_is_noticed_wherever_it_is_read(directory, name):
+    assert checkpoint.load(directory).tokenizer == checkpoint.tokenizer(directory) == TOKENIZER
+    change(directory / "2", name)
+    for read in (checkpoint.load, checkpoint.tokenizer):
+        with pytest.raises(CheckpointError, match=rf"/2: damaged \(ValueError: the bytes of {name} differ .*/1$"):
+            read(directory)
+    step, notes = restored_step(directory)
+    assert step == 1
+    assert f"2 (ValueError: the bytes of {name} differ from those that were saved) is damaged" in notes[0]
+
+
+def test_checkpoints_of_averages_and_imports_have_checksums(tmp_path):
+    checkpoint.write(tmp_path / "7", {"bias": jnp.ones(3)}, Config(), TOKENIZER, {"step": 7})
+    loaded = checkpoint.load(tmp_path)
+    assert loaded.tokenizer == TOKENIZER
+    assert loaded.about["sums"].keys() == {"params"}
+    change(tmp_path / "7", "tokenizer")
+    with pytest.raises(CheckpointError, match="the bytes of tokenizer differ"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path):
+    assets = {"config": bytes_array(b"{}"), "tokenizer": bytes_array(TOKENIZER)}
+    ocp.save_checkpointables(tmp_path / "7", {"params": {"bias": jnp.ones(3)}, "assets": assets})
+    assert checkpoint.load(tmp_path).tokenizer == checkpoint.tokenizer(tmp_path) == TOKENIZER
+
+
+@pytest.mark.parametrize("name", ["assets", "params"])
+def test_a_folder_with_little_in_it_does_not_hide_the_intact_checkpoint(directory, name):
+    (directory / "3" / name).mkdir(parents=True)
+    assert checkpoint.load(directory).step == 2
+    step, notes = restored_step(directory)
+    assert step == 2
+    assert "checkpoint 3 (" in notes[0]
