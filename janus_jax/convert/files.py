@@ -197,6 +197,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raises ConvertError if something is at `path`."""
+    """Raises ConvertError if something is at `path`, or no directory can be made there."""
     if os.path.lexists(path):
         raise ConvertError(f"{path}: exists already; remove it or name another directory")
+    above = next(folder for folder in Path(path).absolute().parents if os.path.lexists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written to" if above.is_dir() else "is no directory"
+        raise ConvertError(f"{path}: {above} {why}; name another directory")

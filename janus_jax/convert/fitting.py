@@ -141,6 +141,11 @@ def drop_copies(arrays: dict[str, np.ndarray], report: Report) -> None:
 def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, max_positions: int, report: Report) -> ModelConfig:
     """Cuts both position tables to one length."""
     available = min(len(arrays[name]) for name in _TABLES) - 2
+    if available < 1:
+        raise ConvertError(
+            f"{min(_TABLES, key=lambda name: len(arrays[name]))} has {available + 2} rows, and the first two are no positions: "
+            "truncated or foreign checkpoint"
+        )
     if max_positions > available:
         raise ConvertError(
             f"--max_positions={max_positions}: the position tables hold {available} positions; choose {available} or fewer"

@@ -254,6 +254,9 @@ def test_tensors_that_are_no_finite_numbers(form, hf, bart, quick, run):
             assert name.removeprefix("encoder.embed_tokens.") in run(
                 "hf", hf(tensors={f"model.{name}": changed}, form=form)
             )
+    for rows in (1, 2):
+        error = run("hf", hf(tensors={"model.decoder.embed_positions.weight": table[:rows]}, form=form))
+        assert f"decoder.embed_positions.weight has {rows} rows" in error
     # A tensor that is left out may hold anything.
     directory = hf(tensors={"model.extra.count": np.int64(3).reshape(())}, form=form)
     assert "extra.count holds numbers of type int64" in run("hf", directory)
@@ -384,6 +387,24 @@ def test_flags_of_an_import(hf, quick, run):
         assert "heads do not divide" in run("hf", directory, flag)
     assert "--max_positions=41" in run("hf", directory, "--max_positions=41")
     assert run("hf", directory, "--heads=4", "--max_positions=9") is None
+
+
+def test_an_output_that_cannot_be_made_is_an_error_before_anything_is_read(exports, tmp_path, monkeypatch, capsys):
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(checkpoint, "load", never)
+    monkeypatch.setattr(files, "read_weights", never)
+    (tmp_path / "file").write_text("")
+    run = exports["hf"].parent / "run"
+    for command in (
+        ["import", "--from=hf", f"--model={exports['hf']}"],
+        ["export", "--format=hf", f"--checkpoint={run}"],
+        ["average", "--last=1", f"--checkpoint={run}"],
+    ):
+        for output, message in (("file", "exists already"), ("file/a/b", f"{tmp_path / 'file'} is no directory")):
+            assert main([*command, f"--output={tmp_path / output}"]) == 2
+            assert message in capsys.readouterr().err
 
 
 def test_two_names_of_one_tensor(hf, bart, run):
