@@ -170,7 +170,13 @@ def test_tables_and_plot(run, tmp_path, monkeypatch):
     study_report.plot(cells, tmp_path / "a.svg")
     study_report.plot(cells, tmp_path / "b.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-    assert "janus" in (tmp_path / "a.svg").read_text()
+    assert "janus: joint, as released" in (tmp_path / "a.svg").read_text()
+    others = [dict(cells[0], cell=name) for name in ("ctc", "janus_ctc", "cpu_ctc")]
+    study_report.plot([*cells, *others], tmp_path / "a.svg")
+    named = (tmp_path / "a.svg").read_text()
+    assert "CTC alone" in named
+    assert "janus_ctc" not in named
+    assert "cpu_ctc" not in named
     monkeypatch.setattr(study_report, "COLUMNS", (("AR", "ar:beam=1"), ("NAR", "nar:passes=1"), ("CTC", "ctc:beam=1")))
     figures = study_report.speed(
         {"janus": folder / "run"}, (f"{folder}/test.de", f"{folder}/test.en"), sentences=6, runs=1

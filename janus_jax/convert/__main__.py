@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from janus_jax import checkpoint
+from janus_jax.convert import files
 from janus_jax.convert.exporting import FORMATS, export_model
 from janus_jax.convert.importing import SOURCES, ImportRequest, import_model
 
@@ -26,8 +27,10 @@ def average(run: str, last: int, output: str | Path) -> None:
     `output`.
 
     Raises:
-      CheckpointError: the run has fewer than `last` checkpoints, or `output` exists.
+      CheckpointError: the run has fewer than `last` checkpoints.
+      ConvertError: `output` exists, or cannot be written.
     """
+    files.refuse_existing(output)
     directories = checkpoint.step_directories(run)
     if last < 1 or len(directories) < last:
         raise checkpoint.CheckpointError(

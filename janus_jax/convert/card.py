@@ -133,6 +133,6 @@ def _data(loaded: Loaded) -> str:
     if loaded.about.get("made_by") == "import":
         return f"not recorded here; imported from {loaded.about.get('from')}"
     data = loaded.config.data
-    corpus = data.tfds_name or (data.train if data.source in ("parallel", "tsv", "text") else "built-in corpus")
+    corpus = {"tfds": data.tfds_name, "demo": "built-in corpus"}.get(data.source, "the author's files")
     pair = "" if data.source == "text" else f", {data.source_lang} to {data.target_lang}"
     return f"{data.source}: {corpus}{pair}"

@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+INSTALL = "pip install -r requirements-convert.txt"
+
 
 class ConvertError(ValueError):
     """A model cannot be converted; the message names the file or tensor and the fix."""
@@ -17,5 +19,6 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        package = name.split(".")[0]
-        raise ConvertError(f"this conversion needs {package} ({error}); install it: pip install {package}") from error
+        raise ConvertError(
+            f"this conversion needs {name.split('.')[0]} ({error}); install what conversions need: {INSTALL}"
+        ) from error

@@ -12,7 +12,8 @@
 - safetensors: the weights with the released names and the whole config, without pickle.
 
 Each directory also holds the checkpoint's tokenizer. `python -m janus_jax.convert import` restores hf, fairseq and
-safetensors exports bit for bit, and the part of the model that a bart export holds.
+safetensors exports bit for bit, and the part of the model that a bart export holds. No export holds the paths of the
+configuration (data, tokenizer, init_from).
 """
 
 import dataclasses
@@ -28,8 +29,8 @@ import numpy as np
 
 from janus_jax import checkpoint, text
 from janus_jax import config as config_lib
-from janus_jax.config import Config, ModelConfig
-from janus_jax.convert import card, fairseq_settings, files, huggingface
+from janus_jax.config import Config, DataConfig, ModelConfig
+from janus_jax.convert import card, fairseq_settings, files, fitting, huggingface
 from janus_jax.convert.errors import ConvertError, library
 from janus_jax.convert.fairseq import COPIES, PARALLEL_ONLY, SHARED, parallel_only, params_to_released
 from janus_jax.convert.hf_tokenizer import tokenizer_files
@@ -42,6 +43,13 @@ _HF_CODE = Path(__file__).parent / "hf"
 _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
 # Fields of ModelConfig that only JAX needs, or that another field of JanusConfig expresses.
 _NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
+_NAMED_SPLITS = ("demo", "tfds")  # sources whose splits have names; those of the others are files
+_NEEDED = {
+    "hf": "safetensors.numpy",
+    "bart": "safetensors.numpy",
+    "safetensors": "safetensors.numpy",
+    "fairseq": "torch",
+}
 _EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
 
@@ -66,17 +74,20 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
     """Writes a checkpoint's model to the directory `output`.
 
     Raises:
-      ConvertError: the format is unknown, `output` exists, or the format cannot hold the model; nothing is written.
+      ConvertError: the format is unknown, `output` exists, the model holds numbers that are not finite, or the format
+        cannot hold it; nothing is written.
       CheckpointError: `checkpoint_path` holds no complete checkpoint.
     """
     if format_name not in FORMATS:
         raise ConvertError(f"--format={format_name}: choose from {', '.join(FORMATS)}")
     files.refuse_existing(output)
+    library(_NEEDED[format_name])
     loaded = checkpoint.load(checkpoint_path)
     tokenizer = text.load(loaded.tokenizer)
     model = replace(loaded.config.model, vocab_size=loaded.config.model.vocab_size or tokenizer.vocab_size)
     specials = Janus(model, tokenizer.specials).specials
     arrays = params_to_released(loaded.params, model)
+    fitting.check_numbers(arrays)
     report = Report()
     with files.new_directory(output) as directory:
         FORMATS[format_name](
@@ -87,7 +98,7 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
 
 
 def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
-    settings = dataclasses.asdict(exported.model)
+    settings, config = dataclasses.asdict(exported.model), without_paths(exported.config)
     start = exported.specials.bos if exported.model.ar_start == "bos" else exported.specials.eos
     hf_config = {
         "model_type": "janus_jax",
@@ -102,7 +113,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
         "dtype": "float32",
-        "janus_jax": _plain(exported.config),
+        "janus_jax": json.loads(config_lib.to_json(config)),
         "janus_jax_step": exported.loaded.step,
     }
     files.write_json(directory / "config.json", hf_config)
@@ -112,7 +123,8 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
     files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
     _write_tokenizer(exported.tokenizer, directory)
     count = sum(array.size for array in exported.arrays.values())
-    readme = card.model_card(exported.name, exported.loaded, exported.model.vocab_size, count)
+    loaded = replace(exported.loaded, config=config)
+    readme = card.model_card(exported.name, loaded, exported.model.vocab_size, count)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     report.used += list(exported.arrays)
 
@@ -183,7 +195,7 @@ def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:
         ],
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,
-        "janus_jax": {"config": config_lib.to_json(config), "step": exported.loaded.step, **extra},
+        "janus_jax": {"config": config_lib.to_json(without_paths(config)), "step": exported.loaded.step, **extra},
     }
     (directory / "dict.txt").write_bytes(_dictionary(exported))
     torch.save(state, directory / "model.pt")
@@ -242,7 +254,7 @@ def _dictionary(exported: ExportedModel) -> bytes:
 
 def _safetensors(exported: ExportedModel, directory: Path, report: Report) -> None:
     files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
-    files.write_json(directory / "config.json", _plain(exported.config))
+    files.write_json(directory / "config.json", json.loads(config_lib.to_json(without_paths(exported.config))))
     files.write_json(directory / files.ABOUT, {"janus_jax_step": exported.loaded.step})
     report.used += list(exported.arrays)
 
@@ -252,8 +264,19 @@ def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
         (directory / name).write_text(content, encoding="utf-8")
 
 
-def _plain(config: Config) -> dict[str, Any]:
-    return json.loads(config_lib.to_json(config))
+def without_paths(config: Config) -> Config:
+    """The configuration with the default in place of each path: readers of a model neither have nor need the files."""
+    data, default = config.data, DataConfig()
+    splits = (
+        {} if data.source in _NAMED_SPLITS else {name: getattr(default, name) for name in ("train", "valid", "test")}
+    )
+    return replace(
+        config,
+        init_from="",
+        text=replace(config.text, model=""),
+        data=replace(data, prepared=default.prepared, tfds_data_dir="", **splits),
+        train=replace(config.train, only=""),  # it needs init_from
+    )
 
 
 FORMATS: dict[str, Callable[[ExportedModel, Path, Report], None]] = {

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from janus_jax.config import ModelConfig
+from janus_jax.convert.errors import ConvertError
 from janus_jax.model import Janus, padded_vocab
 from janus_jax.types import Params, Specials
 
@@ -115,6 +116,15 @@ def released_shapes(config: ModelConfig, specials: Specials) -> dict[str, tuple[
     if config.ctc_ratio:
         shapes[BLANK] = (1, config.d_model)
     return shapes
+
+
+def check_matrices(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> None:
+    """Raises ConvertError unless `arrays` holds a matrix of each name."""
+    for name in names:
+        if name not in arrays:
+            raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
+        if arrays[name].ndim != 2 or not arrays[name].size:
+            raise ConvertError(f"{name} has shape {arrays[name].shape}, not two axes: truncated or foreign checkpoint")
 
 
 def parallel_only(names: Iterable[str]) -> list[str]:

@@ -16,8 +16,9 @@ import numpy as np
 from janus_jax.config import Config, ModelConfig
 from janus_jax.convert import pickles
 from janus_jax.convert.errors import ConvertError
-from janus_jax.convert.fairseq import LENGTHS, SHARED, count_layers
+from janus_jax.convert.fairseq import LENGTHS, SHARED, check_matrices, count_layers
 from janus_jax.convert.report import Report
+from janus_jax.convert.values import flag, rate, shown, whole
 
 Family = Literal["translation", "pretraining", "bart"]
 
@@ -56,13 +57,17 @@ class FairseqSettings:
 
     def layers(self, side: str) -> int | None:
         """Number of layers of a side, or None if it is not set."""
-        return self._of(side, "layers")
+        value = self._of(side, "layers")
+        return None if value is None else whole(value, f"{side}_layers")
 
 
 def settings_of(state: Mapping[str, Any]) -> FairseqSettings:
     """The model's settings in a fairseq checkpoint; empty if it holds none."""
     if state.get("args") is not None:
-        return FairseqSettings(pickles.plain(state["args"]) or {})
+        args = pickles.plain(state["args"])
+        if not isinstance(args, Mapping):
+            raise ConvertError(f"args is {shown(args)}, not settings by name: damaged or foreign checkpoint")
+        return FairseqSettings(args)
     cfg = pickles.plain(state.get("cfg"))
     model = cfg.get("model") if isinstance(cfg, Mapping) else None
     return FairseqSettings(model if isinstance(model, Mapping) else {})
@@ -82,16 +87,18 @@ def architecture(
     Raises:
       ConvertError: the number of heads is unknown, or janus_jax has no such architecture.
     """
-    for name in (SHARED, "encoder.layers.0.fc1.weight", "decoder.embed_positions.weight"):
-        if name not in arrays:
-            raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
+    check_matrices(arrays, (SHARED, "encoder.layers.0.fc1.weight", "decoder.embed_positions.weight"))
+    check_matrices(arrays, (LENGTHS,) if LENGTHS in arrays else ())
     family = _family(arrays)
     vocab_size, d_model = arrays[SHARED].shape
     positions = arrays["decoder.embed_positions.weight"].shape[0] - 2
+    ffn_dim = settings.both("ffn_embed_dim")
     common = {
         "vocab_size": vocab_size,
         "d_model": d_model,
-        "ffn_dim": settings.both("ffn_embed_dim") or arrays["encoder.layers.0.fc1.weight"].shape[0],
+        "ffn_dim": arrays["encoder.layers.0.fc1.weight"].shape[0]
+        if ffn_dim is None
+        else whole(ffn_dim, "ffn_embed_dim"),
         "heads": _heads(settings, heads, d_model),
         "encoder_layers": settings.layers("encoder") or count_layers(arrays, "encoder"),
         "decoder_layers": settings.layers("decoder") or count_layers(arrays, "decoder"),
@@ -103,7 +110,8 @@ def architecture(
         "layernorm_embedding": family != "translation",
         **_dropouts(settings, report),
     }
-    if settings.both("learned_pos") is False and settings.values:
+    learned = settings.both("learned_pos")
+    if learned is not None and not flag(learned, "learned_pos"):
         raise ConvertError(
             "its positions are sinusoidal (encoder_learned_pos is false); only learned positions are supported"
         )
@@ -180,10 +188,11 @@ def _family(arrays: Mapping[str, np.ndarray]) -> Family:
 
 
 def _heads(settings: FairseqSettings, heads: int | None, d_model: int) -> int:
-    count = heads or settings.both("attention_heads")
-    if not count:
+    recorded = settings.both("attention_heads")
+    if heads is None and recorded is None:
         raise ConvertError("the checkpoint does not record its number of attention heads; give it with --heads")
-    if count < 1 or d_model % count:
+    count = whole(recorded, "attention_heads") if heads is None else heads
+    if d_model % count:
         raise ConvertError(f"--heads: {count} heads do not divide the width {d_model}")
     return count
 
@@ -191,24 +200,26 @@ def _heads(settings: FairseqSettings, heads: int | None, d_model: int) -> int:
 def _norm(arrays: Mapping[str, np.ndarray], settings: FairseqSettings) -> str:
     pre = "encoder.layer_norm.weight" in arrays
     recorded = settings.both("normalize_before")
-    if recorded is not None and bool(recorded) != pre:
+    if recorded is not None and flag(recorded, "normalize_before") != pre:
         state = "there" if pre else "missing"
         raise ConvertError(
-            f"encoder_normalize_before is {bool(recorded)} but encoder.layer_norm.weight is {state}: truncated or foreign checkpoint"
+            f"encoder_normalize_before is {recorded} but encoder.layer_norm.weight is {state}: truncated or foreign checkpoint"
         )
     return "pre" if pre else "post"
 
 
 def _activation(settings: FairseqSettings, family: Family) -> str:
-    recorded = settings.get("activation_fn") or _ACTIVATION_OF[family]
-    if recorded not in _ACTIVATIONS:
-        raise ConvertError(f"activation_fn {recorded!r} is not supported; choose from {', '.join(_ACTIVATIONS)}")
+    recorded = settings.get("activation_fn")
+    if recorded is None:
+        recorded = _ACTIVATION_OF[family]
+    if not isinstance(recorded, str) or recorded not in _ACTIVATIONS:
+        raise ConvertError(f"activation_fn {shown(recorded)} is not supported; choose from {', '.join(_ACTIVATIONS)}")
     return _ACTIVATIONS[recorded]
 
 
 def _scaled(settings: FairseqSettings, family: Family) -> bool:
     unscaled = settings.get("no_scale_embedding")
-    return family == "translation" if unscaled is None else not unscaled
+    return family == "translation" if unscaled is None else not flag(unscaled, "no_scale_embedding")
 
 
 def _dropouts(settings: FairseqSettings, report: Report) -> dict[str, float]:
@@ -218,11 +229,12 @@ def _dropouts(settings: FairseqSettings, report: Report) -> dict[str, float]:
         )
         return {"dropout": 0.1}
     return {
-        "dropout": float(_or(settings.get("dropout"), 0.1)),
-        "attention_dropout": float(_or(settings.get("attention_dropout"), 0.0)),
-        "activation_dropout": float(_or(settings.get("activation_dropout", "relu_dropout"), 0.0)),
+        "dropout": _rate(settings, 0.1, "dropout"),
+        "attention_dropout": _rate(settings, 0.0, "attention_dropout"),
+        "activation_dropout": _rate(settings, 0.0, "activation_dropout", "relu_dropout"),
     }
 
 
-def _or(value: Any, default: float) -> Any:
-    return default if value is None else value
+def _rate(settings: FairseqSettings, default: float, *names: str) -> float:
+    value = settings.get(*names)
+    return default if value is None else rate(value, names[0])

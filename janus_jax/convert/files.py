@@ -4,6 +4,7 @@ A weights directory holds model.safetensors or pytorch_model.bin, or an index of
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,11 +19,13 @@ import numpy as np
 from janus_jax.convert import pickles
 from janus_jax.convert.errors import ConvertError, library
 from janus_jax.convert.report import Report
+from janus_jax.convert.values import shown
 
 TOKENIZER = (
     "janus_tokenizer.bin"  # in every export: the tokenizer of the checkpoint, so that an import restores the same one
 )
 ABOUT = "about.json"  # beside a config.json that holds only janus_jax settings: the training step
+_CHECKSUM = "janus_jax_sha256"  # in the metadata of the safetensors files that an export writes
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -40,7 +43,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read ({error.strerror}); name a model's directory") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConvertError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ConvertError(f"{path}: holds no JSON object; name a model's directory")
@@ -63,15 +66,27 @@ def read_directory(directory: Path) -> dict[str, Any]:
         if (directory / name).is_file():
             return read_weights(directory / name)
         if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            weights: dict[str, Any] = {}
-            for shard in shards:
-                # A shard must lie beside its index: a path that the index makes up is never followed.
-                if Path(shard).name != shard or not (directory / shard).is_file():
-                    raise ConvertError(f"{index}: names {shard!r}, which is not in {directory}; fetch all shards")
-                weights |= read_weights(directory / shard)
-            return weights
+            return _read_shards(index)
     raise ConvertError(f"{directory}: holds neither {' nor '.join(WEIGHTS)} (nor an index of shards)")
+
+
+def _read_shards(index: Path) -> dict[str, Any]:
+    """Reads the weight files that an index names: name -> array (or torch tensor)."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConvertError(f"{index}: weight_map is {shown(weight_map)}; it must give the file of each tensor")
+    # A shard must lie beside its index: a path that the index makes up is never followed.
+    beside = {path.name for path in index.parent.iterdir() if path.is_file()}
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or shard not in beside:
+            raise ConvertError(f"{index}: names {shown(shard)}, which is not in {index.parent}; fetch all shards")
+    weights: dict[str, Any] = {}
+    for shard in sorted(set(weight_map.values())):
+        held = read_weights(index.parent / shard)
+        if missing := [name for name, where in weight_map.items() if where == shard and name not in held]:
+            raise ConvertError(f"{index}: {shown(missing[0])} is not in {shard}; fetch index and shards again")
+        weights |= held
+    return weights
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -80,23 +95,41 @@ def read_weights(path: Path) -> dict[str, Any]:
         return tensors(pickles.read(path), path)
     safetensors = library("safetensors")
     try:
-        entries = safetensors.deserialize(path.read_bytes())
-        return {name: np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"]) for name, raw in entries}
+        content = path.read_bytes()
+        entries = safetensors.deserialize(content)
+        arrays = {
+            name: np.frombuffer(raw["data"], _DTYPES[raw["dtype"]]).reshape(raw["shape"]) for name, raw in entries
+        }
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read ({error.strerror})") from error
     except safetensors.SafetensorError as error:
         raise ConvertError(f"{path}: truncated, or not a safetensors file ({error})") from error
     except KeyError as error:
         raise ConvertError(f"{path}: holds numbers of type {error}; only {', '.join(_DTYPES)} can be read") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    checksum = (header.get("__metadata__") or {}).get(_CHECKSUM)
+    if checksum is not None and checksum != _checksum(arrays):
+        raise ConvertError(
+            f"{path}: damaged: its tensors differ from the checksum that the export wrote; copy it again"
+        )
+    return arrays
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the names, types, shapes and numbers of arrays: a safetensors file itself has no checksum."""
+    digest = hashlib.sha256()
+    for name, value in sorted(arrays.items()):
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(np.ascontiguousarray(value).data.cast("B") if value.size else b"")
+    return digest.hexdigest()
 
 
 def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes model.safetensors."""
     numpy = library("safetensors.numpy")
     # transformers refuses a file whose format is not "pt"; the numbers are the same in any framework.
-    numpy.save_file(
-        {name: np.ascontiguousarray(value) for name, value in arrays.items()}, path, metadata={"format": "pt"}
-    )
+    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    numpy.save_file(arrays, path, metadata={"format": "pt", _CHECKSUM: _checksum(arrays)})
 
 
 def tensors(state: Any, path: Path) -> dict[str, Any]:
@@ -105,8 +138,11 @@ def tensors(state: Any, path: Path) -> dict[str, Any]:
     Raises:
       ConvertError: it is something else.
     """
-    if not isinstance(state, Mapping) or not state or not all(hasattr(value, "shape") for value in state.values()):
+    if not isinstance(state, Mapping) or not state:
         raise ConvertError(f"{path}: holds no tensors by name; give a model's weights")
+    for name, value in state.items():
+        if not isinstance(name, str) or not hasattr(value, "shape"):
+            raise ConvertError(f"{path}: {shown(name)} is no tensor with a name; give a model's weights")
     return dict(state)
 
 
@@ -114,18 +150,28 @@ def as_float32(weights: Mapping[str, Any], report: Report) -> dict[str, np.ndarr
     """Arrays or torch tensors as NumPy arrays, with floating-point numbers as float32; changes are noted in the report."""
     arrays, types = {}, Counter()
     for name, value in weights.items():
+        kind = value.dtype.name if isinstance(value, np.ndarray) else str(value.dtype).removeprefix("torch.")
         if not isinstance(value, np.ndarray):
-            value = value.detach().float().numpy() if value.is_floating_point() else value.detach().numpy()
-            kind = str(weights[name].dtype).removeprefix("torch.")
-        else:
-            kind = value.dtype.name
+            value = _of_torch(name, value, kind)
         if kind in ("float16", "bfloat16", "float64"):
             types[kind] += 1
-            value = value.astype(np.float32)
+            with np.errstate(over="ignore"):  # an infinite number is an error later
+                value = value.astype(np.float32)
         arrays[name] = value
     for kind, count in types.items():
         report.notes.append(f"{count} tensors of {kind} became float32")
     return arrays
+
+
+def _of_torch(name: str, tensor: Any, kind: str) -> np.ndarray:
+    """A torch tensor as an array; NumPy has no bfloat16, which becomes float32."""
+    try:
+        return (tensor.detach().float() if kind == "bfloat16" else tensor.detach()).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        layout = str(tensor.layout).removeprefix("torch.")
+        raise ConvertError(
+            f"{name}: a {layout} tensor of type {kind}, which has no plain numbers; save it dense, as float32"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -151,6 +197,10 @@ def new_directory(path: str | Path) -> Iterator[Path]:
 
 
 def refuse_existing(path: str | Path) -> None:
-    """Raises ConvertError if something is at `path`."""
+    """Raises ConvertError if something is at `path`, or no directory can be made there."""
     if os.path.lexists(path):
         raise ConvertError(f"{path}: exists already; remove it or name another directory")
+    above = next(folder for folder in Path(path).absolute().parents if os.path.lexists(folder))
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = "cannot be written to" if above.is_dir() else "is no directory"
+        raise ConvertError(f"{path}: {above} {why}; name another directory")

@@ -8,7 +8,7 @@ import numpy as np
 
 from janus_jax.config import ModelConfig
 from janus_jax.convert.errors import ConvertError
-from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED, released_shapes
+from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED, check_matrices, count_layers, released_shapes
 from janus_jax.convert.report import Report
 from janus_jax.text import Tokenizer
 from janus_jax.types import Specials
@@ -43,10 +43,9 @@ def fit(
         tokenizer does not fit.
     """
     arrays = without_harmless(arrays, options.ignore, report)
+    check_numbers(arrays)
     drop_copies(arrays, report)
-    for name in (SHARED, *_TABLES):
-        if name not in arrays:
-            raise ConvertError(f"{name} is missing: truncated or foreign checkpoint")
+    check_matrices(arrays, (SHARED, *_TABLES))
     model = _positions(arrays, model, options.max_positions, report)
     model = _vocabulary(arrays, model, tokenizer, options.mask_is_last, report)
     new_length_head = LENGTHS not in arrays
@@ -59,6 +58,7 @@ def fit(
 
 def check_shapes(arrays: Mapping[str, np.ndarray], model: ModelConfig, specials: Specials) -> None:
     """Raises ConvertError unless `arrays` has exactly the model's tensors in their shapes."""
+    _check_sizes(arrays, model)
     expected = released_shapes(model, specials)
     for name, shape in expected.items():
         if name not in arrays:
@@ -74,14 +74,47 @@ def check_shapes(arrays: Mapping[str, np.ndarray], model: ModelConfig, specials:
         )
 
 
+def _check_sizes(arrays: Mapping[str, np.ndarray], model: ModelConfig) -> None:
+    """Compares the settings with the arrays first: the shapes of a model of absurd sizes would take forever."""
+    check_matrices(arrays, (SHARED,))
+    for side, layers in (("encoder", model.encoder_layers), ("decoder", model.decoder_layers)):
+        if layers > (held := count_layers(arrays, side)):
+            raise ConvertError(
+                f"{side}.layers.{held}.* is missing: the settings say {layers} layers, the file holds {held}: "
+                "truncated or foreign checkpoint"
+            )
+        if layers < held:
+            raise ConvertError(
+                f"{side}_layers is {layers}, but the file holds {held} layers: foreign checkpoint; leave layers out with "
+                "--ignore=REGEX if they do not matter"
+            )
+    width = arrays[SHARED].shape[1]
+    if model.d_model != width:
+        raise ConvertError(
+            f"d_model is {model.d_model}, but {SHARED} has {width} columns: truncated or foreign checkpoint"
+        )
+
+
+def check_numbers(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ConvertError unless all arrays hold finite floating-point numbers."""
+    for name, value in arrays.items():
+        if value.dtype != np.float32:
+            raise ConvertError(
+                f"{name} holds numbers of type {value.dtype}: weights are floating-point numbers; save the model without "
+                "quantisation, or leave the tensor out with --ignore=REGEX if it does not matter"
+            )
+        if not np.isfinite(value).all():
+            count = int((~np.isfinite(value)).sum())
+            raise ConvertError(
+                f"{name} holds {count} numbers that are NaN or infinite (as float32): the file is damaged, or its training "
+                "diverged; take another copy or an earlier checkpoint"
+            )
+
+
 def without_harmless(arrays: Mapping[str, np.ndarray], ignore: str, report: Report) -> dict[str, np.ndarray]:
     """`arrays` without tensors that are known not to matter, and without those that match `ignore`."""
     reasons = {f"^{pattern}$": why for pattern, why in _HARMLESS.items()}
     if ignore:
-        try:
-            re.compile(ignore)
-        except re.error as error:
-            raise ConvertError(f"--ignore={ignore}: not a regular expression ({error})") from error
         reasons[ignore] = f"matches --ignore={ignore}"
     kept = {}
     for name, value in arrays.items():
@@ -108,6 +141,11 @@ def drop_copies(arrays: dict[str, np.ndarray], report: Report) -> None:
 def _positions(arrays: dict[str, np.ndarray], model: ModelConfig, max_positions: int, report: Report) -> ModelConfig:
     """Cuts both position tables to one length."""
     available = min(len(arrays[name]) for name in _TABLES) - 2
+    if available < 1:
+        raise ConvertError(
+            f"{min(_TABLES, key=lambda name: len(arrays[name]))} has {available + 2} rows, and the first two are no positions: "
+            "truncated or foreign checkpoint"
+        )
     if max_positions > available:
         raise ConvertError(
             f"--max_positions={max_positions}: the position tables hold {available} positions; choose {available} or fewer"

@@ -4,7 +4,6 @@ Names differ in the prefix `model.`, in the shared embedding's (`model.shared.we
 `final_logits_bias`; arrays are equal. BART predicts from its content rows, and its position of decoder token t is t.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from janus_jax.config import ModelConfig
 from janus_jax.convert.errors import ConvertError
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED, parallel_only
 from janus_jax.convert.report import Report
+from janus_jax.convert.values import flag, rate, shown, whole
 from janus_jax.types import Specials
 
 _SHARED_NAMES = ("shared.weight", SHARED, COPIES[0], "lm_head.weight")  # the first one that exists is the embedding
@@ -31,7 +31,12 @@ def released_names(weights: Mapping[str, Any], report: Report) -> dict[str, Any]
     Raises:
       ConvertError: the output bias is not zero.
     """
-    plain = {re.sub(r"^model\.", "", name): value for name, value in weights.items()}
+    plain: dict[str, Any] = {}
+    for name, value in weights.items():
+        short = name.removeprefix("model.")
+        if short in plain:
+            raise ConvertError(f"{short} and model.{short} are both there: foreign checkpoint")
+        plain[short] = value
     if _BIAS in plain:
         bias = np.asarray(plain.pop(_BIAS))
         if bias.any():
@@ -59,25 +64,25 @@ def architecture(config: Mapping[str, Any], heads: int | None, specials: Special
     kind = config.get("model_type")
     if kind != "bart":
         raise ConvertError(
-            f"{where}: model_type is {kind!r}; only bart models and exports of janus_jax can be imported"
+            f"{where}: model_type is {shown(kind)}; only bart models and exports of janus_jax can be imported"
         )
     for name, value in _UNSUPPORTED.items():
-        if config.get(name, not value) == value:
+        if config.get(name) is not None and flag(config[name], f"{where}: {name}") == value:
             raise ConvertError(f"{where}: {name} is {value}; janus_jax has no such BART variant")
     for name in ("bos", "pad", "eos"):
         number = config.get(f"{name}_token_id")
         if number is not None and number != getattr(specials, name):
             raise ConvertError(
-                f"{where}: {name}_token_id is {number}, but {getattr(specials, name)} in the tokenizer; give the model's tokenizer with --tokenizer"
+                f"{where}: {name}_token_id is {shown(number)}, but {getattr(specials, name)} in the tokenizer; give the model's tokenizer with --tokenizer"
             )
     start = config.get("decoder_start_token_id", specials.eos)
     if start not in (specials.eos, specials.bos):
         raise ConvertError(
-            f"{where}: decoder_start_token_id is {start}; it must be eos ({specials.eos}) or bos ({specials.bos})"
+            f"{where}: decoder_start_token_id is {shown(start)}; it must be eos ({specials.eos}) or bos ({specials.bos})"
         )
     activation = config.get("activation_function", "gelu")
     if activation not in ("gelu", "relu"):
-        raise ConvertError(f"{where}: activation_function {activation!r} is not supported; choose from gelu, relu")
+        raise ConvertError(f"{where}: activation_function {shown(activation)} is not supported; choose from gelu, relu")
     positions = _number(config, "max_position_embeddings", where)
     return ModelConfig(
         vocab_size=_number(config, "vocab_size", where),
@@ -89,11 +94,11 @@ def architecture(config: Mapping[str, Any], heads: int | None, specials: Special
         max_positions=positions,
         length_classes=min(positions, 1024),
         activation=activation,
-        scale_embedding=bool(config.get("scale_embedding", False)),
+        scale_embedding=flag(config.get("scale_embedding", False), f"{where}: scale_embedding"),
         layernorm_embedding=True,
-        dropout=float(config.get("dropout", 0.1)),
-        attention_dropout=float(config.get("attention_dropout", 0.0)),
-        activation_dropout=float(config.get("activation_dropout", 0.0)),
+        dropout=rate(config.get("dropout", 0.1), f"{where}: dropout"),
+        attention_dropout=rate(config.get("attention_dropout", 0.0), f"{where}: attention_dropout"),
+        activation_dropout=rate(config.get("activation_dropout", 0.0), f"{where}: activation_dropout"),
         ar_stream="content",
         ar_start="eos" if start == specials.eos else "bos",
         ar_slot_position="target" if start == specials.eos else "input",
@@ -181,10 +186,7 @@ def bart_arrays(released: Mapping[str, np.ndarray], model: ModelConfig, report: 
 
 
 def _number(config: Mapping[str, Any], name: str, where: str) -> int:
-    value = config.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConvertError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
-    return value
+    return whole(config.get(name), f"{where}: {name}")
 
 
 def _both(config: Mapping[str, Any], name: str, where: str) -> int:

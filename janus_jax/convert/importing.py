@@ -14,7 +14,9 @@ The rules for another program's model; the report lists every rule that applied:
   only the row of `<mask>` is missing, and `<mask>` is the last token, its row becomes the mean of all rows. Any other
   size is an error: the tokenizer does not fit.
 - Position tables are cut to --max_positions, or to the length of the shorter one; they are never extended.
-- float16, bfloat16 and float64 become float32.
+- float16, bfloat16 and float64 become float32. Any other type, and a number that is NaN or infinite, is an error.
+- A file that holds checksums must agree with them: the members of a .pt file, and the tensors of our own exports. Other
+  safetensors files and .pt files from before PyTorch 1.6 hold none.
 - Settings (heads, norm, activation, scale, dropout) come from the file; --heads overrides, and is required if the file
   records no number of heads. Pickles are read without running anything in them (`pickles`).
 - The written config: ar_start, slot positions and mask token as docs/method.md, section 2, describes the released models; BART
@@ -25,6 +27,7 @@ The rules for another program's model; the report lists every rule that applied:
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,14 @@ def import_model(request: ImportRequest) -> Report:
         raise ConvertError(f"--from={request.source}: choose from {', '.join(SOURCES)}")
     if not request.model.exists():
         raise ConvertError(f"{request.model}: no such file or directory")
+    if request.heads is not None and request.heads < 1:
+        raise ConvertError(f"--heads={request.heads}: must be at least 1")
+    if request.max_positions < 0:
+        raise ConvertError(f"--max_positions={request.max_positions}: must be at least 1; leave it out to keep all")
+    try:
+        re.compile(request.ignore)
+    except re.error as error:
+        raise ConvertError(f"--ignore={request.ignore}: not a regular expression ({error})") from error
     report = Report()
     imported = (_from_fairseq if request.source == "fairseq" else _from_directory)(request, report)
     about = {"step": imported.step, "made_by": "import", "from": request.model.name, "source": request.source}
@@ -103,17 +114,22 @@ def _from_fairseq(request: ImportRequest, report: Report) -> _ImportedModel:
     arrays = files.as_float32(files.tensors(state["model"], path), report)
     if "janus_jax" in state:
         export = state["janus_jax"]
+        try:
+            raw = json.loads(export["config"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ConvertError(f"{path}: its janus_jax settings are damaged; export the model again") from error
         if "tensors" in export:  # tensors that the released code does not have
             arrays |= files.as_float32(files.tensors(export["tensors"], path), report)
-        return _from_export(arrays, json.loads(export["config"]), export["step"], path.parent, request, report)
+        return _from_export(arrays, raw, _step(export.get("step")), path, request, report)
     tokenizer = _tokenizer(request, path.parent)
     settings = fairseq_settings.settings_of(state)
     model, family = fairseq_settings.architecture(arrays, settings, request.heads, report)
     options = fitting.FitOptions(request.ignore, request.max_positions, mask_is_last=family != "translation")
     arrays, model = fitting.fit(arrays, model, tokenizer, options, report)
-    history = pickles.plain(state.get("optimizer_history")) or [{}]
-    updates = history[-1].get("num_updates") if isinstance(history[-1], dict) else None
-    return _from_other_program(arrays, model, family, tokenizer, updates if isinstance(updates, int) else 0)
+    history = pickles.plain(state.get("optimizer_history"))
+    last = history[-1] if isinstance(history, list) and history else None
+    step = _step(last.get("num_updates")) if isinstance(last, dict) else 0
+    return _from_other_program(arrays, model, family, tokenizer, step)
 
 
 def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
@@ -123,10 +139,14 @@ def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
     if config.get("model_type") == "janus_jax":
         if not isinstance(raw := config.get("janus_jax"), dict) or not raw:
             raise ConvertError(f"{directory / 'config.json'}: holds no janus_jax settings; export the model again")
-        return _from_export(arrays, raw, config.get("janus_jax_step", 0), directory, request, report)
+        return _from_export(
+            arrays, raw, _step(config.get("janus_jax_step")), directory / "config.json", request, report
+        )
     if isinstance(config.get("model"), dict):  # a safetensors export: all of it is janus_jax settings
         about = files.read_json(directory / files.ABOUT)
-        return _from_export(arrays, config, about.get("janus_jax_step", 0), directory, request, report)
+        return _from_export(
+            arrays, config, _step(about.get("janus_jax_step")), directory / "config.json", request, report
+        )
     tokenizer = _tokenizer(request, directory)
     where = str(directory / "config.json")
     model = huggingface.architecture(config, request.heads, tokenizer.specials, where)
@@ -141,27 +161,36 @@ def _from_export(
     arrays: dict[str, np.ndarray],
     raw: dict[str, Any],
     step: int,
-    directory: Path,
+    path: Path,
     request: ImportRequest,
     report: Report,
 ) -> _ImportedModel:
-    """An export of janus_jax: every tensor must exist and fit."""
+    """An export of janus_jax, whose settings `raw` are in the file `path`: every tensor must exist and fit."""
     if request.heads or request.max_positions or request.ignore:
         raise ConvertError(
             "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave these flags out"
         )
-    config = config_lib.resolve(config_lib.migrate_first_version(raw))
-    tokenizer = _tokenizer(request, directory)
+    try:
+        config = config_lib.resolve(config_lib.migrate_first_version(raw))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise ConvertError(f"{path}: its janus_jax settings are damaged: {error}") from error
+    tokenizer = _tokenizer(request, path.parent)
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     if tokenizer.vocab_size != model.vocab_size:
         raise ConvertError(
             f"--tokenizer: {tokenizer.vocab_size} tokens, but the model has {model.vocab_size}; give the tokenizer that it was exported with"
         )
     kept = fitting.without_harmless(arrays, "", report)
+    fitting.check_numbers(kept)
     fitting.drop_copies(kept, report)
     fitting.check_shapes(kept, model, tokenizer.specials)
     report.used += list(kept)
-    return _ImportedModel(kept, model, config, tokenizer.to_bytes(), int(step))
+    return _ImportedModel(kept, model, config, tokenizer.to_bytes(), step)
+
+
+def _step(value: Any) -> int:
+    """The training step that a file records; 0 where it records none."""
+    return value if type(value) is int and value >= 0 else 0
 
 
 def _from_other_program(

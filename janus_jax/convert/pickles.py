@@ -12,6 +12,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _SETTINGS = re.compile(
     r"|(builtins\.(list|dict|tuple|int|float|bool|str|type))|_?operator\.getitem"
 )
 _EMPTY_DICTS = ("collections.defaultdict",)
+_BLOCK = 1 << 20
 _LEGACY_PICKLES = 5  # a file from before PyTorch 1.6 is this many pickles, then the data of the tensors
 
 
@@ -48,10 +50,11 @@ def read(path: Path) -> Any:
     """The object in a file that `torch.save` wrote; unknown settings classes are `StandIn`s.
 
     Raises:
-      ConvertError: the file does not exist, is no PyTorch file, is truncated, or its pickle would run code.
+      ConvertError: the file does not exist, is no PyTorch file, is truncated or damaged, or its pickle would run code.
     """
     torch = library("torch")
     try:
+        _check_archive(path)
         safe = [(StandIn, name) for name in _names(path) if _SETTINGS.fullmatch(name)]
         safe += [(argparse.Namespace, "argparse.Namespace"), *((_empty_dict, name) for name in _EMPTY_DICTS)]
         with torch.serialization.safe_globals(safe):
@@ -73,20 +76,31 @@ def read(path: Path) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Settings as nested dicts, lists and scalars, without namespaces, OmegaConf containers and enums."""
+    """Settings as nested dicts, lists and scalars, without namespaces, OmegaConf containers and enums.
+
+    Raises:
+      ConvertError: they are nested too deep, or hold themselves.
+    """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise ConvertError("the settings are nested too deep: damaged or foreign checkpoint") from error
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, argparse.Namespace):
-        return {name: plain(inner) for name, inner in vars(value).items()}
+        return {name: _plain(inner) for name, inner in vars(value).items()}
     if isinstance(value, StandIn):
         fields = vars(value)
         for name in ("_content", "_val"):  # of OmegaConf's containers and leaves
             if name in fields:
-                return plain(fields[name])
-        return plain(fields["arguments"][0]) if fields["arguments"] else None
+                return _plain(fields[name])
+        return _plain(fields["arguments"][0]) if fields["arguments"] else None
     if isinstance(value, Mapping):
-        return {str(name): plain(inner) for name, inner in value.items()}
+        return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return value
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, (str, int, float)) or value is None else type(value).__name__
 
 
 def _empty_dict(*args: Any) -> dict:
@@ -107,12 +121,32 @@ def _names(path: Path) -> set[str]:
     return names
 
 
+def _check_archive(path: Path) -> None:
+    """Compares every member of a zip archive with its checksum, which `torch.load` does not do."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.CRC:  # written without checksums (torch.serialization.set_crc32_options)
+                continue
+            try:
+                with archive.open(member) as content:
+                    while content.read(_BLOCK):
+                        pass
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise ConvertError(
+                    f"{path}: damaged: {member.filename} differs from its checksum; copy or download the file again"
+                ) from error
+
+
 def _pickles(path: Path) -> Iterator[Any]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith("data.pkl"):
-                    yield pickletools.genops(archive.read(name))
+            for member in archive.infolist():
+                if member.filename.endswith("data.pkl"):
+                    member.CRC = member.CRC or None  # None: not compared
+                    with archive.open(member) as content:
+                        yield pickletools.genops(content.read())
         return
     with open(path, "rb") as file:
         if file.read(1) != pickle.PROTO:

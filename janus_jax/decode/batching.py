@@ -162,8 +162,8 @@ def _passes_of(trace: Trace, row: int, specials: Specials) -> list[dict[str, lis
     for tokens, scores, remasked in zip(
         trace.tokens[:, row], trace.scores[:, row], trace.remasked[:, row], strict=True
     ):
-        inner = slice(1, int((tokens != specials.pad).sum()) - 1)
-        if inner.stop > 0 and tokens[0] == specials.bos and tokens.any():
+        if tokens[0] == specials.bos and tokens.any():
+            inner = slice(1, int(np.flatnonzero(tokens != specials.pad)[-1]))  # released rules may emit pads inside
             passes.append(
                 {
                     "tokens": tokens[inner].tolist(),

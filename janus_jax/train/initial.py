@@ -48,11 +48,18 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     source, target = loaded.config.model, net.config
     if not source.vocab_size:  # it is that of the tokenizer, which both have
         source = dataclasses.replace(source, vocab_size=target.vocab_size)
-    for name in _EQUAL:
-        if getattr(source, name) != getattr(target, name):
-            raise ConfigError(
-                f"config.model.{name}: {getattr(target, name)!r}, but {config.init_from} has {getattr(source, name)!r}; set it to that"
-            )
+    differing = {
+        name: (getattr(target, name), getattr(source, name))
+        for name in _EQUAL
+        if getattr(target, name) != getattr(source, name)
+    }
+    if differing:
+        said = "; ".join(
+            f"config.model.{name}: {ours!r}, but {config.init_from} has {theirs!r}"
+            for name, (ours, theirs) in differing.items()
+        )
+        flags = " ".join(f"--config.model.{name}={theirs}" for name, (_, theirs) in differing.items())
+        raise ConfigError(f"{said}; set {flags}")
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
     stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
     notes: list[str] = []

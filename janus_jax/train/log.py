@@ -5,12 +5,15 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from janus_jax import files
 from janus_jax.config import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RunLog:
@@ -162,31 +165,43 @@ def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def plot_curves(workdir: Path) -> Path:
-    """Draws the losses in metrics.jsonl against the step, training and validation, to curves.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+# What curves.png shows: a panel for each unit, with the prefixes of its metrics. A panel without metrics is left out.
+_PANELS = (
+    ("negative log-likelihood per token", ("nll/", "valid/nll/")),
+    ("divergences per token", ("loss/kl", "valid/loss/kl")),
+    ("length loss per sentence", ("loss/length", "valid/loss/length")),
+    ("BLEU of the validation split", ("valid/bleu",)),
+)
 
-    records = read_metrics(workdir / "metrics.jsonl")
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    likelihood, other = figure.subplots(1, 2)
-    names = sorted({name for record in records for name in record})
-    for axis, prefixes, title in (
-        (likelihood, ("nll/", "valid/nll/"), "negative log-likelihood per token"),
-        (other, ("loss/kl", "loss/length", "valid/bleu"), "divergences, length loss, dev BLEU"),
-    ):
-        for name in names:
-            if name.startswith(prefixes):
-                points = [(r["step"], r[name]) for r in records if name in r]
-                axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("valid/") else None)
-        axis.set(xlabel="step", title=title)
-        if axis.lines:
-            axis.legend(fontsize="small")
+
+def plot_curves(workdir: Path) -> Path:
+    """Draws the metrics of `_PANELS` in metrics.jsonl against the step, training and validation, to curves.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     path = workdir / "curves.png"
     partial = workdir / "curves.partial.png"
-    FigureCanvasAgg(figure).print_png(str(partial))
+    FigureCanvasAgg(curves(read_metrics(workdir / "metrics.jsonl"))).print_png(str(partial))
     os.replace(partial, path)
     return path
+
+
+def curves(records: list[dict[str, Any]]) -> "Figure":
+    """The figure of `plot_curves`."""
+    from matplotlib.figure import Figure
+
+    names = sorted({name for record in records for name in record})
+    panels = [(title, drawn) for title, prefixes in _PANELS if (drawn := [n for n in names if n.startswith(prefixes)])]
+    columns = min(len(panels), 2) or 1
+    rows = -(-len(panels) // columns) or 1
+    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
+    for number, (title, drawn) in enumerate(panels, 1):
+        axis = figure.add_subplot(rows, columns, number)
+        for name in drawn:
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("valid/") else None)
+        axis.set(xlabel="step", title=title)
+        axis.legend(fontsize="small")
+    return figure
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -104,7 +104,7 @@ sys.exit(main(["export", "--checkpoint={checkpoint_of("bart")[0]}", "--format=fa
 """
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 2, process.stderr
-    assert "pip install torch" in process.stderr
+    assert "pip install -r requirements-convert.txt" in process.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back", "hf", "out"]  # no half-written directory
     names = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert names == ["about.json", "config.json", TOKENIZER, "model.safetensors"]

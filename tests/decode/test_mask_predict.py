@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.config import DecodeConfig, NarDecode
+from janus_jax.decode import MODES, DecodeRequest
+from janus_jax.decode.batching import sentence_results
 from janus_jax.decode.search.candidates import (
     MaskPredictRules,
     candidate_lengths,
@@ -16,10 +19,12 @@ from janus_jax.decode.search.candidates import (
 )
 from janus_jax.decode.search.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
+from tests.golden_check import Golden
 
 SPECIALS = Specials()
 RELEASED = MaskPredictRules.RELEASED
-SHARED = pathlib.Path(__file__).resolve().parents[2].parent / "shared"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
 
 
 def _table_model(table):
@@ -254,3 +259,80 @@ def test_early_stop_keeps_a_complete_output_that_no_longer_changes():
     assert not (early.tokens == SPECIALS.mask).any()
     np.testing.assert_array_equal(early.tokens[0], full.tokens[0])
     np.testing.assert_allclose(early.scores[0], full.scores[0], rtol=1e-6)
+
+
+def test_released_rules_strip_emitted_pads_from_the_finished_candidate():
+    table = np.zeros((6, 8))
+    table[1, 5], table[2, 1], table[3, 6], table[4, 1] = 4.0, 3.0, 2.0, 1.0
+    out = mask_predict(
+        _table_model(table), jnp.asarray([[6]]), passes=1, specials=SPECIALS, limit=7, vocab_size=8, rules=RELEASED
+    )
+    assert (out.tokens[0, 0].tolist(), out.lengths.tolist()) == ([0, 5, 6, 2, 1, 1, 1], [[4]])
+    log_probs = jax.nn.log_softmax(jnp.asarray(table))
+    expected = [0, log_probs[1, 5], log_probs[3, 6], 0, 0, 0, 0]
+    np.testing.assert_allclose(out.token_scores[0, 0], expected, rtol=1e-5)
+    np.testing.assert_allclose(out.scores[0, 0], sum(expected) / 4, rtol=1e-5)
+
+
+def _released_reference(log_probs, length_logits, passes, length_beam):
+    """One sentence by the released rules (docs/method.md, section 7), in plain NumPy: tokens, their scores and the mean."""
+    bos, pad, eos, mask = SPECIALS.bos, SPECIALS.pad, SPECIALS.eos, SPECIALS.unk
+    finished = []
+    for i in range(length_beam):
+        length = max(max(int(np.argmax(length_logits)), 2) - length_beam // 2 + i, 2)
+        tokens = np.array([bos] + [mask] * (length - 2) + [eos])
+        scores = np.zeros(length)
+        for s in range(1, passes + 1):
+            real = tokens != pad
+            seen = log_probs(tokens[real])  # the position of a token counts the real tokens before it
+            masked = tokens == mask
+            tokens[masked], scores[masked] = seen[masked[real]].argmax(-1), seen[masked[real]].max(-1)
+            if s < passes:
+                again = np.argsort(scores, kind="stable")[: ((tokens != pad).sum() - 2) * (passes - s) // passes]
+                tokens[again], scores[again] = mask, 0.0
+        real = tokens != pad
+        finished.append((tokens[real], scores[real], scores[real].mean(), (~real).sum()))
+    return max(finished, key=lambda candidate: candidate[2])  # the first one of equals
+
+
+@pytest.fixture(scope="module")
+def model_that_emits_pads():
+    """A model of random weights, where pad is a little likelier than a frequent token; its parameters, sources and encodings."""
+    with np.load(ROOT / "tests" / "golden" / "golden_mt_1.npz") as arrays:
+        golden = Golden(dict(arrays))
+    params = jax.tree.map(jnp.array, golden.params)
+    table = params["embed_tokens"]["embedding"]
+    params["embed_tokens"]["embedding"] = table.at[SPECIALS.pad].set(1.1 * table[4])
+    source = golden["in/src_tokens"].astype(np.int32)
+    return golden.net, params, source, jax.jit(golden.net.encode)(params, source)
+
+
+@pytest.mark.parametrize(("passes", "length_beam"), [(1, 3), (5, 3)])
+def test_a_model_that_emits_pads_decodes_by_the_released_rules(passes, length_beam, model_that_emits_pads):
+    net, params, source, encoded = model_that_emits_pads
+    widest, vocab = 80, net.config.vocab_size
+    run = jax.jit(lambda encoded, tokens: net.project(params, net.nar_rows(params, encoded, tokens)))
+    settings = DecodeConfig(mode="nar", rules="released", nar=NarDecode(passes=passes, length_beam=length_beam))
+    result = MODES["nar"].run(DecodeRequest(net, params, source, settings, 256, trace=True))
+    ours, stripped = result.hypotheses, 0
+    for b in range(len(source)):
+        sentence = jax.tree.map(lambda x, b=b: x[b : b + 1], encoded)
+
+        def log_probs(tokens, sentence=sentence):
+            padded = np.pad(tokens, (0, widest - len(tokens)), constant_values=SPECIALS.pad)[None]
+            return np.asarray(jax.nn.log_softmax(run(sentence, padded)[0, : len(tokens), :vocab]))
+
+        tokens, scores, mean, pads = _released_reference(log_probs, sentence.length_logits[0], passes, length_beam)
+        length = int(ours.lengths[b, 0])
+        assert ours.tokens[b, 0, :length].tolist() == tokens[1:].tolist()
+        assert (ours.tokens[b, 0, length:] == SPECIALS.pad).all()
+        np.testing.assert_allclose(ours.token_scores[b, 0, :length], scores[1:], atol=2e-5)
+        np.testing.assert_allclose(ours.scores[b, 0], mean, atol=2e-5)
+        stripped += pads
+    assert stripped > len(source)
+    # The trace keeps the slots of the pads, up to the last eos.
+    last = np.asarray(result.trace.tokens[-1])
+    for sentence, slots in zip(sentence_results(result, len(source), SPECIALS), last, strict=True):
+        traced = sentence.trace[-1]["tokens"]
+        assert len(traced) == np.flatnonzero(slots != SPECIALS.pad)[-1] - 1
+        assert [token for token in traced if token != SPECIALS.pad] == sentence.ranked[0][0]

@@ -104,6 +104,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pretrained, tmp
     config = finetuning(pretrained, tmp_path, model__activation="relu")
     with pytest.raises(ConfigError, match=r"config\.model\.activation: 'relu', but .* has 'gelu'"):
         train(config, tmp_path / "run")
+    config = finetuning(pretrained, tmp_path, model__activation="relu", model__scale_embedding=True)
+    all_at_once = (
+        r"activation: 'relu'.*scale_embedding: True.*; set --config.model.activation=gelu --config.model.scale_emb"
+    )
+    with pytest.raises(ConfigError, match=all_at_once):
+        train(config, tmp_path / "run")
     config = finetuning(pretrained, tmp_path, model__scale_embedding=True)
     with pytest.raises(ConfigError, match=r"config\.model\.scale_embedding: True, but .* has False"):
         train(config, tmp_path / "run")

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from janus_jax.train.log import IntervalMeans
+from janus_jax.train.log import IntervalMeans, curves, plot_curves
 
 
 def step(loss):
@@ -41,3 +41,20 @@ def test_an_interval_survives_a_resume(cut):
     for loss in losses[cut:]:
         resumed.add(step(loss))
     assert resumed.means() == whole.means()
+
+
+def test_the_curves_have_a_panel_for_each_unit(tmp_path):
+    records = [
+        {"step": 1, "nll/ar": 5.0, "loss/kl_ar_nar": 2.0, "loss/length": 4.0},
+        {"step": 2, "nll/ar": 4.0, "loss/kl_ar_nar": 1.0, "loss/length": 3.0, "valid/nll/ar": 4.5},
+    ]
+
+    def panels(records):
+        return [[line.get_label() for line in axis.lines] for axis in curves(records).axes]
+
+    assert panels(records) == [["nll/ar", "valid/nll/ar"], ["loss/kl_ar_nar"], ["loss/length"]]
+    assert panels([*records, {"step": 2, "valid/bleu_ar": 30.0}])[3:] == [["valid/bleu_ar"]]
+    assert panels([{"step": 1, "nll/ar": 5.0}]) == [["nll/ar"]]
+    assert panels([]) == []
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert plot_curves(tmp_path).read_bytes().startswith(b"\x89PNG")

@@ -62,8 +62,9 @@ def run(request: DecodeRequest) -> DecodeResult:
             params, request.source, net=net, count=settings.draft_lengths, limit=longest, rules=rules_of(decode)
         )
         slots = min(bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
-    # The AR half judges an eos that the draft emits early.
-    filling = fill_settings(decode, settings.draft_passes, replace(rules_of(decode), end_at_eos=False))
+    # The AR half judges an eos that the draft emits early, and tokens of a draft keep their slots.
+    rules = replace(rules_of(decode), end_at_eos=False, strip_pads=False)
+    filling = fill_settings(decode, settings.draft_passes, rules)
     binding = Speculation(net, filling, slots, limit)
     arrays = (params, encoded, lengths, whole)
     costs = costs_of(settings, widths_to_verify(slots - 1), binding, arrays)

@@ -26,6 +26,7 @@ class MaskPredictRules:
     forbid_eos: bool = False  # never emit eos, so that fixed tokens behind a gap stay
     refuse_empty: bool = True  # a candidate without inner tokens loses to any other
     score_length: bool = True  # the probability of its length counts in a candidate's score
+    strip_pads: bool = False  # emitted pads are no tokens: the decoder does not read them, the result drops them
 
     DEFAULT: ClassVar["MaskPredictRules"]
     GAPS: ClassVar["MaskPredictRules"]
@@ -41,6 +42,7 @@ MaskPredictRules.RELEASED = MaskPredictRules(
     end_at_eos=False,
     refuse_empty=False,
     score_length=False,
+    strip_pads=True,
 )
 
 

@@ -108,10 +108,12 @@ def mask_predict(
         predict_fn=predict_fn,
         pick_fn=_picker(project_fn, chunk, specials, vocab_size, rules),
         mask=specials.mask,
+        pad=specials.pad,
         free=free,
-        again=jnp.asarray(table)[:, free.sum(axis=-1)],
+        again=jnp.asarray(table),
         early_stop=early_stop,
         revise=revise,
+        strip_pads=rules.strip_pads,
     )
     # Where mask may be predicted, more slots can be masked than were masked again.
     fewer = rules.forbid_specials and not revise
@@ -124,6 +126,9 @@ def mask_predict(
     tokens, scores, fixed = state.filled, state.filled_scores, inner & ~free
     if rules.end_at_eos:
         tokens, scores, length, inner = _end_at_eos(tokens, scores, length, specials)
+    if rules.strip_pads:
+        inner &= tokens != specials.pad
+        tokens, scores, length = _strip_pads(tokens, scores, specials.pad)
     # With end_at_eos an inner eos is a prediction too, and counts in the mean.
     counted = length[:, 0] if rules.score_edges else jnp.maximum(jnp.sum(inner & ~fixed, axis=-1), 1)
     means = jnp.sum(scores, axis=-1) / counted.astype(jnp.float32)
@@ -145,10 +150,12 @@ class _Search:
     predict_fn: Callable[[Array, Array], Array]
     pick_fn: Callable[[Array], tuple[Array, Array]]  # rows [N, M, ...] -> tokens [N, M] and their log-probabilities
     mask: int
+    pad: int
     free: Array  # [N, T] bool, slots to fill
-    again: Array  # [P, N] int32, slots masked again after each pass
+    again: Array  # [P, T-1] int32, slots masked again after each pass, by the number of slots to fill
     early_stop: bool
     revise: bool
+    strip_pads: bool
 
     def first(self, tokens: Array, trace: tuple[int, ...] | None) -> _State:
         """The state before the first pass; with `trace`, its leading axes [P, B, K]."""
@@ -168,7 +175,7 @@ class _Search:
         masked = self.free if self.revise else self.free & (state.tokens == self.mask)
         at = jnp.argsort(~masked, axis=-1, stable=True)[:, :width].astype(jnp.int32)
         is_open = jnp.take_along_axis(masked, at, axis=1)
-        best, best_scores = self.pick_fn(self.predict_fn(state.tokens, at))
+        best, best_scores = self.pick_fn(self.predict_fn(*self._without_pads(state.tokens, at)))
         tokens = _put_slots(state.tokens, at, best, is_open)
         scores = _put_slots(state.scores, at, best_scores, is_open)
         done = state.done
@@ -176,7 +183,8 @@ class _Search:
             tokens = jnp.where(done, state.filled, tokens)
             scores = jnp.where(done, state.filled_scores, scores)
             done = done | jnp.all(tokens == state.filled, axis=-1, keepdims=True)
-        count = self.again[state.number][:, None]
+        # Only the released rules emit pads, which do not count as tokens of the target.
+        count = self.again[state.number][jnp.sum(self.free & (tokens != self.pad), axis=-1)][:, None]
         again = self.free & (_ranks(jnp.where(self.free, scores, jnp.inf)) < count) & ~done
         trace = state.trace
         if trace is not None:
@@ -192,6 +200,15 @@ class _Search:
             used=state.used + ~state.done,
             trace=trace,
         )
+
+    def _without_pads(self, tokens: Array, at: Array) -> tuple[Array, Array]:
+        """tokens [N, T] and slots [N, M] as the decoder reads them; emitted pads take no position, so they move to the end."""
+        if not self.strip_pads:
+            return tokens, at
+        real = tokens != self.pad
+        places = jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0).astype(jnp.int32)
+        order = jnp.argsort(~real, axis=-1, stable=True)
+        return jnp.take_along_axis(tokens, order, axis=1), jnp.take_along_axis(places, at, axis=1)
 
 
 def _picker(
@@ -256,3 +273,11 @@ def _end_at_eos(tokens: Array, scores: Array, length: Array, specials: Specials)
     inner = (slot > 0) & jnp.where(early, slot <= first, slot < first)
     tokens = jnp.where(slot <= first, tokens, specials.pad)
     return tokens, jnp.where(inner, scores, 0.0), first + 1, inner
+
+
+def _strip_pads(tokens: Array, scores: Array, pad: int) -> tuple[Array, Array, Array]:
+    """tokens and scores [N, T] without the pads between tokens, and the lengths [N, 1] that remain."""
+    real = tokens != pad
+    order = jnp.argsort(~real, axis=-1, stable=True)
+    scores = jnp.take_along_axis(jnp.where(real, scores, 0.0), order, axis=1)
+    return jnp.take_along_axis(tokens, order, axis=1), scores, real.sum(axis=-1, keepdims=True, dtype=jnp.int32)
