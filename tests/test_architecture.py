@@ -23,7 +23,7 @@ PACKAGE = ROOT / "janus_jax"
 PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
 FOUNDATION = {
     "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
-    "checkpoint", "first_version",
+    "checkpoint", "first_version", "files",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"
