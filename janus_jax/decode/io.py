@@ -3,16 +3,18 @@
 Lines are split only at line feeds, so that line numbers never change.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from janus_jax import files
 from janus_jax.decode.types import Output
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,9 @@ def read_lines(path: str | os.PathLike[str] | None) -> list[str]:
     Raises:
       LinesError: the file is missing or cannot be read.
     """
-    if path is None or str(path) == "-":
+    if _is_standard(path):
+        if sys.stdin is None:
+            raise LinesError("standard input is closed; name a file of lines")
         return split_lines(sys.stdin.buffer.read(), "standard input")
     try:
         return split_lines(Path(path).read_bytes(), str(path))
@@ -76,23 +80,63 @@ def one_line(text: str) -> str:
 
 
 def write_bytes(path: str | os.PathLike[str] | None, data: bytes) -> None:
-    """Writes a file, whole or not at all; to standard output where `path` is None or "-".
+    """Writes a file, whole or not at all, as `files.write_bytes`; to standard output where `path` is None or "-".
 
     Raises:
       LinesError: the file cannot be written.
     """
-    if path is None or str(path) == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    if _is_standard(path):
+        with _standard_output() as stream:
+            stream.write(data)
         return
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        files.write_bytes(path, data)
     except OSError as error:
-        raise LinesError(f"{path}: {error.strerror}; name a file in a writable directory") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def check_outputs(read: Mapping[str, str | None], written: Mapping[str, str | None]) -> None:
+    """Tries, before any long work, whether files can be written, and that each file has one purpose.
+
+    Args:
+      read: files that are read, by the flag that names them; None: none, or a standard stream.
+      written: files that will be written, in the same way; absent files are not made.
+
+    Raises:
+      LinesError: a file cannot be written, or two flags name the same file.
+    """
+    flags: dict[Path | str, str] = {}
+    for flag, path in {**read, **written}.items():
+        if path is None or (flag in read and not Path(path).is_file()):
+            continue  # `read_lines` names what cannot be read
+        place: Path | str | None = "-"
+        if path != "-":
+            try:
+                if flag in written:
+                    files.check_writable(path)
+                place = files.target(path)
+            except OSError as error:
+                raise _unwritable(f"{flag}={path}", error) from error
+        if place is not None:
+            if place in flags:
+                raise LinesError(f"{flag}={path}: {flags[place]} names the same file; give another")
+            flags[place] = flag
+
+
+def _is_standard(path: str | os.PathLike[str] | None) -> bool:
+    return path is None or str(path) == "-"
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    if sys.stdout is None:
+        raise LinesError("standard output is closed; redirect it, or name a file with --output")
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+def _unwritable(name: str | os.PathLike[str], error: OSError) -> LinesError:
+    return LinesError(f"{name}: {error.strerror or error}; name a file in a writable directory with room")
 
 
 @dataclass(frozen=True)
@@ -195,62 +239,113 @@ def write_resumable(
 ) -> None:
     """Decodes items in chunks and writes a record for each, in order; a killed run resumes after its last whole chunk.
 
-    Records are collected in OUTPUT.partial. OUTPUT.state.json holds how much of it is whole, and a hash of input and
-    settings: a run with the same hash resumes, any other starts from the first item. OUTPUT appears at the end.
+    Records are collected in OUTPUT.partial, which stays locked. OUTPUT.state.json holds how much of it is whole, and hashes
+    of it and of input and settings: a run with the same hashes resumes, any other starts from the first item. OUTPUT appears
+    at the end. What is no regular file (standard output, a FIFO, a device) gets each chunk at once and cannot be resumed.
 
     Args:
       items: sentences to decode.
-      output: file to write; None or "-": standard output, without resuming.
+      output: file to write; None or "-": standard output.
       decode: (number of items before a chunk, its items) -> a record for each.
       signature: JSON of all that decides the output: settings, checkpoint.
       chunk: items between two states.
       skipped: called with the number of items that an earlier run has decoded.
 
     Raises:
-      LinesError: the file cannot be written.
+      LinesError: the file cannot be written, or another process is writing it.
     """
-    if output is None or str(output) == "-":
-        for start in range(0, len(items), chunk):
-            write_bytes(None, _records(decode(start, items[start : start + chunk])))
-        return
-    partial, state = Path(f"{output}.partial"), Path(f"{output}.state.json")
+    try:
+        file = None if _is_standard(output) else files.target(output)
+        if file is None:
+            with _standard_output() if _is_standard(output) else open(output, "wb") as stream:
+                for start in range(0, len(items), chunk):
+                    stream.write(_records(decode(start, items[start : start + chunk])))
+                    stream.flush()
+            return
+        partial, state = (file.with_name(file.name + ending) for ending in (".partial", ".state.json"))
+        with _locked(partial, output) as stream:
+            _write_chunks(items, stream, state, _mark(items, signature), decode, chunk, skipped)
+            files.replace(partial, file)
+            state.unlink(missing_ok=True)
+    except OSError as error:
+        name, hint = (
+            ("standard output", "")
+            if _is_standard(output)
+            else (output, "name a file in a writable directory with room ")
+        )
+        raise LinesError(f"{name}: {error.strerror or error}; {hint}(the same command resumes later)") from error
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, output: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Keeps the partial file locked; removes it after a failure if it is empty."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(files.locked(partial))
+        except BlockingIOError as error:
+            raise LinesError(
+                f"{output}: another process is writing it ({partial} is locked); wait for it, or name another file"
+            ) from error
+        try:
+            yield stream
+        except BaseException:
+            if not os.fstat(stream.fileno()).st_size:
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def _write_chunks(
+    items: Sequence[Item],
+    stream: BinaryIO,
+    state: Path,
+    mark: str,
+    decode: Callable[[int, Sequence[Item]], Sequence[str]],
+    chunk: int,
+    skipped: Callable[[int], Any] | None,
+) -> None:
+    done, content = _resume(stream, state, mark, len(items))
+    if done:
+        log.warning(
+            "%s: resumes after %d of %d sentences, which an earlier run has decoded",
+            str(state).removesuffix(".state.json"),
+            done,
+            len(items),
+        )
+        if skipped:
+            skipped(done)
+    else:
+        state.unlink(missing_ok=True)  # of another job, whose records are dropped here
+    stream.truncate()
+    while done < len(items):
+        part = items[done : done + chunk]
+        records = _records(decode(done, part))
+        stream.write(records)
+        stream.flush()
+        os.fsync(stream.fileno())
+        content.update(records)
+        done += len(part)
+        saved = {"signature": mark, "done": done, "bytes": stream.tell(), "content": content.hexdigest()}
+        files.write_bytes(state, json.dumps(saved).encode())
+
+
+def _mark(items: Sequence[Item], signature: Any) -> str:
+    """A hash of the items and of all that decides their records."""
     digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for item in items:
         digest.update(repr(item).encode())
-    mark = digest.hexdigest()
-    done, size = _resume(state, partial, mark)
-    if done:
-        log.warning("%s: resumes after %d of %d sentences, which an earlier run has decoded", output, done, len(items))
-        if skipped:
-            skipped(done)
-    try:
-        with partial.open("r+b" if done else "wb") as file:
-            file.truncate(size)
-            file.seek(size)
-            while done < len(items):
-                part = items[done : done + chunk]
-                file.write(_records(decode(done, part)))
-                file.flush()
-                os.fsync(file.fileno())
-                done += len(part)
-                write_bytes(state, json.dumps({"signature": mark, "done": done, "bytes": file.tell()}).encode())
-        os.replace(partial, output)
-        state.unlink(missing_ok=True)
-    except OSError as error:
-        raise LinesError(
-            f"{output}: {error.strerror}; name a file in a writable directory with room (the same command resumes later)"
-        ) from error
+    return digest.hexdigest()
 
 
-def _resume(state: Path, partial: Path, mark: str) -> tuple[int, int]:
-    """Items and bytes of `partial` that are whole and have the same input and settings."""
-    try:
+def _resume(stream: BinaryIO, state: Path, mark: str, count: int) -> tuple[int, Any]:
+    """Items of the same job whose records are whole, and the hash of these; the stream stands behind them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         saved = json.loads(state.read_bytes())
-        if saved["signature"] == mark and partial.stat().st_size >= saved["bytes"]:
-            return int(saved["done"]), int(saved["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return 0, 0
+        done, content = saved["done"], hashlib.sha256(stream.read(saved["bytes"]))
+        same = saved["signature"] == mark and saved["content"] == content.hexdigest()
+        if same and stream.tell() == saved["bytes"] and type(done) is int and 0 < done <= count:
+            return done, content
+    stream.seek(0)
+    return 0, hashlib.sha256()
 
 
 def _records(records: Sequence[str]) -> bytes:

@@ -127,3 +127,100 @@ def test_lines_of_another_form_are_named(lines, form, message):
     with pytest.raises(LinesError) as caught:
         io.parse(lines, form, "f", "prefix")
     assert message in str(caught.value)
+
+
+def fails_after(count):
+    def decode(start, part):
+        if start >= count:
+            raise LinesError("stop")
+        return shout(start, part)
+
+    return decode
+
+
+def test_a_link_stays_a_link_and_its_target_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/out")
+    io.write_resumable(ITEMS, tmp_path / "link", shout, signature=1)
+    io.write_bytes(tmp_path / "link", (tmp_path / "link").read_bytes())
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "folder/out").read_text() == expected()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["out"]
+
+
+def test_a_fifo_gets_each_chunk_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    reader = subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE, text=True)
+    io.write_resumable(ITEMS, tmp_path / "fifo", shout, signature=1, chunk=3)
+    assert reader.communicate(timeout=60)[0] == expected()
+    assert (tmp_path / "fifo").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["fifo"]
+
+
+def test_two_runs_cannot_write_the_same_file_at_once(tmp_path):
+    (tmp_path / "link").symlink_to("out")
+
+    def decode(start, part):
+        if start == 3:
+            for name in ("out", "link"):
+                with pytest.raises(LinesError, match="another process is writing it"):
+                    io.write_resumable(ITEMS, tmp_path / name, shout, signature=2)
+        return shout(start, part)
+
+    io.write_resumable(ITEMS, tmp_path / "out", decode, signature=1, chunk=3)
+    assert (tmp_path / "out").read_text() == expected()
+    io.write_resumable(ITEMS[:2], tmp_path / "link", shout, signature=2)  # the lock is gone
+    assert (tmp_path / "out").read_text() == expected(2)
+
+
+@pytest.mark.parametrize("damage", ["other job", "changed bytes", "missing bytes", "done", "nested", "list"])
+def test_a_state_that_does_not_fit_its_records_is_not_resumed(tmp_path, damage):
+    with pytest.raises(LinesError):
+        io.write_resumable(ITEMS, tmp_path / "out", fails_after(4), signature=1, chunk=4)
+    partial, state = tmp_path / "out.partial", tmp_path / "out.state.json"
+    saved = json.loads(state.read_text())
+    if damage == "other job":  # killed before its first state
+        with pytest.raises(LinesError):
+            io.write_resumable(ITEMS, tmp_path / "out", fails_after(0), signature=2)
+        partial.write_text("x" * 100)
+    elif damage == "changed bytes":
+        partial.write_bytes(partial.read_bytes().replace(b"L", b"M"))
+    elif damage == "missing bytes":
+        partial.write_bytes(partial.read_bytes()[:-1])
+    elif damage == "done":
+        state.write_text(json.dumps(saved | {"done": 10**6}))
+    else:
+        state.write_text("[" * 100_000 if damage == "nested" else "[]")
+    starts = []
+    io.write_resumable(ITEMS, tmp_path / "out", lambda s, p: starts.append(s) or shout(s, p), signature=1, chunk=4)
+    assert starts == [0, 4, 8]
+    assert (tmp_path / "out").read_text() == expected()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_in_the_first_chunk_leaves_nothing(tmp_path):
+    with pytest.raises(LinesError):
+        io.write_resumable(ITEMS, tmp_path / "out", fails_after(0), signature=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_are_checked_before_they_are_written(tmp_path):
+    (tmp_path / "in").write_text("a\n")
+    (tmp_path / "link").symlink_to("in")
+    os.mkfifo(tmp_path / "fifo")
+    io.check_outputs({"--input": str(tmp_path / "in")}, {"--output": str(tmp_path / "out"), "--trace": None})
+    io.check_outputs({"--input": str(tmp_path / "fifo")}, {"--output": str(tmp_path / "fifo")})
+    cases = [
+        (tmp_path, "Is a directory"),
+        ("", "empty file name"),
+        (tmp_path / "no/out", "No such file or directory"),
+        (tmp_path / "in/out", "Not a directory"),
+        (tmp_path / "link", "--input names the same file"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ]
+    for path, message in cases:
+        with pytest.raises(LinesError) as caught:
+            io.check_outputs({"--input": str(tmp_path / "in")}, {"--trace": str(path)})
+        assert message in str(caught.value)
+        assert str(caught.value).startswith(f"--trace={path}")
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "link", "fifo"}
