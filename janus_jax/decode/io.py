@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from janus_jax import files
+from janus_jax.decode.modes import MODES
 from janus_jax.decode.types import Output
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("lines", "tsv", "jsonl")
+# Keys of a JSON line: the input of a mode that it gives, and the field of an `Item` that holds it.
+_KEYS = {"prefix": ("prefixes", "text"), "target": ("targets", "text"), "infill": ("infills", "infill")}
 CHUNK = 8192  # sentences between two states from which a killed run resumes
 
 
@@ -149,51 +153,65 @@ class Item:
     extra: dict[str, Any] | None = None  # the object of a JSON line
 
 
-def parse(lines: Sequence[str], form: str, name: str, key: str, scored: bool = False) -> list[Item]:
+def parse(lines: Sequence[str], form: str, name: str, mode: str) -> list[Item]:
     """The sentences of a file.
 
     Args:
-      lines: of the file.
-      form: "lines": a source in each; "tsv": source, or source TAB prefix or target; "jsonl": objects with `source`, optionally
-        `prefix` or `target`, and optionally `infill` with a target, a list of the texts of its gaps.
-      name: name of the file, for messages.
-      key: "prefix" or "target", whichever the mode takes.
-      scored: objects may hold `infill`.
+      lines: the file's.
+      form: one of `FORMATS`.
+      name: of the file, for messages.
+      mode: a key of `MODES`, which says what a line may hold beside its source.
 
     Raises:
-      LinesError: a line has another form, or some lines have a prefix, target or infill and others have none.
+      LinesError: a line has another form, holds what the mode does not take, or lacks what other lines have.
     """
     if form == "lines":
         return [Item(line) for line in lines]
-    if form == "tsv":
-        items = []
-        for number, line in enumerate(lines, 1):
-            cells = line.split("\t")
-            if len(cells) > 2:
-                raise LinesError(f"{name}, line {number}: {len(cells)} columns; give source, or source TAB {key}")
-            items.append(Item(cells[0], cells[1] if len(cells) > 1 else None))
-    else:
-        items = [_parse_object(line, f"{name}, line {number}", key, scored) for number, line in enumerate(lines, 1)]
-    for what, field in ((key, "text"), ("infill", "infill")):
-        absent = [number for number, item in enumerate(items, 1) if getattr(item, field) is None]
+    taken = [key for key, (inputs, _) in _KEYS.items() if inputs in MODES[mode].inputs]
+    read = _parse_columns if form == "tsv" else _parse_object
+    items = [read(line, f"{name}, line {number}", mode, taken) for number, line in enumerate(lines, 1)]
+    for key in taken:
+        absent = [number for number, item in enumerate(items, 1) if getattr(item, _KEYS[key][1]) is None]
         if absent and len(absent) < len(items):
             raise LinesError(
-                f"{name}, line {absent[0]}: no {what}, which other lines have; give every line one (it may be empty)"
+                f"{name}, line {absent[0]}: no {key}, which other lines have; give every line one (it may be empty)"
             )
     return items
 
 
-def _parse_object(line: str, where: str, key: str, scored: bool) -> Item:
+def _parse_columns(line: str, where: str, mode: str, taken: Sequence[str]) -> Item:
+    cells = line.split("\t")
+    if len(cells) > 1 + bool(taken):
+        form = f"source, or source TAB {taken[0]}" if taken else f"the source alone: mode {mode} takes nothing else"
+        raise LinesError(f"{where}: {len(cells)} columns; give {form}")
+    return Item(cells[0], cells[1] if len(cells) > 1 else None)
+
+
+def _parse_object(line: str, where: str, mode: str, taken: Sequence[str]) -> Item:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LinesError(f"{where}: not JSON ({error.msg}); write one object a line") from error
+        json.dumps(value, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise LinesError(f"{where}: not JSON ({reason}); write one object a line") from error
+    except UnicodeEncodeError as error:
+        raise LinesError(
+            f"{where}: half a surrogate pair (\\u{ord(error.object[error.start]):x}), which is no character; write both halves"
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise LinesError(f"{where}: {str(error).split(';')[0]}; write long numbers as text") from error
     if not isinstance(value, dict) or not isinstance(value.get("source"), str):
         raise LinesError(f'{where}: no text under "source"; write {{"source": "..."}}')
-    text = value.get(key)
+    for key, (inputs, _) in _KEYS.items():
+        if value.get(key) is not None and key not in taken:
+            modes = " and ".join(other for other, entry in MODES.items() if inputs in entry.inputs)
+            raise LinesError(
+                f'{where}: "{key}" is for mode {modes}; mode {mode} takes none: choose another mode, or rename the key'
+            )
+    text = value.get(taken[0]) if taken else None
     if text is not None and not isinstance(text, str):
-        raise LinesError(f'{where}: "{key}" must be text')
-    infill = value.get("infill") if scored else None
+        raise LinesError(f'{where}: "{taken[0]}" must be text')
+    infill = value.get("infill")
     if infill is not None and not (isinstance(infill, list) and all(isinstance(one, str) for one in infill)):
         raise LinesError(f'{where}: "infill" must be a list of texts, one for each gap')
     return Item(value["source"], text, None if infill is None else tuple(infill), value)
@@ -206,12 +224,14 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
         record = {
             **(item.extra or {}),
             "text": output.text,
-            "score": output.score,
+            "score": _json_number(output.score),
             "tokens": output.tokens,
             "statistics": output.statistics,
         }
         if nbest > 1:
-            record["others"] = [{"text": o.text, "score": o.score, "tokens": o.tokens} for o in output.others]
+            record["others"] = [
+                {"text": o.text, "score": _json_number(o.score), "tokens": o.tokens} for o in output.others
+            ]
         return json.dumps(record, ensure_ascii=False)
     lines = []
     for one in ranked:
@@ -220,6 +240,11 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
         cells += [item.source] if form == "tsv" else []
         lines.append(one_line("\t".join([*cells, one.text])))
     return "\n".join(lines)
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has neither NaN nor infinities."""
+    return value if math.isfinite(value) else None
 
 
 def render_trace(number: int, item: Item, output: Output) -> str:

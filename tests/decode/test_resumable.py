@@ -96,12 +96,12 @@ def test_an_unwritable_output_is_named(tmp_path):
 
 
 def test_formats():
-    assert io.parse(["a\tb"], "lines", "f", "prefix") == [Item("a\tb")]
-    assert io.parse(["a\tb", "c\t"], "tsv", "f", "prefix") == [Item("a", "b"), Item("c", "")]
+    assert io.parse(["a\tb"], "lines", "f", "ar") == [Item("a\tb")]
+    assert io.parse(["a\tb", "c\t"], "tsv", "f", "ar") == [Item("a", "b"), Item("c", "")]
     line = '{"source": "a", "target": "x <mask>", "id": 7}'
-    (item,) = io.parse([line], "jsonl", "f", "target")
+    (item,) = io.parse([line], "jsonl", "f", "nar")
     assert (item.source, item.text) == ("a", "x <mask>")
-    assert io.parse([line], "jsonl", "f", "prefix")[0].text is None
+    assert io.parse(['{"source": "a", "target": null}'], "jsonl", "f", "ar")[0].text is None
     output = Output("y", -0.5, [7], {"passes": 3}, (Output("z", -0.7, [8]),))
     assert json.loads(io.render(1, item, output, "jsonl", scores=False, nbest=1)) == {
         "source": "a", "target": "x <mask>", "id": 7, "text": "y", "score": -0.5, "tokens": [7], "statistics": {"passes": 3},
@@ -114,19 +114,29 @@ def test_formats():
 
 
 @pytest.mark.parametrize(
-    ("lines", "form", "message"),
+    ("lines", "form", "mode", "message"),
     [
-        (["a", "b\tc\td"], "tsv", "f, line 2: 3 columns; give source, or source TAB prefix"),
-        (["a\tb", "c"], "tsv", "f, line 2: no prefix, which other lines have"),
-        (["{"], "jsonl", "f, line 1: not JSON"),
-        (['{"text": "a"}'], "jsonl", 'f, line 1: no text under "source"'),
-        (['{"source": "a", "prefix": 3}'], "jsonl", '"prefix" must be text'),
+        (["a", "b\tc\td"], "tsv", "ar", "f, line 2: 3 columns; give source, or source TAB prefix"),
+        (["a\tb"], "tsv", "ctc", "f, line 1: 2 columns; give the source alone: mode ctc takes nothing else"),
+        (["a\tb", "c"], "tsv", "ar", "f, line 2: no prefix, which other lines have"),
+        (["{"], "jsonl", "ar", "f, line 1: not JSON"),
+        (["[" * 100_000], "jsonl", "ar", "f, line 1: not JSON (nested too deeply)"),
+        (['{"source": "a\\ud800"}'], "jsonl", "ar", "f, line 1: half a surrogate pair (\\ud800)"),
+        (['{"source": "a", "x": ["\\ude00"]}'], "jsonl", "ar", "f, line 1: half a surrogate pair (\\ude00)"),
+        (['{"source": "a", "x": %s}' % ("9" * 5000)], "jsonl", "ar", "f, line 1: Exceeds the limit"),
+        (['{"text": "a"}'], "jsonl", "ar", 'f, line 1: no text under "source"'),
+        (['{"source": "a", "prefix": 3}'], "jsonl", "ar", '"prefix" must be text'),
+        (['{"source": "a", "target": "x"}'], "jsonl", "ar", '"target" is for mode nar and infill; mode ar takes none'),
+        (['{"source": "a", "prefix": "x"}'], "jsonl", "ctc", '"prefix" is for mode ar; mode ctc takes none'),
+        (['{"source": "a", "infill": ["x"]}'], "jsonl", "nar", '"infill" is for mode infill; mode nar takes none'),
+        (['{"source": "a", "infill": "x"}'], "jsonl", "infill", '"infill" must be a list of texts'),
     ],
 )
-def test_lines_of_another_form_are_named(lines, form, message):
+def test_lines_of_another_form_are_named(lines, form, mode, message):
     with pytest.raises(LinesError) as caught:
-        io.parse(lines, form, "f", "prefix")
+        io.parse(lines, form, "f", mode)
     assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def fails_after(count):
