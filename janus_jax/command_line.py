@@ -1,8 +1,10 @@
-"""The command line of the commands that take an experiment file: `--config=FILE.py[:preset] --config.group.key=value`.
+"""What the command lines share: mistakes of the user are one line on stderr, with the fix, and exit status 2.
 
-The exit status is 0, or 2 after a mistake of the user, which one line on stderr reports with its fix.
+`run` is for commands that take an experiment file, `--config=FILE.py[:preset] --config.group.key=value`; `ArgumentParser` is
+for all others.
 """
 
+import argparse
 import ast
 import difflib
 import itertools
@@ -13,7 +15,7 @@ import types as types_module
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import ml_collections
 from absl import flags
@@ -30,6 +32,51 @@ _SETTINGS_HELP = (
     "Any setting of the experiment file can be changed: --config.group.key=value. --help_settings lists them all, "
     "--help_settings=objective those of a group."
 )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with errors of one line, and with the nearest flag for one that does not exist. Flags are not abbreviated."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse, but a flag that does not exist is reported before one that is missing: it may be its misspelling."""
+        args = list(sys.argv[1:] if args is None else args)
+        known = _option_strings(self)
+        for argument in args:
+            flag = argument.split("=", 1)[0]
+            if len(flag) > 2 and flag.startswith("--") and flag not in known:
+                self.error(self._unknown(argument))
+        parsed, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.error(self._unknown(rest[0]))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Reports a mistake in one line and ends the process with status 2."""
+        text = " ".join(message.split())
+        self.exit(2, f"error: {text if len(text) < 400 else text[:400] + '...'}; --help lists the flags\n")
+
+    def _unknown(self, argument: str) -> str:
+        flag = argument.split("=", 1)[0]
+        if not flag.startswith("-"):
+            return f"unexpected argument {argument!r}; a flag is written --name=value"
+        known = [name for name in _option_strings(self) if name.startswith("--")]
+        if flag in known:
+            return f"{flag}: goes with another command"
+        near = difflib.get_close_matches(f"--{flag.lstrip('-')}", known, n=1)
+        near = near or [name for name in known if flag.startswith("--") and name.startswith(flag)][:1]
+        return f"{flag}: unknown flag" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def _option_strings(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags of a parser and of its commands."""
+    names = list(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            names += [name for command in action.choices.values() for name in _option_strings(command)]
+    return names
 
 
 def run(

@@ -55,6 +55,16 @@ def setting(default: Any, help: str, *, unit: str = "", **bounds: float) -> Any:
 
 # Seeds of JAX's random numbers have 32 bits.
 _LARGEST_SEED = 2**32 - 1
+# Searches count tokens in 32 bits with a sign.
+_MOST_TOKENS = 2**31 - 1
+# A search holds all hypotheses of a sentence at once, with their caches: more fill the memory and improve no output.
+_MOST_HYPOTHESES = 1000
+# The passes are compiled one by one, and after far fewer a step for each token would have been faster.
+_MOST_PASSES = 256
+# tokens ** penalty has to be a number in float32.
+_LARGEST_LENGTH_PENALTY = 10
+# Differences of log-probabilities beyond it decide nothing, and float32 rounds what is added to them.
+_LARGEST_LOG_PROB = 1000
 
 Weight = float | tuple[tuple[int, float], ...]
 
@@ -553,11 +563,12 @@ class TrainConfig:
 class ArDecode:
     """Mode ar: beam search, greedy search or sampling."""
 
-    beam: int = setting(5, "Hypotheses a sentence; 1 is greedy search.", at_least=1)
+    beam: int = setting(5, "Hypotheses a sentence; 1 is greedy search.", at_least=1, at_most=_MOST_HYPOTHESES)
     lenpen: float = setting(
         1.0,
         "Length penalty: a score is the sum of the log-probabilities divided by the number of tokens to this power.",
         at_least=0,
+        at_most=_LARGEST_LENGTH_PENALTY,
     )
     stop: Literal["best", "current", "released"] = setting(
         "best",
@@ -565,18 +576,26 @@ class ArDecode:
         "none would beat them if it ended now (current), or at once (released).",
     )
     max_length_a: float = setting(
-        1.5, "An output has at most max_length_a * source tokens + max_length_b tokens.", at_least=0
+        1.5,
+        "An output has at most max_length_a * source tokens + max_length_b tokens.",
+        at_least=0,
+        at_most=_MOST_TOKENS,
     )
     max_length_b: int = setting(
-        20, "The fixed part of the longest output, see max_length_a.", unit="tokens", at_least=0
+        20, "The fixed part of the longest output, see max_length_a.", unit="tokens", at_least=0, at_most=_MOST_TOKENS
     )
-    min_length: int = setting(1, "An output has at least so many tokens.", unit="tokens", at_least=0)
+    min_length: int = setting(
+        1, "An output has at least so many tokens.", unit="tokens", at_least=0, at_most=_MOST_TOKENS
+    )
     no_repeat_ngram: int = setting(
-        0, "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.", at_least=0
+        0,
+        "No n-gram of this size occurs twice in an output; 0: off. Not possible in mode speculative.",
+        at_least=0,
+        at_most=_MOST_TOKENS,
     )
     sample: bool = setting(False, "Draw tokens at random instead of searching. Not possible in mode speculative.")
-    temperature: float = setting(1.0, "Sampling: divides the logits.", above=0)
-    top_k: int = setting(0, "Sampling: only the k likeliest tokens; 0: all.", at_least=0)
+    temperature: float = setting(1.0, "Sampling: divides the logits.", at_least=0.001, at_most=1000)
+    top_k: int = setting(0, "Sampling: only the k likeliest tokens; 0: all.", at_least=0, at_most=_MOST_TOKENS)
     top_p: float = setting(
         1.0, "Sampling: only the likeliest tokens that together have this probability.", above=0, at_most=1
     )
@@ -592,8 +611,10 @@ class ArDecode:
 class NarDecode:
     """Mode nar: mask-predict."""
 
-    passes: int = setting(10, "Decoder passes (the released iteration n is n + 1 passes).", at_least=1)
-    length_beam: int = setting(3, "Target lengths that are tried for a sentence.", at_least=1)
+    passes: int = setting(
+        10, "Decoder passes (the released iteration n is n + 1 passes).", at_least=1, at_most=_MOST_PASSES
+    )
+    length_beam: int = setting(3, "Target lengths that are tried for a sentence.", at_least=1, at_most=_MOST_HYPOTHESES)
     lengths: Literal["top", "contiguous"] = setting(
         "top",
         "Which lengths are tried: the most probable ones (top), or those around the most probable one (contiguous).",
@@ -623,10 +644,15 @@ class NarDecode:
 class CtcDecode:
     """Mode ctc: one pass, then the best path or a prefix beam search."""
 
-    beam: int = setting(5, "Prefixes a sentence; 1 is the best path.", at_least=1)
-    tokens: int = setting(16, "So many of a row's likeliest tokens enter the prefix beam search.", at_least=1)
+    beam: int = setting(5, "Prefixes a sentence; 1 is the best path.", at_least=1, at_most=_MOST_HYPOTHESES)
+    tokens: int = setting(
+        16, "So many of a row's likeliest tokens enter the prefix beam search.", at_least=1, at_most=_MOST_HYPOTHESES
+    )
     blank_penalty: float = setting(
-        0.0, "Subtracted from the blank's log-probability in every row, against outputs that are too short.", at_least=0
+        0.0,
+        "Subtracted from the blank's log-probability in every row, against outputs that are too short.",
+        at_least=0,
+        at_most=_LARGEST_LOG_PROB,
     )
     rerank: Literal["none", "ar"] = setting(
         "none", "Who chooses among the outputs of the beam: their probability (none), or the score of the AR half (ar)."
@@ -648,16 +674,22 @@ class DagDecode:
         "of all lengths. beam: the best outputs, each with the probability of all its paths.",
     )
     beta: float = setting(
-        1.0, "Search lookahead: weight of a token's log-probability beside that of the link to it.", at_least=0
+        1.0,
+        "Search lookahead: weight of a token's log-probability beside that of the link to it.",
+        at_least=0,
+        at_most=_LARGEST_LOG_PROB,
     )
     length_beta: float = setting(
         1.0,
         "Length penalty: a score is the log-probability divided by the number of tokens to this power. Searches viterbi and "
         "beam choose by it.",
         at_least=0,
+        at_most=_LARGEST_LENGTH_PENALTY,
     )
-    beam: int = setting(5, "Search beam: prefixes a sentence.", at_least=1)
-    tokens: int = setting(4, "Search beam: so many of a vertex's likeliest tokens are tried.", at_least=1)
+    beam: int = setting(5, "Search beam: prefixes a sentence.", at_least=1, at_most=_MOST_HYPOTHESES)
+    tokens: int = setting(
+        4, "Search beam: so many of a vertex's likeliest tokens are tried.", at_least=1, at_most=_MOST_HYPOTHESES
+    )
     rerank: Literal["none", "ar"] = setting(
         "none",
         "Who chooses among the outputs of search beam: their own score (none), or the score of the AR half (ar).",
@@ -688,10 +720,12 @@ class SpeculativeDecode:
         "auto",
         "The half of the model that makes the drafts: NAR rows, CTC rows, or CTC if the model was trained for it (auto).",
     )
-    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1)
-    draft_lengths: int = setting(1, "Drafts of so many lengths are verified side by side.", at_least=1)
-    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1)
-    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0)
+    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
+    draft_lengths: int = setting(
+        1, "Drafts of so many lengths are verified side by side.", at_least=1, at_most=_MOST_HYPOTHESES
+    )
+    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1, at_most=_MOST_TOKENS)
+    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0, at_most=_LARGEST_LOG_PROB)
 
     @property
     def nbest_limit(self) -> tuple[str, int] | None:
@@ -704,9 +738,9 @@ class InfillDecode:
     """Mode infill: the gaps of a given target, left to right by the AUX rows, drafted by the NAR rows."""
 
     draft: Draft = setting("auto", _DRAFT)
-    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1)
-    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1)
-    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0)
+    draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
+    accept_top: int = setting(1, _ACCEPT_TOP, at_least=1, at_most=_MOST_TOKENS)
+    accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0, at_most=_LARGEST_LOG_PROB)
 
     @property
     def nbest_limit(self) -> tuple[str, int] | None:
@@ -726,7 +760,12 @@ class DecodeConfig:
         "ar: beam search, greedy search or sampling. nar: mask-predict. ctc: one pass, best path or prefix beam search. "
         "dag: one pass, a path through a graph. speculative: greedy search's output in fewer passes. infill: the gaps of a given target.",
     )
-    nbest: int = setting(1, "Outputs a sentence: of the beam, of the length candidates, or samples.", at_least=1)
+    nbest: int = setting(
+        1,
+        "Outputs a sentence: of the beam, of the length candidates, or samples.",
+        at_least=1,
+        at_most=_MOST_HYPOTHESES,
+    )
     rules: Literal["default", "released"] = setting(
         "default", "The rules of our decoders (default), or of the released ones with their faults (released)."
     )

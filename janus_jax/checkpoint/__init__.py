@@ -1,5 +1,6 @@
 """Checkpoints: the only caller of Orbax."""
 
+from janus_jax.checkpoint.checksums import checksums
 from janus_jax.checkpoint.files import (
     CheckpointError,
     Loaded,
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoints",
     "Loaded",
     "average",
+    "checksums",
     "find",
     "is_checkpoint",
     "load",

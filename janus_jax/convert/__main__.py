@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from janus_jax import checkpoint
+from janus_jax import checkpoint, command_line
 from janus_jax.convert import files
 from janus_jax.convert.exporting import FORMATS, export_model
 from janus_jax.convert.importing import SOURCES, ImportRequest, import_model
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> command_line.ArgumentParser:
+    parser = command_line.ArgumentParser(
         prog="python -m janus_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)

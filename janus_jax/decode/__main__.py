@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from janus_jax import checkpoint, parallel
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared, Readers
 from janus_jax.decode import Generator, io
@@ -21,8 +22,6 @@ from janus_jax.decode.distill import distill
 from janus_jax.decode.keywords import SHARED, places
 from janus_jax.decode.modes import MODES
 from janus_jax.decode.types import Output
-
-_KEYWORD = {"prefix": "prefixes", "target": "targets"}
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,14 +52,14 @@ def _flags() -> dict[str, tuple[Any, str]]:
 
 
 def _described(field: dataclasses.Field) -> str:
-    """The help of a field with its unit and range, as argparse takes it."""
+    """The help of a field with its unit, range and default, as argparse takes it."""
     notes = [note for note in (field.metadata["unit"], str(field.metadata["range"])) if note]
-    return (field.metadata["help"] + (f" ({', '.join(notes)})" if notes else "")).replace("%", "%%")
+    return f"{field.metadata['help']} ({', '.join([*notes, f'default: {field.default}'])})".replace("%", "%%")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line with these arguments (default: the process's own) and returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m janus_jax.decode", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m janus_jax.decode", description=__doc__.split("\n")[0])
     parser.add_argument(
         "--checkpoint", required=True, help="a step directory, or a directory of checkpoints (the latest)"
     )
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="file to write; default: standard output")
     parser.add_argument(
         "--format", choices=io.FORMATS, default="lines",
-        help="tsv: source TAB prefix (ar) or target with <mask> gaps (nar, infill); jsonl: objects with source, prefix or "
+        help="lines (default): sources; tsv: source TAB prefix (ar) or target with <mask> gaps (nar, infill); jsonl: objects with source, prefix or "
         "target; with infill, the texts of a target's gaps, these are scored",
     )  # fmt: skip
     parser.add_argument(
@@ -83,23 +82,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         "the original targets. both: as parallel, and each pair a second time with its original target for all rows",
     )  # fmt: skip
     add_search_arguments(
-        parser.add_argument_group("search", "Settings of the chosen --mode; default: the checkpoint's own.")
+        parser.add_argument_group(
+            "search",
+            "Settings of the chosen --mode. Left out: the checkpoint's own value, or the default where it has none.",
+        )
     )
     args = parser.parse_args(argv)
-    parallel.start()
+    _check_flags(parser, args)
     try:
+        _check_files(args)
+        parallel.start()
         generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
         keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
         decode = generator.settings(keywords)
-        if args.distill_readers and not args.distill:
-            parser.error("--distill_readers goes with --distill=PREPARED")
         if args.distill:
-            return _distill(parser, generator, args, decode, keywords)
-        _decode_file(generator, args, decode, keywords)
+            _distill(generator, args, decode, keywords)
+        else:
+            _decode_file(generator, args, decode, keywords)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "error: the device has too little memory; lower --batch_tokens, or the hypotheses a sentence",
+            file=sys.stderr,
+        )
+        return 2
     return 0
+
+
+def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.distill_readers and not args.distill:
+        parser.error("--distill_readers goes with --distill=PREPARED")
+    if args.distill is not None:
+        others = ("input", "trace", "scores", "format")
+        given = [f"--{name}" for name in others if getattr(args, name) != parser.get_default(name)]
+        if given or not args.output:
+            parser.error(
+                f"--distill=PREPARED needs --output=DIRECTORY, and takes no {', '.join(given or ('--input', '--trace'))}"
+            )
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raises what is wrong with the files of the command line before any long work."""
+    if args.distill is None:
+        io.check_outputs(
+            {"--input": None if args.input == "-" else args.input},
+            # Both on standard output would be mixed up.
+            {"--output": args.output if args.output is not None or args.trace != "-" else "-", "--trace": args.trace},
+        )
 
 
 def _decode_file(
@@ -107,17 +140,21 @@ def _decode_file(
 ) -> None:
     """Reads, decodes and writes the files of the command line."""
     mode = MODES[decode.mode]
-    key = "target" if "targets" in mode.inputs else "prefix"
-    if args.format == "lines" and (missing := [name for name in _KEYWORD if _KEYWORD[name] in mode.required]):
+    name = next(
+        (name for name in ("prefixes", "targets") if name in mode.inputs), ""
+    )  # of the texts beside the sources
+    if args.format == "lines" and name in mode.required:
         raise ValueError(
-            f"--mode={decode.mode}: lines hold no {missing[0]}s; give --format=tsv (source TAB {missing[0]}) or jsonl"
+            f"--mode={decode.mode}: lines hold no {name}; give --format=tsv (source TAB {name[:-1]}) or jsonl"
         )
-    scored = "infills" in mode.inputs
-    items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", key, scored)
-    # The step directory, since the newest checkpoint may be another one when a killed run resumes.
+    if args.trace and not mode.traces:
+        modes = " or ".join(other for other, entry in MODES.items() if entry.traces)
+        raise ValueError(f"--trace: mode {decode.mode} has no passes to record; use --mode={modes}")
+    items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", decode.mode)
+    # The checkpoint by its content: another one may have taken its place when a killed run resumes.
     signature = [
         dataclasses.asdict(decode),
-        str(checkpoint.find(args.checkpoint)),
+        generator.fingerprint(),
         args.format,
         args.scores,
         bool(args.trace),
@@ -125,7 +162,7 @@ def _decode_file(
     with tqdm(total=len(items), unit="line", disable=not sys.stderr.isatty()) as bar:
 
         def records(start: int, part: Sequence[io.Item]) -> list[str]:
-            outputs = _outputs(generator, start, part, key, bar.update, bool(args.trace), keywords)
+            outputs = _outputs(generator, start, part, name, bar.update, bool(args.trace), keywords)
             if args.trace:
                 traces = (
                     io.render_trace(n, *pair) for n, pair in enumerate(zip(part, outputs, strict=True), start + 1)
@@ -136,6 +173,8 @@ def _decode_file(
                 for number, (item, output) in enumerate(zip(part, outputs, strict=True), start + 1)
             ]
 
+        if args.trace and not items:
+            io.write_lines(args.trace, [])
         # A trace is written in one chunk: it is meant for small inputs.
         chunk = max(len(items), 1) if args.trace else io.CHUNK
         io.write_resumable(items, args.output, records, signature=signature, chunk=chunk, skipped=bar.update)
@@ -153,34 +192,26 @@ def _outputs(
     generator: Generator,
     start: int,
     part: Sequence[io.Item],
-    key: str,
+    name: str,
     progress: Callable[[int], Any],
     trace: bool,
     keywords: dict[str, Any],
 ) -> list[Output]:
-    """The outputs of a chunk; `start` sentences stand before it."""
+    """The outputs of a chunk; `start` sentences stand before it, and `name` is the keyword of their texts."""
     lines = [item.source for item in part]
-    if part and part[0].infill is not None:
+    if part[0].infill is not None:
         if trace:
             raise ValueError("--trace: scoring texts has no passes to record")
         targets, infills = [item.text or "" for item in part], [item.infill or () for item in part]
         return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **keywords)
-    texts = {} if part[0].text is None else {_KEYWORD[key]: [item.text for item in part]}
+    texts = {} if part[0].text is None else {name: [item.text for item in part]}
     return generator.generate(lines, progress=progress, trace=trace, first_line=start, **texts, **keywords)
 
 
-def _distill(
-    parser: argparse.ArgumentParser,
-    generator: Generator,
-    args: argparse.Namespace,
-    decode: DecodeConfig,
-    keywords: dict[str, Any],
-) -> int:
-    if not args.output or args.input or args.trace:
-        parser.error("--distill=PREPARED needs --output=DIRECTORY, and takes no --input and no --trace")
+def _distill(generator: Generator, args: argparse.Namespace, decode: DecodeConfig, keywords: dict[str, Any]) -> None:
     if required := MODES[decode.mode].required:
         modes = ", ".join(name for name, mode in MODES.items() if not mode.required)
-        parser.error(f"--distill: mode {decode.mode} needs {' and '.join(required)}; use one of --mode={modes}")
+        raise ValueError(f"--distill: mode {decode.mode} needs {' and '.join(required)}; use one of --mode={modes}")
     total = len(Prepared.open(args.distill).split("train"))
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         report = distill(
@@ -197,7 +228,8 @@ def _distill(
         f"{part['tokens'][column] / part['kept']:.1f} tokens of {column}" for column in report["columns"]
     )
     print(f"wrote {args.output}: {part['kept']} pairs; a pair has {lengths}")
-    return 0
+    if empty := report["distilled"]["empty_outputs"]:
+        print(f"{empty} outputs were empty; these pairs keep their original targets")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Sequence-level knowledge distillation: a model translates the sources of a prepared training set; its outputs are the new targets."""
 
+import copy
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from janus_jax import files
 from janus_jax.data import DataError, Prepared, Readers, check_one_target, retarget
 from janus_jax.decode.generator import Generator
 from janus_jax.decode.io import CHUNK, Item, read_lines, write_resumable
@@ -23,7 +26,8 @@ def distill(
 ) -> dict[str, Any]:
     """Writes the prepared dataset `output`: `prepared` with the model's outputs as training targets of some or all rows.
 
-    A killed run resumes: finished translations are kept beside `output`.
+    A killed run resumes: finished translations are kept beside `output`. A pair whose output is empty keeps its original
+    target, since no row can be trained on an empty one; the report counts these under distilled.empty_outputs.
 
     Args:
       generator: the model; its tokenizer must be that of the dataset.
@@ -39,11 +43,15 @@ def distill(
       The new dataset's report.
 
     Raises:
-      DataError: the dataset cannot be used, or `output` exists.
+      DataError: the dataset cannot be used, or `output` exists or cannot be made.
     """
     data, output = Prepared.open(prepared), Path(output)
-    if output.exists():
+    if os.path.lexists(output):
         raise DataError(f"{output} exists; remove it or name another directory")
+    try:
+        files.check_directory(output.parent)
+    except OSError as error:
+        raise DataError(f"{output}: {error.strerror}; name a directory in a writable one") from error
     if generator.tokenizer is None or generator.tokenizer.to_bytes() != data.tokenizer_bytes:
         raise DataError(
             f"{data.directory} was prepared with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
@@ -52,6 +60,8 @@ def distill(
     if data.config.data.source == "text":
         raise DataError(f"{data.directory} holds blocks of text for denoising; only sentence pairs can be distilled")
     check_one_target(data)
+    generator = copy.copy(generator)
+    generator.max_target_length = min(generator.max_target_length, data.config.data.max_target_length)
     items = [Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")
@@ -62,8 +72,16 @@ def distill(
         return [" ".join(map(str, one.tokens)) for one in outputs]
 
     origin = {"checkpoint": checkpoint, "decode": dataclasses.asdict(decode)}
-    write_resumable(items, translated, records, signature=origin, chunk=chunk, skipped=progress)
+    signature = [origin, generator.fingerprint()]
+    write_resumable(items, translated, records, signature=signature, chunk=chunk, skipped=progress)
     targets = [list(map(int, line.split())) for line in read_lines(translated)]
-    report = retarget(data, output, targets, origin, readers)
+    empty = 0
+    for number, row in enumerate(data.split("train").examples()):
+        if not targets[number]:
+            targets[number] = row["target"][1:-1].tolist()
+            empty += 1
+    if empty == len(targets):
+        raise DataError(f"all {empty} outputs are empty: is {checkpoint} trained? {translated} holds them; remove it")
+    report = retarget(data, output, targets, {**origin, "empty_outputs": empty}, readers)
     translated.unlink()
     return report

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import logging
 import os
 from collections import deque
@@ -23,6 +25,21 @@ from janus_jax.text import Tokenizer
 from janus_jax.types import Params
 
 log = logging.getLogger(__name__)
+
+
+def list_of_texts(name: str, texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+      TypeError: a plain string, whose letters would be taken for texts, or something else than texts.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"{name}: {texts[:40]!r} is a plain string; pass a list of texts, [{texts[:40]!r}]")
+    texts = list(texts)
+    for i, one in enumerate(texts):
+        if not isinstance(one, str):
+            raise TypeError(f"{name}[{i}]: {one!r:.60} is no text; pass a list of texts")
+    return texts
 
 
 class Generator:
@@ -126,15 +143,16 @@ class Generator:
 
         Raises:
           ConfigError: an unknown or impossible setting.
+          TypeError: a plain string in place of a list of texts.
           ValueError: inputs that the mode does not take or lacks, or no tokenizer.
         """
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
-            tokenizer.encode_batch(list(lines)),
-            prefixes=None if prefixes is None else tokenizer.encode_batch(list(prefixes)),
+            tokenizer.encode_batch(list_of_texts("lines", lines)),
+            prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
-            else [with_gaps(target, tokenizer, self.net.specials.mask) for target in targets],
+            else [with_gaps(one, tokenizer, self.net.specials.mask) for one in list_of_texts("targets", targets)],
             trace=trace,
             first_line=first_line,
             progress=progress,
@@ -152,8 +170,15 @@ class Generator:
         progress: Callable[[int], Any] | None = None,
         **settings: Any,
     ) -> list[Output]:
-        """`generate` for token ids, with or without bos, eos and padding."""
+        """`generate` for token ids, with or without bos, eos and padding.
+
+        Raises:
+          TypeError, ValueError: as `generate`, or ids that are not in the vocabulary.
+        """
         decode, special = self.settings(settings), self.net.specials
+        sources = self._ids("sources", sources, first_line)
+        prefixes = None if prefixes is None else self._ids("prefixes", prefixes, first_line)
+        targets = None if targets is None else self._ids("targets", targets, first_line)
         self._check_inputs(decode.mode, len(sources), {"prefixes": prefixes, "targets": targets})
         if trace and not MODES[decode.mode].traces:
             modes = " or ".join(name for name, mode in MODES.items() if mode.traces)
@@ -190,13 +215,18 @@ class Generator:
           Completed texts; a score is the mean log-probability of the gap tokens.
 
         Raises:
+          TypeError: a plain string in place of a list of texts.
           ValueError: a gap without text, a text without gap, an empty source, or no tokenizer.
         """
         tokenizer, special = self._require_tokenizer(), self.net.specials
         decode = self.settings({**settings, "mode": "infill"})
+        lines, targets = list_of_texts("lines", lines), list_of_texts("targets", targets)
+        if isinstance(infills, str):
+            raise TypeError("infills: a plain string; pass a list with a list of texts for each line")
+        infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
-        sources = framed(tokenizer.encode_batch(list(lines)), self.max_source_length, "sources", special, first_line)
+        sources = framed(tokenizer.encode_batch(lines), self.max_source_length, "sources", special, first_line)
         if not all(sources):
             raise ValueError(
                 f"line {sources.index([]) + first_line + 1}: an empty source, for which nothing can be scored"
@@ -220,6 +250,47 @@ class Generator:
           ConfigError: an unknown or impossible setting.
         """
         return with_keywords(self.decode_config, changes)
+
+    def check(self, lines: Sequence[str], **settings: Any) -> None:
+        """Raises what `generate` would raise for these lines and settings, without decoding."""
+        decode = self.settings(settings)
+        self._check_inputs(decode.mode, len(lines), {})
+        if check := MODES[decode.mode].check:
+            ids = self._require_tokenizer().encode_batch(list_of_texts("lines", lines))
+            longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
+            check(self.net, decode, min(longest, self.max_source_length))
+
+    def fingerprint(self) -> str:
+        """A hash of the model's content that decides its outputs: parameters, architecture, tokenizer, limits."""
+        content = [
+            checkpoint.checksums({"params": self.params}),
+            dataclasses.asdict(self.net.config),
+            dataclasses.asdict(self.net.specials),
+            None if self.tokenizer is None else hashlib.sha256(self.tokenizer.to_bytes()).hexdigest(),
+            self.max_source_length,
+            self.max_target_length,
+            self.trained,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _ids(self, name: str, sentences: Sequence[Sequence[int]], first_line: int) -> list[list[int]]:
+        """Token ids as lists of integers.
+
+        Raises:
+          TypeError: no list of lists of numbers.
+          ValueError: an id that is not in the vocabulary.
+        """
+        vocab = self.net.config.vocab_size
+        ids = []
+        for number, sentence in enumerate(sentences, first_line + 1):
+            if isinstance(sentences, str) or isinstance(sentence, str) or not hasattr(sentence, "__iter__"):
+                raise TypeError(
+                    f"{name}: {sentence!r} is no list of token ids; pass a list of lists, one for each line"
+                )
+            ids.append(list(map(int, sentence)))
+            if ids[-1] and (min(ids[-1]) < 0 or max(ids[-1]) >= vocab):
+                raise ValueError(f"{name}: line {number} has a token id outside the vocabulary, 0 to {vocab - 1}")
+        return ids
 
     def _check_inputs(self, mode: str, count: int, inputs: dict[str, Sequence | None]) -> None:
         """Raises ValueError for inputs that the mode does not take, that it lacks, or that are not one for each line."""

@@ -3,21 +3,27 @@
 Lines are split only at line feeds, so that line numbers never change.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from janus_jax import files
+from janus_jax.decode.modes import MODES
 from janus_jax.decode.types import Output
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("lines", "tsv", "jsonl")
+# Keys of a JSON line: the input of a mode that it gives, and the field of an `Item` that holds it.
+_KEYS = {"prefix": ("prefixes", "text"), "target": ("targets", "text"), "infill": ("infills", "infill")}
 CHUNK = 8192  # sentences between two states from which a killed run resumes
 
 
@@ -53,7 +59,9 @@ def read_lines(path: str | os.PathLike[str] | None) -> list[str]:
     Raises:
       LinesError: the file is missing or cannot be read.
     """
-    if path is None or str(path) == "-":
+    if _is_standard(path):
+        if sys.stdin is None:
+            raise LinesError("standard input is closed; name a file of lines")
         return split_lines(sys.stdin.buffer.read(), "standard input")
     try:
         return split_lines(Path(path).read_bytes(), str(path))
@@ -76,23 +84,63 @@ def one_line(text: str) -> str:
 
 
 def write_bytes(path: str | os.PathLike[str] | None, data: bytes) -> None:
-    """Writes a file, whole or not at all; to standard output where `path` is None or "-".
+    """Writes a file, whole or not at all, as `files.write_bytes`; to standard output where `path` is None or "-".
 
     Raises:
       LinesError: the file cannot be written.
     """
-    if path is None or str(path) == "-":
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    if _is_standard(path):
+        with _standard_output() as stream:
+            stream.write(data)
         return
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        files.write_bytes(path, data)
     except OSError as error:
-        raise LinesError(f"{path}: {error.strerror}; name a file in a writable directory") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def check_outputs(read: Mapping[str, str | None], written: Mapping[str, str | None]) -> None:
+    """Tries, before any long work, whether files can be written, and that each file has one purpose.
+
+    Args:
+      read: files that are read, by the flag that names them; None: none, or a standard stream.
+      written: files that will be written, in the same way; absent files are not made.
+
+    Raises:
+      LinesError: a file cannot be written, or two flags name the same file.
+    """
+    flags: dict[Path | str, str] = {}
+    for flag, path in {**read, **written}.items():
+        if path is None or (flag in read and not Path(path).is_file()):
+            continue  # `read_lines` names what cannot be read
+        place: Path | str | None = "-"
+        if path != "-":
+            try:
+                if flag in written:
+                    files.check_writable(path)
+                place = files.target(path)
+            except OSError as error:
+                raise _unwritable(f"{flag}={path}", error) from error
+        if place is not None:
+            if place in flags:
+                raise LinesError(f"{flag}={path}: {flags[place]} names the same file; give another")
+            flags[place] = flag
+
+
+def _is_standard(path: str | os.PathLike[str] | None) -> bool:
+    return path is None or str(path) == "-"
+
+
+@contextlib.contextmanager
+def _standard_output() -> Iterator[BinaryIO]:
+    if sys.stdout is None:
+        raise LinesError("standard output is closed; redirect it, or name a file with --output")
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
+
+
+def _unwritable(name: str | os.PathLike[str], error: OSError) -> LinesError:
+    return LinesError(f"{name}: {error.strerror or error}; name a file in a writable directory with room")
 
 
 @dataclass(frozen=True)
@@ -105,51 +153,65 @@ class Item:
     extra: dict[str, Any] | None = None  # the object of a JSON line
 
 
-def parse(lines: Sequence[str], form: str, name: str, key: str, scored: bool = False) -> list[Item]:
+def parse(lines: Sequence[str], form: str, name: str, mode: str) -> list[Item]:
     """The sentences of a file.
 
     Args:
-      lines: of the file.
-      form: "lines": a source in each; "tsv": source, or source TAB prefix or target; "jsonl": objects with `source`, optionally
-        `prefix` or `target`, and optionally `infill` with a target, a list of the texts of its gaps.
-      name: name of the file, for messages.
-      key: "prefix" or "target", whichever the mode takes.
-      scored: objects may hold `infill`.
+      lines: the file's.
+      form: one of `FORMATS`.
+      name: of the file, for messages.
+      mode: a key of `MODES`, which says what a line may hold beside its source.
 
     Raises:
-      LinesError: a line has another form, or some lines have a prefix, target or infill and others have none.
+      LinesError: a line has another form, holds what the mode does not take, or lacks what other lines have.
     """
     if form == "lines":
         return [Item(line) for line in lines]
-    if form == "tsv":
-        items = []
-        for number, line in enumerate(lines, 1):
-            cells = line.split("\t")
-            if len(cells) > 2:
-                raise LinesError(f"{name}, line {number}: {len(cells)} columns; give source, or source TAB {key}")
-            items.append(Item(cells[0], cells[1] if len(cells) > 1 else None))
-    else:
-        items = [_parse_object(line, f"{name}, line {number}", key, scored) for number, line in enumerate(lines, 1)]
-    for what, field in ((key, "text"), ("infill", "infill")):
-        absent = [number for number, item in enumerate(items, 1) if getattr(item, field) is None]
+    taken = [key for key, (inputs, _) in _KEYS.items() if inputs in MODES[mode].inputs]
+    read = _parse_columns if form == "tsv" else _parse_object
+    items = [read(line, f"{name}, line {number}", mode, taken) for number, line in enumerate(lines, 1)]
+    for key in taken:
+        absent = [number for number, item in enumerate(items, 1) if getattr(item, _KEYS[key][1]) is None]
         if absent and len(absent) < len(items):
             raise LinesError(
-                f"{name}, line {absent[0]}: no {what}, which other lines have; give every line one (it may be empty)"
+                f"{name}, line {absent[0]}: no {key}, which other lines have; give every line one (it may be empty)"
             )
     return items
 
 
-def _parse_object(line: str, where: str, key: str, scored: bool) -> Item:
+def _parse_columns(line: str, where: str, mode: str, taken: Sequence[str]) -> Item:
+    cells = line.split("\t")
+    if len(cells) > 1 + bool(taken):
+        form = f"source, or source TAB {taken[0]}" if taken else f"the source alone: mode {mode} takes nothing else"
+        raise LinesError(f"{where}: {len(cells)} columns; give {form}")
+    return Item(cells[0], cells[1] if len(cells) > 1 else None)
+
+
+def _parse_object(line: str, where: str, mode: str, taken: Sequence[str]) -> Item:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise LinesError(f"{where}: not JSON ({error.msg}); write one object a line") from error
+        json.dumps(value, ensure_ascii=False).encode()
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise LinesError(f"{where}: not JSON ({reason}); write one object a line") from error
+    except UnicodeEncodeError as error:
+        raise LinesError(
+            f"{where}: half a surrogate pair (\\u{ord(error.object[error.start]):x}), which is no character; write both halves"
+        ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise LinesError(f"{where}: {str(error).split(';')[0]}; write long numbers as text") from error
     if not isinstance(value, dict) or not isinstance(value.get("source"), str):
         raise LinesError(f'{where}: no text under "source"; write {{"source": "..."}}')
-    text = value.get(key)
+    for key, (inputs, _) in _KEYS.items():
+        if value.get(key) is not None and key not in taken:
+            modes = " and ".join(other for other, entry in MODES.items() if inputs in entry.inputs)
+            raise LinesError(
+                f'{where}: "{key}" is for mode {modes}; mode {mode} takes none: choose another mode, or rename the key'
+            )
+    text = value.get(taken[0]) if taken else None
     if text is not None and not isinstance(text, str):
-        raise LinesError(f'{where}: "{key}" must be text')
-    infill = value.get("infill") if scored else None
+        raise LinesError(f'{where}: "{taken[0]}" must be text')
+    infill = value.get("infill")
     if infill is not None and not (isinstance(infill, list) and all(isinstance(one, str) for one in infill)):
         raise LinesError(f'{where}: "infill" must be a list of texts, one for each gap')
     return Item(value["source"], text, None if infill is None else tuple(infill), value)
@@ -162,12 +224,14 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
         record = {
             **(item.extra or {}),
             "text": output.text,
-            "score": output.score,
+            "score": _json_number(output.score),
             "tokens": output.tokens,
             "statistics": output.statistics,
         }
         if nbest > 1:
-            record["others"] = [{"text": o.text, "score": o.score, "tokens": o.tokens} for o in output.others]
+            record["others"] = [
+                {"text": o.text, "score": _json_number(o.score), "tokens": o.tokens} for o in output.others
+            ]
         return json.dumps(record, ensure_ascii=False)
     lines = []
     for one in ranked:
@@ -176,6 +240,11 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
         cells += [item.source] if form == "tsv" else []
         lines.append(one_line("\t".join([*cells, one.text])))
     return "\n".join(lines)
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has neither NaN nor infinities."""
+    return value if math.isfinite(value) else None
 
 
 def render_trace(number: int, item: Item, output: Output) -> str:
@@ -195,62 +264,113 @@ def write_resumable(
 ) -> None:
     """Decodes items in chunks and writes a record for each, in order; a killed run resumes after its last whole chunk.
 
-    Records are collected in OUTPUT.partial. OUTPUT.state.json holds how much of it is whole, and a hash of input and
-    settings: a run with the same hash resumes, any other starts from the first item. OUTPUT appears at the end.
+    Records are collected in OUTPUT.partial, which stays locked. OUTPUT.state.json holds how much of it is whole, and hashes
+    of it and of input and settings: a run with the same hashes resumes, any other starts from the first item. OUTPUT appears
+    at the end. What is no regular file (standard output, a FIFO, a device) gets each chunk at once and cannot be resumed.
 
     Args:
       items: sentences to decode.
-      output: file to write; None or "-": standard output, without resuming.
+      output: file to write; None or "-": standard output.
       decode: (number of items before a chunk, its items) -> a record for each.
       signature: JSON of all that decides the output: settings, checkpoint.
       chunk: items between two states.
       skipped: called with the number of items that an earlier run has decoded.
 
     Raises:
-      LinesError: the file cannot be written.
+      LinesError: the file cannot be written, or another process is writing it.
     """
-    if output is None or str(output) == "-":
-        for start in range(0, len(items), chunk):
-            write_bytes(None, _records(decode(start, items[start : start + chunk])))
-        return
-    partial, state = Path(f"{output}.partial"), Path(f"{output}.state.json")
+    try:
+        file = None if _is_standard(output) else files.target(output)
+        if file is None:
+            with _standard_output() if _is_standard(output) else open(output, "wb") as stream:
+                for start in range(0, len(items), chunk):
+                    stream.write(_records(decode(start, items[start : start + chunk])))
+                    stream.flush()
+            return
+        partial, state = (file.with_name(file.name + ending) for ending in (".partial", ".state.json"))
+        with _locked(partial, output) as stream:
+            _write_chunks(items, stream, state, _mark(items, signature), decode, chunk, skipped)
+            files.replace(partial, file)
+            state.unlink(missing_ok=True)
+    except OSError as error:
+        name, hint = (
+            ("standard output", "")
+            if _is_standard(output)
+            else (output, "name a file in a writable directory with room ")
+        )
+        raise LinesError(f"{name}: {error.strerror or error}; {hint}(the same command resumes later)") from error
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, output: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Keeps the partial file locked; removes it after a failure if it is empty."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stream = stack.enter_context(files.locked(partial))
+        except BlockingIOError as error:
+            raise LinesError(
+                f"{output}: another process is writing it ({partial} is locked); wait for it, or name another file"
+            ) from error
+        try:
+            yield stream
+        except BaseException:
+            if not os.fstat(stream.fileno()).st_size:
+                partial.unlink(missing_ok=True)
+            raise
+
+
+def _write_chunks(
+    items: Sequence[Item],
+    stream: BinaryIO,
+    state: Path,
+    mark: str,
+    decode: Callable[[int, Sequence[Item]], Sequence[str]],
+    chunk: int,
+    skipped: Callable[[int], Any] | None,
+) -> None:
+    done, content = _resume(stream, state, mark, len(items))
+    if done:
+        log.warning(
+            "%s: resumes after %d of %d sentences, which an earlier run has decoded",
+            str(state).removesuffix(".state.json"),
+            done,
+            len(items),
+        )
+        if skipped:
+            skipped(done)
+    else:
+        state.unlink(missing_ok=True)  # of another job, whose records are dropped here
+    stream.truncate()
+    while done < len(items):
+        part = items[done : done + chunk]
+        records = _records(decode(done, part))
+        stream.write(records)
+        stream.flush()
+        os.fsync(stream.fileno())
+        content.update(records)
+        done += len(part)
+        saved = {"signature": mark, "done": done, "bytes": stream.tell(), "content": content.hexdigest()}
+        files.write_bytes(state, json.dumps(saved).encode())
+
+
+def _mark(items: Sequence[Item], signature: Any) -> str:
+    """A hash of the items and of all that decides their records."""
     digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for item in items:
         digest.update(repr(item).encode())
-    mark = digest.hexdigest()
-    done, size = _resume(state, partial, mark)
-    if done:
-        log.warning("%s: resumes after %d of %d sentences, which an earlier run has decoded", output, done, len(items))
-        if skipped:
-            skipped(done)
-    try:
-        with partial.open("r+b" if done else "wb") as file:
-            file.truncate(size)
-            file.seek(size)
-            while done < len(items):
-                part = items[done : done + chunk]
-                file.write(_records(decode(done, part)))
-                file.flush()
-                os.fsync(file.fileno())
-                done += len(part)
-                write_bytes(state, json.dumps({"signature": mark, "done": done, "bytes": file.tell()}).encode())
-        os.replace(partial, output)
-        state.unlink(missing_ok=True)
-    except OSError as error:
-        raise LinesError(
-            f"{output}: {error.strerror}; name a file in a writable directory with room (the same command resumes later)"
-        ) from error
+    return digest.hexdigest()
 
 
-def _resume(state: Path, partial: Path, mark: str) -> tuple[int, int]:
-    """Items and bytes of `partial` that are whole and have the same input and settings."""
-    try:
+def _resume(stream: BinaryIO, state: Path, mark: str, count: int) -> tuple[int, Any]:
+    """Items of the same job whose records are whole, and the hash of these; the stream stands behind them."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         saved = json.loads(state.read_bytes())
-        if saved["signature"] == mark and partial.stat().st_size >= saved["bytes"]:
-            return int(saved["done"]), int(saved["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    return 0, 0
+        done, content = saved["done"], hashlib.sha256(stream.read(saved["bytes"]))
+        same = saved["signature"] == mark and saved["content"] == content.hexdigest()
+        if same and stream.tell() == saved["bytes"] and type(done) is int and 0 < done <= count:
+            return done, content
+    stream.seek(0)
+    return 0, hashlib.sha256()
 
 
 def _records(records: Sequence[str]) -> bytes:

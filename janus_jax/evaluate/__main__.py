@@ -14,18 +14,21 @@ second do not include compilation. Exit status: 0, or 2 if the input cannot be u
 
 import argparse
 import dataclasses
+import itertools
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax import checkpoint, parallel
+from janus_jax import checkpoint, files, parallel
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
-from janus_jax.decode.io import read_lines, write_lines
+from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
 from janus_jax.evaluate import trace_html
 from janus_jax.evaluate.scores import AlignmentError, score
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
@@ -33,7 +36,7 @@ from janus_jax.evaluate.settings import describe, evaluate_settings, format_tabl
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line with these arguments (default: the process's own) and returns its exit status."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m janus_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--references", help="file of reference lines")
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", help="file of source lines to decode")
     parser.add_argument("--setting", action="append", help="mode:name=value,... as ar:beam=5; may be repeated")
     parser.add_argument("--mode", help="short for one --setting without values")
-    parser.add_argument("--runs", type=int, default=1, help="timed runs of each setting; the median counts")
+    parser.add_argument(
+        "--runs", type=int, default=1, help="timed runs of each setting; the median counts (default: 1)"
+    )
     parser.add_argument(
         "--batch_tokens",
         type=int,
@@ -61,37 +66,58 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--traces", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     args = parser.parse_args(argv)
-    if args.trace_html or args.traces:
-        return _write_traces(parser, args)
-    if not args.references:
-        parser.error("give --references, the lines to compare with")
-    if (args.hypotheses is None) == (args.checkpoint is None):
-        parser.error("give either --hypotheses, to score a file, or --checkpoint and --source, to decode and score")
-    if args.save_best and not args.checkpoint:
-        parser.error("--save_best needs --checkpoint, the model to copy")
-    if args.checkpoint and not args.source:
-        parser.error("--checkpoint needs --source, the lines to decode")
+    body = _body(parser, args)
     try:
-        if args.hypotheses:
-            _score_files(args)
-        else:
-            _score_checkpoint(args)
+        body(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _write_traces(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
-    if not (args.trace_html and args.traces):
-        parser.error("give both --traces=FILE and --trace_html=PAGE")
-    try:
-        count = trace_html.write(args.trace_html, args.traces)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{args.trace_html}: {count} sentences")
-    return 0
+# The flags of each form of the command, after the flag that chooses it.
+_FORMS = {
+    "traces": {"trace_html"},
+    "hypotheses": {"references", "json"},
+    "checkpoint": {
+        "source", "references", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "json",
+    },
+}  # fmt: skip
+_NEEDS = {
+    "traces": ("trace_html", "the page to write"),
+    "hypotheses": ("references", "the lines to compare with"),
+    "checkpoint": ("source", "the lines to decode"),
+}
+
+
+def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable[[argparse.Namespace], None]:
+    """The function for the form of the command that the flags choose; ends the process where they do not fit together."""
+    given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
+    forms = [form for form in _FORMS if form in given]
+    if "trace_html" in given and not forms:
+        parser.error("--trace_html needs --traces, the file to show")
+    if len(forms) != 1:
+        parser.error(
+            "give --hypotheses, to score a file, or --checkpoint and --source, to decode and score, each with --references; or "
+            "--traces and --trace_html, for a page"
+        )
+    form = forms[0]
+    if others := sorted(given - _FORMS[form] - {form}):
+        owners = " or ".join(f"--{other}" for other, names in _FORMS.items() if others[0] in names)
+        parser.error(f"--{others[0]} goes with {owners}, not with --{form}")
+    for name, meaning in (_NEEDS[form], ("references", "the lines to compare with")):
+        if name in _FORMS[form] and name not in given:
+            parser.error(f"--{form} needs --{name}, {meaning}")
+    if args.runs < 1:
+        parser.error(f"--runs={args.runs}: at least one run is needed")
+    return {"traces": _write_traces, "hypotheses": _score_files, "checkpoint": _score_checkpoint}[form]
+
+
+def _write_traces(args: argparse.Namespace) -> None:
+    check_outputs({"--traces": args.traces}, {"--trace_html": args.trace_html})
+    count = trace_html.write(args.trace_html, args.traces)
+    if args.trace_html != "-":
+        print(f"{args.trace_html}: {count} sentences")
 
 
 def _score_files(args: argparse.Namespace) -> None:
@@ -107,29 +133,32 @@ def _score_files(args: argparse.Namespace) -> None:
 
 def _score_checkpoint(args: argparse.Namespace) -> None:
     parallel.start()
-    if args.save_best and Path(args.save_best).exists():  # before the decoding
-        raise FileExistsError(f"{args.save_best}: exists already; remove it or name another directory")
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
-    generator = Generator.from_checkpoint(args.checkpoint)
-    settings = [parse_setting(text) for text in texts] or standard_settings(generator.trained)
-    own = settings
-    if args.batch_tokens:
-        settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
+    own = [parse_setting(text) for text in texts]
     sources, references = read_lines(args.source), read_lines(args.references)
     _check_aligned(args.source, sources, args.references, references)
+    _check_places(args)
+    generator = Generator.from_checkpoint(args.checkpoint)
+    own = own or standard_settings(generator.trained)
+    settings = own
+    if args.batch_tokens is not None:
+        settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
+    for setting in settings:
+        generator.check(sources, **setting)
+    outputs = [Path(args.output_dir) / f"{_file_name(setting)}.txt" for setting in settings] if args.output_dir else []
+    if outputs:
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        read = {"--source": args.source, "--references": args.references}
+        for output in outputs:
+            check_outputs(read, {f"--output_dir={args.output_dir}: the file": str(output)})
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
     best = max(range(len(results)), key=lambda i: results[i]["bleu"])
-    if args.save_best:
-        about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
-        _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
-    for result in results:
+    for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
-        if args.output_dir:
-            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            name = result["setting"].replace(":", "_").replace(",", "_").replace("=", "")
-            write_lines(Path(args.output_dir) / f"{name}.txt", hypotheses)
+        if output:
+            write_lines(output, hypotheses)
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -137,6 +166,27 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         print(
             f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
+    if args.save_best:
+        about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
+        _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Raises what is wrong with the directories to write, before the decoding."""
+    if args.save_best and os.path.lexists(args.save_best):
+        raise FileExistsError(f"{args.save_best}: exists already; remove it or name another directory")
+    for flag, path in (("--output_dir", args.output_dir), ("--save_best", args.save_best)):
+        if path is not None:
+            try:
+                files.check_directory(path)
+            except OSError as error:
+                raise LinesError(
+                    f"{flag}={path}: {error.strerror} ({error.filename}); name a directory in a writable one"
+                ) from error
+
+
+def _file_name(setting: dict[str, Any]) -> str:
+    return describe(setting).replace(":", "_").replace(",", "_").replace("=", "")
 
 
 def _save_with_setting(source: str, output: str, decode: DecodeConfig, about: dict[str, Any]) -> None:

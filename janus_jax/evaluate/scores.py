@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 
+from janus_jax.decode.generator import list_of_texts
+
 Lines = Sequence[str]
 
 
@@ -82,7 +84,9 @@ def score(hypotheses: Lines, references: Lines, scorers: Sequence[str] = tuple(S
     Raises:
       AlignmentError: the numbers of lines differ, or there are none.
       KeyError: an unknown scorer.
+      TypeError: a plain string in place of a list of lines.
     """
+    hypotheses, references = list_of_texts("hypotheses", hypotheses), list_of_texts("references", references)
     if len(hypotheses) != len(references):
         raise AlignmentError(
             f"{len(hypotheses)} hypotheses do not match {len(references)} references; both need the same lines in the same order"

@@ -5,6 +5,7 @@ from typing import Any
 
 from janus_jax.config import ConfigError
 from janus_jax.decode import MODES, Generator
+from janus_jax.decode.generator import list_of_texts
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
 
@@ -69,6 +70,7 @@ def evaluate_settings(
       AlignmentError: sources and references differ in number.
       ConfigError: an impossible setting.
     """
+    sources, references = list_of_texts("sources", sources), list_of_texts("references", references)
     if len(sources) != len(references):
         raise AlignmentError(
             f"{len(sources)} sources do not match {len(references)} references; both need the same lines in the same order"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import re
 import types
 from io import BytesIO
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, config, text
-from janus_jax.decode import Generator, io, remask_counts
+from janus_jax.decode import Generator, Output, io, remask_counts
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
@@ -216,7 +217,7 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2
     assert "mode speculative gives the output of greedy search" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
-    assert "mode speculative takes none; use mode=ar" in capsys.readouterr().err
+    assert "mode speculative takes nothing else" in capsys.readouterr().err
 
 
 def test_gaps_are_filled_or_their_texts_scored(saved, tmp_path, capsys):
@@ -257,3 +258,94 @@ def test_devices_are_limited_to_the_local_ones(saved, tmp_path, capsys):
     assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()
     assert main([*arguments, "--devices=9"]) == 2
     assert "--devices=9: there are 8 here" in capsys.readouterr().err
+
+
+def test_files_are_checked_before_a_model_is_loaded(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Generator, "from_checkpoint", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("a\n")
+    before = sorted(tmp_path.iterdir())
+    base = [f"--checkpoint={saved}", f"--input={tmp_path / 'file'}"]
+    for flags, message in (
+        ([f"--output={tmp_path / 'no/out'}"], "--output="),
+        ([f"--trace={tmp_path / 'no/out'}"], "--trace="),
+        ([f"--trace={tmp_path}"], "Is a directory"),
+        ([f"--trace={tmp_path / 'file'}"], "--input names the same file"),
+        (["--trace=-"], "--output names the same file"),
+    ):
+        assert main([*base, *flags]) == 2
+        assert message in capsys.readouterr().err
+    base = [f"--checkpoint={saved}", f"--source={tmp_path / 'file'}", f"--references={tmp_path / 'file'}"]
+    for name in ("output_dir", "save_best"):
+        for path, message in (("file/below", "Not a directory"), ("file", "Not a directory|exists already")):
+            assert evaluate_main([*base, "--setting=ar:beam=1", f"--{name}={tmp_path / path}"]) == 2
+            assert re.search(message, capsys.readouterr().err)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Generator, "generate", lambda *_, **__: pytest.fail("decoded"))
+    (tmp_path / "file").write_text("a\n")
+    base = [f"--checkpoint={saved}", f"--source={tmp_path / 'file'}", f"--references={tmp_path / 'file'}"]
+    for setting, message in (
+        ("nar:beam=3", "beam: mode nar has no such setting; it belongs to mode ar"),
+        ("infill", "targets: mode infill needs them"),
+        ("ctc", "this model has no CTC rows"),
+    ):
+        assert evaluate_main([*base, "--setting=ar:beam=1", f"--setting={setting}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--hypotheses=a", "--references=b", "--setting=ar"],
+            "--setting goes with --checkpoint, not with --hypotheses",
+        ),
+        (
+            ["--traces=a", "--trace_html=b", "--json"],
+            "--json goes with --hypotheses or --checkpoint, not with --traces",
+        ),
+        (["--trace_html=b"], "--trace_html needs --traces"),
+        (["--hypotheses=a", "--checkpoint=b"], "give --hypotheses, to score a file, or --checkpoint"),
+        (["--checkpoint=a", "--source=b"], "--checkpoint needs --references"),
+        (["--checkpoint=a", "--source=b", "--references=c", "--runs=0"], "--runs=0: at least one run"),
+    ],
+)
+def test_flags_of_another_form_of_evaluate_are_named(flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        evaluate_main(flags)
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_replaced_checkpoint_has_another_fingerprint(saved):
+    first, second = Generator.from_checkpoint(saved), Generator.from_checkpoint(saved)
+    assert first.fingerprint() == second.fingerprint()
+    second.params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].add(1e-3), second.params)
+    assert first.fingerprint() != second.fingerprint()
+
+
+def test_a_killed_run_does_not_resume_with_another_model(saved, tmp_path, monkeypatch):
+    """The second model stands at the path of the first: outputs of both in one file would go unnoticed."""
+    (tmp_path / "in").write_text("a\nb\nc\nd\n")
+    arguments = [f"--checkpoint={saved}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
+    monkeypatch.setattr(io, "CHUNK", 2)
+    starts = []
+
+    def generate(self, lines, *, first_line, **_):
+        starts.append(first_line)
+        if len(starts) == 2:
+            raise io.LinesError("killed")
+        return [Output(line, 0.0, []) for line in lines]
+
+    monkeypatch.setattr(Generator, "generate", generate)
+    assert main(arguments) == 2
+    monkeypatch.setattr(Generator, "fingerprint", lambda _: "another")
+    assert main(arguments) == 0
+    assert starts == [0, 2, 0, 2]
+
+
+def test_a_trace_of_no_sentences_is_written(saved, tmp_path):
+    assert decoded(saved, tmp_path, "--mode=nar", f"--trace={tmp_path / 'trace'}", lines=[]) == []
+    assert (tmp_path / "trace").read_bytes() == b""

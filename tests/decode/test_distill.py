@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax import data
 from janus_jax.config import ConfigError
-from janus_jax.decode import Generator
+from janus_jax.decode import Generator, Output
 from janus_jax.decode.__main__ import main
 from janus_jax.decode.distill import distill
 from janus_jax.decode.io import LinesError
@@ -140,3 +140,40 @@ def test_unusable_datasets_are_named(original, tmp_path):
         data.retarget(prepared, tmp_path / "new", [[7]] * 59, {})
     with pytest.raises(data.DataError, match="training example 3 has 0 tokens"):
         data.retarget(prepared, tmp_path / "new", [[7]] * 3 + [[]] + [[7]] * 56, {})
+
+
+def test_empty_outputs_leave_the_original_targets(original, tmp_path, monkeypatch, capsys):
+    config, workdir = original
+    lengths = []
+
+    def generate(self, sources, **_):
+        lengths.append(self.max_target_length)
+        return [Output("", 0.0, [] if i % 20 == 3 else [7]) for i in range(len(sources))]
+
+    monkeypatch.setattr(Generator, "generate_ids", generate)
+    flags = [f"--checkpoint={workdir}", f"--distill={config.data.prepared}"]
+    assert main([*flags, f"--output={tmp_path / 'new'}"]) == 0
+    assert "3 outputs were empty; these pairs keep their original targets" in capsys.readouterr().out
+    before, after = ids(config.data.prepared), ids(tmp_path / "new")
+    for i, ((_, old), (_, new)) in enumerate(zip(before, after, strict=True)):
+        assert new == (old if i % 20 == 3 else [old[0], 7, old[-1]])
+    assert data.Prepared.open(tmp_path / "new").report["distilled"]["empty_outputs"] == 3
+    assert lengths == [config.data.max_target_length]
+    monkeypatch.setattr(Generator, "generate_ids", lambda self, sources, **_: [Output("", 0.0, []) for _ in sources])
+    assert main([*flags, f"--output={tmp_path / 'none'}"]) == 2
+    assert "all 60 outputs are empty" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_place_of_the_new_dataset_is_checked_first(original, tmp_path, monkeypatch, capsys):
+    config, workdir = original
+    monkeypatch.setattr(Generator, "generate_ids", lambda *_, **__: pytest.fail("translated"))
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    flags = [f"--checkpoint={workdir}", f"--distill={config.data.prepared}"]
+    for name, message in (("file/new", "Not a directory"), ("link", "exists; remove it")):
+        assert main([*flags, f"--output={tmp_path / name}"]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*flags, f"--output={tmp_path / 'new'}", "--scores"])
+    assert "takes no --scores" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from janus_jax.config import ConfigError, DecodeConfig, ModelConfig, ParallelCon
 from janus_jax.decode import MODES, DecodeRequest, Generator
 from janus_jax.decode.batching import bucket, full_rows, plan_batches
 from janus_jax.decode.keywords import with_keywords
+from janus_jax.decode.modes.autoregression import ar_limits
 from janus_jax.model import Janus
 from janus_jax.types import Specials
 
@@ -244,3 +245,54 @@ def test_buckets_and_rows():
     assert [bucket(n, at_least=8, halves=True) for n in (2, 9, 13, 17, 25)] == [8, 12, 16, 24, 32]
     assert [full_rows(32, t, 1) for t in (16, 100, 1000)] == [1, 2, 24]
     assert [full_rows(32, t, 1, ways=4) for t in (16, 100, 1000)] == [4, 4, 16]
+
+
+def test_a_plain_string_is_no_list_of_texts(generator):
+    cases = [
+        (lambda g: g.generate("polen"), "lines: 'polen' is a plain string; pass a list of texts, \\['polen'\\]"),
+        (lambda g: g.generate(["a"], prefixes="a"), "prefixes: 'a' is a plain string"),
+        (lambda g: g.generate(["a"], mode="nar", targets="a"), "targets: 'a' is a plain string"),
+        (lambda g: g.generate(["a", 3]), r"lines\[1\]: 3 is no text"),
+        (lambda g: g.generate(b"polen"), "lines: b'polen' is a plain string"),
+        (lambda g: g.generate_ids("polen"), "sources: .* is no list of token ids"),
+        (lambda g: g.generate_ids(["polen"]), "sources: 'polen' is no list of token ids"),
+        (lambda g: g.generate_ids([5, 6]), "sources: 5 is no list of token ids"),
+        (lambda g: g.generate_ids([[5]], prefixes=[5]), "prefixes: 5 is no list"),
+        (lambda g: g.score_infills("ab", ["<mask>"] * 2, [["a"]] * 2), "lines: 'ab' is a plain string"),
+        (lambda g: g.score_infills(["ab"], "<mask>", [["a"]]), "targets: '<mask>' is a plain string"),
+        (lambda g: g.score_infills(["ab"], ["<mask>"], "a"), "infills: a plain string"),
+        (lambda g: g.score_infills(["ab"], ["<mask>"], ["a"]), r"infills\[0\]: 'a' is a plain string"),
+    ]
+    for call, message in cases:
+        with pytest.raises(TypeError, match=message):
+            call(generator)
+    for bad in (VOCAB, -1, 10**12):
+        with pytest.raises(ValueError, match="sources: line 2 has a token id outside the vocabulary, 0 to 23"):
+            generator.generate_ids([[5], [6, bad]])
+
+
+def test_limits_beyond_32_bits_are_those_of_the_model(generator):
+    source = np.array([[0, 5, 6, 7, 2, 1], [1] * 6], np.int32)
+    request = DecodeRequest(generator.net, generator.params, source, generator.decode_config, 32)
+    for changes in ({"max_length_b": 2**31 - 1}, {"max_length_a": 2.0**31 - 1}):
+        settings = with_keywords(DecodeConfig(), changes).ar
+        limit, allowed = ar_limits(request, settings)
+        assert (limit, allowed.tolist()) == (31, [31, 0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beam": 100_000}, {"max_length_a": 1e30}, {"max_length_b": 2**31}, {"min_length": 2**31}, {"lenpen": 1e30},
+        {"no_repeat_ngram": 2**31}, {"temperature": 1e-30}, {"top_k": 2**31}, {"seed": 3_000_000_000}, {"nbest": 100_000},
+        {"mode": "nar", "passes": 100_000}, {"mode": "nar", "length_beam": 100_000}, {"mode": "ctc", "beam": 100_000},
+        {"mode": "ctc", "tokens": 100_000}, {"mode": "ctc", "blank_penalty": 1e30}, {"mode": "dag", "beam": 100_000},
+        {"mode": "dag", "tokens": 100_000}, {"mode": "dag", "beta": 1e30}, {"mode": "dag", "length_beta": 1e30},
+        {"mode": "speculative", "draft_passes": 100_000}, {"mode": "speculative", "draft_lengths": 100_000},
+        {"mode": "infill", "accept_top": 2**31}, {"mode": "infill", "accept_gap": 1e30}, {"lenpen": float("inf")},
+        {"temperature": float("nan")},
+    ],
+)  # fmt: skip
+def test_settings_that_no_search_can_use_are_out_of_range(changes):
+    with pytest.raises(ConfigError, match=r"config\.decode\.\S+: .* (must be at least .* and at most|finite)"):
+        with_keywords(DecodeConfig(), changes)

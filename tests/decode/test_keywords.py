@@ -75,8 +75,14 @@ def test_help_describes_every_setting_once(capsys):
         for field in dataclasses.fields(mode.settings):
             assert f" --{field.name}" in text
             assert field.metadata["help"].replace("- ", "-") in text
-    assert "[ar] Hypotheses a sentence; 1 is greedy search. (at least 1) [ctc] Prefixes a sentence" in text
-    assert "[speculative, infill] Passes of mask-predict that make a draft. (at least 1)" in text
+    assert (
+        "[ar] Hypotheses a sentence; 1 is greedy search. (at least 1 and at most 1000, default: 5) [ctc] Prefixes a sentence"
+        in text
+    )
+    assert (
+        "[speculative, infill] Passes of mask-predict that make a draft. (at least 1 and at most 256, default: 1)"
+        in text
+    )
 
 
 def test_modes_that_share_a_flag_agree_on_its_type():

@@ -1,6 +1,7 @@
 """The page of passes: its data, and how a browser shows it."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -26,19 +27,54 @@ def write(tmp_path, *records):
     return tmp_path / "trace.jsonl"
 
 
+def data_of(page):
+    """The records of a page, by the rules of JSON, which has no NaN; a browser ends the script at the first "</script"."""
+    text = re.search(r'<script type="application/json" id="data">(.*?)</script', page, re.DOTALL)[1]
+    assert "<" not in text  # "<!--<script>" would hide the end of the script
+    return json.loads(text, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.parametrize(
+    "source", ["<!--<script>", "</script>", "<![CDATA[", "__DATA__ __MARKS__ __TITLE__", "\u2028", "&lt;"]
+)
+def test_a_source_cannot_change_the_page(source):
+    page = trace_html.render([{**RECORD, "source": source}])
+    assert data_of(page)[0]["source"] == source
+    assert page.count("<script") == 2
+
+
+def test_scores_that_are_no_numbers_leave_the_page_whole(tmp_path):
+    scores = [[math.nan, -math.inf], [math.inf, -0.1]]
+    passes = [{**one, "scores": part} for one, part in zip(RECORD["passes"], scores, strict=True)]
+    records = trace_html.read_traces(write(tmp_path, {**RECORD, "score": math.nan, "passes": passes}))
+    assert [one["scores"] for one in data_of(trace_html.render(records))[0]["passes"]] == [[None, -1000], [0, -0.1]]
+
+
 def test_the_page_holds_the_data_and_nothing_from_elsewhere(tmp_path, capsys):
     traces = write(tmp_path, RECORD, {**RECORD, "line": 2})
     assert main([f"--traces={traces}", f"--trace_html={tmp_path / 'page.html'}"]) == 0
     assert "2 sentences" in capsys.readouterr().out
     page = (tmp_path / "page.html").read_text()
-    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
-    assert json.loads(data.replace("<\\/", "</"))[0] == RECORD
+    assert data_of(page)[0] == {name: RECORD[name] for name in ("line", "source", "text", "passes")}
+    assert "<title>Mask-predict, pass by pass</title>" in page
+    assert "▁</b> begins a word" in page
+    assert "Ġ" not in page
     assert not re.search(r"(src|href)=|https?://|@import", page)
 
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "{}", '{"line": 1, "source": "", "text": "", "passes": [{"tokens": ["a"], "scores": [], "remasked": []}]}'],
+    [
+        "{",
+        "{}",
+        "[]",
+        "1",
+        "[" * 100_000,
+        json.dumps({**RECORD, "source": 3}),
+        json.dumps({**RECORD, "passes": [3]}),
+        json.dumps({**RECORD, "passes": [{"tokens": [1], "scores": [0], "remasked": [True]}]}),
+        '{"line": 1, "source": "", "text": "", "passes": [{"tokens": ["a"], "scores": [], "remasked": []}]}',
+    ],
 )
 def test_what_is_not_a_trace_is_named(tmp_path, line):
     (tmp_path / "trace.jsonl").write_text(json.dumps(RECORD) + "\n" + line + "\n")

@@ -70,9 +70,10 @@ def ar_limits(request: DecodeRequest, settings: ArDecode) -> tuple[int, np.ndarr
     cap = request.max_target_length - 1  # bos is not counted
     forced = 0 if request.prefix is None else (request.prefix != pad).sum(axis=1)
     inner = np.maximum((source != pad).sum(axis=1) - 2, 0)
-    allowed = (settings.max_length_a * inner + settings.max_length_b).astype(np.int32) + 1
+    # The cap comes before the integers: a product may exceed 32 bits.
+    allowed = np.minimum(settings.max_length_a * inner + settings.max_length_b, cap).astype(np.int32) + 1
     allowed = np.minimum(np.maximum(allowed, forced + 1), cap)
-    limit = int(settings.max_length_a * (source.shape[1] - 2) + settings.max_length_b) + 1
+    limit = int(min(settings.max_length_a * (source.shape[1] - 2) + settings.max_length_b, cap)) + 1
     limit = min(max(limit, 0 if request.prefix is None else request.prefix.shape[1] + 1), cap)
     return limit, np.where(inner > 0, allowed, 0).astype(np.int32)
 
