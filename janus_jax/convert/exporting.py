@@ -83,7 +83,7 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
     files.refuse_existing(output)
     library(_NEEDED[format_name])
     loaded = checkpoint.load(checkpoint_path)
-    tokenizer = text.load(loaded.tokenizer)
+    tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {checkpoint_path}")
     model = replace(loaded.config.model, vocab_size=loaded.config.model.vocab_size or tokenizer.vocab_size)
     specials = Janus(model, tokenizer.specials).specials
     arrays = params_to_released(loaded.params, model)

@@ -213,10 +213,10 @@ def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
     """The tokenizer of --tokenizer, or else the one beside the weights."""
     if request.tokenizer is not None:
         if request.tokenizer.name == files.TOKENIZER:
-            return text.load(_bytes(request.tokenizer))
+            return text.load(_bytes(request.tokenizer), str(request.tokenizer))
         return text.read(request.tokenizer)
     if (directory / files.TOKENIZER).is_file():
-        return text.load(_bytes(directory / files.TOKENIZER))
+        return text.load(_bytes(directory / files.TOKENIZER), str(directory / files.TOKENIZER))
     if request.source == "fairseq" and not (directory / "encoder.json").is_file():
         raise ConvertError(
             f"{directory}: holds no tokenizer; give --tokenizer: the dict.txt of a translation model, a folder with BART's "

@@ -98,7 +98,7 @@ class Generator:
             devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
         loaded = checkpoint.load(path)
         params = loaded.params if len(devices) > 1 else jax.device_put(loaded.params, devices[0])
-        tokenizer = text.load(loaded.tokenizer)
+        tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {path}")
         trained, decode = trained_modes(loaded.config.objective), loaded.config.decode
         if trained and decode.mode not in trained:
             decode = dataclasses.replace(decode, mode=trained[0])

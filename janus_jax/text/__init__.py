@@ -56,14 +56,18 @@ def read(path: str | pathlib.Path) -> Tokenizer:
     return sentencepiece_tokenizer.read(path)
 
 
-def load(data: bytes) -> Tokenizer:
+def load(data: bytes, origin: str = "tokenizer data") -> Tokenizer:
     """The tokenizer of `data`: the result of `to_bytes`, or the content of a SentencePiece model file.
+
+    Args:
+      data: its bytes.
+      origin: where they are from, for messages.
 
     Raises:
       TokenizerError: `data` is none of the three kinds.
     """
     if data.startswith(b"{"):
-        return BpeTokenizer(data)
+        return BpeTokenizer(data, origin)
     if data.startswith(dictionary_tokenizer.HEADER):
-        return DictionaryTokenizer(data)
-    return SentencePieceTokenizer(data)
+        return DictionaryTokenizer(data, origin)
+    return SentencePieceTokenizer(data, origin)

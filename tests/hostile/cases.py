@@ -214,12 +214,12 @@ class Maker:
     def setting(self) -> Case:
         name, value = self.rng.choice([leaf for leaf in config_lib.leaves(Config()) if _is_safe(leaf[0])])
         command = self.rng.choice(("data", "train", "train"))
-        return self._experiment(command, [f"--config.{name}={self._value_of(value)}"], ("config.",))
+        return self._experiment(command, [f"--config.{name}={self._value_of(value)}"], ("config.", name))
 
     def two_settings(self) -> Case:
-        leaves = [leaf for leaf in config_lib.leaves(Config()) if _is_safe(leaf[0])]
-        argv = [f"--config.{name}={self._value_of(value)}" for name, value in self.rng.sample(leaves, 2)]
-        return self._experiment("train", argv, ("config.",))
+        two = self.rng.sample([leaf for leaf in config_lib.leaves(Config()) if _is_safe(leaf[0])], 2)
+        argv = [f"--config.{name}={self._value_of(value)}" for name, value in two]
+        return self._experiment("train", argv, ("config.", two[0][0], two[1][0]))
 
     def experiment(self) -> Case:
         path = f"{self.work}/experiment.py"
