@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
@@ -68,6 +69,25 @@ class ArgumentParser(argparse.ArgumentParser):
         near = difflib.get_close_matches(f"--{flag.lstrip('-')}", known, n=1)
         near = near or [name for name in known if flag.startswith("--") and name.startswith(flag)][:1]
         return f"{flag}: unknown flag" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def report_mistakes(body: Callable[[], None]) -> int:
+    """Runs the body of a command; what the user can fix becomes one line on stderr.
+
+    Returns:
+      The exit status.
+    """
+    try:
+        body()
+    except (OSError, ValueError) as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: the device has too little memory for this; make the batches or the beam smaller", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _option_strings(parser: argparse.ArgumentParser) -> list[str]:

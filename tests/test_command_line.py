@@ -1,8 +1,9 @@
 """The parser of commands without an experiment file."""
 
+import jax
 import pytest
 
-from janus_jax.command_line import ArgumentParser
+from janus_jax.command_line import ArgumentParser, report_mistakes
 
 
 @pytest.fixture
@@ -62,3 +63,21 @@ def test_flags_of_commands_are_known(capsys):
         err = capsys.readouterr().err
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1
+
+
+def test_what_the_user_can_fix_is_one_line(capsys):
+    def raise_(error):
+        raise error
+
+    assert report_mistakes(lambda: None) == 0
+    for error, message in (
+        (ValueError("in.txt: bad\n  line"), "error: in.txt: bad line\n"),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "error: the device has too little memory"),
+    ):
+        assert report_mistakes(lambda error=error: raise_(error)) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(message)
+        assert err.count("\n") == 1
+    for error in (jax.errors.JaxRuntimeError("INTERNAL"), RuntimeError("a fault of ours")):
+        with pytest.raises(type(error)):
+            report_mistakes(lambda error=error: raise_(error))

@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from janus_jax import checkpoint, parallel
-from janus_jax.command_line import ArgumentParser
+from janus_jax.command_line import ArgumentParser, report_mistakes
 from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared, Readers
 from janus_jax.decode import Generator, io
@@ -89,28 +89,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     _check_flags(parser, args)
-    try:
-        _check_files(args)
-        parallel.start()
-        generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
-        keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
-        decode = generator.settings(keywords)
-        if args.distill:
-            _distill(generator, args, decode, keywords)
-        else:
-            _decode_file(generator, args, decode, keywords)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        print(
-            "error: the device has too little memory; lower --batch_tokens, or the hypotheses a sentence",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+    return report_mistakes(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    _check_files(args)
+    parallel.start()
+    generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
+    keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
+    decode = generator.settings(keywords)
+    if args.distill is not None:
+        _distill(generator, args, decode, keywords)
+    else:
+        _decode_file(generator, args, decode, keywords)
 
 
 def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -151,10 +142,10 @@ def _decode_file(
         modes = " or ".join(other for other, entry in MODES.items() if entry.traces)
         raise ValueError(f"--trace: mode {decode.mode} has no passes to record; use --mode={modes}")
     items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", decode.mode)
-    # The checkpoint by its content: another one may have taken its place when a killed run resumes.
+    # The checkpoint by its content: another one may have taken its place when a killed run resumes, which needs --output.
     signature = [
         dataclasses.asdict(decode),
-        generator.fingerprint(),
+        generator.fingerprint() if args.output else "",
         args.format,
         args.scores,
         bool(args.trace),

@@ -31,7 +31,7 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
       keywords: new values by name; None: no change. `mode` chooses the mode, and so which names there are.
 
     Raises:
-      ConfigError: an unknown setting, one of another mode, or an impossible value.
+      ConfigError: an unknown setting, one of another mode, one that has no effect beside the others, or an impossible value.
     """
     changes = {name: value for name, value in keywords.items() if value is not None}
     raw = dataclasses.asdict(decode)
@@ -48,7 +48,13 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
             group[key] = value
     else:
         raw["mode"] = mode
-    return config.resolve({"decode": raw}).decode
+    resolved = config.resolve({"decode": raw}).decode
+    for name, (other, needed) in MODES[resolved.mode].only_with.items():
+        if name in changes and getattr(resolved.chosen, other) != needed:
+            raise ConfigError(
+                f"{name}: it has no effect in mode {resolved.mode} unless {other} is {needed}; set that too"
+            )
+    return resolved
 
 
 def _unknown(name: str, mode: str) -> str:

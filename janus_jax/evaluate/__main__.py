@@ -25,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from janus_jax import checkpoint, files, parallel
-from janus_jax.command_line import ArgumentParser
+from janus_jax.command_line import ArgumentParser, report_mistakes
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
@@ -67,12 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--traces", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     args = parser.parse_args(argv)
     body = _body(parser, args)
-    try:
-        body(args)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return report_mistakes(lambda: body(args))
 
 
 # The flags of each form of the command, after the flag that chooses it.

@@ -28,6 +28,15 @@ def test_settings_that_a_mode_reads_of_others_exist_and_have_other_names(name):
 
 
 @pytest.mark.parametrize("name", MODES)
+def test_settings_that_need_another_exist(name):
+    fields = {f.name: f for f in dataclasses.fields(MODES[name].settings)}
+    for setting, (other, value) in MODES[name].only_with.items():
+        assert setting in places(name)
+        assert value in (typing.get_args(typing.get_type_hints(MODES[name].settings)[other]) or (True, False))
+        assert other in fields
+
+
+@pytest.mark.parametrize("name", MODES)
 def test_settings_for_evaluation_are_keywords_of_the_mode(name):
     for keywords in (MODES[name].validation or {}, *MODES[name].trials):
         assert with_keywords(DecodeConfig(), {"mode": name, **keywords}).mode == name
@@ -41,7 +50,9 @@ def test_an_unknown_loss_term_is_an_error():
 
 
 def test_a_keyword_changes_the_field_of_the_chosen_mode():
-    base = with_keywords(DecodeConfig(), {"mode": "ctc", "beam": 7, "tokens": 3, "lenpen": 0.5, "nbest": None})
+    base = with_keywords(
+        DecodeConfig(), {"mode": "ctc", "beam": 7, "tokens": 3, "rerank": "ar", "lenpen": 0.5, "nbest": None}
+    )
     assert (base.mode, base.nbest, base.ctc.beam, base.ctc.tokens, base.ar.lenpen) == ("ctc", 1, 7, 3, 0.5)
     assert base.ar.beam == DecodeConfig().ar.beam
     changed = with_keywords(base, {"mode": "ar", "beam": 2})
@@ -58,6 +69,9 @@ def test_a_keyword_changes_the_field_of_the_chosen_mode():
         ({"mode": "infill", "zzz": 3}, "zzz: mode infill has no such setting; its settings: mode, nbest, rules"),
         ({"mode": "nar", "passes": "three"}, "config.decode.nar.passes: expected int, got 'three'"),
         ({"mode": "narr"}, "config.decode.mode: 'narr' is not one of 'ar', 'nar'"),
+        ({"temperature": 0.5}, "temperature: it has no effect in mode ar unless sample is True; set that too"),
+        ({"mode": "nar", "lenpen": 0.5}, "lenpen: it has no effect in mode nar unless rerank is ar; set that too"),
+        ({"mode": "dag", "beam": 3}, "beam: it has no effect in mode dag unless search is beam; set that too"),
         ({"mode": "infill", "nbest": 2}, "config.decode.nbest: 2, but mode infill gives one output a sentence"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -60,6 +61,21 @@ def test_the_page_holds_the_data_and_nothing_from_elsewhere(tmp_path, capsys):
     assert "▁</b> begins a word" in page
     assert "Ġ" not in page
     assert not re.search(r"(src|href)=|https?://|@import", page)
+
+
+def test_the_page_is_written_through_links_and_fifos(tmp_path):
+    traces = write(tmp_path, RECORD)
+    (tmp_path / "link.html").symlink_to("page.html")
+    os.mkfifo(tmp_path / "fifo")
+    assert main([f"--traces={traces}", f"--trace_html={tmp_path / 'link.html'}"]) == 0
+    with subprocess.Popen(["cat", tmp_path / "fifo"], stdout=subprocess.PIPE) as reader:
+        assert main([f"--traces={traces}", f"--trace_html={tmp_path / 'fifo'}"]) == 0
+        assert reader.stdout.read() == (tmp_path / "page.html").read_bytes()
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "fifo").is_fifo()
+    before = traces.read_bytes()
+    assert main([f"--traces={traces}", f"--trace_html={traces}"]) == 2
+    assert traces.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ class Mode:
     rows: Callable[[DecodeConfig], int]  # decoder rows of a sentence relative to its length, for the size of a batch
     # Settings of other modes that it reads: mode -> fields.
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Settings that have no effect unless another has this value.
+    only_with: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
     inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
     required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
     traces: bool = False  # whether it can record the tokens of each pass
@@ -49,6 +51,7 @@ MODES: dict[str, Mode] = {
         config.ArDecode,
         needs=(frozenset({"ar"}),),
         rows=lambda decode: ar_hypotheses(decode.ar, decode.nbest),
+        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
         inputs=frozenset({"prefixes"}),
         validation={"beam": 1},
         trials=({"beam": 1}, {"beam": 5}),
@@ -59,6 +62,7 @@ MODES: dict[str, Mode] = {
         needs=(frozenset({"nar", "length"}),),
         rows=lambda decode: decode.nar.length_beam,
         reads={"ar": ("lenpen",)},  # of reranking
+        only_with={"lenpen": ("rerank", "ar")},
         inputs=frozenset({"targets"}),
         traces=True,
         validation={},
@@ -71,6 +75,7 @@ MODES: dict[str, Mode] = {
         # Without reranking one pass of the rows, of which there are usually two a source token.
         rows=lambda decode: decode.ctc.beam if decode.ctc.rerank == "ar" else 2,
         reads={"ar": ("lenpen",)},  # of reranking
+        only_with={"lenpen": ("rerank", "ar")},
         check=ctc.check,
         validation={"beam": 1},
         trials=({"beam": 1}, {"beam": 5}),
@@ -82,6 +87,12 @@ MODES: dict[str, Mode] = {
         # Without reranking one pass of the rows, of which there are at most eight a source token in published models.
         rows=lambda decode: max(8, decode.dag.beam if decode.dag.rerank == "ar" else 1),
         reads={"ar": ("lenpen",)},  # of reranking
+        only_with={
+            "lenpen": ("rerank", "ar"),
+            "beta": ("search", "lookahead"),
+            "beam": ("search", "beam"),
+            "tokens": ("search", "beam"),
+        },
         check=dag.check,
         validation={"search": "lookahead"},
         trials=({"search": "greedy"}, {"search": "lookahead"}, {"search": "viterbi"}, {"search": "beam"}),
