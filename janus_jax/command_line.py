@@ -160,10 +160,10 @@ def _parse(
     values = _values(define, [program, *plain])
     try:
         rest = values([program, *plain])
-    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
+    except (Exception, SystemExit) as error:
+        if place := _place(error, file := _config_file(argv)):  # the experiment file is a program
+            raise ConfigError(f"--config={file}: {place}{_message(error)}") from error
         raise ConfigError(_unknown_setting(argv) or _message(error)) from error
-    except Exception as error:  # of the experiment file, which is a program
-        raise ConfigError(f"--config={_config_file(argv)}: {_place(error)}{_message(error)}") from error
     if values.help:
         return f"{doc.strip()}\n\n{_flag_help(values)}\n\n{_SETTINGS_HELP}"
     if rest[1:]:
@@ -268,7 +268,7 @@ def _unknown_setting(argv: list[str]) -> str | None:
     return None
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """An error in one line; a traceback in it is reduced to its last line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if "Traceback (most recent call last)" in text:
@@ -277,12 +277,14 @@ def _message(error: Exception) -> str:
     return " ".join(line.strip() for line in text.splitlines())
 
 
-def _place(error: Exception) -> str:
-    """The line of the experiment file at which it failed, with the class of the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-    file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
-    return f"{file}, line {line}: {type(error).__name__}: "
+def _place(error: BaseException, config: str) -> str:
+    """The line at which the experiment file `config` failed, with the class of the error; "": the error is of another place."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or "", error.lineno))
+    file = Path(config.split(":")[0]).resolve()
+    lines = [(name, line) for name, line in frames if config and Path(name).resolve() == file]
+    return f"{lines[-1][0]}, line {lines[-1][1]}: {type(error).__name__}: " if lines else ""
 
 
 def _config_file(argv: list[str]) -> str:
