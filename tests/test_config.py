@@ -285,6 +285,8 @@ def test_mistakes_on_the_command_line_are_one_line_with_status_2(file, capsys, a
         ("pass", "it returned NoneType"),
         ("raise RuntimeError('first\\nsecond')", "file.py, line 2: RuntimeError: first second"),
         ("return (", "file.py, line 2: SyntaxError: "),
+        ("raise SystemExit(0)", "file.py, line 2: SystemExit: 0"),
+        ("None.x", "file.py, line 2: AttributeError: "),
         ("import nothing_at_all", "file.py, line 2: ModuleNotFoundError: No module named 'nothing_at_all'"),
     ],
 )
