@@ -6,6 +6,7 @@ The exit status is 0, or 2 after a mistake of the user, which one line on stderr
 import ast
 import difflib
 import itertools
+import os
 import re
 import sys
 import traceback
@@ -93,10 +94,11 @@ def _parse(
     values = _values(define, [program, *plain])
     try:
         rest = values([program, *plain])
-    except (flags.Error, KeyError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(_unknown_setting(argv) or _message(error)) from error
-    except Exception as error:  # of the experiment file, which is a program
-        raise ConfigError(f"--config={_config_file(argv)}: {_place(error)}{_message(error)}") from error
+    except Exception as error:  # of absl, or of the experiment file, which is a program
+        place = _place(error, _config_file(argv))
+        if not place and not isinstance(error, (flags.Error, KeyError, AttributeError, ValueError, TypeError)):
+            raise
+        raise ConfigError(place + _message(error) if place else _unknown_setting(argv) or _message(error)) from error
     if values.help:
         return f"{doc.strip()}\n\n{_flag_help(values)}\n\n{_SETTINGS_HELP}"
     if rest[1:]:
@@ -204,18 +206,31 @@ def _unknown_setting(argv: list[str]) -> str | None:
 def _message(error: Exception) -> str:
     """An error in one line; a traceback in it is reduced to its last line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if unknown := re.search(r'Key "(.*?)" does not exist and cannot be added', text):
+        near = re.search(r'Did you mean "(.*?)" instead', text)
+        hint = f"did you mean {near[1]}?" if near else "--help_settings lists all"
+        return f"unknown setting {unknown[1]}; {hint}"
     if "Traceback (most recent call last)" in text:
         flag = text.splitlines()[0].split(": Error")[0].removeprefix("flag ")
         return f"{flag}: {re.sub(r'^[A-Za-z_.]*(Error|Exception): ', '', text.splitlines()[-1])}"
     return " ".join(line.strip() for line in text.splitlines())
 
 
-def _place(error: Exception) -> str:
-    """The line of the experiment file at which it failed, with the class of the error."""
-    frames = traceback.extract_tb(error.__traceback__)
-    line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno
-    file = error.filename if isinstance(error, SyntaxError) else frames[-1].filename
-    return f"{file}, line {line}: {type(error).__name__}: "
+def _place(error: BaseException | None, file: str) -> str:
+    """Where the experiment file failed, and the class of the error; empty where it is not to blame."""
+    path = os.path.abspath(file.split(":")[0])
+    while error is not None and not isinstance(error, ConfigError):  # its message says enough
+        if isinstance(error, SyntaxError) and os.path.abspath(error.filename or "") == path:
+            return f"--config={file}, line {error.lineno}: {type(error).__name__}: "
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.abspath(frame.filename) == path
+        ]
+        if lines:
+            return f"--config={file}, line {lines[-1]}: {type(error).__name__}: "
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _config_file(argv: list[str]) -> str:
