@@ -8,6 +8,7 @@ import argparse
 import ast
 import difflib
 import itertools
+import os
 import re
 import sys
 import traceback
@@ -160,10 +161,11 @@ def _parse(
     values = _values(define, [program, *plain])
     try:
         rest = values([program, *plain])
-    except (Exception, SystemExit) as error:
-        if place := _place(error, file := _config_file(argv)):  # the experiment file is a program
-            raise ConfigError(f"--config={file}: {place}{_message(error)}") from error
-        raise ConfigError(_unknown_setting(argv) or _message(error)) from error
+    except (Exception, SystemExit) as error:  # of absl, or of the experiment file, which is a program
+        place = _place(error, _config_file(argv))
+        if not place and not isinstance(error, (flags.Error, KeyError, AttributeError, ValueError, TypeError)):
+            raise
+        raise ConfigError(place + _message(error) if place else _unknown_setting(argv) or _message(error)) from error
     if values.help:
         return f"{doc.strip()}\n\n{_flag_help(values)}\n\n{_SETTINGS_HELP}"
     if rest[1:]:
@@ -271,20 +273,31 @@ def _unknown_setting(argv: list[str]) -> str | None:
 def _message(error: BaseException) -> str:
     """An error in one line; a traceback in it is reduced to its last line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if unknown := re.search(r'Key "(.*?)" does not exist and cannot be added', text):
+        near = re.search(r'Did you mean "(.*?)" instead', text)
+        hint = f"did you mean {near[1]}?" if near else "--help_settings lists all"
+        return f"unknown setting {unknown[1]}; {hint}"
     if "Traceback (most recent call last)" in text:
         flag = text.splitlines()[0].split(": Error")[0].removeprefix("flag ")
         return f"{flag}: {re.sub(r'^[A-Za-z_.]*(Error|Exception): ', '', text.splitlines()[-1])}"
     return " ".join(line.strip() for line in text.splitlines())
 
 
-def _place(error: BaseException, config: str) -> str:
-    """The line at which the experiment file `config` failed, with the class of the error; "": the error is of another place."""
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError):
-        frames.append((error.filename or "", error.lineno))
-    file = Path(config.split(":")[0]).resolve()
-    lines = [(name, line) for name, line in frames if config and Path(name).resolve() == file]
-    return f"{lines[-1][0]}, line {lines[-1][1]}: {type(error).__name__}: " if lines else ""
+def _place(error: BaseException | None, file: str) -> str:
+    """Where the experiment file failed, and the class of the error; empty where it is not to blame."""
+    path = os.path.abspath(file.split(":")[0])
+    while error is not None and not isinstance(error, ConfigError):  # its message says enough
+        if isinstance(error, SyntaxError) and os.path.abspath(error.filename or "") == path:
+            return f"--config={file}, line {error.lineno}: {type(error).__name__}: "
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.abspath(frame.filename) == path
+        ]
+        if lines:
+            return f"--config={file}, line {lines[-1]}: {type(error).__name__}: "
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _config_file(argv: list[str]) -> str:

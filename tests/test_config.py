@@ -284,16 +284,24 @@ def test_mistakes_on_the_command_line_are_one_line_with_status_2(file, capsys, a
         ),
         ("pass", "it returned NoneType"),
         ("raise RuntimeError('first\\nsecond')", "file.py, line 2: RuntimeError: first second"),
+        ("return int('x')", "file.py, line 2: .*: invalid literal"),
+        (
+            "from janus_jax.config import default_config; default_config().model.dropuot = 1",
+            r"file.py, line 2: AttributeError: unknown setting dropuot; did you mean dropout\?$",
+        ),
         ("return (", "file.py, line 2: SyntaxError: "),
         ("raise SystemExit(0)", "file.py, line 2: SystemExit: 0"),
         ("None.x", "file.py, line 2: AttributeError: "),
         ("import nothing_at_all", "file.py, line 2: ModuleNotFoundError: No module named 'nothing_at_all'"),
     ],
 )
-def test_a_broken_experiment_file_is_named_with_its_line(tmp_path, body, message):
+def test_a_broken_experiment_file_is_named_with_its_line(tmp_path, body, message, monkeypatch):
     (tmp_path / "file.py").write_text(f"def get_config():\n  {body}\n")
-    with pytest.raises(ConfigError, match=f"^--config={tmp_path}/file.py: .*{message}"):
+    with pytest.raises(ConfigError, match=f"^--config={tmp_path}/.*{message}"):
         command_line.load_config(tmp_path / "file.py")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"^--config=.*{message}"):
+        command_line.load_config("file.py")
 
 
 def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
