@@ -50,6 +50,8 @@ class ArgumentParser(argparse.ArgumentParser):
             flag = argument.split("=", 1)[0]
             if len(flag) > 2 and flag.startswith("--") and flag not in known:
                 self.error(self._unknown(argument))
+            if argument == f"{flag}=--":  # argparse drops it and gives an empty list
+                self.error(f"{argument}: '--' is no value")
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(self._unknown(rest[0]))
@@ -287,8 +289,8 @@ def _place(error: BaseException | None, file: str) -> str:
     """Where the experiment file failed, and the class of the error; empty where it is not to blame."""
     path = os.path.abspath(file.split(":")[0])
     while error is not None and not isinstance(error, ConfigError):  # its message says enough
-        if isinstance(error, SyntaxError) and os.path.abspath(error.filename or "") == path:
-            return f"--config={file}, line {error.lineno}: {type(error).__name__}: "
+        if isinstance(error, SyntaxError) and os.path.abspath(error.filename or path) == path:
+            return f"--config={file}, line {error.lineno or 1}: {type(error).__name__}: "
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

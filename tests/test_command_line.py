@@ -25,6 +25,7 @@ def parser():
         (["--checkpoint=x", "-beam=3"], "-beam: unknown flag; did you mean --beam?"),
         (["--checkpoint=x", "--zzz\n=3"], "--zzz : unknown flag"),
         (["--checkpoint=x", "in.txt"], "unexpected argument 'in.txt'; a flag is written --name=value"),
+        (["--checkpoint=x", "--beam=--"], "--beam=--: '--' is no value"),
         (["--checkpoint=x", "--beam=x"], "argument --beam: invalid int value: 'x'"),
         (["--checkpoint=x", f"--beam={'9' * 5000}"], "argument --beam: invalid int value"),
     ],

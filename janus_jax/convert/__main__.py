@@ -31,6 +31,7 @@ def average(run: str, last: int, output: str | Path) -> None:
       ConvertError: `output` exists, or cannot be written.
     """
     files.refuse_existing(output)
+    checkpoint.find(run)  # reports a missing directory
     directories = checkpoint.step_directories(run)
     if last < 1 or len(directories) < last:
         raise checkpoint.CheckpointError(

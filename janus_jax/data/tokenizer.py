@@ -39,7 +39,11 @@ def tokenizer_of_lines(lines: list[str], config: Config, log: Log) -> text.Token
     """The existing tokenizer, of a file or of a checkpoint, or one trained on these lines."""
     if path := tokenizer_path(config):
         if not config.text.model or checkpoint.is_checkpoint(path):
-            return text.load(checkpoint.tokenizer(path))
+            setting = "text.model" if config.text.model else "init_from"
+            try:
+                return text.load(checkpoint.tokenizer(path), f"config.{setting}: the tokenizer of {path}")
+            except checkpoint.CheckpointError as error:
+                raise checkpoint.CheckpointError(f"config.{setting}: {error}") from error
         return text.read(path)
     log(f"training a {config.text.model_type} tokenizer of {config.text.vocab_size} tokens on {len(lines)} lines")
     tokenizer = text.train(lines, config.text)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from janus_jax import checkpoint
+from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config, ConfigError
 from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
@@ -38,7 +39,10 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
       ConfigError: another tokenizer, or an architecture that the parameters do not fit.
       CheckpointError: the checkpoint can't be read.
     """
-    loaded = checkpoint.load(config.init_from)
+    try:
+        loaded = checkpoint.load(config.init_from)
+    except CheckpointError as error:
+        raise CheckpointError(f"config.init_from: {error}") from error
     setting = f"config.init_from: {config.init_from}"
     if loaded.tokenizer != tokenizer:
         raise ConfigError(

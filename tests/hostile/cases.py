@@ -180,7 +180,7 @@ class Maker:
         mode = self.rng.choice(("ar", "nar", "ctc", "dag", "x", ""))
         setting = self.rng.choice((f"{mode}:{name}={value}", f"{mode}:{name}", f"{mode}{value}", value))
         argv = ["--checkpoint=fixed/run", "--source=fixed/dev.de", "--references=fixed/dev.en", f"--setting={setting}"]
-        return Case("evaluate", argv, ("setting", name))
+        return Case("evaluate", argv, ("setting", name, "config.decode."))
 
     def evaluate_traces(self) -> Case:
         path, page = f"{self.work}/trace.jsonl", f"{self.work}/page.html"
