@@ -32,12 +32,19 @@ def test_cells_differ():
     assert len(set(settings)) == len(settings)
 
 
+def finished(workdir, steps):
+    """Makes what looks like the checkpoint of a finished run."""
+    assets = workdir / "checkpoints" / str(steps) / "assets"
+    assets.mkdir(parents=True)
+    (assets / "config").touch()
+
+
 def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_path, monkeypatch):
     calls = []
 
     def train(name, config, workdir, path):
         calls.append((name, config.init_from, config.data.prepared, path.name))
-        (workdir / "checkpoints" / str(config.train.steps) / "assets").mkdir(parents=True)
+        finished(workdir, config.train.steps)
 
     def made(directory):
         calls.append(f"prepare {directory}")
@@ -129,7 +136,7 @@ def test_cells_are_compared_by_paired_bootstrap(tmp_path, monkeypatch):
         (tmp_path / f"test_2016_flickr.{language}").write_text("".join(f"{line}\n" for line in lines))
     steps = study.config_of(CELLS["cpu_ctc"], 0).train.steps
     for name, lines in (("cpu_ar_more", worse), ("cpu_ctc", references), ("cpu_ctc_seed1", references)):
-        (tmp_path / name / "checkpoints" / str(steps) / "assets").mkdir(parents=True)
+        finished(tmp_path / name, steps)
         (tmp_path / name / "outputs").mkdir()
         (tmp_path / name / "outputs" / "ar-beam=5.txt").write_text("".join(f"{line}\n" for line in lines))
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")

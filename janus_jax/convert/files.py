@@ -129,7 +129,16 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     numpy = library("safetensors.numpy")
     # transformers refuses a file whose format is not "pt"; the numbers are the same in any framework.
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    numpy.save_file(arrays, path, metadata={"format": "pt", _CHECKSUM: _checksum(arrays)})
+    path.write_bytes(_ordered(numpy.save(arrays, metadata={"format": "pt", _CHECKSUM: _checksum(arrays)})))
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file with sorted metadata: the library writes them in any order, but equal models give equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
 
 
 def tensors(state: Any, path: Path) -> dict[str, Any]:
