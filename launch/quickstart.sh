@@ -27,3 +27,9 @@ python -m janus_jax.data --config="$config" ${settings[@]+"${settings[@]}"}
 python -m janus_jax.train --config="$config" --workdir="$workdir" ${settings[@]+"${settings[@]}"}
 python -m benchmarks.quickstart --workdir="$workdir"
 echo "total time: $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"
+cat <<NEXT
+next:
+  source .venv/bin/activate
+  echo "am 3. Mai" | python -m janus_jax.decode --checkpoint=$workdir
+  docs/data.md says how to train on your own text
+NEXT
