@@ -178,6 +178,9 @@ _BEAM, _GREEDY, _ONE_PASS = "ar:beam=5", "ar:beam=1", "ctc:beam=1"
 COMPARISONS = (
     (("cpu_ar_more", _BEAM), ("cpu_ctc", _BEAM)),
     (("cpu_ar_more", _BEAM), ("cpu_ctc_distilled", _BEAM)),
+    (("cpu_ar_equal_time", _BEAM), ("cpu_ctc", _BEAM)),
+    (("cpu_ar_equal_time", _BEAM), ("cpu_ctc_distilled", _BEAM)),
+    (("cpu_ctc", _GREEDY), ("cpu_ctc", _ONE_PASS)),
     (("cpu_ctc_distilled", _GREEDY), ("cpu_ctc_distilled", _ONE_PASS)),
     (("cpu_ctc_distilled", _ONE_PASS), ("cpu_glancing_distilled", _ONE_PASS)),
     (("cpu_ctc_distilled", _ONE_PASS), ("cpu_adapters_distilled", _ONE_PASS)),
