@@ -140,6 +140,7 @@ def test_cells_are_compared_by_paired_bootstrap(tmp_path, monkeypatch):
         (tmp_path / name / "outputs").mkdir()
         (tmp_path / name / "outputs" / "ar-beam=5.txt").write_text("".join(f"{line}\n" for line in lines))
     monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(study, "COMPARISONS", ((("cpu_ar_more", "ar:beam=5"), ("cpu_ctc", "ar:beam=5")),))
     monkeypatch.setattr(study.Generator, "from_checkpoint", lambda path: None)
     assert study.main(["--compare", f"--workdir={tmp_path}", f"--data={tmp_path}"]) == 0
     rows = json.loads((tmp_path / "results" / "bootstrap.json").read_text())["comparisons"]
