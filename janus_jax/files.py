@@ -126,7 +126,8 @@ def sync_directory(path: StrPath) -> None:
 def locked(path: StrPath) -> Iterator[BinaryIO]:
     """Opens a regular file to read and write, makes it if it is absent, and keeps it locked in the block.
 
-    The kernel drops the lock when the process ends, however it ends.
+    The kernel drops the lock when the process ends, however it ends. (The library filelock empties the file that it locks:
+    it would need one more file beside each output.)
 
     Raises:
       BlockingIOError: another process holds the lock.

@@ -108,11 +108,13 @@ def test_eight_devices_train_as_one_does(net, config, single, sizes, capfd):
     assert_collectives_are_minimal(result[4], net, sizes)
 
 
-@pytest.mark.parametrize("family", ["ctc", "dag"])  # without AR rows: the tests above have them
+@pytest.mark.parametrize("family", ["ctc", "dag"])
 def test_eight_devices_train_rows_of_the_source_as_one_does(config, family, capfd):
     ratio = {f"{family}_ratio": 1.5}
     net = tiny.model(dropout=0.1, encoder_layers=1, heads=8, length_classes=52, **ratio)[0]
-    config = dataclasses.replace(config, model=net.config, objective=ObjectiveConfig(name=family, projection_rows=8))
+    config = dataclasses.replace(
+        config, model=net.config, objective=ObjectiveConfig(name=f"janus_{family}", projection_rows=8)
+    )
     sizes = (2, 2, 2)
     capfd.readouterr()
     result = trained(net, config, sizes)

@@ -48,27 +48,26 @@ def average(run: str, last: int, output: str | Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (default: those of the process) and returns its exit status."""
     args = _parser().parse_args(argv)
-    try:
-        if args.command == "average":
-            average(args.checkpoint, args.last, args.output)
-        elif args.command == "export":
-            print(export_model(args.checkpoint, args.format, args.output))
-        else:
-            request = ImportRequest(
-                source=args.source,
-                model=args.model,
-                output=args.output,
-                tokenizer=args.tokenizer,
-                heads=args.heads,
-                max_positions=args.max_positions,
-                ignore=args.ignore,
-            )
-            print(import_model(request))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command_line.report_mistakes(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.command == "average":
+        average(args.checkpoint, args.last, args.output)
+    elif args.command == "export":
+        print(export_model(args.checkpoint, args.format, args.output))
+    else:
+        request = ImportRequest(
+            source=args.source,
+            model=args.model,
+            output=args.output,
+            tokenizer=args.tokenizer,
+            heads=args.heads,
+            max_positions=args.max_positions,
+            ignore=args.ignore,
+        )
+        print(import_model(request))
     print(f"wrote {args.output}")
-    return 0
 
 
 def _parser() -> command_line.ArgumentParser:

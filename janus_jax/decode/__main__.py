@@ -131,9 +131,8 @@ def _decode_file(
 ) -> None:
     """Reads, decodes and writes the files of the command line."""
     mode = MODES[decode.mode]
-    name = next(
-        (name for name in ("prefixes", "targets") if name in mode.inputs), ""
-    )  # of the texts beside the sources
+    # The keyword of the texts beside the sources.
+    name = next((name for name in ("prefixes", "targets") if name in mode.inputs), "")
     if args.format == "lines" and name in mode.required:
         raise ValueError(
             f"--mode={decode.mode}: lines hold no {name}; give --format=tsv (source TAB {name[:-1]}) or jsonl"

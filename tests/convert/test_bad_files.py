@@ -163,11 +163,11 @@ def exports(bpe, tmp_path_factory):
     """The exports of a small checkpoint whose settings name files, by format."""
     folder = tmp_path_factory.mktemp("exports")
     config = {
-        "init_from": "/home/ada/bart",
-        "text": {"model": "/home/ada/words"},
+        "init_from": "/secret/ada/bart",
+        "text": {"model": "/secret/ada/words"},
         "data": {
-            "source": "tsv", "train": "/home/ada/a.tsv", "valid": "/home/ada/b.tsv", "test": "/home/ada/c.tsv",
-            "prepared": "/home/ada/set", "tfds_data_dir": "/home/ada/tfds", "max_source_length": 30, "max_target_length": 24,
+            "source": "tsv", "train": "/secret/ada/a.tsv", "valid": "/secret/ada/b.tsv", "test": "/secret/ada/c.tsv",
+            "prepared": "/secret/ada/set", "tfds_data_dir": "/secret/ada/tfds", "max_source_length": 30, "max_target_length": 24,
         },
         "train": {"only": "decoder"},
     }  # fmt: skip
@@ -184,7 +184,7 @@ _BART_LIKE = {"layernorm_embedding": True, "activation": "gelu", "scale_embeddin
 def test_exports_hold_no_paths(exports, tmp_path):
     for name, directory in exports.items():
         for path in directory.iterdir():
-            assert b"/home" not in path.read_bytes(), (name, path.name)
+            assert b"/secret" not in path.read_bytes(), (name, path.name)
     assert "the author's files" in (exports["hf"] / "README.md").read_text(encoding="utf-8")
     for name in ("hf", "fairseq", "safetensors"):
         assert main(["import", f"--from={name}", f"--model={exports[name]}", f"--output={tmp_path / name}"]) == 0

@@ -1,9 +1,9 @@
 """The directory in which the commands of the pages run: texts, a random BART, and two trained tiny models."""
 
-import fcntl
 import os
 import shutil
 
+import filelock
 import pytest
 
 from janus_jax import text
@@ -42,8 +42,7 @@ def trained_desk(bare_desk, tmp_path_factory):
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
-    with (base / "trained_desk.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with filelock.FileLock(base / "trained_desk.lock"):
         if (base / "trained_desk").exists():
             return base / "trained_desk"
         folder = shutil.copytree(bare_desk, base / "unfinished_desk", dirs_exist_ok=True)

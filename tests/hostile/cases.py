@@ -4,7 +4,7 @@ import dataclasses
 import json
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +310,3 @@ class Maker:
 def _is_safe(name: str) -> bool:
     """Whether any value of a setting may be tried: no path that could lead out of the desk."""
     return name not in ("data.prepared", "data.tfds_data_dir")
-
-
-KINDS: dict[str, Callable[[Maker], Case]] = {
-    name: getattr(Maker, name) for name in vars(Maker) if not name.startswith("_") and name != "case"
-}

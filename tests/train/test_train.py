@@ -102,6 +102,7 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
         objective__glancing=((0, 0.5), (12, 0.1)),
         model__ctc_ratio=1.5,
         model__max_positions=96,
+        train__eval_sentences=3,
         train__eval_every=12,
     )
     train(config, tmp_path / "whole")
@@ -109,7 +110,7 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
     assert "loss/ctc" not in by_step[6]
     assert {"loss/ctc", "loss/kl_ar_ctc", "nll/ctc", "ctc/unfit"} <= by_step[8].keys()
     last = records(tmp_path / "whole")[-1]
-    assert {"valid/nll/ctc", "valid/ctc/unfit"} <= last.keys()
+    assert {"valid/nll/ctc", "valid/ctc/unfit", "valid/bleu_ar", "valid/bleu_ctc"} <= last.keys()
     assert 0 <= last["valid/ctc/unfit"] < 0.5
     np.testing.assert_allclose(
         last["valid/loss"], sum(last[f"valid/loss/{name}"] for name in ("ar", "ctc", "kl_ar_ctc")), rtol=1e-6
