@@ -101,6 +101,7 @@ CELLS = {
     ),
     # Long runs at the size of multi30k_deen.py:cpu.
     "cpu_ar": Cell("AR alone: the teacher, and where the other long runs start", preset="ar"),
+    "cpu": Cell("the preset cpu: AR alone for half of the steps, then AR and CTC, one run, raw targets", preset="cpu"),
     "cpu_ar_more": Cell(
         "AR alone for as many more steps as the joint cells", _SECOND_AR, preset="ctc_from_ar", start="cpu_ar"
     ),

@@ -5,14 +5,14 @@
     python -m janus_jax.evaluate --checkpoint=runs/multi30k_cpu --source=data/multi30k/test_2016_flickr.de --references=data/multi30k/test_2016_flickr.en
 
 Presets:
-  cpu        AR first, then jointly, on two CPU cores (configs/recipes.py)
-  ar         the same size, AR alone, in small batches: a teacher
+  cpu        AR first, then AR and CTC, on two CPU cores (configs/recipes.py)
+  masks      the same with mask-predict: AR first, then the joint loss, in larger batches
+  ar         the size of `cpu`, AR alone: a teacher
   ctc_from_ar
              AR and CTC, from the model of `ar`; CTC rows may read distilled targets (docs/data.md)
   masks_from_ar
              the same with mask-predict instead of CTC
-  ctc        the same in one run, AR first
-  joint      the same size, jointly from the first step, AR as the teacher
+  joint      as masks, jointly from the first step
   released   as joint, but no side of a divergence is fixed, as the released code trains
   base       the released IWSLT14 architecture, AR first, for one accelerator
   study      the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, the released loss
@@ -56,7 +56,7 @@ def _multi30k(name):
 
 
 def _released():
-    config = _multi30k("cpu")
+    config = _multi30k("masks")
     config.text.vocab_size = 4000
 
     config.data.tokens_per_batch = 4096
@@ -90,7 +90,8 @@ def _joint():
     return config
 
 
-def _longer(config):
+def _masks():
+    config = recipes.ar_first(_released())
     # A third of these steps compute AR alone: as many minutes as 1500 joint steps.
     config.train.steps = 2400
     config.train.eval_every = 600
@@ -98,12 +99,8 @@ def _longer(config):
     return config
 
 
-def _cpu():
-    return recipes.ar_first(_longer(_released()))
-
-
 def _small_batches():
-    """What the presets of two runs share: batches of a third, so that an hour has more updates, and a moving average."""
+    """What the presets with CTC and those of two runs share: batches of a third, for more updates, a moving average."""
     config = _released()
     config.data.prepared = "prepared/multi30k_ar"
     config.data.tokens_per_batch = 1536
@@ -129,13 +126,13 @@ def _ar():
     return config
 
 
-def _ctc():
+def _cpu():
     config = recipes.ar_then_ctc(_small_batches())
-    config.data.prepared = "prepared/multi30k_ctc"
+    config.data.prepared = "prepared/multi30k_cpu"
 
-    config.train.steps = 9000
-    config.train.eval_every = 1500
-    config.train.checkpoint_every = 1500
+    config.train.steps = 6000
+    config.train.eval_every = 1000
+    config.train.checkpoint_every = 1000
     return config
 
 
@@ -166,7 +163,7 @@ def _base():
     config.train.eval_every = 1000
     config.train.checkpoint_every = 1000
     config.train.eval_sentences = 500
-    return recipes.ar_first(config)
+    return recipes.ar_then_ctc(config)
 
 
 def _small(name):
@@ -242,8 +239,8 @@ def get_config(name="cpu"):
     """The preset named after the colon of --config=configs/multi30k_deen.py:cpu."""
     presets = {
         "cpu": _cpu,
+        "masks": _masks,
         "ar": _ar,
-        "ctc": _ctc,
         "ctc_from_ar": lambda: _from_ar(recipes.ctc(_small_batches())),
         "masks_from_ar": lambda: _from_ar(recipes.mask_predict(_small_batches())),
         "joint": _joint,
