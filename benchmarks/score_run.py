@@ -1,7 +1,7 @@
 """Scores a trained run by several decoding settings and writes the figures to a file.
 
-    python -m benchmarks.score_run --workdir=runs/multi30k_cpu --source=TEST.de --references=TEST.en \\
-        --output=benchmarks/results/multi30k_cpu.json [--setting=ar:beam=5 ...] [--json]
+    python -m benchmarks.score_run --workdir=runs/multi30k_masks --source=TEST.de --references=TEST.en \\
+        --output=benchmarks/results/multi30k_masks.json [--setting=ar:beam=5 ...] [--json]
     python -m benchmarks.score_run --workdir=runs/bart_tiny --output=benchmarks/results/bart_tiny_entext.json
 
 The file holds the config with its hash, the machine and versions, the curves of the run, and a row for each setting:

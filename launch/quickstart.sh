@@ -31,5 +31,6 @@ cat <<NEXT
 next:
   source .venv/bin/activate
   echo "am 3. Mai" | python -m janus_jax.decode --checkpoint=$workdir
-  docs/data.md says how to train on your own text
+  python -m janus_jax.data --config=configs/mine.py --write_sample
+The last command prepares a sample where configs/mine.py expects your own text. docs/own_data.md goes on from there.
 NEXT

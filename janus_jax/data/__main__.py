@@ -11,6 +11,7 @@ from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config
 from janus_jax.data.errors import DataError
 from janus_jax.data.prepare import prepare
+from janus_jax.data.sample import write_sample
 from janus_jax.text import TokenizerError
 
 
@@ -33,9 +34,17 @@ def _define(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_bool("download", False, "Let TFDS fetch a missing dataset.", flag_values=values)
+    flags.DEFINE_bool(
+        "write_sample",
+        False,
+        "First write text of the built-in corpus to the files that the config names, to try it without text of your own.",
+        flag_values=values,
+    )
 
 
 def _prepare(config: Config, values: flags.FlagValues) -> int:
+    if values.write_sample:
+        print("sample:", ", ".join(str(path) for path in write_sample(config.data)))
     # The cores that this process may use, where the system knows them.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = values.processes or cores

@@ -90,8 +90,9 @@ def find_file(path: str, key: str) -> pathlib.Path:
         candidate = pathlib.Path(path + suffix)
         if candidate.is_file():
             return candidate
+    without = "" if key.endswith("train") else f', or say {key}="" if there is none'
     raise DataError(
-        f"{key}: no file {path!r} (nor with .gz or .xz); check the path, which is relative to {os.getcwd()}"
+        f"{key}: no file {path!r} (nor with .gz or .xz); check the path, which is relative to {os.getcwd()}{without}"
     )
 
 
@@ -119,6 +120,11 @@ def _open_files(config: DataConfig, names: dict[str, str], _download: bool) -> d
 
 
 def _open_parallel(key: str, prefix: str, config: DataConfig) -> SplitSource:
+    if pathlib.Path(prefix).is_file():
+        raise DataError(
+            f"{key}: {prefix} is one file. For a file with source TAB target in each line set config.data.source=tsv; "
+            f"for two files give the name without its language, {prefix}.{config.source_lang} and {prefix}.{config.target_lang}"
+        )
     source, target = (find_file(f"{prefix}.{lang}", key) for lang in (config.source_lang, config.target_lang))
 
     def pairs() -> Iterator[Pair]:

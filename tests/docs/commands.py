@@ -11,16 +11,18 @@ from pathlib import Path
 from tests.docs.pages import ROOT, Block, section
 
 # The commands of these sections run in this order before all chains. They train the two models of the other pages.
-SHARED = (("data.md", "Your own text"), ("training.md", "Training"), ("training.md", "Objectives"))
+SHARED = (("own_data.md", "Two files"), ("training.md", "Objectives"))
 # Chains do not depend on each other. Each chain has its own test file, so that chains run in parallel.
 CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
     "training": (
+        ("own_data.md", "One TSV file"),
         ("data.md", "Tokenizers"),
+        ("data.md", "Distilled data"),
+        ("training.md", "Training"),
         ("training.md", "Stop and resume"),
         ("training.md", "Look before you train"),
         ("training.md", "A CTC half for a finished AR model"),
         ("training.md", "Average checkpoints"),
-        ("data.md", "Distilled data"),
         ("scaling.md", "Sharding"),
     ),
     "experiments": (
@@ -97,7 +99,7 @@ SMALLER: dict[str, list[str]] = {
     "benchmarks/speculation.py": ["--sentences=2"],
     "benchmarks/data.py": ["--pairs=300", "--seconds=0.01"],
 }  # fmt: skip
-# Number of lines of `input.de` and `gaps.tsv` in the desk.
+# Number of lines of `input.es` and `gaps.tsv` in the desk.
 LINES = 3
 
 
@@ -120,7 +122,7 @@ def run_sections(sections, folder: Path, monkeypatch) -> list[str]:
     for page, title in sections:
         for block in section(page, title):
             if block.language == "python":
-                run_python(block, folder)
+                run_python(block)
                 continue
             for command in block.commands:
                 if not_run(command):
@@ -131,11 +133,8 @@ def run_sections(sections, folder: Path, monkeypatch) -> list[str]:
     return commands
 
 
-def run_python(block: Block, folder: Path) -> None:
-    """Runs a Python example, or writes it to the file that its first line names."""
-    if name := re.match(r"# (configs/\w+\.py)\n", block.text):
-        (folder / name[1]).write_text(block.text, encoding="utf-8")
-        return
+def run_python(block: Block) -> None:
+    """Runs a Python example."""
     exec(compile(block.text, f"{block.page}, {block.section}", "exec"), {})
 
 

@@ -7,35 +7,42 @@ import filelock
 import pytest
 
 from janus_jax import text
-from janus_jax.config import TextConfig
+from janus_jax.config import DataConfig, TextConfig
 from janus_jax.convert.hf_tokenizer import tokenizer_files
-from janus_jax.data import demo
+from janus_jax.data.sample import write_sample
 from tests.docs import commands
 from tests.docs.pages import ROOT
 
 
 @pytest.fixture(scope="session")
 def bare_desk(tmp_path_factory):
-    """A directory with my/train.de and the other texts of the pages, and the configs of the checkout."""
+    """A directory with my/train.es and the other texts of the pages, and the configs of the checkout."""
     folder = tmp_path_factory.mktemp("bare_desk")
-    for name in ("my", "corpus"):
-        (folder / name).mkdir()
-    pairs = dict(zip(("train", "dev", "test"), demo.generate("de", "en", (200, 12, 8), 0), strict=True))
-    for name, split in pairs.items():
-        (folder / f"my/{name}.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in split))
-        for side, lang in enumerate(("de", "en")):
-            (folder / f"my/{name}.{lang}").write_text("".join(f"{pair[side]}\n" for pair in split))
-    english = [target for _, target in pairs["train"]]
+    texts = {
+        "my": ("es", ("train", "dev", "test")),
+        "data/multi30k": ("de", ("train", "val", "test_2016_flickr")),
+        "data/iwslt14": ("de", ("train", "valid", "test")),
+    }
+    for place, (lang, names) in texts.items():
+        for source in ("parallel", "tsv") if place == "my" else ("parallel",):
+            ending = ".tsv" if source == "tsv" else ""
+            train, valid, test = (f"{folder}/{place}/{name}{ending}" for name in names)
+            config = DataConfig(
+                source=source, source_lang=lang, demo_sizes=(200, 12, 8), train=train, valid=valid, test=test
+            )
+            write_sample(config)
+    (folder / "corpus").mkdir()
+    english = (folder / "my/train.en").read_text().splitlines()
     (folder / "corpus/a.txt").write_text("".join(f"{'. '.join(english[i : i + 4])}.\n" for i in range(0, 200, 2)))
-    (folder / "input.de").write_text("Montag\n\n3 Stunden\n")
-    (folder / "gaps.tsv").write_text("Montag\t<mask>\n\t\n3 Stunden\t3 <mask><mask>\n")
+    (folder / "input.es").write_text("lunes\n\n3 horas\n")
+    (folder / "gaps.tsv").write_text("lunes\t<mask>\n\t\n3 horas\t3 <mask><mask>\n")
     shutil.copytree(ROOT / "configs", folder / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def trained_desk(bare_desk, tmp_path_factory):
-    """The desk after the shared commands: prepared data, and the runs `mine` and `mine_ctc`.
+    """The desk after the shared commands: prepared data, and the runs `mine` and `mine_masks`.
 
     The first worker of a parallel run that needs it makes it; the others wait for it.
     """

@@ -5,5 +5,5 @@ from tests.docs.commands import run_chain
 
 def test_commands_run(desk, monkeypatch):
     run_chain("experiments", desk, monkeypatch)
-    assert (desk / "runs/multi30k_cpu.json").is_file()
+    assert (desk / "runs/multi30k_masks.json").is_file()
     assert (desk / "runs/iwslt14/metrics.jsonl").is_file()
