@@ -97,11 +97,28 @@ def tokenizer(path: str | Path) -> bytes:
     return _read_checked(find(path), _tokenizer)
 
 
+def config(path: str | Path) -> Config:
+    """The config of a checkpoint (see `find`), without its parameters.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    return _read_checked(find(path), _config)
+
+
 def _tokenizer(step_dir: Path) -> bytes:
+    return _array_bytes(_assets(step_dir)["tokenizer"])
+
+
+def _config(step_dir: Path) -> Config:
+    return config_lib.from_json(_array_bytes(_assets(step_dir)["config"]).decode())
+
+
+def _assets(step_dir: Path) -> dict[str, Any]:
     metadata = ocp.checkpointables_metadata(step_dir)
     assets = ocp.load_checkpointables(step_dir, {"assets": _on_one_device(metadata.metadata["assets"])})["assets"]
     check_bytes(assets, metadata.custom_metadata or {})
-    return _array_bytes(assets["tokenizer"])
+    return assets
 
 
 def find(path: str | Path) -> Path:

@@ -1,24 +1,27 @@
 """Trains a model: `python -m janus_jax.train --config=configs/demo_deen.py --workdir=runs/demo_deen`.
 
 Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. Settings that shaped the prepared data (languages,
-tokenizer, longest lengths) are taken from it. The same command resumes a run that stopped.
+tokenizer, longest lengths) are taken from it, and the model's size from the checkpoint of init_from. The same command
+resumes a run that stopped.
 SIGTERM to any process of the run saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
 train.max_bad_steps); 4: another process of the run is lost.
 """
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import jax
+import ml_collections
 from absl import flags
 
 from janus_jax import command_line, parallel
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError
+from janus_jax.config import Config, ConfigError, resolve
 from janus_jax.data import DataError, adopt
 from janus_jax.processes import Rendezvous
 from janus_jax.train.dry_run import dry_run
+from janus_jax.train.initial import adopt_model
 from janus_jax.train.loop import LostProcessError, NonFiniteLossError, train_or_stop
 from janus_jax.train.profile import profiled_steps
 
@@ -26,8 +29,17 @@ from janus_jax.train.profile import profiled_steps
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with these arguments (default: those of the process); returns the exit status, see `command_line`."""
     mistakes = (DataError, CheckpointError)
+    overridden: set[str] = set()
+
+    def adjust(config: ml_collections.ConfigDict, names: frozenset[str]) -> str:
+        overridden.update(names)
+        return adopt(config, names)
+
+    def body(config: Config, values: flags.FlagValues) -> int:
+        return _train(config, values, overridden)
+
     return command_line.run(
-        argv, module="janus_jax.train", doc=__doc__, define=_define, body=_train, mistakes=mistakes, adjust=adopt
+        argv, module="janus_jax.train", doc=__doc__, define=_define, body=body, mistakes=mistakes, adjust=adjust
     )
 
 
@@ -46,9 +58,14 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_bool("dry_run", False, "Only report what training would take; write nothing.", flag_values=values)
 
 
-def _train(config: Config, values: flags.FlagValues) -> int:
+def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> int:
     profile = profiled_steps(values.profile)
     parallel.start(rendezvous=Rendezvous(values.coordinator, values.processes, values.process))
+    # Not before: the checkpoint is read by JAX, which must know all processes first.
+    if note := adopt_model(values.config, overridden, values.workdir):
+        config = resolve(values.config)
+        if jax.process_index() == 0:
+            print(note, file=sys.stderr)
     if values.dry_run:
         dry_run(config)
         return 0

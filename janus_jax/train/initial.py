@@ -3,15 +3,19 @@
 Tables may change their number of rows, and CTC's blank, row `vocab_size` of the token table, may be new or left out.
 """
 
+import collections
 import dataclasses
+import re
+from collections.abc import Set
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError
+from janus_jax.config import Config, ConfigError, ModelConfig
 from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
 
@@ -21,6 +25,68 @@ _EQUAL = (
 ).split()
 # Tables whose number of rows may change: common rows are copied, the others are initialised.
 _TABLES = ("embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length", "embed_tokens")
+
+
+def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir: str) -> str:
+    """Takes the size and the form of the model of `init_from` into a run's config, so that nobody has to repeat them.
+
+    Args:
+      config: changed in place.
+      overridden: settings of the command line, which stay as they are: they must agree with the checkpoint.
+      workdir: of the run. A run that resumes has its own checkpoint, and needs that of `init_from` no more.
+
+    Returns:
+      What was changed, a line for the user; empty: nothing.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read.
+    """
+    if not config.get("init_from", ""):
+        return ""
+    if checkpoint.is_checkpoint(workdir):
+        origin, stored = workdir, checkpoint.config(workdir).model
+    else:
+        origin, stored = config.init_from, initial_model(config.init_from)
+    changed = []
+    for name in set(_EQUAL) - {"vocab_size"}:  # that of the tokenizer
+        now, then = config.model.get(name, getattr(ModelConfig(), name)), getattr(stored, name)
+        if now != then and f"model.{name}" not in overridden:
+            with config.model.unlocked():
+                config.model[name] = then
+            changed.append(f"model.{name} {then!r} (not {now!r})")
+    return f"{origin} has {', '.join(sorted(changed))}; training takes that over" if changed else ""
+
+
+def initial_model(init_from: str) -> ModelConfig:
+    """The settings of the model of the checkpoint `init_from`.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    try:
+        return checkpoint.config(init_from).model
+    except CheckpointError as error:
+        raise CheckpointError(f"config.init_from: {error}") from error
+
+
+def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str) -> None:
+    """Compares the settings of the model of a run with those of the checkpoint `init_from`.
+
+    Raises:
+      ConfigError: they decide the meaning of the parameters, and differ; it names all of them. A vocabulary of size 0 is unknown.
+    """
+    differing = {
+        name: (getattr(ours, name), getattr(theirs, name))
+        for name in _EQUAL
+        if getattr(ours, name) != getattr(theirs, name)
+        and not (name == "vocab_size" and 0 in (ours.vocab_size, theirs.vocab_size))
+    }
+    if differing:
+        said = "; ".join(
+            f"config.model.{name}: {mine!r}, but {init_from} has {other!r}" for name, (mine, other) in differing.items()
+        )
+        flags = " ".join(f"--config.model.{name}={other}" for name, (_, other) in differing.items())
+        raise ConfigError(f"{said}; set {flags}")
 
 
 def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params, list[str]]:
@@ -52,27 +118,17 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     source, target = loaded.config.model, net.config
     if not source.vocab_size:  # it is that of the tokenizer, which both have
         source = dataclasses.replace(source, vocab_size=target.vocab_size)
-    differing = {
-        name: (getattr(target, name), getattr(source, name))
-        for name in _EQUAL
-        if getattr(target, name) != getattr(source, name)
-    }
-    if differing:
-        said = "; ".join(
-            f"config.model.{name}: {ours!r}, but {config.init_from} has {theirs!r}"
-            for name, (ours, theirs) in differing.items()
-        )
-        flags = " ".join(f"--config.model.{name}={theirs}" for name, (_, theirs) in differing.items())
-        raise ConfigError(f"{said}; set {flags}")
+    check_model(target, source, config.init_from)
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
     stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
+    absent: list[str] = []
     notes: list[str] = []
 
     def initial(path: Any, new: np.ndarray) -> np.ndarray:
         name = _name(path)
         old = stored.get(name)
         if old is None:
-            notes.append(f"{name}: new")
+            absent.append(name)
             return new
         if name.startswith("embed_tokens/") and output_classes(source) != output_classes(target):
             # Even where the shapes are equal: the blank's row in one model may be padding, all zero, in the other.
@@ -87,7 +143,10 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
         notes.append(f"{name}: {rows} rows of {len(old)}, {len(new) - rows} new")
         return np.concatenate([old[:rows], new[rows:]])
 
-    return jax.tree_util.tree_map_with_path(initial, fresh), notes
+    params = jax.tree_util.tree_map_with_path(initial, fresh)
+    # Layers have the same names: one note for all of them.
+    kinds = collections.Counter(re.sub(r"layers_\d+", "layers_*", name) for name in absent)
+    return params, [f"{name}: new" + (f" ({count})" if count > 1 else "") for name, count in kinds.items()] + notes
 
 
 def _name(path: Any) -> str:

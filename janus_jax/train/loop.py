@@ -164,7 +164,7 @@ class _TrainingRun:
         if changed:
             self.log.message(f"resumes with other settings: {'; '.join(changed)}")
         if initial is not None:
-            self.log.message(f"starts from {self.config.init_from}{''.join(f'; {note}' for note in notes)}")
+            self.log.message("; ".join([f"starts from {self.config.init_from}", *notes]))
 
     def _open_data_and_devices(self, config: Config) -> None:
         """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""

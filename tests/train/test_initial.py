@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, data
-from janus_jax.config import ConfigError, resolve
+from janus_jax.config import ConfigError, default_config, resolve
 from janus_jax.model import Janus
 from janus_jax.text import load
 from janus_jax.train import train
-from janus_jax.train.initial import initial_params
+from janus_jax.train.__main__ import main
+from janus_jax.train.initial import adopt_model, initial_params
 from janus_jax.train.log import read_metrics
 from tests import tiny
 from tests.faults.killed_runs import copy_until
@@ -126,10 +127,51 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(pretrained, tmp
     assert not (tmp_path / "run").exists()
 
 
-def initialised(path, *, theirs, ours):
+def test_size_and_form_of_the_model_are_those_of_the_checkpoint(pretrained, tmp_path):
+    settings = default_config()
+    settings.init_from = str(pretrained / "run")
+    settings.model.d_model, settings.model.ffn_dim = 48, 64
+    note = adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run"))
+    source = checkpoint.load(pretrained / "run").config.model
+    assert note.startswith(f"{pretrained / 'run'} has model.activation 'gelu' (not 'relu'), ")
+    assert settings.model.ffn_dim == 64  # said on the command line
+    assert "model.ffn_dim" not in note
+    assert (settings.model.d_model, settings.model.encoder_layers) == (source.d_model, source.encoder_layers)
+    assert adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run")) == ""
+    # A run that resumes needs the other checkpoint no more.
+    settings.init_from, settings.model.d_model = str(tmp_path / "gone"), 48
+    assert "model.d_model" in adopt_model(settings, {"model.ffn_dim"}, str(pretrained / "run"))
+    with pytest.raises(checkpoint.CheckpointError, match=r"config\.init_from: .*gone: no such directory"):
+        adopt_model(settings, set(), str(tmp_path / "run"))
+
+
+def test_the_command_takes_the_model_over(pretrained, tmp_path, capsys):
+    config = finetuning(pretrained, tmp_path)
+    data.prepare(config, log=str)
+    stored = {name: value for name, value in dataclasses.asdict(config).items() if name != "model"}
+    (tmp_path / "mine.py").write_text(
+        "from janus_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        f"    config.update({stored!r})\n    return config\n"
+    )
+    command = [f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    command.append("--config.model.max_positions=80")
+    assert main(command) == 0
+    err = capsys.readouterr().err
+    assert "has model.activation 'gelu' (not 'relu')" in err
+    assert main([*command, "--config.model.d_model=32"]) == 2
+    assert "config.model.d_model: 32, but" in capsys.readouterr().err
+
+
+def test_layers_share_a_note(tmp_path):
+    theirs = {"ctc_ratio": 2.0}
+    _, _, notes = initialised(tmp_path / "plain", theirs=theirs, ours=theirs | {"parallel_adapter_rank": 2}, layers=2)
+    assert "decoder/layers_*/fc1_adapter/down/kernel: new (2)" in notes
+
+
+def initialised(path, *, theirs, ours, layers=1):
     """A checkpoint of a tiny model with `theirs`, and the initial parameters of a run with `ours`: (old table, new table, notes)."""
     lengths = {"max_source_length": 16, "max_target_length": 16}
-    net, params = tiny.model(encoder_layers=1, decoder_layers=1, **theirs)
+    net, params = tiny.model(encoder_layers=1, decoder_layers=layers, **theirs)
     config = resolve({"model": dataclasses.asdict(net.config), "data": lengths})
     checkpoint.write(path, params, config, b"tokens", {"step": 1})
     net = Janus(dataclasses.replace(net.config, **ours), net.specials)
