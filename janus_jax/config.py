@@ -207,7 +207,13 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(inner, value, strict=True)))
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            bits = value.bit_length()
+            raise ConfigError(
+                f"{path}: a number of {bits} bits must be at most 3.4e+38, since it is a float32"
+            ) from None
     if type(value) is not hint:
         raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
     return value

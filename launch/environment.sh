@@ -47,7 +47,8 @@ print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest()
   for list in "$@"; do
     if [ ! -e "$folder/installed-$list" ]; then
       echo "installing $list" >&2
-      "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$list" || return 1
+      # --no-compile: most of the files are never imported; Python compiles those that are when it first reads them.
+      "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$list" || return 1
       touch "$folder/installed-$list"
     fi
   done

@@ -141,6 +141,11 @@ def test_wrong_settings_are_refused_with_key_and_fix(settings, message):
         resolve(changed(**settings))
 
 
+def test_an_integer_beyond_all_floats_is_refused():
+    with pytest.raises(ConfigError, match=r"^config\.optimizer\.learning_rate: a number of 1329 bits must be at most"):
+        resolve({"optimizer": {"learning_rate": 10**400}})
+
+
 def test_an_objective_has_its_terms():
     assert objective_terms(resolve(changed(objective__name="ar")).objective) == {"ar": 1.0}
     assert objective_terms(resolve(changed(objective__name="cmlm")).objective) == {"nar": 0.5, "length": 0.1}

@@ -21,25 +21,10 @@ from janus_jax.decode.modes import MODES, trained_modes
 from janus_jax.decode.search.draft_policy import DraftPolicy
 from janus_jax.decode.types import DecodeRequest, DecodeResult, Output, SentenceResult
 from janus_jax.model import Janus
-from janus_jax.text import Tokenizer
+from janus_jax.text import Tokenizer, list_of_texts
 from janus_jax.types import Params
 
 log = logging.getLogger(__name__)
-
-
-def list_of_texts(name: str, texts: Sequence[str]) -> list[str]:
-    """The texts as a list.
-
-    Raises:
-      TypeError: a plain string, whose letters would be taken for texts, or something else than texts.
-    """
-    if isinstance(texts, (str, bytes)):
-        raise TypeError(f"{name}: {texts[:40]!r} is a plain string; pass a list of texts, [{texts[:40]!r}]")
-    texts = list(texts)
-    for i, one in enumerate(texts):
-        if not isinstance(one, str):
-            raise TypeError(f"{name}[{i}]: {one!r:.60} is no text; pass a list of texts")
-    return texts
 
 
 class Generator:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from janus_jax.text import list_of_texts
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -29,7 +31,9 @@ def measure(
 
     Raises:
       ValueError: no lines or no runs.
+      TypeError: a plain string in place of a list of lines.
     """
+    lines = list_of_texts("lines", lines)
     if not lines or runs < 1 or warmup < 0:
         raise ValueError(f"{len(lines)} lines, {runs} runs, {warmup} warm-up runs: need lines and at least one run")
     for _ in range(warmup):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sacrebleu.metrics import BLEU, CHRF
 
-from janus_jax.decode.generator import list_of_texts
+from janus_jax.text import list_of_texts
 
 Lines = Sequence[str]
 

@@ -5,9 +5,9 @@ from typing import Any
 
 from janus_jax.config import ConfigError
 from janus_jax.decode import MODES, Generator
-from janus_jax.decode.generator import list_of_texts
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
+from janus_jax.text import list_of_texts
 
 Keywords = dict[str, Any]  # of `Generator.generate`: mode, and settings of that mode
 

@@ -8,7 +8,7 @@ from janus_jax.text import bpe_tokenizer, dictionary_tokenizer, sentencepiece_to
 from janus_jax.text.bpe_tokenizer import BpeTokenizer
 from janus_jax.text.dictionary_tokenizer import DictionaryTokenizer
 from janus_jax.text.sentencepiece_tokenizer import SentencePieceTokenizer
-from janus_jax.text.tokenizer import Tokenizer, TokenizerError
+from janus_jax.text.tokenizer import Tokenizer, TokenizerError, list_of_texts
 
 __all__ = [
     "BpeTokenizer",
@@ -16,6 +16,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "Tokenizer",
     "TokenizerError",
+    "list_of_texts",
     "load",
     "read",
     "train",

@@ -11,7 +11,7 @@ import tokenizers
 
 from janus_jax.config import TextConfig
 from janus_jax.text import bpe_files
-from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
+from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids, list_of_texts
 from janus_jax.types import Specials
 
 _MIN_VOCAB = 256 + len(FIRST) + 1  # every byte and the special tokens
@@ -67,7 +67,9 @@ class BpeTokenizer:
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
-        return [e.ids for e in self._tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)]
+        return [
+            e.ids for e in self._tokenizer.encode_batch_fast(list_of_texts("lines", lines), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The exact text, without bos, pad, eos and mask; unk becomes U+2047.

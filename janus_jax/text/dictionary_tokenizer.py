@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from janus_jax.text import dictionary
-from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids
+from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids, list_of_texts
 from janus_jax.types import Specials
 
 HEADER = b"#janus_jax fairseq dictionary\n"  # distinguishes `to_bytes` from that of other tokenizers
@@ -43,7 +43,7 @@ class DictionaryTokenizer:
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
-        return [self.encode(line) for line in lines]
+        return [self.encode(line) for line in list_of_texts("lines", lines)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Words joined by spaces and from their subwords; bos, pad, eos and mask are skipped, unk becomes U+2047.

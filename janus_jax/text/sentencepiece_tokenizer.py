@@ -10,7 +10,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from janus_jax.config import TextConfig
-from janus_jax.text.tokenizer import TokenizerError, checked_ids
+from janus_jax.text.tokenizer import TokenizerError, checked_ids, list_of_texts
 from janus_jax.types import Specials
 
 _PIECE = model_pb2.ModelProto.SentencePiece
@@ -69,7 +69,7 @@ class SentencePieceTokenizer:
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
-        encoded = self._processor.encode(list(lines))
+        encoded = self._processor.encode(list_of_texts("lines", lines))
         if not encoded:
             return []
         flat = self._ours[np.concatenate([np.asarray(ids, np.int32) for ids in encoded])].tolist()

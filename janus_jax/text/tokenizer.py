@@ -29,7 +29,11 @@ class Tokenizer(Protocol):
         ...
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of many lines, in their order."""
+        """Token ids of many lines, in their order.
+
+        Raises:
+          TypeError: a plain string in place of a list of lines.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -55,6 +59,21 @@ class Tokenizer(Protocol):
     def to_bytes(self) -> bytes:
         """The bytes from which `text.load` builds the same tokenizer."""
         ...
+
+
+def list_of_texts(name: str, texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
+
+    Raises:
+      TypeError: a plain string, whose letters would be taken for texts, or something else than texts.
+    """
+    if isinstance(texts, (str, bytes)):
+        raise TypeError(f"{name}: {texts[:40]!r} is a plain string; pass a list of texts, [{texts[:40]!r}]")
+    texts = list(texts)
+    for i, one in enumerate(texts):
+        if not isinstance(one, str):
+            raise TypeError(f"{name}[{i}]: {one!r:.60} is no text; pass a list of texts")
+    return texts
 
 
 def checked_ids(ids: Sequence[int], vocab_size: int) -> np.ndarray:

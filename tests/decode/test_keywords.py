@@ -70,6 +70,7 @@ def test_a_keyword_changes_the_field_of_the_chosen_mode():
         ({"mode": "nar", "passes": "three"}, "config.decode.nar.passes: expected int, got 'three'"),
         ({"mode": "narr"}, "config.decode.mode: 'narr' is not one of 'ar', 'nar'"),
         ({"temperature": 0.5}, "temperature: it has no effect in mode ar unless sample is True; set that too"),
+        ({"sample": True, "beam": 3}, "beam: it has no effect in mode ar unless sample is False; set that too"),
         ({"mode": "nar", "lenpen": 0.5}, "lenpen: it has no effect in mode nar unless rerank is ar; set that too"),
         ({"mode": "dag", "beam": 3}, "beam: it has no effect in mode dag unless search is beam; set that too"),
         ({"mode": "infill", "nbest": 2}, "config.decode.nbest: 2, but mode infill gives one output a sentence"),

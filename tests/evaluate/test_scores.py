@@ -75,3 +75,5 @@ def test_latency_leaves_the_warm_up_out():
     assert result.results == ["A", "B"]
     with pytest.raises(ValueError, match="need lines"):
         measure(work, [])
+    with pytest.raises(TypeError, match="lines: 'ab' is a plain string"):
+        measure(work, "ab")

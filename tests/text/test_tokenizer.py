@@ -161,6 +161,14 @@ def test_a_vocabulary_too_large_for_the_text_becomes_the_largest_possible(model_
     assert largest.to_bytes() == lowered.to_bytes()
 
 
+def test_a_plain_string_is_no_batch(tokenizer, tmp_path):
+    (tmp_path / "dict.txt").write_text("haus 3\n")
+    byte_level = text.train(LINES, TextConfig(model_type="byte_bpe", vocab_size=300))
+    for one in (tokenizer, byte_level, text.read(str(tmp_path / "dict.txt"))):
+        with pytest.raises(TypeError, match="lines: 'haus' is a plain string"):
+            one.encode_batch("haus")
+
+
 def test_word_starts(tokenizer):
     starts = tokenizer.word_starts()
     assert starts.dtype == bool

@@ -51,7 +51,8 @@ MODES: dict[str, Mode] = {
         config.ArDecode,
         needs=(frozenset({"ar"}),),
         rows=lambda decode: ar_hypotheses(decode.ar, decode.nbest),
-        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
+        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True))
+        | {"beam": ("sample", False)},
         inputs=frozenset({"prefixes"}),
         validation={"beam": 1},
         trials=({"beam": 1}, {"beam": 5}),
