@@ -283,10 +283,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_of(CELLS[names[0]], 0, args.data)
         languages = (config.data.source_lang, config.data.target_lang)
         workdirs = {name: args.workdir / result_path(name, args.seed).stem for name in names}
-        workdirs = {name: path for name, path in workdirs.items() if path.exists()}
+        cells = {
+            name: (path, decodings(config_of(CELLS[name], 0).objective.name, CELLS[name].preset))
+            for name, path in workdirs.items()
+            if path.exists()
+        }
         test = tuple(f"{config.data.test}.{language}" for language in languages)
         file = study_report.SPEED_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_SPEED_FILE
-        _write(RESULTS / file, study_report.speed(workdirs, test, args.sentences, args.runs))
+        _write(RESULTS / file, study_report.speed(cells, test, args.sentences, args.runs))
         return 0
     for name in args.cell or CELLS:
         config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)

@@ -204,23 +204,22 @@ def plot_speed(cells: Sequence[dict[str, Any]], speeds: dict[str, Any], path: Pa
         figure.savefig(path, metadata={"Date": None})
 
 
-def speed(workdirs: dict[str, Path], test: tuple[str, str], sentences: int, runs: int) -> dict[str, Any]:
-    """Sentences/s of each model by every decoding setting, at batch 1 and 32; settings take turns in one run.
+def speed(
+    cells: dict[str, tuple[Path, Sequence[str]]], test: tuple[str, str], sentences: int, runs: int
+) -> dict[str, Any]:
+    """Sentences/s of each model by its decoding settings, at batch 1 and 32; settings take turns in one run.
 
     Args:
-      workdirs: cell -> workdir of its run.
+      cells: cell -> workdir of its run, and the settings.
       test: source file and reference file.
       sentences: number of test sentences at batch 1; at batch 32 three times as many.
       runs: number of timed runs; the result is their median.
     """
     sources = read_lines(test[0])
     calls = {}
-    for name, workdir in workdirs.items():
+    for name, (workdir, settings) in cells.items():
         generator = Generator.from_checkpoint(workdir)
-        for _, setting in COLUMNS:
-            mode = setting.split(":")[0]
-            if mode not in generator.trained or ("rerank" in setting and "ar" not in generator.trained):
-                continue
+        for setting in settings:
             for batch, count in ((1, sentences), (32, max(32, 3 * sentences // 32 * 32))):
                 calls[name, setting, batch] = (generator, sources[:count], batch)
     rates_by_call: dict[tuple, list[float]] = {key: [] for key in calls}
