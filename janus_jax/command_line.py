@@ -158,6 +158,7 @@ def _parse(
     """The config and the flags; the help text where the arguments ask for it."""
     if help_settings := next(filter(None, map(_HELP_SETTINGS.fullmatch, argv)), None):
         return describe.help_text(help_settings[1] or "")
+    sys.modules.pop("config_config", None)  # ml_collections would execute this file in the module of the one before
     plain, numbers = _take_numbers(argv)
     program = f"python -m {module}"
     values = _values(define, [program, *plain])
@@ -165,6 +166,10 @@ def _parse(
         rest = values([program, *plain])
     except (Exception, SystemExit) as error:  # of absl, or of the experiment file, which is a program
         place = _place(error, _config_file(argv))
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            raise ConfigError(
+                f"--config={_config_file(argv)}: has no function get_config(); configs/mine.py is an example"
+            ) from error
         if not place and not isinstance(error, (flags.Error, KeyError, AttributeError, ValueError, TypeError)):
             raise
         raise ConfigError(place + _message(error) if place else _unknown_setting(argv) or _message(error)) from error

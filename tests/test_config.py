@@ -309,6 +309,13 @@ def test_a_broken_experiment_file_is_named_with_its_line(tmp_path, body, message
         command_line.load_config("file.py")
 
 
+def test_an_experiment_file_inherits_nothing_from_the_one_before(file, tmp_path):
+    command_line.load_config(file)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(ConfigError, match=r"empty\.py.*get_config"):
+        command_line.load_config(tmp_path / "empty.py")
+
+
 def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
     def run(flag):
         arguments = {"module": "m", "doc": "What m does.", "define": lambda _: None, "body": pytest.fail}
