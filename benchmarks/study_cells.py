@@ -46,6 +46,7 @@ _CONTENT_AR10 = {"model.ar_stream": "content", "objective.weights.ar": 10.0}
 _CTC = {"model.ctc_ratio": 2.0}
 _JOINT_CTC = _CTC | {"objective.name": "janus_ctc"}
 
+_NO_PENALTY = {"decode.ctc.blank_penalty": 0.0}  # the decoding settings of the cells name theirs
 _SECOND_AR = {"objective.name": "ar", "objective.ar_every": 1, "model.ctc_ratio": 0.0}
 _CORRECTION = {"objective.nar_correction": ((0, 0.0), (1000, 0.3)), "decode.nar.revise": True}
 _UNTAUGHT = {"objective.weights.kl_ar_nar": 0.0, "objective.stop_gradient.kl_ar_nar": "none"}
@@ -101,7 +102,11 @@ CELLS = {
     ),
     # Long runs at the size of multi30k_deen.py:cpu.
     "cpu_ar": Cell("AR alone: the teacher, and where the other long runs start", preset="ar"),
-    "cpu": Cell("the preset cpu: AR alone for half of the steps, then AR and CTC, one run, raw targets", preset="cpu"),
+    "cpu": Cell(
+        "the preset cpu: AR alone for half of the steps, then AR and CTC, one run, raw targets",
+        _NO_PENALTY,
+        preset="cpu",
+    ),
     "cpu_ar_more": Cell(
         "AR alone for as many more steps as the joint cells", _SECOND_AR, preset="ctc_from_ar", start="cpu_ar"
     ),
