@@ -30,7 +30,7 @@ echo "total time: $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"
 cat <<NEXT
 next:
   source .venv/bin/activate
-  echo "am 3. Mai" | python -m janus_jax.decode --checkpoint=$workdir
+  echo "3 Kilogramm" | python -m janus_jax.decode --checkpoint=$workdir
   python -m janus_jax.data --config=configs/mine.py --write_sample
 The last command prepares a sample where configs/mine.py expects your own text. docs/own_data.md goes on from there.
 NEXT
