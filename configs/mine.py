@@ -1,4 +1,4 @@
-"""Your own parallel text. Change the lines under "your text", or copy this file. docs/own_data.md goes through it.
+"""Your own parallel text. Change the lines under "Your text", or copy this file. docs/own_data.md goes through it.
 
     python -m janus_jax.data --config=configs/mine.py
     python -m janus_jax.train --config=configs/mine.py --workdir=runs/mine
@@ -11,7 +11,7 @@ Presets:
 Data: my/train.es and my/train.en, a sentence a line; the same for my/dev and my/test. Without text of your own, the first
 command with --write_sample writes Spanish-English phrases there, and goes on.
 
-Cost: for 29,000 short sentence pairs about 40 minutes on two CPU cores (ctc; measured with multi30k_deen.py:cpu).
+Cost: for 29,000 short sentence pairs about 40 minutes on two CPU cores (ctc, by the step times of multi30k_deen.py:cpu).
 Scores: those of your text; docs/recipes.md has figures for others.
 """
 

@@ -166,7 +166,7 @@ def _parse(
         rest = values([program, *plain])
     except (Exception, SystemExit) as error:  # of absl, or of the experiment file, which is a program
         place = _place(error, _config_file(argv))
-        if isinstance(error, AttributeError) and error.name == "get_config":
+        if not place and isinstance(error, AttributeError) and error.name == "get_config":
             raise ConfigError(
                 f"--config={_config_file(argv)}: has no function get_config(); configs/mine.py is an example"
             ) from error

@@ -185,7 +185,7 @@ def test_tables_and_plot(run, tmp_path, monkeypatch):
     assert "CTC alone" in named
     assert "janus_ctc" not in named
     assert "cpu_ctc" not in named
-    monkeypatch.setattr(study_report, "COLUMNS", (("AR", "ar:beam=1"), ("NAR", "nar:passes=1")))
+    monkeypatch.setattr(study_report, "COLUMNS", (("AR", "ar:beam=1"), ("NAR", "nar:passes=1"), ("CTC", "ctc:beam=1")))
     timed = {"janus": (folder / "run", ("ar:beam=1", "nar:passes=1"))}
     figures = study_report.speed(timed, (f"{folder}/test.de", f"{folder}/test.en"), sentences=6, runs=1)
     calls = [(row["setting"], row["batch"]) for row in figures["rows"]]

@@ -133,7 +133,7 @@ class Generator:
         """
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
-            tokenizer.encode_batch(list_of_texts("lines", lines)),
+            tokenizer.encode_batch(lines),
             prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
@@ -241,7 +241,7 @@ class Generator:
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if check := MODES[decode.mode].check:
-            ids = self._require_tokenizer().encode_batch(list_of_texts("lines", lines))
+            ids = self._require_tokenizer().encode_batch(lines)
             longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
             check(self.net, decode, min(longest, self.max_source_length))
 

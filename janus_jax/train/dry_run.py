@@ -22,7 +22,6 @@ from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
 from janus_jax.objective.joint import check_two_targets
 from janus_jax.train.evaluation import Evaluation
-from janus_jax.train.initial import check_model, initial_model
 from janus_jax.train.loop import resolve_with_data
 from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
@@ -94,17 +93,13 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
       show: receives the report, before the check whether the run fits.
 
     Raises:
-      ConfigError: the config contradicts the prepared data, the model of init_from or the devices, or a step doesn't fit into a
-        device's memory.
-      CheckpointError: init_from cannot be read.
+      ConfigError: the config contradicts the prepared data or the devices, or a step doesn't fit into a device's memory.
       DataError: the data aren't prepared, or there is no batch plan for them.
     """
     prepared = Prepared.open(config.data.prepared, config)
     config = resolve_with_data(config, prepared)
     if prepared.two_targets:
         check_two_targets(config.objective)
-    if config.init_from:
-        check_model(config.model, initial_model(config.init_from), config.init_from)
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_rows(mesh, config.data.batch_multiple)
     buckets = TrainBatches(prepared, config, *parallel.batch_share(mesh)).buckets

@@ -6,7 +6,7 @@ Tables may change their number of rows, and CTC's blank, row `vocab_size` of the
 import collections
 import dataclasses
 import re
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError, ModelConfig
+from janus_jax.config import Config, ConfigError, ModelConfig, resolve
 from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
 
@@ -31,8 +31,8 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
     """Takes the size and the form of the model of `init_from` into a run's config, so that nobody has to repeat them.
 
     Args:
-      config: changed in place.
-      overridden: settings of the command line, which stay as they are: they must agree with the checkpoint.
+      config: changed in place. It is a valid config.
+      overridden: settings of the command line, which must agree with the checkpoint.
       workdir: of the run. A run that resumes has its own checkpoint, and needs that of `init_from` no more.
 
     Returns:
@@ -40,13 +40,17 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
+      ConfigError: a setting of the command line contradicts it.
     """
     if not config.get("init_from", ""):
         return ""
-    if checkpoint.is_checkpoint(workdir):
-        origin, stored = workdir, checkpoint.config(workdir).model
-    else:
-        origin, stored = config.init_from, initial_model(config.init_from)
+    resumes = checkpoint.is_checkpoint(workdir)
+    origin = workdir if resumes else config.init_from
+    try:
+        stored = checkpoint.config(origin).model
+    except CheckpointError as error:
+        raise CheckpointError(f"{'' if resumes else 'config.init_from: '}{error}") from error
+    check_model(resolve(config).model, stored, origin, [name for name in _EQUAL if f"model.{name}" in overridden])
     changed = []
     for name in set(_EQUAL) - {"vocab_size"}:  # that of the tokenizer
         now, then = config.model.get(name, getattr(ModelConfig(), name)), getattr(stored, name)
@@ -57,29 +61,16 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
     return f"{origin} has {', '.join(sorted(changed))}; training takes that over" if changed else ""
 
 
-def initial_model(init_from: str) -> ModelConfig:
-    """The settings of the model of the checkpoint `init_from`.
+def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str, names: Sequence[str] = _EQUAL) -> None:
+    """Compares settings of the model of a run with those of the checkpoint `init_from`.
 
     Raises:
-      CheckpointError: it cannot be read.
-    """
-    try:
-        return checkpoint.config(init_from).model
-    except CheckpointError as error:
-        raise CheckpointError(f"config.init_from: {error}") from error
-
-
-def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str) -> None:
-    """Compares the settings of the model of a run with those of the checkpoint `init_from`.
-
-    Raises:
-      ConfigError: they decide the meaning of the parameters, and differ; it names all of them. A vocabulary of size 0 is unknown.
+      ConfigError: some differ; it names all of them.
     """
     differing = {
         name: (getattr(ours, name), getattr(theirs, name))
-        for name in _EQUAL
+        for name in names
         if getattr(ours, name) != getattr(theirs, name)
-        and not (name == "vocab_size" and 0 in (ours.vocab_size, theirs.vocab_size))
     }
     if differing:
         said = "; ".join(

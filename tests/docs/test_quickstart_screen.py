@@ -1,5 +1,6 @@
 """The commands that the quickstart shows at its end work as they stand."""
 
+import importlib
 import io
 import re
 import shutil
@@ -15,7 +16,7 @@ def test_the_next_commands_work(desk, monkeypatch, capsys):
     activate, translate, own = re.findall(r"^  (.*)$", screen, re.MULTILINE)
     assert activate == "source .venv/bin/activate"
     sentence, command = re.fullmatch(r'echo "(.*)" \| (python .*) --checkpoint=\$workdir', translate).groups()
-    main = __import__(f"{command.removeprefix('python -m ')}.__main__", fromlist=["main"]).main
+    main = importlib.import_module(f"{command.removeprefix('python -m ')}.__main__").main
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{sentence}\n".encode())))
     assert main(["--checkpoint=runs/mine"]) == 0
     assert capsys.readouterr().out.count("\n") == 1

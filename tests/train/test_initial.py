@@ -131,16 +131,17 @@ def test_size_and_form_of_the_model_are_those_of_the_checkpoint(pretrained, tmp_
     settings = default_config()
     settings.init_from = str(pretrained / "run")
     settings.model.d_model, settings.model.ffn_dim = 48, 64
-    note = adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"^config\.model\.ffn_dim: 64, but .* has 32; set --config\.model\.ffn_dim=32$"):
+        adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run"))  # said on the command line
+    note = adopt_model(settings, {"model.dropout"}, str(tmp_path / "run"))
     source = checkpoint.load(pretrained / "run").config.model
     assert note.startswith(f"{pretrained / 'run'} has model.activation 'gelu' (not 'relu'), ")
-    assert settings.model.ffn_dim == 64  # said on the command line
-    assert "model.ffn_dim" not in note
-    assert (settings.model.d_model, settings.model.encoder_layers) == (source.d_model, source.encoder_layers)
+    for name in ("d_model", "ffn_dim", "encoder_layers"):
+        assert settings.model[name] == getattr(source, name)
     assert adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run")) == ""
     # A run that resumes needs the other checkpoint no more.
     settings.init_from, settings.model.d_model = str(tmp_path / "gone"), 48
-    assert "model.d_model" in adopt_model(settings, {"model.ffn_dim"}, str(pretrained / "run"))
+    assert "model.d_model" in adopt_model(settings, set(), str(pretrained / "run"))
     with pytest.raises(checkpoint.CheckpointError, match=r"config\.init_from: .*gone: no such directory"):
         adopt_model(settings, set(), str(tmp_path / "run"))
 
