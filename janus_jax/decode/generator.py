@@ -133,7 +133,7 @@ class Generator:
         """
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
-            tokenizer.encode_batch(lines),
+            tokenizer.encode_batch(list_of_texts("lines", lines)),
             prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
@@ -211,7 +211,7 @@ class Generator:
         infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
-        sources = framed(tokenizer.encode_batch(lines), self.max_source_length, "sources", special, first_line)
+        sources = framed(tokenizer.encode_batch(list_of_texts("lines", lines)), self.max_source_length, "sources", special, first_line)
         if not all(sources):
             raise ValueError(
                 f"line {sources.index([]) + first_line + 1}: an empty source, for which nothing can be scored"
@@ -241,7 +241,7 @@ class Generator:
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if check := MODES[decode.mode].check:
-            ids = self._require_tokenizer().encode_batch(lines)
+            ids = self._require_tokenizer().encode_batch(list_of_texts("lines", lines))
             longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
             check(self.net, decode, min(longest, self.max_source_length))
 

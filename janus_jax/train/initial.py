@@ -23,6 +23,7 @@ from janus_jax.types import Params
 _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
+_ADOPTED = [name for name in _EQUAL if name != "vocab_size"]  # that is the tokenizer's
 # Tables whose number of rows may change: common rows are copied, the others are initialised.
 _TABLES = ("embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length", "embed_tokens")
 
@@ -50,15 +51,15 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
         stored = checkpoint.config(origin).model
     except CheckpointError as error:
         raise CheckpointError(f"{'' if resumes else 'config.init_from: '}{error}") from error
-    check_model(resolve(config).model, stored, origin, [name for name in _EQUAL if f"model.{name}" in overridden])
+    check_model(resolve(config).model, stored, origin, [name for name in _ADOPTED if f"model.{name}" in overridden])
     changed = []
-    for name in set(_EQUAL) - {"vocab_size"}:  # that of the tokenizer
+    for name in sorted(_ADOPTED):
         now, then = config.model.get(name, getattr(ModelConfig(), name)), getattr(stored, name)
-        if now != then and f"model.{name}" not in overridden:
+        if now != then:
             with config.model.unlocked():
                 config.model[name] = then
             changed.append(f"model.{name} {then!r} (not {now!r})")
-    return f"{origin} has {', '.join(sorted(changed))}; training takes that over" if changed else ""
+    return f"{origin} has {', '.join(changed)}; training takes that over" if changed else ""
 
 
 def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str, names: Sequence[str] = _EQUAL) -> None:
