@@ -211,13 +211,7 @@ class Generator:
         infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
-        sources = framed(
-            tokenizer.encode_batch(list_of_texts("lines", lines)),
-            self.max_source_length,
-            "sources",
-            special,
-            first_line,
-        )
+        sources = framed(tokenizer.encode_batch(lines), self.max_source_length, "sources", special, first_line)
         if not all(sources):
             raise ValueError(
                 f"line {sources.index([]) + first_line + 1}: an empty source, for which nothing can be scored"
