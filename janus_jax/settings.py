@@ -772,6 +772,9 @@ class DecodeConfig:
     batch_tokens: int = setting(
         4096, "Sentences * hypotheses * padded length of a batch stay below it.", unit="tokens", at_least=1
     )
+    allow_untrained: bool = setting(
+        False, "Also decode in modes that the model was not trained for. Their outputs are mostly noise."
+    )
     ar: ArDecode = field(default_factory=ArDecode)
     nar: NarDecode = field(default_factory=NarDecode)
     ctc: CtcDecode = field(default_factory=CtcDecode)

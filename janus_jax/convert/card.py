@@ -16,8 +16,7 @@ tags: [janus, encoder-decoder, non-autoregressive]
 
 # {name}
 
-An encoder-decoder that generates a token at a time (autoregressively) or many at once ({parallel}), with the same
-weights (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
+An encoder-decoder that generates {ways} (JANUS, Liang et al., EMNLP 2022). Exported from janus_jax {version}.
 
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -41,28 +40,29 @@ batch = tokenizer(["Some text."], return_tensors="pt", padding=True)
 """
 _CALLS = {
     "ar": """
-# Autoregressively, with the settings in generation_config.json{trained}:
+# Autoregressively, with the settings in generation_config.json:
 ids = model.generate(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "nar": """
-# Non-autoregressively, in {passes} passes of the decoder for each of {length_beam} lengths{trained}:
+# Non-autoregressively, in {passes} passes of the decoder for each of {length_beam} lengths:
 ids = model.generate_nar(batch["input_ids"], batch["attention_mask"], passes={passes}, length_beam={length_beam})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "ctc": """
-# By CTC, in one pass of the decoder and a search for the most probable text{trained}:
+# By CTC, in one pass of the decoder and a search for the most probable text:
 ids = model.generate_ctc(batch["input_ids"], batch["attention_mask"], {ctc})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
     "dag": """
-# Along a path through a graph (DAG), in one pass of the decoder{trained}:
+# Along a path through a graph (DAG), in one pass of the decoder:
 ids = model.generate_dag(batch["input_ids"], batch["attention_mask"], {dag})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
 }
 
-_PARALLEL = {"nar": "mask-predict", "ctc": "CTC", "dag": "DAG"}
+# The parallel modes that an export has, and their names in its card.
+PARALLEL = {"nar": "mask-predict", "ctc": "CTC", "dag": "DAG"}
 
 
 def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> str:
@@ -76,22 +76,23 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
     """
     config = loaded.config
     data, modes = config.data, trained_modes(config.objective)
-    absent = [mode for mode, ratio in (("ctc", config.model.ctc_ratio), ("dag", config.model.dag_ratio)) if not ratio]
+    ways = ["a token at a time (autoregressively)"] if "ar" in modes else []
+    if parallel := [name for mode, name in PARALLEL.items() if mode in modes]:
+        ways.append(f"many tokens at once ({', '.join(parallel)})")
     calls = [
         call.format(
             passes=config.decode.nar.passes,
             length_beam=config.decode.nar.length_beam,
             ctc=_ctc_arguments(config.decode.ctc),
             dag=_dag_arguments(config.decode.dag),
-            trained="" if mode in modes else " (this model was not trained for it)",
         )
         for mode, call in _CALLS.items()
-        if mode not in absent
+        if mode in modes
     ]
     return _CARD.format(
         name=name,
         version=loaded.about.get("janus_jax", ""),
-        parallel=", ".join(name for mode, name in _PARALLEL.items() if mode not in absent),
+        ways=" or ".join(ways),
         calls="".join(calls),
         objective=config.objective.name,
         modes=", ".join(modes),

@@ -35,6 +35,7 @@ from janus_jax.convert.errors import ConvertError, library
 from janus_jax.convert.fairseq import COPIES, PARALLEL_ONLY, SHARED, parallel_only, params_to_released
 from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.convert.report import Report
+from janus_jax.decode import trained_modes
 from janus_jax.model import Janus
 from janus_jax.text import BpeTokenizer, DictionaryTokenizer, Tokenizer
 from janus_jax.types import Specials
@@ -113,6 +114,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
         "dtype": "float32",
+        "trained_modes": [mode for mode in trained_modes(config.objective) if mode in ("ar", *card.PARALLEL)],
         "janus_jax": json.loads(config_lib.to_json(config)),
         "janus_jax_step": exported.loaded.step,
     }

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 
 from janus_jax import checkpoint, parallel, text
-from janus_jax.config import DecodeConfig, ParallelConfig
+from janus_jax.config import ConfigError, DecodeConfig, ParallelConfig
 from janus_jax.decode.batching import Sentences, bare, framed, plan_batches, sentence_results
 from janus_jax.decode.gaps import GAP, with_fillings, with_gaps
 from janus_jax.decode.keywords import with_keywords
@@ -23,8 +22,6 @@ from janus_jax.decode.types import DecodeRequest, DecodeResult, Output, Sentence
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer, list_of_texts
 from janus_jax.types import Params
-
-log = logging.getLogger(__name__)
 
 
 class Generator:
@@ -55,7 +52,7 @@ class Generator:
         decode_config: settings; a call may change them.
         max_source_length: tokens, bos and eos counted, to which a longer source is cut.
         max_target_length: tokens, bos and eos counted, of the longest output.
-        trained: modes that the model was trained for; any other is decoded with a warning. None: all.
+        trained: modes that the model was trained for; any other is an error unless `allow_untrained` is set. None: all.
         mesh: devices; the sentences of a batch are split over its axes data and fsdp, parameters by the rules of
           `parallel`. None: one device.
         """
@@ -127,7 +124,7 @@ class Generator:
             settings (beam, passes, ...), see `keywords`.
 
         Raises:
-          ConfigError: an unknown or impossible setting.
+          ConfigError: an unknown or impossible setting, or a mode that the model was not trained for.
           TypeError: a plain string in place of a list of texts.
           ValueError: inputs that the mode does not take or lacks, or no tokenizer.
         """
@@ -232,9 +229,23 @@ class Generator:
         """The generator's settings with these changes, keywords as in `generate` (None: no change).
 
         Raises:
-          ConfigError: an unknown or impossible setting.
+          ConfigError: an unknown or impossible setting, or a mode that the model was not trained for.
         """
-        return with_keywords(self.decode_config, changes)
+        decode = with_keywords(self.decode_config, changes)
+        if check := MODES[decode.mode].check:
+            check(self.net, decode, 0)
+        if decode.allow_untrained:
+            return decode
+        trained = " or ".join(self.trained) or "no mode"
+        if decode.mode not in self.trained:
+            raise ConfigError(
+                f"mode: {decode.mode}, but this model was trained only for {trained}; choose that, or set allow_untrained"
+            )
+        if getattr(decode.chosen, "rerank", "none") == "ar" and "ar" not in self.trained:
+            raise ConfigError(
+                f"rerank: ar, but this model was trained only for {trained}; set rerank to none, or set allow_untrained"
+            )
+        return decode
 
     def check(self, lines: Sequence[str], **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
@@ -296,8 +307,6 @@ class Generator:
         self, sentences: Sentences, decode: DecodeConfig, trace: bool, progress: Callable[[int], Any] | None
     ) -> list[Output]:
         mode = MODES[decode.mode]
-        if decode.mode not in self.trained:
-            log.warning("mode %s: this model was trained only for %s", decode.mode, " and ".join(self.trained))
         if mode.check:
             mode.check(self.net, decode, max(map(len, sentences.sources), default=0))
         outputs = [Output("", 0.0, []) for _ in sentences.sources]

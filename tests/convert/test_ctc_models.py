@@ -124,8 +124,27 @@ def test_the_code_of_the_model_card_runs(export_of):
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert "janus_ctc: trained for ar, ctc, speculative" in card
     code = card.split("```python\n")[1].split("```")[0]
-    assert code.count("not trained for it") == 1  # mask-predict
+    assert "model.generate(" in code and "model.generate_ctc(" in code
+    assert "model.generate_nar(" not in code  # not trained
     exec(compile(code.replace('"hf"', repr(str(exported))), "README.md", "exec"), {})
+
+
+def test_generation_that_was_not_trained_is_refused(export_of):
+    _, exported, _, _, model = export_of("post-norm")
+    model = type(model).from_pretrained(exported)
+    source = torch.from_numpy(padded(sources(2, model.config.vocab_size, 1)))
+    message = r"trained only for ar and ctc, not for nar: .* set model.config.trained_modes to None"
+    with pytest.raises(ValueError, match=message):
+        model.generate_nar(source)
+    with pytest.raises(ValueError, match="no DAG rows"):
+        model.generate_dag(source)
+    model.config.trained_modes = ["ctc"]
+    with pytest.raises(ValueError, match="only for ctc, not for ar"):
+        model.generate(source)
+    with pytest.raises(ValueError, match="only for ctc, not for ar"):
+        model.generate_ctc(source, rerank="ar")
+    model.config.trained_modes = None
+    assert model.generate_nar(source, passes=1).shape[0] == len(source)
 
 
 def test_a_blank_without_ctc_rows_is_refused(export_of, tmp_path):

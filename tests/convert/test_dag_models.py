@@ -182,7 +182,7 @@ def test_the_code_of_the_model_card_runs(settings, bpe, tmp_path, transformers):
     foreign.write_checkpoint(tmp_path / "run", bpe, config=config, max_positions=64, dag_ratio=2.0)
     export_model(tmp_path / "run", "hf", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
-    assert "many at once (mask-predict, DAG)" in card
+    assert "a token at a time (autoregressively) or many tokens at once (DAG)" in card
     assert "janus_dag: trained for ar, dag" in card
     arguments = 'search="beam", length_beta=1.0, num_beams=3, dag_tokens=2, rerank="ar"'
     assert (arguments if settings else 'search="lookahead", length_beta=1.0, beta=1.0') in card

@@ -89,6 +89,7 @@ def test_each_flat_setting_has_its_place_in_a_group():
     assert decode == resolve({"decode": NESTED}).decode
     today = json.loads(to_json(resolve({"decode": NESTED})))["decode"]
     # The first version had no such settings; they have their defaults.
+    assert today.pop("allow_untrained") is False
     assert today.pop("dag") == dataclasses.asdict(DagDecode())
     assert today["nar"].pop("revise") is NarDecode().revise
     assert today == NESTED  # no other setting of today is missing above

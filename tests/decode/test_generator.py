@@ -109,6 +109,33 @@ def test_several_devices_share_the_sentences_and_change_nothing(generator, mode)
     assert {shard.data.shape[0] for shard in hypotheses.tokens.addressable_shards} == {2}
 
 
+def test_a_mode_that_was_not_trained_is_an_error_unless_it_is_allowed(generator):
+    one = Generator(
+        generator.net,
+        generator.params,
+        Letters(),
+        generator.decode_config,
+        max_target_length=32,
+        trained=("nar", "ctc"),
+    )
+    for settings, message in (
+        (
+            {"mode": "ar"},
+            "mode: ar, but this model was trained only for nar or ctc; choose that, or set allow_untrained",
+        ),
+        (
+            {"mode": "ctc", "rerank": "ar"},
+            "rerank: ar, but this model was trained only for nar or ctc; set rerank to none",
+        ),
+    ):
+        for call in (one.generate, one.check):
+            with pytest.raises(ConfigError, match=message):
+                call(["hello"], **settings)
+        allowed = one.generate(["hello"], allow_untrained=True, **settings)
+        assert allowed == generator.generate(["hello"], **settings)
+    assert one.generate(["hello"], mode="ctc") == generator.generate(["hello"], mode="ctc")
+
+
 def test_no_lines_give_no_outputs(generator):
     assert generator.generate([]) == []
     assert [o.text for o in generator.generate(["", ""])] == ["", ""]

@@ -70,6 +70,8 @@ class JanusConfig(PretrainedConfig):
         eos_token_id: int = 2,
         unk_token_id: int = 3,
         decoder_start_token_id: int | None = None,  # by default the token that ar_start names
+        trained_modes: list[str]
+        | None = None,  # what the model was trained for, of ar, nar, ctc, dag; None: not known. Generation in another one is an error
         janus_jax: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
@@ -99,6 +101,7 @@ class JanusConfig(PretrainedConfig):
         self.parallel_adapter_rank = parallel_adapter_rank
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
+        self.trained_modes = trained_modes
         self.janus_jax = janus_jax or {}
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:

@@ -674,8 +674,12 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
           Token ids [B, T] with the decoder's first tokens (bos; eos and bos), ending in eos, padded.
+
+        Raises:
+          ValueError: the model was not trained for it.
         """
         c = self.config
+        self._check_trained("ar")
         source = inputs if inputs is not None else kwargs.get("input_ids")
         if source is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = (source != c.pad_token_id).long()
@@ -684,6 +688,18 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             start = torch.tensor([c.start_tokens], device=like.device)
             kwargs["decoder_input_ids"] = start.repeat(like.shape[0], 1)
         return super().generate(inputs, generation_config, **kwargs)
+
+    def _check_trained(self, mode: str, rerank: str = "none") -> None:
+        """Raises ValueError if the model was not trained for this mode, or not for the one that reranks."""
+        trained = self.config.trained_modes
+        if mode in ("ctc", "dag") and not getattr(self.config, f"{mode}_ratio"):
+            return  # a model without these rows has an error of its own
+        for one in (mode, *(["ar"] if rerank == "ar" else [])):
+            if trained is not None and one not in trained:
+                raise ValueError(
+                    f"this model was trained only for {' and '.join(trained)}, not for {one}: its output would be noise. To "
+                    "get it nevertheless, set model.config.trained_modes to None"
+                )
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         super().adjust_generation_fn(*args, **kwargs)
@@ -746,9 +762,10 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           Token ids [B, T], bos ... eos, padded.
 
         Raises:
-          ValueError: an impossible setting.
+          ValueError: an impossible setting, or the model was not trained for it.
         """
         c = self.config
+        self._check_trained("nar")
         if lengths not in ("top", "contiguous") or mask_schedule not in ("linear", "cosine"):
             raise ValueError(
                 f"lengths {lengths!r} must be 'top' or 'contiguous', mask_schedule {mask_schedule!r} 'linear' or 'cosine'"
@@ -809,8 +826,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           empty and score -inf.
 
         Raises:
-          ValueError: a model without CTC rows, an impossible setting, or more rows than positions.
+          ValueError: a model without CTC rows or not trained for them, an impossible setting, or more rows than positions.
         """
+        self._check_trained("ctc", rerank)
         check_beam(num_beams, num_return_sequences, rerank, ctc_tokens=ctc_tokens)
         longest = self._max_output(max_length)
         states, real = self._encoded(input_ids, attention_mask, None)
@@ -866,8 +884,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           empty and score -inf.
 
         Raises:
-          ValueError: a model without DAG rows, an impossible setting, or more rows than positions.
+          ValueError: a model without DAG rows or not trained for them, an impossible setting, or more rows than positions.
         """
+        self._check_trained("dag", rerank)
         if search not in DAG_SEARCHES:
             raise ValueError(f"search: {search!r} is not one of {', '.join(map(repr, DAG_SEARCHES))}")
         if search != "beam" and num_return_sequences > 1:
