@@ -21,7 +21,6 @@ for argument in "$@"; do
 done
 source launch/environment.sh
 make_environment requirements.txt
-export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
 
 python -m janus_jax.data --config="$config" ${settings[@]+"${settings[@]}"}
 python -m janus_jax.train --config="$config" --workdir="$workdir" ${settings[@]+"${settings[@]}"}

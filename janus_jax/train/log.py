@@ -29,7 +29,7 @@ class RunLog:
     """
 
     def __init__(self, workdir: Path, start_step: int, total: int, active: bool = True):
-        self.active = active
+        self.active, self._total = active, total
         self._bar = None
         if not active:
             return
@@ -59,7 +59,10 @@ class RunLog:
         self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
-        self.message(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if _shown(k)))
+        shown = [f"{name} {value:.4g}" for name, value in metrics.items() if _shown(name)]
+        if seconds := metrics.get("time/seconds_per_step", 0.0) * (self._total - step):
+            shown.append(f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left")
+        self.message("  ".join([f"step {step}/{self._total}", *shown]))
 
     def sync(self) -> None:
         """Makes the records survive a loss of power."""

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -150,7 +151,7 @@ class KilledRun:
         return len(list((self.workdir / "tensorboard").glob("*")))
 
     def _stepped(self) -> bool:
-        return "step " in self.log.read_text()
+        return re.search(r"step \d+/", self.log.read_text()) is not None
 
     def _unfinished(self) -> set[str]:
         """Steps being saved: Orbax's temporary directories."""

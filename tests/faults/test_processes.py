@@ -149,7 +149,7 @@ def test_several_processes_train_as_one_does(prepared, single, tmp_path, count, 
 def test_a_request_to_one_process_stops_all_and_one_process_resumes(prepared, tmp_path):
     config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
     run = ProcessesRun(2, config, workdir, tmp_path)
-    run.wait_for("step 8 ")
+    run.wait_for("step 8/")
     os.kill(run.pid(1), signal.SIGTERM)
     assert run.status(seconds=60) == 0, run.text()
     stopped = int(re.search(r"stopped on request after step (\d+)", run.text())[1])
@@ -173,7 +173,7 @@ def assert_equals_uninterrupted(workdir, config, whole):
 def test_a_lost_process_ends_the_others_and_another_count_resumes(prepared, tmp_path, lost):
     config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
     run = ProcessesRun(2, config, workdir, tmp_path)
-    run.wait_for("step 24 ")
+    run.wait_for("step 24/")
     pid = run.pid(1 - lost)
     os.kill(run.pid(lost), signal.SIGKILL)
     start = time.monotonic()
@@ -269,7 +269,7 @@ def test_the_first_failure_is_the_status_of_all_and_a_signal_reaches_all():
 def test_a_process_that_hangs_ends_the_others(prepared, tmp_path):
     config = runs.config(prepared, **LONG)
     run = ProcessesRun(2, config, tmp_path / "run", tmp_path)
-    run.wait_for("step 24 ")
+    run.wait_for("step 24/")
     hanging, other = run.pid(1), run.pid(0)
     os.kill(hanging, signal.SIGSTOP)
     try:

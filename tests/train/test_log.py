@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from janus_jax.train.log import IntervalMeans, curves, plot_curves
+from janus_jax.train.log import IntervalMeans, RunLog, curves, plot_curves
 
 
 def step(loss):
@@ -27,6 +27,21 @@ def test_a_figure_that_some_steps_lack_is_the_mean_of_the_others():
 
 def test_an_interval_without_steps_has_no_means():
     assert IntervalMeans().means() == {}
+
+
+def test_lines_say_how_far_the_run_is(tmp_path, capsys):
+    log = RunLog(tmp_path, 0, total=600)
+    log.record(100, {"nll/ar": 2.0, "time/seconds_per_step": 0.6})
+    log.record(500, {"nll/ar": 2.0, "time/seconds_per_step": 0.5})
+    log.record(500, {"valid/loss": 3.0})
+    log.record(600, {"nll/ar": 2.0, "time/seconds_per_step": 0.5})
+    log.close()
+    assert capsys.readouterr().err.splitlines() == [
+        "step 100/600  nll/ar 2  about 5 min left",
+        "step 500/600  nll/ar 2  less than a minute left",
+        "step 500/600  valid/loss 3",
+        "step 600/600  nll/ar 2",
+    ]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])

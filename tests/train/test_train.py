@@ -93,7 +93,7 @@ def test_resume_is_bitwise_the_uninterrupted_run(prepared, whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
-def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitwise(prepared, tmp_path):
+def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitwise(prepared, tmp_path, capsys):
     late = ((6, 0.0), (8, 1.0))  # AR alone up to the seventh step, whose weights are those of 6 steps done
     config = runs.config(
         prepared,
@@ -106,6 +106,8 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
         train__eval_every=12,
     )
     train(config, tmp_path / "whole")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("from step")]
+    assert [line.split(";")[0] for line in said] == ["from step 1 on: ar", "from step 8 on: ar, ctc, kl_ar_ctc"]
     by_step = {record["step"]: record for record in records(tmp_path / "whole") if "loss/total" in record}
     assert "loss/ctc" not in by_step[6]
     assert {"loss/ctc", "loss/kl_ar_ctc", "nll/ctc", "ctc/unfit"} <= by_step[8].keys()
