@@ -5,8 +5,9 @@
     python -m janus_jax.evaluate --checkpoint=DIR --source=test.de --references=test.en --setting=ar:beam=1 --setting=nar:passes=4
     python -m janus_jax.evaluate --checkpoint=DIR --source=dev.de --references=dev.en --setting=ctc:blank_penalty=0 \\
         --setting=ctc:blank_penalty=1 --save_best=DIR_TUNED
+    python -m janus_jax.evaluate --checkpoint=DIR --pairs=test.tsv
 
-Without --setting the last form compares, of the modes that the model was trained for: greedy search and beam 5 (ar), 1, 4 and
+Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar), 1, 4 and
 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint that decodes
 by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test split. Sentences a
 second do not include compilation. Exit status: 0, or 2 if the input cannot be used.
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoint", help="a step directory, or a directory of checkpoints (the latest), to decode with"
     )
     parser.add_argument("--source", help="file of source lines to decode")
+    parser.add_argument(
+        "--pairs", help="file with source TAB reference in each line, in place of --source and --references"
+    )
     parser.add_argument("--setting", action="append", help="mode:name=value,... as ar:beam=5; may be repeated")
     parser.add_argument("--mode", help="short for one --setting without values")
     parser.add_argument(
@@ -75,7 +79,7 @@ _FORMS = {
     "traces": {"trace_html"},
     "hypotheses": {"references", "json"},
     "checkpoint": {
-        "source", "references", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "json",
+        "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "json",
     },
 }  # fmt: skip
 _NEEDS = {
@@ -100,7 +104,10 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
     if others := sorted(given - _FORMS[form] - {form}):
         owners = " or ".join(f"--{other}" for other, names in _FORMS.items() if others[0] in names)
         parser.error(f"--{others[0]} goes with {owners}, not with --{form}")
-    for name, meaning in (_NEEDS[form], ("references", "the lines to compare with")):
+    if "pairs" in given and (both := sorted(given & {"source", "references"})):
+        parser.error(f"--pairs holds sources and references; leave --{both[0]} out")
+    needs = () if "pairs" in given else (_NEEDS[form], ("references", "the lines to compare with"))
+    for name, meaning in needs:
         if name in _FORMS[form] and name not in given:
             parser.error(f"--{form} needs --{name}, {meaning}")
     if args.runs < 1:
@@ -130,8 +137,11 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     parallel.start()
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
     own = [parse_setting(text) for text in texts]
-    sources, references = read_lines(args.source), read_lines(args.references)
-    _check_aligned(args.source, sources, args.references, references)
+    if args.pairs:
+        sources, references = _read_pairs(args.pairs)
+    else:
+        sources, references = read_lines(args.source), read_lines(args.references)
+        _check_aligned(args.source, sources, args.references, references)
     _check_places(args)
     generator = Generator.from_checkpoint(args.checkpoint)
     own = own or standard_settings(generator.trained)
@@ -143,7 +153,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     outputs = [Path(args.output_dir) / f"{_file_name(setting)}.txt" for setting in settings] if args.output_dir else []
     if outputs:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        read = {"--source": args.source, "--references": args.references}
+        read = {f"--{name}": getattr(args, name) for name in ("source", "references", "pairs")}
         for output in outputs:
             check_outputs(read, {f"--output_dir={args.output_dir}: the file": str(output)})
     total = len(settings) * (args.runs + 1) * len(sources)
@@ -190,6 +200,17 @@ def _save_with_setting(source: str, output: str, decode: DecodeConfig, about: di
     config = dataclasses.replace(loaded.config, decode=decode)
     about = {"step": loaded.step, "made_by": "evaluate"} | about
     checkpoint.write(output, loaded.params, config, loaded.tokenizer, about)
+
+
+def _read_pairs(path: str) -> tuple[list[str], list[str]]:
+    """The sources and the references of a file with source TAB reference in each line."""
+    pairs = [line.split("\t") for line in read_lines(path)]
+    for number, cells in enumerate(pairs, 1):
+        if len(cells) != 2:
+            raise LinesError(
+                f"--pairs={path}, line {number}: {len(cells)} column{'s' * (len(cells) != 1)}; give source TAB reference"
+            )
+    return [source for source, _ in pairs], [reference for _, reference in pairs]
 
 
 def _check_aligned(name: str, lines: list[str], reference_name: str, references: list[str]) -> None:

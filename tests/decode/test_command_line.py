@@ -106,6 +106,20 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert "without compilation" in table
     assert evaluate_main([f"--checkpoint={saved}", *files, "--setting=ar:beem=1"]) == 2
     assert "did you mean beam?" in capsys.readouterr().err
+    pairs = f"--pairs={tmp_path / 'pairs.tsv'}"
+    (tmp_path / "pairs.tsv").write_text("".join(f"{line}\t{line}\n" for line in LINES[:6]))
+    assert evaluate_main([f"--checkpoint={saved}", pairs, "--setting=ar:beam=1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert timeless(row) == timeless(rows[0])
+    for text, message in (("a\tb\nab\n", "line 2: 1 column; give"), ("a\tb\tc\n", "line 1: 3 columns; give")):
+        (tmp_path / "pairs.tsv").write_text(text)
+        assert evaluate_main([f"--checkpoint={saved}", pairs]) == 2
+        assert f"{pairs}, {message} source TAB reference" in capsys.readouterr().err
+
+
+def timeless(row):
+    """A row without what the clock says."""
+    return {name: value for name, value in row.items() if "second" not in name}
 
 
 def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys):
@@ -309,6 +323,8 @@ def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, c
         (["--trace_html=b"], "--trace_html needs --traces"),
         (["--hypotheses=a", "--checkpoint=b"], "give --hypotheses, to score a file, or --checkpoint"),
         (["--checkpoint=a", "--source=b"], "--checkpoint needs --references"),
+        (["--checkpoint=a", "--source=b", "--pairs=c"], "--pairs holds sources and references; leave --source out"),
+        (["--hypotheses=a", "--pairs=c"], "--pairs goes with --checkpoint, not with --hypotheses"),
         (["--checkpoint=a", "--source=b", "--references=c", "--runs=0"], "--runs=0: at least one run"),
     ],
 )
