@@ -57,12 +57,13 @@ def check(config: Config) -> None:
     for setting in all_settings():
         _check_range(setting, operator.attrgetter(setting.name)(config))
     _check_data(config)
-    _check_lengths(config)
     _check_model(config)
     _check_optimizer(config)
     _check_training(config)
     _check_only(config)
     _check_objective(config)
+    # After the objective, whose rows may need more positions than the longest source.
+    _check_lengths(config)
     _check_decode(config.decode)
     _check_parallel(config)
 

@@ -69,7 +69,8 @@ class ArgumentParser(argparse.ArgumentParser):
         known = [name for name in _option_strings(self) if name.startswith("--")]
         if flag in known:
             return f"{flag}: goes with another command"
-        near = difflib.get_close_matches(f"--{flag.lstrip('-')}", known, n=1)
+        # Without the dashes, which would make all flags alike.
+        near = [f"--{name}" for name in difflib.get_close_matches(flag.lstrip("-"), [k[2:] for k in known], n=1)]
         near = near or [name for name in known if flag.startswith("--") and name.startswith(flag)][:1]
         return f"{flag}: unknown flag" + (f"; did you mean {near[0]}?" if near else "")
 
@@ -267,6 +268,9 @@ def _unknown_setting(argv: list[str]) -> str | None:
     known = {*names, *describe.groups()}
     for argument in argv:
         match = _SETTING.fullmatch(argument)
+        word, _, rest = argument.split("=", 1)[0].lstrip("-").partition(".")
+        if rest in known and word != "config" and difflib.get_close_matches(word, ["config"]):
+            return f"--{word}.{rest}: unknown flag; did you mean --config.{rest}?"
         if match and match[2] not in known:
             last = match[2].rsplit(".", 1)[-1]
             same = [name for name in names if name.rsplit(".", 1)[-1] == last]

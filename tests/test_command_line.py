@@ -20,6 +20,7 @@ def parser():
     [
         ([], "the following arguments are required: --checkpoint"),
         (["--chekpoint=x"], "--chekpoint: unknown flag; did you mean --checkpoint?"),
+        (["--checkpoint=x", "--source=3"], "--source: unknown flag; --help lists the flags"),
         (["--checkpoint=x", "--bem=3"], "--bem: unknown flag; did you mean --beam?"),
         (["--checkpoint=x", "--out=3"], "--out: unknown flag; did you mean --output?"),
         (["--checkpoint=x", "-beam=3"], "-beam: unknown flag; did you mean --beam?"),

@@ -246,6 +246,7 @@ def test_command_line_overrides(file):
         (["--config={file}:other"], "unknown preset 'other'; choose from small, broken"),
         (["--config={file}:broken"], "nothing"),
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
+        (["--config={file}", "--confg.data.seed=2"], "--confg.data.seed: unknown flag; did you mean --config.data.seed?"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.zzz=2"], "--config.zzz: unknown setting; --help_settings lists all"),

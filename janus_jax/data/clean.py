@@ -35,6 +35,14 @@ class FilterStats:
             entry["examples"].append({"where": where, "text": text[:_SHOWN]})
 
 
+# Reasons to drop a line that come from the form of the file, not from the length of its text.
+MALFORMED = {
+    "not two tab-separated sides": "each line must be source TAB target",
+    "not UTF-8": "convert the file to UTF-8",
+    "control character": "remove these characters",
+}
+
+
 def clean_split(source: SplitSource, stats: FilterStats) -> Iterator[tuple[int, str, str]]:
     """Pairs of clean text: valid UTF-8, no control characters, no empty side, runs of white space replaced by one space.
 

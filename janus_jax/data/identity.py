@@ -153,8 +153,8 @@ def adopt(config: ml_collections.ConfigDict, overridden: frozenset[str]) -> str:
         if _plain(current) != value:
             with members.unlocked(), members.ignore_type():
                 members[key] = value
-            changed.append(f"{name} {value!r} (not {current!r})")
-    return f"{directory} was prepared with {', '.join(changed)}; training takes that over" if changed else ""
+            changed.append(f"{name} {value!r} instead of {current!r}")
+    return f"training follows {directory}: {', '.join(changed)}" if changed else ""
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Set[str] = frozenset()) -> list[str]:

@@ -203,9 +203,13 @@ def _finish(
 def _empty(split: str, stats: clean.FilterStats) -> DataError:
     reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in stats.dropped.items()) or "nothing to read"
     first = next((entry["examples"][0]["where"] for entry in stats.dropped.values()), "")
+    usual = max(stats.dropped, key=lambda reason: stats.dropped[reason]["count"], default="")
+    fix = clean.MALFORMED.get(
+        usual, "check the files, and data.max_source_length, max_target_length and max_length_ratio"
+    )
     return DataError(
-        f"config.data.{split}: no pair of the {split} split is left of {stats.read} ({reasons}{'; see ' + first if first else ''}); "
-        "check the files, their languages and data.max_source_length, max_target_length and max_length_ratio"
+        f"config.data.{split}: no pair of the {split} split is left of {stats.read} "
+        f"({reasons}{'; see ' + first if first else ''}); {fix}"
     )
 
 

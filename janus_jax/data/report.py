@@ -9,6 +9,7 @@ import numpy as np
 
 from janus_jax.config import Config
 from janus_jax.data import buckets
+from janus_jax.data.clean import MALFORMED
 
 _BINS = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
@@ -64,8 +65,11 @@ def format_report(report: dict[str, Any]) -> str:
                 f"{tokens['target'] / kept:.1f} tokens, longest {part['longest']['source']} -> {part['longest']['target']}"
             )
         for reason, entry in part["dropped"].items():
-            example = entry["examples"][0]
-            lines.append(f"  dropped {entry['count']}: {reason}, first {example['where']}: {example['text'][:60]}")
+            example, fix = entry["examples"][0], MALFORMED.get(reason)
+            start, end = ("warning: ", f" ({fix})") if fix else ("  ", "")
+            lines.append(
+                f"{start}dropped {entry['count']}: {reason}{end}, first {example['where']}: {example['text'][:60]}"
+            )
     tokenizer = report["tokenizer"]
     lines.append(
         f"tokenizer: {tokenizer['vocab_size']} tokens; {tokenizer['unknown_tokens']} unknown tokens in the data"

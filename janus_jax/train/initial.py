@@ -58,8 +58,8 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
         if now != then:
             with config.model.unlocked():
                 config.model[name] = then
-            changed.append(f"model.{name} {then!r} (not {now!r})")
-    return f"{origin} has {', '.join(changed)}; training takes that over" if changed else ""
+            changed.append(f"model.{name} {then!r} instead of {now!r}")
+    return f"training follows {origin}: {', '.join(changed)}" if changed else ""
 
 
 def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str, names: Sequence[str] = _EQUAL) -> None:

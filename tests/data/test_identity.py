@@ -204,7 +204,7 @@ def test_a_run_takes_over_what_shaped_its_data(moved, experiment, capsys):
     assert (config.data.source, config.data.max_source_length, config.text.vocab_size) == ("parallel", 256, 298)
     note = capsys.readouterr().err
     assert note.startswith(
-        f"{directory} was prepared with text.vocab_size 298 (not 8000), data.source 'parallel' (not 'tfds')"
+        f"training follows {directory}: text.vocab_size 298 instead of 8000, data.source 'parallel' instead of 'tfds'"
     )
     assert note.count("\n") == 1
     data.Prepared.open(directory, config)
@@ -217,7 +217,7 @@ def test_a_config_of_another_shape_is_left_to_its_check(moved, content):
     config = ml_collections.ConfigDict(content)
     if not content:
         config.data = {"prepared": moved[1].data.prepared}
-        assert "text.vocab_size 298 (not 8000)" in data.adopt(config, frozenset())
+        assert "text.vocab_size 298 instead of 8000" in data.adopt(config, frozenset())
         assert config.text.vocab_size == 298
     else:
         assert data.adopt(config, frozenset()) == ""

@@ -203,9 +203,23 @@ def test_empty_splits_are_errors(tmp_path):
     ):
         data.prepare(parallel_config(tmp_path), **QUIET)
     write(tmp_path, CLEAN, [("lang " * 300, "long")])
-    with pytest.raises(data.DataError, match=r"config\.data\.valid: no pair .*1 source too long"):
+    with pytest.raises(data.DataError, match=r"config\.data\.valid: no pair .*1 source too long.*max_source_length"):
         data.prepare(parallel_config(tmp_path), **QUIET)
     assert not (tmp_path / "prepared").exists()
+
+
+def test_lines_of_another_form_are_named_with_their_fix(tmp_path):
+    train = tmp_path / "train.tsv"
+    config = parallel_config(tmp_path, source="tsv", train=str(train), valid="")
+    lines = ["\t".join(pair) for pair in CLEAN]
+    train.write_text("\n".join([*lines[:7], "Satz;sentence", *lines[7:]]) + "\n")
+    said = []
+    data.prepare(config, log=said.append)
+    fix = "each line must be source TAB target"
+    assert f"warning: dropped 1: not two tab-separated sides ({fix}), first {train}:8: " in "\n".join(said)
+    train.write_text("\n".join(";".join(pair) for pair in CLEAN) + "\n")
+    with pytest.raises(data.DataError, match=rf"\(80 not two tab-separated sides; see .*train\.tsv:1\); {fix}$"):
+        data.prepare(parallel_config(tmp_path, source="tsv", train=str(train), valid="", prepared="other"), **QUIET)
 
 
 def test_impossible_batch_shows_before_writing(tmp_path, monkeypatch):

@@ -111,8 +111,8 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert evaluate_main([f"--checkpoint={saved}", pairs, "--setting=ar:beam=1", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert timeless(row) == timeless(rows[0])
-    for text, message in (("a\tb\nab\n", "line 2: 1 column; give"), ("a\tb\tc\n", "line 1: 3 columns; give")):
-        (tmp_path / "pairs.tsv").write_text(text)
+    for content, message in (("a\tb\nab\n", "line 2: 1 column; give"), ("a\tb\tc\n", "line 1: 3 columns; give")):
+        (tmp_path / "pairs.tsv").write_text(content)
         assert evaluate_main([f"--checkpoint={saved}", pairs]) == 2
         assert f"{pairs}, {message} source TAB reference" in capsys.readouterr().err
 

@@ -139,7 +139,7 @@ def test_size_and_form_of_the_model_are_those_of_the_checkpoint(pretrained, tmp_
         adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run"))  # said on the command line
     note = adopt_model(settings, {"model.dropout"}, str(tmp_path / "run"))
     source = checkpoint.load(pretrained / "run").config.model
-    assert note.startswith(f"{pretrained / 'run'} has model.activation 'gelu' (not 'relu'), ")
+    assert note.startswith(f"training follows {pretrained / 'run'}: model.activation 'gelu' instead of 'relu', ")
     for name in ("d_model", "ffn_dim", "encoder_layers"):
         assert settings.model[name] == getattr(source, name)
     assert adopt_model(settings, {"model.ffn_dim"}, str(tmp_path / "run")) == ""
@@ -162,7 +162,7 @@ def test_the_command_takes_the_model_over(pretrained, tmp_path, capsys):
     command.append("--config.model.max_positions=80")
     assert main(command) == 0
     err = capsys.readouterr().err
-    assert "has model.activation 'gelu' (not 'relu')" in err
+    assert "model.activation 'gelu' instead of 'relu'" in err
     assert main([*command, "--config.model.d_model=32"]) == 2
     assert "config.model.d_model: 32, but" in capsys.readouterr().err
 
