@@ -497,7 +497,8 @@ class OptimizerConfig:
     )
     ema_decay: float = setting(
         0.0,
-        "Decay of an exponential moving average of the parameters, which evaluation and decoding use. 0: off.",
+        "Decay of an exponential moving average of the parameters, which evaluation and decoding use. After t steps it is at most "
+        "(1 + t) / (10 + t). 0: off.",
         at_least=0,
         below=1,
     )

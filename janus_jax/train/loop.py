@@ -165,13 +165,6 @@ class _TrainingRun:
             self.log.message(f"resumes with other settings: {'; '.join(changed)}")
         if initial is not None:
             self.log.message("; ".join([f"starts from {self.config.init_from}", *notes]))
-        # The average begins at the initial parameters, which are random.
-        kept = 0.0 if config.init_from else config.optimizer.ema_decay**config.train.steps
-        if kept > 0.05:
-            self.log.message(
-                f"warning: config.optimizer.ema_decay: {config.optimizer.ema_decay:g} ** {config.train.steps} steps = {kept:.2f}: "
-                "that share of the average, which evaluation and decoding use, is the random start; lower it, or train longer"
-            )
 
     def _open_data_and_devices(self, config: Config) -> None:
         """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""

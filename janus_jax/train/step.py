@@ -16,7 +16,7 @@ from janus_jax.model import Janus
 from janus_jax.objective.joint import batch_divisors, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.trained import merge_trained, select_trained
-from janus_jax.types import Batch, Params, TrainState
+from janus_jax.types import Array, Batch, Params, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -74,7 +74,7 @@ def make_train_step(
         lr = rate(state.step)
         params = merge_trained(state.params, jax.tree.map(lambda p, u: p - lr * u, trained, updates), config)
         updated = TrainState(
-            state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.ema, params)
+            state.step, params, opt_state, _moving_average(config.optimizer.ema_decay, state.step, state.ema, params)
         )
         updated = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, state)
         scheduled_weights = {
@@ -109,15 +109,19 @@ def _accumulated(gradient: Callable[..., Any], params: Params, batch: Batch) -> 
     return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _moving_average(decay: float, ema: Params | None, params: Params) -> Params | None:
-    """The exponential moving average after a step.
+def _moving_average(decay: float, step: Array, ema: Params | None, params: Params) -> Params | None:
+    """The exponential moving average after a step, with decay min(decay, (1 + step) / (10 + step)).
+
+    So the average spans at most about the last tenth of the steps done, and forgets the random start in a short run, too.
+    (The warm-up of tf.train.ExponentialMovingAverage with num_updates.)
 
     optax.incremental_update computes decay * e + (1 - decay) * p. In float32 those two factors don't add up to 1: with
     a decay of 0.9999 the average becomes 1.6e-4 too small. The form below has no such bias.
     """
     if ema is None:
         return None
-    return jax.tree.map(lambda e, p: e + (1.0 - decay) * (p - e), ema, params)
+    rate = jnp.maximum(1.0 - decay, 9.0 / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + rate * (p - e), ema, params)
 
 
 def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:

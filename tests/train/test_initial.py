@@ -89,9 +89,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_keeps_its_vocabulary(pretrai
     assert "decoder/embed_positions/embedding: 66 rows of 66, 16 new" in notes
     assert "decoder/embed_length/embedding: 64 rows of 64, 6 new" in notes
     train(config, tmp_path / "run")
-    err = capsys.readouterr().err
-    assert "starts from" in err
-    assert "ema_decay" not in err  # the average starts from trained parameters
+    assert "starts from" in capsys.readouterr().err
     # A run with a checkpoint resumes from it and ignores init_from.
     copy_until(3, tmp_path / "run", tmp_path / "resumed")
     train(config, tmp_path / "resumed")

@@ -58,16 +58,22 @@ def test_a_bad_step_changes_nothing_but_the_step_count():
 
 def test_the_moving_average_moves():
     net, config, state = setup(ema_decay=0.75)
-    new, _ = jax.jit(make_train_step(net, config))(state, stack(tiny.batch()))
-    expected = jax.tree.map(lambda old, p: 0.75 * old + 0.25 * p, state.params, new.params)
-    assert tiny.largest_difference(new.ema, expected) < 1e-6
+    step = jax.jit(make_train_step(net, config))
+    # 9 / (10 + step) of the new parameters, later 1 - ema_decay.
+    for done, share in ((0, 0.9), (8, 0.5), (26, 0.25), (1000, 0.25)):
+        new, _ = step(dataclasses.replace(state, step=jnp.int32(done)), stack(tiny.batch()))
+        expected = jax.tree.map(lambda old, p: (1 - share) * old + share * p, state.params, new.params)  # noqa: B023
+        assert tiny.largest_difference(new.ema, expected) < 1e-6
 
 
 def test_a_slow_moving_average_has_no_bias():
     """With optax.incremental_update the average comes out more than 1e-4 too small."""
     decay, rng = 0.9999, np.random.default_rng(0)
     params = (0.05 + 0.005 * rng.standard_normal((20_000, 8))).astype(np.float32)
-    update = jax.jit(lambda ema, rows: jax.lax.scan(lambda e, p: (_moving_average(decay, e, p), None), ema, rows)[0])
+    late = jnp.int32(10**6)
+    update = jax.jit(
+        lambda ema, rows: jax.lax.scan(lambda e, p: (_moving_average(decay, late, e, p), None), ema, rows)[0]
+    )
     weights = (1 - decay) * decay ** np.arange(len(params) - 1)[::-1]
     expected = decay ** (len(params) - 1) * params[0].astype(np.float64) + weights @ params[1:].astype(np.float64)
     np.testing.assert_allclose(update(params[0], params[1:]), expected, rtol=1e-5)

@@ -174,10 +174,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(prepa
 def test_tolerated_bad_steps_are_skipped_and_counted(prepared, tmp_path, capsys):
     with pytest.raises(NonFiniteLossError, match="step 8"):
         train(runs.config(prepared, objective__name="ar", train__max_bad_steps=3, train__checkpoint_every=12), tmp_path)
-    err = capsys.readouterr().err
-    assert "Skipped (3 of 3 allowed)" in err
-    # The run is short for its moving average, of which a share stays random.
-    assert re.search(r"warning: config\.optimizer\.ema_decay: 0\.9 \*\* \d+ steps = 0\.\d\d: that share", err)
+    assert "Skipped (3 of 3 allowed)" in capsys.readouterr().err
 
 
 def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
