@@ -8,9 +8,10 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 start=$SECONDS
-config=configs/demo_deen.py workdir=runs/demo_deen settings=()
+config=configs/demo_deen.py workdir=runs/demo_deen prepared=prepared/demo_deen settings=()
 for argument in "$@"; do
   case "$argument" in
+    --config.data.prepared=*) prepared=${argument#*=} settings+=("$argument") ;;
     --workdir=*) workdir=${argument#*=} ;;
     --config.*=* | --noconfig.*) settings+=("$argument") ;;
     *)
@@ -31,5 +32,6 @@ next:
   source .venv/bin/activate
   echo "3 Kilogramm" | python -m janus_jax.decode --checkpoint=$workdir
   python -m janus_jax.data --config=configs/mine.py --write_sample
+The model knows phrases like those of $prepared/text/test.de, and nothing else.
 The last command prepares a sample where configs/mine.py expects your own text. docs/own_data.md goes on from there.
 NEXT

@@ -55,8 +55,8 @@ class Maker:
         make = self.rng.choice(
             [
                 self.decode_flag, self.decode_unknown_flag, self.decode_lines, self.decode_objects, self.decode_output,
-                self.decode_checkpoint, self.evaluate_files, self.evaluate_setting, self.evaluate_traces, self.setting, self.setting,
-                self.setting, self.two_settings, self.experiment, self.prepared, self.text_files, self.convert_flag,
+                self.decode_checkpoint, self.evaluate_files, self.evaluate_setting, self.evaluate_pairs, self.evaluate_traces, self.setting,
+                self.setting, self.setting, self.two_settings, self.experiment, self.prepared, self.text_files, self.convert_flag,
                 self.convert_import, self.convert_weights,
             ]
         )  # fmt: skip
@@ -174,6 +174,15 @@ class Maker:
         names = ["hypotheses", "references"]
         self.rng.shuffle(names)
         return Case("evaluate", [f"--{names[0]}={path}", f"--{names[1]}=fixed/in.txt"], (path, names[0], "references"))
+
+    def evaluate_pairs(self) -> Case:
+        path = f"{self.work}/pairs.tsv"
+        if self.rng.random() < 0.8:
+            Path(path).write_bytes(self._bytes())
+        else:
+            path = self.rng.choice(("fixed", "/missing/x", "fixed/prepared/missing"))
+        argv = ["--checkpoint=fixed/run", f"--pairs={path}", "--setting=ar:beam=1"]
+        return Case("evaluate", argv, (path, "--pairs", "references"))
 
     def evaluate_setting(self) -> Case:
         name, value = self.rng.choice(list(_flags())), self.rng.choice(VALUES)
