@@ -6,11 +6,13 @@
     python -m janus_jax.evaluate --checkpoint=DIR --source=dev.de --references=dev.en --setting=ctc:blank_penalty=0 \\
         --setting=ctc:blank_penalty=1 --save_best=DIR_TUNED
     python -m janus_jax.evaluate --checkpoint=DIR --pairs=test.tsv
+    python -m janus_jax.evaluate --task=squadqg --hypotheses=out.txt --source=test.src --references=test.tgt
 
 Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar), 1, 4 and
 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint that decodes
 by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test split. Sentences a
-second do not include compilation. Exit status: 0, or 2 if the input cannot be used.
+second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the benchmark's scripts or, with
+--clean, without their quirks. Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse
@@ -30,7 +32,7 @@ from janus_jax.command_line import ArgumentParser, report_mistakes
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
-from janus_jax.evaluate import trace_html
+from janus_jax.evaluate import glge, trace_html
 from janus_jax.evaluate.scores import AlignmentError, score
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
 
@@ -64,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--save_best",
         help="directory of a new checkpoint: the same model, with the setting of the best BLEU as its default",
     )
+    parser.add_argument(
+        "--task", choices=glge.TASKS, help="also the metrics of this GLGE task, by the rules of the benchmark's scripts"
+    )
+    parser.add_argument("--clean", action="store_true", help="with --task: without the quirks of these scripts")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--trace_html", "--trace-html", help="page to write, on which a reader steps through the passes of --traces"
@@ -77,9 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The flags of each form of the command, after the flag that chooses it.
 _FORMS = {
     "traces": {"trace_html"},
-    "hypotheses": {"references", "json"},
+    "hypotheses": {"references", "source", "task", "clean", "json"},
     "checkpoint": {
-        "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "json",
+        "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "task", "clean",
+        "json",
     },
 }  # fmt: skip
 _NEEDS = {
@@ -110,6 +117,13 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
     for name, meaning in needs:
         if name in _FORMS[form] and name not in given:
             parser.error(f"--{form} needs --{name}, {meaning}")
+    if "clean" in given and "task" not in given:
+        parser.error("--clean goes with --task")
+    if form == "hypotheses":
+        needed = "task" in given and glge.TASKS[args.task].needs_sources
+        if needed != ("source" in given):
+            text = f"--task={args.task} needs --source, since equal sources share their references"
+            parser.error(text if needed else "--source: --hypotheses are scored without sources; leave it out")
     if args.runs < 1:
         parser.error(f"--runs={args.runs}: at least one run is needed")
     return {"traces": _write_traces, "hypotheses": _score_files, "checkpoint": _score_checkpoint}[form]
@@ -125,12 +139,15 @@ def _write_traces(args: argparse.Namespace) -> None:
 def _score_files(args: argparse.Namespace) -> None:
     hypotheses, references = read_lines(args.hypotheses), read_lines(args.references)
     _check_aligned(args.hypotheses, hypotheses, args.references, references)
-    metrics = score(hypotheses, references)
+    sources = None if args.source is None else read_lines(args.source)
+    if sources is not None:
+        _check_aligned(args.source, sources, args.references, references)
+    metrics = score(hypotheses, references) | _task_scores(args, hypotheses, references, sources)
     if args.json:
         print(json.dumps(metrics, indent=2))
     else:
         for name, value in metrics.items():
-            print(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:.4f}")
+            print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {'-' if value is None else value}")
 
 
 def _score_checkpoint(args: argparse.Namespace) -> None:
@@ -143,6 +160,8 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         sources, references = read_lines(args.source), read_lines(args.references)
         _check_aligned(args.source, sources, args.references, references)
     _check_places(args)
+    if args.task:
+        _task_scores(args, references[:1], references[:1], sources[:1])  # raises what is missing before the decoding
     generator = Generator.from_checkpoint(args.checkpoint)
     own = own or standard_settings(generator.trained)
     settings = own
@@ -162,18 +181,29 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     best = max(range(len(results)), key=lambda i: results[i]["bleu"])
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
+        result |= _task_scores(args, hypotheses, references, sources)
         if output:
             write_lines(output, hypotheses)
     if args.json:
         print(json.dumps(results, indent=2))
     else:
-        print(format_table(results))
+        print(format_table(results, [name for name in results[0] if name.startswith(f"{args.task}/")]))
         print(
             f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
     if args.save_best:
         about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
         _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
+
+
+def _task_scores(
+    args: argparse.Namespace, hypotheses: list[str], references: list[str], sources: list[str] | None
+) -> dict[str, float | None]:
+    """The metrics of --task as task/metric, and task/mean, its share of GLGE's overall score; {} without --task."""
+    if not args.task:
+        return {}
+    scores = glge.score(args.task, hypotheses, references, sources, strict=not args.clean)
+    return {f"{args.task}/{name}": value for name, value in {**scores, "mean": glge.mean(scores)}.items()}
 
 
 def _check_places(args: argparse.Namespace) -> None:

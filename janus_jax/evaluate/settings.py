@@ -105,10 +105,18 @@ _COLUMNS = (
 )
 
 
-def format_table(results: Sequence[dict[str, Any]]) -> str:
-    """The results of `evaluate_settings` as an aligned Markdown table, a line each; "-" for a metric that is absent."""
-    cells = [[title for title, _, _ in _COLUMNS]]
-    cells += [[form.format(one[key]) if key in one else "-" for _, key, form in _COLUMNS] for one in results]
+def format_table(results: Sequence[dict[str, Any]], more: Sequence[str] = ()) -> str:
+    """The results of `evaluate_settings` as an aligned Markdown table, a line each; "-" for a metric that is absent.
+
+    Args:
+      results: a dict for each line.
+      more: names of further metrics, whose columns follow that of the setting.
+    """
+    columns = [*_COLUMNS[:1], *((name, name, "{:.2f}") for name in more), *_COLUMNS[1:]]
+    cells = [[title for title, _, _ in columns]]
+    cells += [
+        [form.format(one[key]) if one.get(key) is not None else "-" for _, key, form in columns] for one in results
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| "
