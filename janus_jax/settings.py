@@ -68,7 +68,7 @@ _LARGEST_LOG_PROB = 1000
 
 Weight = float | tuple[tuple[int, float], ...]
 
-Source = Literal["parallel", "tsv", "tfds", "demo", "text"]
+Source = Literal["parallel", "tsv", "glge", "tfds", "demo", "text"]
 MaskSampler = Literal["span", "uniform"]
 Objective = Literal[tuple(OBJECTIVES)]
 Optimizer = Literal["adam", "adamw"]
@@ -124,7 +124,7 @@ class DataConfig:
     source: Source = setting(
         "demo",
         "Form of the text. parallel: two files a split, line n of one translates line n of the other. tsv: one file a split, "
-        "source TAB target. tfds: a TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a "
+        "source TAB target. glge: two files a split of the GLGE benchmark, whose marks are changed as its scripts do. tfds: a TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a "
         "document a line.",
     )
     source_lang: str = setting("de", "Code of the source language, for example the ending of its parallel files.")
@@ -132,7 +132,7 @@ class DataConfig:
     train: str = setting(
         "train",
         'Training split. parallel: a path prefix ("data/train" reads data/train.de and data/train.en, or the same with .gz or '
-        '.xz). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
+        '.xz). glge: a path prefix ("data/glge/easy/squadqg_data/org_data/train" reads train.src and train.tgt). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
     )
     valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
     test: str = setting(
@@ -157,13 +157,14 @@ class DataConfig:
     )
     max_source_length: int = setting(
         256,
-        "Most tokens of a source; bos and eos count. Longer pairs are dropped and reported.",
+        "Most tokens of a source; bos and eos count. Longer ones are reported, and dropped or cut (too_long).",
         unit="tokens",
         at_least=3,
     )
     max_target_length: int = setting(
         256,
-        "Most tokens of a target; bos and eos count. Longer pairs are dropped and reported. Plain text: tokens of a block.",
+        "Most tokens of a target; bos and eos count. Longer ones are reported, and dropped or cut (too_long). Plain text: tokens of a "
+        "block.",
         unit="tokens",
         at_least=3,
     )
@@ -171,6 +172,11 @@ class DataConfig:
         0.0,
         "Pairs whose longer side has more than so many times the tokens of the shorter side are dropped. 0: no limit.",
         at_least=0,
+    )
+    too_long: Literal["drop", "cut"] = setting(
+        "drop",
+        "What happens to a side of more than max_source_length or max_target_length tokens. drop: the pair is left out. cut: the "
+        "side loses its last tokens.",
     )
     # Batching
     tokens_per_batch: int = setting(

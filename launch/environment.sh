@@ -30,8 +30,8 @@ make_environment() {
   local python identity folder=.venv list
   python=$(find_python) || return 1
   identity=$("$python" -c 'import hashlib, pathlib, sys
-names = ("requirements.txt", "requirements-convert.txt", "requirements-dev.txt")
-print(sys.version, *(hashlib.sha256(pathlib.Path(name).read_bytes()).hexdigest() for name in names))') || return 1
+names = sorted(pathlib.Path().glob("requirements*.txt"))
+print(sys.version, *(hashlib.sha256(name.read_bytes()).hexdigest() for name in names))') || return 1
   if [ -e "$folder" ] && [ ! -e "$folder/made-by-janus_jax" ]; then
     echo "error: $PWD/$folder was not built by launch/environment.sh; move it away" >&2
     return 1

@@ -14,6 +14,8 @@ import pytest
 from janus_jax.command_line import load_config
 from janus_jax.config import Config, ConfigError, OptimizerConfig, TextConfig, TrainConfig, Weight, objective_terms
 from janus_jax.data import Prepared, TrainBatches, prepare
+from janus_jax.data.sources import FILES as FILE_SOURCES
+from janus_jax.evaluate.glge import TASKS
 from janus_jax.model import Janus
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.step import init_state, make_train_step, state_from_params
@@ -44,11 +46,13 @@ def load(experiment):
 
 def test_all_experiments_are_here():
     assert {path.stem for path in FILES} == {
-        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "headline", "mine", "mt", "multi30k_deen"
+        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "glge", "headline", "mine", "mt", "multi30k_deen"
     }  # fmt: skip
     pairs = ("iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen")
     translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_masks", "_released")}
     assert {experiment for experiment in EXPERIMENTS if experiment.startswith("mt.py")} == translation
+    benchmark = {f"glge.py:{task}{variant}" for task in TASKS for variant in ("", "_bart")}
+    assert {experiment for experiment in EXPERIMENTS if experiment.startswith("glge.py")} == benchmark
     assert {"multi30k_deen.py:cpu", "multi30k_deen.py:anchor_ar"} <= set(EXPERIMENTS)
 
 
@@ -61,7 +65,7 @@ def test_docstring_gives_commands_cost_and_scores(path):
         assert f"python -m janus_jax.{command} --config=configs/{path.name}" in module.__doc__
     assert re.search(r"^Cost: .*Scores[:,( ]", module.__doc__, re.DOTALL | re.MULTILINE)
     for name in presets(path):
-        pair = re.sub("_(masks|released)$", "", name) if path.stem == "mt" else name
+        pair = re.sub("_(masks|released|bart)$", "", name) if path.stem in ("mt", "glge") else name
         assert pair in module.__doc__
 
 
@@ -89,7 +93,7 @@ def test_paths_lie_inside_the_checkout(experiment):
 
 def splits(data):
     """The files that a configuration reads."""
-    return (data.train, data.valid, data.test) if data.source in ("parallel", "tsv", "text") else ()
+    return (data.train, data.valid, data.test) if data.source in FILE_SOURCES else ()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
@@ -114,6 +118,7 @@ def reduced(config):
         data=replace(
             config.data, source="demo", hold_out=0, source_lang="de", target_lang="en", train="train", valid="", test="", tfds_name="",
             demo_sizes=(200, 4, 4), prepared="", max_source_length=64, max_target_length=64, buckets=(64,), tokens_per_batch=1024,
+            too_long="drop",
         ),
         model=replace(
             config.model, vocab_size=400, d_model=16, ffn_dim=16, heads=2, encoder_layers=1, decoder_layers=1,

@@ -19,6 +19,7 @@ class FilterStats:
     read: int = 0
     kept: int = 0
     dropped: dict[str, dict[str, Any]] = field(default_factory=dict)  # reason -> {"count", "examples"}
+    cut: dict[str, int] = field(default_factory=dict)  # side -> how many lost tokens
 
     def drop(self, reason: str, where: str, shown: Any) -> None:
         """Counts a dropped pair; the first few are kept as examples.

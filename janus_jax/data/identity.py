@@ -26,7 +26,7 @@ from janus_jax.settings import all_settings
 _TEXT_SETTINGS = "model model_type vocab_size character_coverage byte_fallback train_lines".split()
 _DATA_SETTINGS = (
     "source source_lang target_lang train valid test hold_out tfds_name demo_sizes max_source_length max_target_length "
-    "max_length_ratio"
+    "max_length_ratio too_long"
 ).split()
 # Those that only name places. (The splits of a TFDS dataset are names in it.)
 PLACES = {"text.model", "data.train", "data.valid", "data.test"}
@@ -41,7 +41,7 @@ def settings(config: Config) -> dict[str, Any]:
     if config.data.source != "demo":
         data.discard("demo_sizes")
     if config.data.source == "text":
-        data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio"}
+        data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio", "too_long"}
     else:
         data.discard("hold_out")
     chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}

@@ -241,6 +241,11 @@ def _encode(
         while chunk := list(itertools.islice(pairs, _CHUNK)):
             encoded = [tokenizer.encode_batch([pair[i] for pair in chunk]) for i in (1, 2)]
             for (number, *pair), *ids in zip(chunk, *encoded, strict=True):
+                if data.too_long == "cut":
+                    for side, row in zip(sides, ids, strict=True):
+                        longest = getattr(data, f"max_{side}_length") - 2
+                        stats.cut[side] = stats.cut.get(side, 0) + (len(row) > longest)
+                        del row[longest:]
                 sizes = [len(side) + 2 for side in ids]
                 reason = clean.length_reason(
                     *sizes, data.max_source_length, data.max_target_length, data.max_length_ratio
@@ -280,6 +285,7 @@ def _split_report(split: str, stats: clean.FilterStats, lengths: dict[str, np.nd
         "read": stats.read,
         "kept": stats.kept,
         "dropped": stats.dropped,
+        "cut": stats.cut,
         "tokens": {side: int(values.sum(dtype=np.int64)) for side, values in sides.items()},
         "longest": {side: int(values.max()) for side, values in sides.items()},
         "length_histogram": {side: length_histogram(values) for side, values in sides.items()},

@@ -64,6 +64,8 @@ def format_report(report: dict[str, Any]) -> str:
                 f"{split}: kept {part['kept']} of {part['read']} pairs; mean length {tokens['source'] / kept:.1f} -> "
                 f"{tokens['target'] / kept:.1f} tokens, longest {part['longest']['source']} -> {part['longest']['target']}"
             )
+        # Absent from older reports.
+        lines += [f"  cut {count}: {side} too long" for side, count in part.get("cut", {}).items() if count]
         for reason, entry in part["dropped"].items():
             example, fix = entry["examples"][0], MALFORMED.get(reason)
             start, end = ("warning: ", f" ({fix})") if fix else ("  ", "")

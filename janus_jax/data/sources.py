@@ -1,4 +1,4 @@
-"""Where text comes from: parallel files, TSV files, TFDS datasets, the built-in corpus; plain text for denoising.
+"""Where text comes from: parallel files, TSV files, GLGE, TFDS datasets, the built-in corpus; plain text for denoising.
 
 A `SplitSource` can be iterated any number of times. It yields `(number, source, target)`: the number of the pair and the raw
 bytes (or str) of its sides; `where(number)` is the place that a user can look up. The target is None for a line that does not
@@ -28,7 +28,7 @@ from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
 SPLITS = ("train", "valid", "test")
-FILES = ("parallel", "tsv", "text")  # sources whose splits are files, named by their paths
+FILES = ("parallel", "tsv", "glge", "text")  # sources whose splits are files, named by their paths
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
 DEMO_SEED = 0
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
@@ -115,7 +115,7 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
 
 
 def _open_files(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
-    opener = _open_parallel if config.source == "parallel" else _open_tsv
+    opener = {"parallel": _open_parallel, "tsv": _open_tsv, "glge": _open_glge}[config.source]
     return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
 
 
@@ -125,7 +125,11 @@ def _open_parallel(key: str, prefix: str, config: DataConfig) -> SplitSource:
             f"{key}: {prefix} is one file. For a file with source TAB target in each line set config.data.source=tsv; "
             f"for two files give the name without its language, {prefix}.{config.source_lang} and {prefix}.{config.target_lang}"
         )
-    source, target = (find_file(f"{prefix}.{lang}", key) for lang in (config.source_lang, config.target_lang))
+    return _open_two(*(find_file(f"{prefix}.{lang}", key) for lang in (config.source_lang, config.target_lang)))
+
+
+def _open_two(source: pathlib.Path, target: pathlib.Path) -> SplitSource:
+    """Two files, of which line n of one belongs to line n of the other."""
 
     def pairs() -> Iterator[Pair]:
         lines = read_lines(source), read_lines(target)
@@ -148,6 +152,27 @@ def _misaligned(source: pathlib.Path, source_lines: int, target: pathlib.Path, t
         f"{source} has {source_lines} lines, {target} has {target_lines}: line n of one must translate line n of the other; "
         "find the missing line (lines end at \\n only)"
     )
+
+
+def _open_glge(key: str, prefix: str, _config: DataConfig) -> SplitSource:
+    """A split of GLGE, with the marks of its text changed as the benchmark's scripts do (uncase_tokenize_data.py)."""
+    source = find_file(f"{prefix}.src", key)
+    try:
+        target = find_file(f"{prefix}.tgt", key)
+    except DataError as error:
+        raise DataError(
+            f'{key}: {prefix}.src is there, {prefix}.tgt is not: GLGE keeps the targets of its test splits; say {key}="", and '
+            "decode the .src file"
+        ) from error
+    two = _open_two(source, target)
+
+    def pairs() -> Iterator[Pair]:
+        for number, left, right in two:
+            left, right = (side.replace(b" ##", b"") for side in (left, right))
+            # Between the sentences of cnndm.
+            yield number, left.replace(b"<S_SEP>", b""), right.replace(b"<S_SEP>", b"[X_SEP]")
+
+    return SplitSource(pairs, two.where, two.inputs)
 
 
 def _open_tsv(key: str, name: str, _config: DataConfig) -> SplitSource:
@@ -298,6 +323,7 @@ def _tfds_builder(config: DataConfig, download: bool) -> Any:
 SOURCES: dict[str, Callable[[DataConfig, dict[str, str], bool], dict[str, SplitSource]]] = {
     "parallel": _open_files,
     "tsv": _open_files,
+    "glge": _open_files,
     "tfds": _open_tfds,
     "demo": _open_demo,
     "text": _open_text,

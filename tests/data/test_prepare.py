@@ -208,6 +208,23 @@ def test_empty_splits_are_errors(tmp_path):
     assert not (tmp_path / "prepared").exists()
 
 
+def test_long_sides_are_cut_where_the_config_says_so(tmp_path):
+    write(tmp_path, [*CLEAN, ("lang " * 300, "long"), ("kurz", "long " * 300)])
+    said = []
+    config = parallel_config(tmp_path, too_long="cut", max_source_length=40, max_target_length=30)
+    data.prepare(config, log=said.append)
+    prepared = data.Prepared.open(config.data.prepared, config)
+    examples, eos = list(prepared.split("train").examples()), text.load(prepared.tokenizer_bytes).specials.eos
+    assert len(examples) == 82
+    for side, longest in (("source", 40), ("target", 30)):
+        assert max(len(example[side]) for example in examples) == longest
+        assert {example[side][-1] for example in examples} == {eos}
+    assert "  cut 1: source too long" in "\n".join(said)
+    assert "  cut 1: target too long" in "\n".join(said)
+    with pytest.raises(data.DataError, match=r"data\.too_long was 'cut', is 'drop'"):
+        data.prepare(parallel_config(tmp_path, max_source_length=40, max_target_length=30), **QUIET)
+
+
 def test_lines_of_another_form_are_named_with_their_fix(tmp_path):
     train = tmp_path / "train.tsv"
     config = parallel_config(tmp_path, source="tsv", train=str(train), valid="")

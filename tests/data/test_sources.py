@@ -86,6 +86,22 @@ def test_tsv_line_without_two_sides_is_marked(tmp_path):
     assert pairs == [(1, b"a", b"b"), (2, b"no tab", None), (3, b"c\td\te", None), (4, b"", b"x")]
 
 
+def test_marks_of_glge_are_changed_as_the_benchmark_does(tmp_path):
+    (tmp_path / "train.src").write_text("one . <S_SEP> two ##fold .\nc\n")
+    (tmp_path / "train.tgt").write_text("first play ##ing <S_SEP> second\nd\n")
+    split = sources.open_splits(config(tmp_path, "glge"))["train"]
+    assert list(split) == [(1, b"one .  twofold .", b"first playing [X_SEP] second"), (2, b"c", b"d")]
+    assert split.where(2) == f"{tmp_path}/train.src:2"
+    (tmp_path / "test.src").write_text("one\n")
+    with pytest.raises(
+        DataError, match=r'test\.src is there, .*test\.tgt is not: .* say config\.data\.test="", and decode'
+    ):
+        sources.open_splits(config(tmp_path, "glge", test=f"{tmp_path}/test"))
+    (tmp_path / "train.tgt").write_text("d\n")
+    with pytest.raises(DataError, match=r"train\.src has 2 lines, .*train\.tgt has 1"):
+        pairs(config(tmp_path, "glge"))
+
+
 def test_missing_files_and_splits(tmp_path):
     (tmp_path / "train.de").write_text("a\n")
     with pytest.raises(DataError, match=r"config\.data\.train: no file .*train\.en' \(nor with \.gz or \.xz\)"):

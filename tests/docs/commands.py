@@ -31,6 +31,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("recipes.md", "The study: which objective, which recipe"),
         ("scaling.md", "Scaling on paper, checked by the compiler"),
         ("speed.md", "Data pipeline"),
+        ("glge.md", "Train and score a task"),
     ),
     "decoding": (
         ("decoding.md", "Autoregressive: `--mode=ar`"),

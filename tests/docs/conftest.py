@@ -31,6 +31,13 @@ def bare_desk(tmp_path_factory):
                 source=source, source_lang=lang, demo_sizes=(200, 12, 8), train=train, valid=valid, test=test
             )
             write_sample(config)
+    glge = folder / "data/glge/easy/xsum_data/org_data"
+    glge.mkdir(parents=True)
+    for name in ("train", "dev", "test"):
+        for lang, ending in (("es", "src"), ("en", "tgt")):
+            if (name, lang) != ("test", "en"):  # not public
+                shutil.copy(folder / f"my/{name}.{lang}", glge / f"{name}.{ending}")
+    shutil.copy(folder / "my/test.en", folder / "output.en")
     (folder / "corpus").mkdir()
     english = (folder / "my/train.en").read_text().splitlines()
     (folder / "corpus/a.txt").write_text("".join(f"{'. '.join(english[i : i + 4])}.\n" for i in range(0, 200, 2)))
