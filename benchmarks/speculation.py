@@ -5,8 +5,9 @@
 
 The program compares outputs with those of greedy search. Where two outputs differ, it compares the log-probabilities of
 the two tokens at the first difference: closer than 1e-4 is a tie by rounding, anything else is a mistake. With
---references the program replaces every third word of the references by a gap. AUX fills the gaps left to right, once
-token by token and once with drafts, and the program counts the outputs that differ.
+--references, for a model that was trained with AUX, the program replaces every third word of the references by a gap.
+AUX fills the gaps left to right, once token by token and once with drafts, and the program counts the outputs that
+differ.
 """
 
 import argparse
