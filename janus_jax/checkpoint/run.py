@@ -28,6 +28,14 @@ _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/
 _STRUCTURE_FIX = "use the config that the run started with, or another --workdir"
 
 
+# An array that all devices have is written in parts, one a device, only if these are large: each part costs a program.
+_SAVING = ocp.Context(
+    array_options=ocp.options.ArrayOptions(
+        saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
+    )
+)
+
+
 class Checkpoints:
     """The checkpoints of a run, saved in the background. The last n, and the best ones by a metric, are kept.
 
@@ -102,6 +110,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_Retention(self._train, self._evaluations),
             cleanup_tmp_directories=True,
+            context=_SAVING,
         )
         return restored
 

@@ -263,7 +263,8 @@ class _TrainingRun:
         if self._evaluates(step):
             self.checkpoints.wait()
             self._evaluate(step)
-            self._plot()
+            if not last:  # `run` plots at the end
+                self._plot()
         self.meter.restart()
 
     def _read(self, pending: _StepInFlight | None) -> None:
