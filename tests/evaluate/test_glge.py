@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 import shutil
+import sys
 from collections import Counter
 
 import pytest
@@ -258,8 +259,17 @@ def test_mistakes_are_explained():
         glge.score("coqa", ["a"], ["a", "b"])
     with pytest.raises(AlignmentError, match="at least one"):
         glge.score("coqa", [], [])
+    with pytest.raises(AlignmentError, match="all references are empty"):
+        glge.score("cnndm", ["a", "b"], ["", " "])
     with pytest.raises(TypeError):
         glge.score("coqa", "a", ["a"])
+
+
+def test_a_missing_library_is_named_before_anything_is_decoded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu", None)
+    with pytest.raises(glge.MissingLibraryError, match=r"pip install -r requirements-glge\.txt"):
+        glge.check_installed("squadqg")
+    glge.check_installed("coqa")
 
 
 def test_the_command(tmp_path, capsys):

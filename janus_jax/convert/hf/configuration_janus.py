@@ -71,7 +71,7 @@ class JanusConfig(PretrainedConfig):
         unk_token_id: int = 3,
         decoder_start_token_id: int | None = None,  # by default the token that ar_start names
         trained_modes: list[str]
-        | None = None,  # what the model was trained for, of ar, nar, ctc, dag; None: not known. Generation in another one is an error
+        | None = None,  # of ar, nar, ctc, dag; generation in others is an error. None: not known
         janus_jax: dict[str, Any] | None = None,
         **kwargs: Any,
     ):

@@ -43,7 +43,7 @@ def questions(hypotheses: dict[str, str], references: dict[str, list[str]]) -> d
     Raises:
       MissingLibraryError: pycocoevalcap is not installed.
     """
-    bleu, rouge_l, meteor = _caption_metrics()
+    bleu, rouge_l, meteor = caption_metrics()
     kept = {key: [text] for key, text in hypotheses.items()}
     with contextlib.redirect_stdout(io.StringIO()):  # its progress
         (*_, bleu4), _ = bleu.Bleu(4).compute_score(references, kept)
@@ -56,7 +56,12 @@ def questions(hypotheses: dict[str, str], references: dict[str, list[str]]) -> d
     }
 
 
-def _caption_metrics() -> tuple[Any, Any, Any]:
+def caption_metrics() -> tuple[Any, Any, Any]:
+    """The modules of pycocoevalcap: bleu, rouge and meteor.
+
+    Raises:
+      MissingLibraryError: it is not installed.
+    """
     try:
         from pycocoevalcap.bleu import bleu
         from pycocoevalcap.meteor import meteor

@@ -137,6 +137,12 @@ TASKS: dict[str, Task] = {
 }
 
 
+def check_installed(task: str) -> None:
+    """Raises MissingLibraryError if a library that scores the task is not installed."""
+    if TASKS[task].needs_sources:
+        metrics.caption_metrics()
+
+
 def score(
     task: str, hypotheses: Lines, references: Lines, sources: Lines | None = None, *, strict: bool = True
 ) -> Scores:
@@ -151,7 +157,7 @@ def score(
 
     Raises:
       KeyError: an unknown task.
-      AlignmentError: the numbers of lines differ, or there are none.
+      AlignmentError: the numbers of lines differ, there are none, or no reference holds text.
       MissingLibraryError: pycocoevalcap is not installed (squadqg, msqg).
       TypeError: a plain string in place of a list of lines.
       ValueError: a task that needs sources has none.
@@ -165,6 +171,8 @@ def score(
     if len(counts := {len(lines) for lines in columns.values()}) > 1 or 0 in counts:
         text = ", ".join(f"{len(lines)} {name}" for name, lines in columns.items())
         raise AlignmentError(f"{text}; all need the same lines in the same order, and at least one")
+    if not any(map(str.strip, columns["references"])):
+        raise AlignmentError("all references are empty; nothing can be scored")
     joined = [[join_wordpieces(line) for line in columns[name]] for name in ("hypotheses", "references")]
     return TASKS[task].score(*joined, columns["sources"], strict)
 
