@@ -29,11 +29,8 @@ _STRUCTURE_FIX = "use the config that the run started with, or another --workdir
 
 
 # An array that all devices have is written in parts, one a device, only if these are large: each part costs a program.
-_SAVING = ocp.Context(
-    array_options=ocp.options.ArrayOptions(
-        saving=ocp.options.ArrayOptions.Saving(min_slice_bytes_for_replica_parallel=2**20)
-    )
-)
+_SAVING = ocp.Context()
+_SAVING.array.saving.min_slice_bytes_for_replica_parallel = 2**20
 
 
 class Checkpoints:

@@ -30,6 +30,7 @@ class RunLog:
 
     def __init__(self, workdir: Path, start_step: int, total: int, active: bool = True):
         self.active, self._total = active, total
+        self._announced: set[tuple[str, ...]] = set()
         self._bar = None
         if not active:
             return
@@ -41,6 +42,14 @@ class RunLog:
         self._file = self.path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
+
+    def announce(self, step: int, terms: tuple[str, ...]) -> None:
+        """Says that a step computes these loss terms, if none before did: its programs are to be compiled."""
+        if terms not in self._announced:  # with ar_every, sets of terms alternate
+            self._announced.add(terms)
+            self.message(
+                f"step {step}: the first with {', '.join(terms)}; the first batch of each shape waits for its program to compile"
+            )
 
     def advance(self, figures: dict[str, float]) -> None:
         """Moves the bar by a step. It shows these figures of `Meter.figures` until the next ones; {} changes nothing."""

@@ -212,7 +212,6 @@ class _TrainingRun:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
         pending: _StepInFlight | None = None
-        before: tuple[str, ...] = ()
         if start and self._evaluates(start) and start not in self.evaluations:
             self._evaluate(start)  # the run ended after it had saved this step
         self.meter.restart()
@@ -220,11 +219,7 @@ class _TrainingRun:
             with self.meter.waiting():
                 batch = next(batches)
             terms = active_terms(objective, step - 1)
-            if terms != before:
-                self.log.message(
-                    f"from step {step} on: {', '.join(terms)}; the first batch of each shape waits for its program to compile"
-                )
-                before = terms
+            self.log.announce(step, terms)
             self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             stop = self.any_process(self.request.received)

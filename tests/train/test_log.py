@@ -29,6 +29,15 @@ def test_an_interval_without_steps_has_no_means():
     assert IntervalMeans().means() == {}
 
 
+def test_each_set_of_terms_is_announced_once(tmp_path, capsys):
+    log = RunLog(tmp_path, 0, total=600)
+    for step, terms in enumerate([("ar",), ("ar", "ctc"), ("ctc",), ("ar", "ctc"), ("ctc",)], 1):
+        log.announce(step, terms)
+    log.close()
+    said = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["step 1: the first with ar", "step 2: the first with ar, ctc", "step 3: the first with ctc"]
+
+
 def test_lines_say_how_far_the_run_is(tmp_path, capsys):
     log = RunLog(tmp_path, 0, total=600)
     log.record(100, {"nll/ar": 2.0, "time/seconds_per_step": 0.6})
