@@ -124,15 +124,16 @@ class DataConfig:
     source: Source = setting(
         "demo",
         "Form of the text. parallel: two files a split, line n of one translates line n of the other. tsv: one file a split, "
-        "source TAB target. glge: two files a split of the GLGE benchmark, whose marks are changed as its scripts do. tfds: a TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a "
-        "document a line.",
+        "source TAB target. glge: two files a split of the GLGE benchmark, whose marks are changed as its scripts do. tfds: a "
+        "TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a document a line.",
     )
     source_lang: str = setting("de", "Code of the source language, for example the ending of its parallel files.")
     target_lang: str = setting("en", "Code of the target language.")
     train: str = setting(
         "train",
         'Training split. parallel: a path prefix ("data/train" reads data/train.de and data/train.en, or the same with .gz or '
-        '.xz). glge: a path prefix ("data/glge/easy/squadqg_data/org_data/train" reads train.src and train.tgt). tsv: a file. tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
+        '.xz). glge: a path prefix ("data/glge/easy/squadqg_data/org_data/train" reads train.src and train.tgt). tsv: a file. '
+        'tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
     )
     valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
     test: str = setting(

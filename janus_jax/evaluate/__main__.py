@@ -9,10 +9,10 @@
     python -m janus_jax.evaluate --task=squadqg --hypotheses=out.txt --source=test.src --references=test.tgt
 
 Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar),
-1, 4 and 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint that decodes
-by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test split. Sentences a
-second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the benchmark's scripts or, with
---clean, without their quirks. Exit status: 0, or 2 if the input cannot be used.
+1, 4 and 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint
+that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
+split. Sentences a second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the
+benchmark's scripts or, with --clean, without their quirks. Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse

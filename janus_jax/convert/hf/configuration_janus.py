@@ -70,8 +70,7 @@ class JanusConfig(PretrainedConfig):
         eos_token_id: int = 2,
         unk_token_id: int = 3,
         decoder_start_token_id: int | None = None,  # by default the token that ar_start names
-        trained_modes: list[str]
-        | None = None,  # of ar, nar, ctc, dag; generation in others is an error. None: not known
+        trained_modes: list[str] | None = None,  # of ar, nar, ctc, dag; others are an error. None: not known
         janus_jax: dict[str, Any] | None = None,
         **kwargs: Any,
     ):
