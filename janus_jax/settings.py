@@ -97,6 +97,7 @@ class TextConfig:
         "warning.",
         unit="tokens",
         at_least=6,
+        at_most=10_000_000,  # SentencePiece never ends where 1.1 times the number is not an int32
     )
     character_coverage: float = setting(
         0.9995,

@@ -7,12 +7,14 @@
         --setting=ctc:blank_penalty=1 --save_best=DIR_TUNED
     python -m janus_jax.evaluate --checkpoint=DIR --pairs=test.tsv
     python -m janus_jax.evaluate --task=squadqg --hypotheses=out.txt --source=test.src --references=test.tgt
+    python -m janus_jax.evaluate --glge=data/glge/easy --predictions=out/ar --predictions=out/nar
 
 Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar),
 1, 4 and 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint
 that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
 split. Sentences a second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the
-benchmark's scripts or, with --clean, without their quirks. Exit status: 0, or 2 if the input cannot be used.
+benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in the files that GLGE
+takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse
@@ -69,7 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--task", choices=glge.TASKS, help="also the metrics of this GLGE task, by the rules of the benchmark's scripts"
     )
-    parser.add_argument("--clean", action="store_true", help="with --task: without the quirks of these scripts")
+    parser.add_argument(
+        "--clean", action="store_true", help="with --task or --glge: without the quirks of these scripts"
+    )
+    parser.add_argument("--glge", help="folder of a version of GLGE, as data/glge/easy")
+    parser.add_argument(
+        "--predictions", action="append", help="with --glge: folder of files TASK.VERSION.SPLIT; may be repeated"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--trace_html", "--trace-html", help="page to write, on which a reader steps through the passes of --traces"
@@ -83,6 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 # The flags of each form of the command, after the flag that chooses it.
 _FORMS = {
     "traces": {"trace_html"},
+    "glge": {"predictions", "clean", "json"},
     "hypotheses": {"references", "source", "task", "clean", "json"},
     "checkpoint": {
         "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "task", "clean",
@@ -91,6 +100,7 @@ _FORMS = {
 }  # fmt: skip
 _NEEDS = {
     "traces": ("trace_html", "the page to write"),
+    "glge": ("predictions", "a folder of files TASK.VERSION.SPLIT"),
     "hypotheses": ("references", "the lines to compare with"),
     "checkpoint": ("source", "the lines to decode"),
 }
@@ -104,8 +114,8 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
         parser.error("--trace_html needs --traces, the file to show")
     if len(forms) != 1:
         parser.error(
-            "give --hypotheses, to score a file, or --checkpoint and --source, to decode and score, each with --references; or "
-            "--traces and --trace_html, for a page"
+            "give --hypotheses, to score a file, or --checkpoint and --source, to decode and score, each with --references; "
+            "--traces and --trace_html, for a page; or --glge and --predictions"
         )
     form = forms[0]
     if others := sorted(given - _FORMS[form] - {form}):
@@ -117,7 +127,7 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
     for name, meaning in needs:
         if name in _FORMS[form] and name not in given:
             parser.error(f"--{form} needs --{name}, {meaning}")
-    if "clean" in given and "task" not in given:
+    if "clean" in given and form != "glge" and "task" not in given:
         parser.error("--clean goes with --task")
     if form == "hypotheses":
         needed = "task" in given and glge.TASKS[args.task].needs_sources
@@ -126,7 +136,12 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
             parser.error(text if needed else "--source: --hypotheses are scored without sources; leave it out")
     if args.runs < 1:
         parser.error(f"--runs={args.runs}: at least one run is needed")
-    return {"traces": _write_traces, "hypotheses": _score_files, "checkpoint": _score_checkpoint}[form]
+    return {
+        "traces": _write_traces,
+        "glge": _score_benchmark,
+        "hypotheses": _score_files,
+        "checkpoint": _score_checkpoint,
+    }[form]
 
 
 def _write_traces(args: argparse.Namespace) -> None:
@@ -137,9 +152,9 @@ def _write_traces(args: argparse.Namespace) -> None:
 
 
 def _score_files(args: argparse.Namespace) -> None:
-    hypotheses, references = read_lines(args.hypotheses), read_lines(args.references)
+    hypotheses, references = _read_lines(args.hypotheses), _read_lines(args.references)
     _check_aligned(args.hypotheses, hypotheses, args.references, references)
-    sources = None if args.source is None else read_lines(args.source)
+    sources = None if args.source is None else _read_lines(args.source)
     if sources is not None:
         _check_aligned(args.source, sources, args.references, references)
     metrics = score(hypotheses, references) | _task_scores(args, hypotheses, references, sources)
@@ -150,6 +165,33 @@ def _score_files(args: argparse.Namespace) -> None:
             print(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {'-' if value is None else value}")
 
 
+def _score_benchmark(args: argparse.Namespace) -> None:
+    folders = {folder: glge.read_predictions(args.glge, folder) for folder in args.predictions}
+    columns = {
+        folder: glge.score_predictions(predictions, strict=not args.clean) for folder, predictions in folders.items()
+    }
+    splits = {split: {folder: scores.get(split, {}) for folder, scores in columns.items()} for split in glge.SPLITS}
+    splits = {split: scores for split, scores in splits.items() if any(scores.values())}
+    if args.json:
+        every = {
+            split: {folder: {"tasks": tasks, "overall": glge.overall(tasks)} for folder, tasks in scores.items()}
+            for split, scores in splits.items()
+        }
+        print(json.dumps(every, indent=2))
+        return
+    for split, scores in splits.items():
+        published = not args.clean and Path(args.glge).resolve().name == "easy"
+        print(f"{split}, {'clean' if args.clean else 'strict'} rules\n")
+        print(glge.format_scores(scores, published=published))
+        print(
+            f"\nThe columns {', '.join(glge.PUBLISHED)} are published scores on the test split.\n" if published else ""
+        )
+    for predictions in folders.values():
+        for one in predictions:
+            if one.references is None:
+                print(f"{one.path}: {len(one.lines)} predictions, complete; no targets to score them")
+
+
 def _score_checkpoint(args: argparse.Namespace) -> None:
     parallel.start()
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
@@ -157,7 +199,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     if args.pairs:
         sources, references = _read_pairs(args.pairs)
     else:
-        sources, references = read_lines(args.source), read_lines(args.references)
+        sources, references = _read_lines(args.source), _read_lines(args.references)
         _check_aligned(args.source, sources, args.references, references)
     _check_places(args)
     if args.task:
@@ -232,9 +274,17 @@ def _save_with_setting(source: str, output: str, decode: DecodeConfig, about: di
     checkpoint.write(output, loaded.params, config, loaded.tokenizer, about)
 
 
+def _read_lines(path: str) -> list[str]:
+    """The lines of a file, of which there must be at least one."""
+    lines = read_lines(path)
+    if not lines:
+        raise LinesError(f"{'standard input' if path == '-' else path} is empty; give at least one line")
+    return lines
+
+
 def _read_pairs(path: str) -> tuple[list[str], list[str]]:
     """The sources and the references of a file with source TAB reference in each line."""
-    pairs = [line.split("\t") for line in read_lines(path)]
+    pairs = [line.split("\t") for line in _read_lines(path)]
     for number, cells in enumerate(pairs, 1):
         if len(cells) != 2:
             raise LinesError(

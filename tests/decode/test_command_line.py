@@ -116,6 +116,9 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
         (tmp_path / "pairs.tsv").write_text(content)
         assert evaluate_main([f"--checkpoint={saved}", pairs]) == 2
         assert f"{pairs}, {message} source TAB reference" in capsys.readouterr().err
+    (tmp_path / "pairs.tsv").write_text("")
+    assert evaluate_main([f"--checkpoint={saved}", pairs]) == 2
+    assert f"{tmp_path / 'pairs.tsv'} is empty; give at least one line" in capsys.readouterr().err
 
 
 def timeless(row):
@@ -319,7 +322,7 @@ def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, c
         ),
         (
             ["--traces=a", "--trace_html=b", "--json"],
-            "--json goes with --hypotheses or --checkpoint, not with --traces",
+            "--json goes with --glge or --hypotheses or --checkpoint, not with --traces",
         ),
         (["--trace_html=b"], "--trace_html needs --traces"),
         (["--hypotheses=a", "--checkpoint=b"], "give --hypotheses, to score a file, or --checkpoint"),

@@ -141,13 +141,6 @@ def test_corpus_bleu_of_clean_dialogue():
     assert scores["bleu2"] == pytest.approx(100 * math.sqrt(3 / 5 * 1 / 3))
 
 
-@pytest.fixture
-def captions(monkeypatch):
-    """Questions without METEOR, whose Java program takes seconds to start."""
-    pytest.importorskip("pycocoevalcap", reason="pycocoevalcap is not installed (requirements-glge.txt)")
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-
-
 @pytest.mark.usefixtures("captions")
 @pytest.mark.parametrize("strict", [True, False])
 def test_questions_by_the_definition(strict):

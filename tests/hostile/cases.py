@@ -55,7 +55,7 @@ class Maker:
         make = self.rng.choice(
             [
                 self.decode_flag, self.decode_unknown_flag, self.decode_lines, self.decode_objects, self.decode_output,
-                self.decode_checkpoint, self.evaluate_files, self.evaluate_setting, self.evaluate_pairs, self.evaluate_traces, self.setting,
+                self.decode_checkpoint, self.evaluate_files, self.evaluate_setting, self.evaluate_pairs, self.evaluate_predictions, self.evaluate_traces, self.setting,
                 self.setting, self.setting, self.two_settings, self.experiment, self.prepared, self.text_files, self.convert_flag,
                 self.convert_import, self.convert_weights,
             ]
@@ -183,6 +183,24 @@ class Maker:
             path = self.rng.choice(("fixed", "/missing/x", "fixed/prepared/missing"))
         argv = ["--checkpoint=fixed/run", f"--pairs={path}", "--setting=ar:beam=1"]
         return Case("evaluate", argv, (path, "--pairs", "references"))
+
+    def evaluate_predictions(self) -> Case:
+        folder, benchmark = Path(self.work, "out"), Path(self.work, "easy/xsum_data/org_data")
+        files = [benchmark / "dev.src", benchmark / "dev.tgt", folder / "xsum.easy.dev"]
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy("fixed/in.txt", path)
+        path = self.rng.choice(files)
+        match self.rng.choice(("bytes", "bytes", "bytes", "missing", "folder")):
+            case "bytes":
+                path.write_bytes(self._bytes())
+            case "missing":
+                path.unlink()
+            case "folder":
+                path.unlink()
+                path.mkdir()
+        argv = [f"--glge={self.work}/easy", f"--predictions={folder}"]
+        return Case("evaluate", argv, (str(benchmark), str(folder), "references"))
 
     def evaluate_setting(self) -> Case:
         name, value = self.rng.choice(list(_flags())), self.rng.choice(VALUES)
