@@ -54,6 +54,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
 MINUTES = "takes minutes at the published size; its arguments are parsed"
 NOT_RUN: dict[str, str] = {
     "./launch/quickstart.sh": "makes an environment and trains for minutes; tests/test_notebook.py runs its steps",
+    "./launch/glge.sh": "trains for hours; tests/evaluate/test_submission.py runs it on a small folder",
     "./launch/test.sh": "it runs the tests; its paths are checked",
     "pip install": "needs a package registry; the file of requirements is checked",
     "python -m pytest": "runs other tests; its paths are checked",

@@ -157,6 +157,8 @@ def test_one_command_trains_decodes_and_scores_the_tasks(tmp_path, tasks):
     assert table.count("| gigaword | rouge1/rouge2/rougeL |") == 1
     assert f"{out}/nar/gigaword.easy.test: 8 predictions, complete" in table
 
+    if len(tasks) == 1:  # processes take seconds to start
+        return
     # A second call does only what is missing.
     kept, lost = out / "ar/gigaword.easy.dev", out / "nar/gigaword.easy.dev"
     text, before = lost.read_text(), kept.stat().st_mtime_ns
