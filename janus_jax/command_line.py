@@ -135,7 +135,7 @@ def run(
             return 0
         return body(*parsed)
     except (ConfigError, *mistakes) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_message(error)}", file=sys.stderr)
         return 2
 
 

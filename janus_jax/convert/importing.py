@@ -214,7 +214,7 @@ def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
     if request.tokenizer is not None:
         if request.tokenizer.name == files.TOKENIZER:
             return text.load(_bytes(request.tokenizer), str(request.tokenizer))
-        return text.read(request.tokenizer)
+        return text.read(request.tokenizer, "--tokenizer")
     if (directory / files.TOKENIZER).is_file():
         return text.load(_bytes(directory / files.TOKENIZER), str(directory / files.TOKENIZER))
     if request.source == "fairseq" and not (directory / "encoder.json").is_file():
@@ -222,7 +222,7 @@ def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
             f"{directory}: holds no tokenizer; give --tokenizer: the dict.txt of a translation model, a folder with BART's "
             "dict.txt, encoder.json and vocab.bpe, or a SentencePiece model"
         )
-    return text.read(directory)
+    return text.read(directory, "--tokenizer")
 
 
 def _bytes(path: Path) -> bytes:

@@ -40,21 +40,27 @@ def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
     return sentencepiece_tokenizer.train(lines, config)
 
 
-def read(path: str | pathlib.Path) -> Tokenizer:
+def read(path: str | pathlib.Path, name: str = "config.text.model") -> Tokenizer:
     """Reads a tokenizer from files; the kind follows from `path`.
 
-    A folder or a .json file: byte-level BPE (`bpe_tokenizer.read`); a .txt file: fairseq's dict.txt, for text that is
-    already tokenized; any other file: a SentencePiece model.
+    Args:
+      path: a folder or a .json file: byte-level BPE (`bpe_tokenizer.read`); a .txt file: fairseq's dict.txt, for text that
+        is already tokenized; any other file: a SentencePiece model.
+      name: of the setting or flag that gave the path, for messages.
 
     Raises:
       TokenizerError: files are absent or broken; the message names them.
     """
     path = pathlib.Path(path)
+    reader = sentencepiece_tokenizer.read
     if path.is_dir() or path.suffix == ".json":
-        return bpe_tokenizer.read(path)
-    if path.suffix == ".txt":
-        return dictionary_tokenizer.read(path)
-    return sentencepiece_tokenizer.read(path)
+        reader = bpe_tokenizer.read
+    elif path.suffix == ".txt":
+        reader = dictionary_tokenizer.read
+    try:
+        return reader(path)
+    except TokenizerError as error:
+        raise TokenizerError(f"{name}: {error}") from error
 
 
 def load(data: bytes, origin: str = "tokenizer data") -> Tokenizer:

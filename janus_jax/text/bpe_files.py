@@ -42,7 +42,7 @@ def tokenizer_json(path: pathlib.Path) -> bytes:
     else:
         wanted = "; or ".join(" and ".join(layout) for layout in layouts)
         content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise TokenizerError(f"config.text.model: the folder {str(path)!r} must hold {wanted}; it holds {content}")
+        raise TokenizerError(f"the folder {str(path)!r} must hold {wanted}; it holds {content}")
     if layout == _WHOLE:
         return _read(path / "tokenizer.json")
     vocab = _vocab(path / "vocab.json") if layout == _HUGGING_FACE else _fairseq_vocab(path)
@@ -82,19 +82,19 @@ def _fairseq_vocab(folder: pathlib.Path) -> dict[str, int]:
     """Token -> id from fairseq's dict.txt and GPT-2's encoder.json."""
     names = {str(number): token for token, number in _vocab(folder / "encoder.json").items()}
     path = folder / "dict.txt"
-    words = dictionary.read_words(_read(path), f"config.text.model {str(path)!r}")
+    words = dictionary.read_words(_read(path), repr(str(path)))
     vocab = {token: number for number, token in enumerate(FIRST)}
     for word in words:
         # Fillers ("madeupword0000") and special tokens are not ids of GPT-2: they stay as they are.
         token = names.get(word, word)
         if word.isdecimal() and word not in names:
-            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r}, which is not an id in encoder.json")
+            raise TokenizerError(f"{str(path)!r} has {word!r}, which is not an id in encoder.json")
         if token in vocab:
-            raise TokenizerError(f"config.text.model: {str(path)!r} has {word!r} twice")
+            raise TokenizerError(f"{str(path)!r} has {word!r} twice")
         vocab[token] = len(vocab)
     if absent := sorted(set(names) - set(words), key=int):
         raise TokenizerError(
-            f"config.text.model: {str(path)!r} lacks {len(absent)} of encoder.json's tokens, the first {absent[0]!r}; "
+            f"{str(path)!r} lacks {len(absent)} of encoder.json's tokens, the first {absent[0]!r}; "
             "take both files from one model"
         )
     vocab.setdefault(MASK, len(vocab))
@@ -105,9 +105,9 @@ def _vocab(path: pathlib.Path) -> dict[str, int]:
     try:
         vocab = json.loads(_read(path))
     except ValueError as error:
-        raise TokenizerError(f"config.text.model: {str(path)!r} is not JSON ({error})") from error
+        raise TokenizerError(f"{str(path)!r} is not JSON ({error})") from error
     if not isinstance(vocab, dict) or not all(isinstance(number, int) for number in vocab.values()):
-        raise TokenizerError(f"config.text.model: {str(path)!r} must be a JSON object of tokens and their ids")
+        raise TokenizerError(f"{str(path)!r} must be a JSON object of tokens and their ids")
     return vocab
 
 
@@ -116,7 +116,7 @@ def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
     try:
         lines = _read(path).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise TokenizerError(f"config.text.model: {str(path)!r} is not UTF-8 text ({error})") from error
+        raise TokenizerError(f"{str(path)!r} is not UTF-8 text ({error})") from error
     first = int(lines[0].startswith("#version"))
     merges = []
     for number, line in enumerate(lines[first:], first + 1):
@@ -124,9 +124,7 @@ def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:
         if not pair:
             continue
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocab.keys():
-            raise TokenizerError(
-                f"config.text.model: {str(path)!r} line {number}: {line!r} is not a pair of tokens of the vocabulary"
-            )
+            raise TokenizerError(f"{str(path)!r} line {number}: {line!r} is not a pair of tokens of the vocabulary")
         merges.append((pair[0], pair[1]))
     return merges
 
@@ -136,6 +134,6 @@ def _read(path: pathlib.Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(
-            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name a tokenizer.json, or a folder with "
+            f"cannot read {str(path)!r} ({error.strerror}); name a tokenizer.json, or a folder with "
             "vocab.json and merges.txt"
         ) from error

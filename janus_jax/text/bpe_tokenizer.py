@@ -110,7 +110,7 @@ def read(path: str | pathlib.Path) -> BpeTokenizer:
     Raises:
       TokenizerError: files are absent or broken; the message names them.
     """
-    return BpeTokenizer(bpe_files.tokenizer_json(pathlib.Path(path)), f"config.text.model {str(path)!r}")
+    return BpeTokenizer(bpe_files.tokenizer_json(pathlib.Path(path)), repr(str(path)))
 
 
 def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:

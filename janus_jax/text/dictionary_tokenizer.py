@@ -83,7 +83,5 @@ def read(path: str | pathlib.Path) -> DictionaryTokenizer:
     try:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
-        raise TokenizerError(
-            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name fairseq's dict.txt"
-        ) from error
-    return DictionaryTokenizer(data, f"config.text.model {str(path)!r}")
+        raise TokenizerError(f"cannot read {str(path)!r} ({error.strerror}); name fairseq's dict.txt") from error
+    return DictionaryTokenizer(data, repr(str(path)))

@@ -114,9 +114,9 @@ def read(path: str | pathlib.Path) -> SentencePieceTokenizer:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise TokenizerError(
-            f"config.text.model: cannot read {str(path)!r} ({error.strerror}); name a SentencePiece .model file, or leave it empty to train one"
+            f"cannot read {str(path)!r} ({error.strerror}); name a SentencePiece .model file"
         ) from error
-    return SentencePieceTokenizer(data, f"config.text.model {str(path)!r}")
+    return SentencePieceTokenizer(data, repr(str(path)))
 
 
 def train(lines: Sequence[str], config: TextConfig) -> SentencePieceTokenizer:
