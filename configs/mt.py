@@ -14,7 +14,8 @@ Presets:
   _released                the released recipe, with its AR slot positions and its two encoder passes
 
 Data: IWSLT14 is read from parallel files, a sentence a line: data/iwslt14/train.de, train.en, valid.de, valid.en, test.de
-and test.en. WMT comes from TFDS, which needs TensorFlow to make these datasets (`pip install tensorflow`). Other parallel
+and test.en, which `python -m janus_jax.data.translation` makes from the download (launch/reproduce.sh goes the whole way,
+for WMT too). WMT comes from TFDS, which needs TensorFlow to make these datasets (`pip install tensorflow`). Other parallel
 files, DIR/train.en, DIR/train.de and so on, are read with the same settings for both commands:
 --config.data.source=parallel --config.data.train=DIR/train --config.data.valid=DIR/valid --config.data.test=DIR/test
 

@@ -14,7 +14,8 @@ Without --setting a checkpoint's form compares, of the modes that the model was 
 that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
 split. Sentences a second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the
 benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in the files that GLGE
-takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. Exit status: 0, or 2 if the input cannot be used.
+takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses, for text that was
+cut into Moses words, adds BLEU of these words, and joins them before sacreBLEU and chrF. Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
 from janus_jax.evaluate import glge, trace_html
-from janus_jax.evaluate.scores import AlignmentError, score
+from janus_jax.evaluate.scores import AlignmentError, score, tokenized
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
 
 
@@ -78,6 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--predictions", action="append", help="with --glge: folder of files TASK.VERSION.SPLIT; may be repeated"
     )
+    parser.add_argument(
+        "--moses",
+        metavar="LANG",
+        help="hypotheses and --references are Moses words of this language (en); needs --plain_references",
+    )
+    parser.add_argument(
+        "--plain_references", "--plain-references", help="with --moses: the references before they were cut into words"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "--trace_html", "--trace-html", help="page to write, on which a reader steps through the passes of --traces"
@@ -92,10 +101,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 _FORMS = {
     "traces": {"trace_html"},
     "glge": {"predictions", "clean", "json"},
-    "hypotheses": {"references", "source", "task", "clean", "json"},
+    "hypotheses": {"references", "source", "task", "clean", "moses", "plain_references", "json"},
     "checkpoint": {
         "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "task", "clean",
-        "json",
+        "moses", "plain_references", "json",
     },
 }  # fmt: skip
 _NEEDS = {
@@ -129,6 +138,8 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
             parser.error(f"--{form} needs --{name}, {meaning}")
     if "clean" in given and form != "glge" and "task" not in given:
         parser.error("--clean goes with --task")
+    if ("moses" in given) != ("plain_references" in given):
+        parser.error("--moses and --plain_references go together")
     if form == "hypotheses":
         needed = "task" in given and glge.TASKS[args.task].needs_sources
         if needed != ("source" in given):
@@ -157,7 +168,8 @@ def _score_files(args: argparse.Namespace) -> None:
     sources = None if args.source is None else _read_lines(args.source)
     if sources is not None:
         _check_aligned(args.source, sources, args.references, references)
-    metrics = score(hypotheses, references) | _task_scores(args, hypotheses, references, sources)
+    plain = _plain_references(args, references)
+    metrics = score(hypotheses, references) | _more_scores(args, hypotheses, references, sources, plain)
     if args.json:
         print(json.dumps(metrics, indent=2))
     else:
@@ -201,6 +213,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     else:
         sources, references = _read_lines(args.source), _read_lines(args.references)
         _check_aligned(args.source, sources, args.references, references)
+    plain = _plain_references(args, references)
     _check_places(args)
     if args.task:
         glge.check_installed(args.task)
@@ -223,13 +236,17 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     best = max(range(len(results)), key=lambda i: results[i]["bleu"])
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
-        result |= _task_scores(args, hypotheses, references, sources)
+        result |= _more_scores(args, hypotheses, references, sources, plain)
         if output:
             write_lines(output, hypotheses)
     if args.json:
         print(json.dumps(results, indent=2))
     else:
-        print(format_table(results, [name for name in results[0] if name.startswith(f"{args.task}/")]))
+        print(
+            format_table(
+                results, [name for name in results[0] if name.startswith(f"{args.task}/") or name == "bleu_words"]
+            )
+        )
         print(
             f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
@@ -238,14 +255,29 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
 
 
-def _task_scores(
-    args: argparse.Namespace, hypotheses: list[str], references: list[str], sources: list[str] | None
-) -> dict[str, float | None]:
-    """The metrics of --task as task/metric, and task/mean, its share of GLGE's overall score; {} without --task."""
-    if not args.task:
-        return {}
-    scores = glge.score(args.task, hypotheses, references, sources, strict=not args.clean)
-    return {f"{args.task}/{name}": value for name, value in {**scores, "mean": glge.mean(scores)}.items()}
+def _more_scores(
+    args: argparse.Namespace,
+    hypotheses: list[str],
+    references: list[str],
+    sources: list[str] | None,
+    plain_references: list[str] | None,
+) -> dict[str, Any]:
+    """The metrics of --task, as task/metric with task/mean, its share of GLGE's overall score; and those of --moses."""
+    more: dict[str, Any] = {}
+    if args.task:
+        scores = glge.score(args.task, hypotheses, references, sources, strict=not args.clean)
+        more |= {f"{args.task}/{name}": value for name, value in {**scores, "mean": glge.mean(scores)}.items()}
+    if plain_references is not None:
+        more |= tokenized(hypotheses, references, plain_references, args.moses)
+    return more
+
+
+def _plain_references(args: argparse.Namespace, references: list[str]) -> list[str] | None:
+    if args.plain_references is None:
+        return None
+    lines = _read_lines(args.plain_references)
+    _check_aligned(args.plain_references, lines, args.references or args.pairs, references)
+    return lines
 
 
 def _check_places(args: argparse.Namespace) -> None:

@@ -22,6 +22,26 @@ def bleu(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
     return {"bleu": result.score, "bleu_signature": str(metric.get_signature()), "length_ratio": ratio}
 
 
+def tokenized(hypotheses: Lines, references: Lines, plain_references: Lines, lang: str) -> dict[str, float | str]:
+    """Scores of Moses words: BLEU of the words as they stand, as papers have it, and sacreBLEU and chrF of plain text.
+
+    Args:
+      hypotheses, references: a space between words.
+      plain_references: the same references before they were cut into words.
+      lang: of Moses' rules for joining the hypotheses' words, for example "en".
+
+    Returns:
+      `bleu_words`, and the keys of `bleu` and `chrf`.
+    """
+    from sacremoses import MosesDetokenizer  # its tables take half a second
+
+    metric = BLEU(tokenize="none", force=True)
+    words = metric.corpus_score(list(hypotheses), [list(references)])
+    detokenizer = MosesDetokenizer(lang=lang)
+    plain = [detokenizer.detokenize(line.split()) for line in hypotheses]
+    return {"bleu_words": words.score} | bleu(plain, plain_references) | chrf(plain, plain_references)
+
+
 def chrf(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
     """Corpus chrF2 (0-100, sacreBLEU) and its signature."""
     metric = CHRF()

@@ -112,6 +112,20 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     (row,) = json.loads(capsys.readouterr().out)
     assert row.pop("coqa/mean") == row.pop("coqa/f1") < 100
     assert timeless(row) == timeless(rows[0])
+    # Plain references that differ from the others, so that it shows which of them is compared with what.
+    (tmp_path / "plain").write_text("other text\n" * 6)
+    moses = ["--moses=en", f"--plain_references={tmp_path / 'plain'}"]
+    assert evaluate_main([f"--checkpoint={saved}", pairs, "--setting=ar:beam=1", *moses]) == 0
+    assert "| bleu_words |" in capsys.readouterr().out
+    (tmp_path / "out.txt").write_text("".join(f"{line}\n" for line in LINES[:6]))
+    scored = [f"--hypotheses={tmp_path / 'out.txt'}", f"--references={tmp_path / 'ref'}", "--json"]
+    assert evaluate_main([*scored, *moses]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["bleu_words"] == pytest.approx(100)
+    assert row["bleu"] == 0
+    (tmp_path / "plain").write_text("other text\n")
+    assert evaluate_main([*scored, *moses]) == 2
+    assert f"{tmp_path / 'plain'} has 1 lines" in capsys.readouterr().err
     for content, message in (("a\tb\nab\n", "line 2: 1 column; give"), ("a\tb\tc\n", "line 1: 3 columns; give")):
         (tmp_path / "pairs.tsv").write_text(content)
         assert evaluate_main([f"--checkpoint={saved}", pairs]) == 2
@@ -324,6 +338,7 @@ def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, c
             ["--traces=a", "--trace_html=b", "--json"],
             "--json goes with --glge or --hypotheses or --checkpoint, not with --traces",
         ),
+        (["--hypotheses=a", "--references=b", "--moses=en"], "--moses and --plain_references go together"),
         (["--trace_html=b"], "--trace_html needs --traces"),
         (["--hypotheses=a", "--checkpoint=b"], "give --hypotheses, to score a file, or --checkpoint"),
         (["--checkpoint=a", "--source=b"], "--checkpoint needs --references"),

@@ -31,7 +31,11 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("recipes.md", "The study: which objective, which recipe"),
         ("scaling.md", "Scaling on paper, checked by the compiler"),
         ("speed.md", "Data pipeline"),
+        ("glge.md", "All tasks with one command"),
         ("glge.md", "Train and score a task"),
+        ("reproduce.md", "The papers' translation tasks"),
+        ("reproduce.md", "The downloads"),
+        ("reproduce.md", "The two BLEU"),
     ),
     "decoding": (
         ("decoding.md", "Autoregressive: `--mode=ar`"),
@@ -55,6 +59,8 @@ MINUTES = "takes minutes at the published size; its arguments are parsed"
 NOT_RUN: dict[str, str] = {
     "./launch/quickstart.sh": "makes an environment and trains for minutes; tests/test_notebook.py runs its steps",
     "./launch/glge.sh": "trains for hours; tests/evaluate/test_submission.py runs it on a small folder",
+    "./launch/reproduce.sh": "trains for days; tests/data/test_translation.py runs it on a small archive",
+    "python -m janus_jax.data.translation": "needs the original downloads; tests/data/test_translation.py runs it on small ones",
     "./launch/test.sh": "it runs the tests; its paths are checked",
     "pip install": "needs a package registry; the file of requirements is checked",
     "python -m pytest": "runs other tests; its paths are checked",

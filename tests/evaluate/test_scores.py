@@ -1,11 +1,12 @@
 """Scores against values worked out by hand or by sacreBLEU's own sentence examples."""
 
+import math
 import time
 
 import pytest
 
 from janus_jax.evaluate import measure, score
-from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate
+from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate, tokenized
 
 
 def test_perfect_output_has_perfect_scores():
@@ -44,6 +45,19 @@ def test_repeated_words():
 
 def test_empty_outputs_are_scored():
     assert score(["", ""], ["a b c d", "e"])["bleu"] == 0
+
+
+def test_moses_words_are_scored_as_they_stand_and_joined():
+    words, plain = ["he said : it 's ( well @-@ known ) , yes ."], ["he said: it's (well-known), yes."]
+    figures = tokenized(words, words, plain, "en")
+    assert figures["bleu_words"] == pytest.approx(100)
+    assert figures["bleu"] == pytest.approx(100)
+    assert figures["chrf"] == pytest.approx(100)
+    assert "tok:13a" in figures["bleu_signature"]
+    # Words with a space between them are words: "known)" is another one than "known" and ")".
+    assert tokenized(["a b c d known)"], ["a b c d known )"], ["a b c d known)"], "en")["bleu_words"] == pytest.approx(
+        100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25
+    )
 
 
 def test_misaligned_lines_are_refused():
