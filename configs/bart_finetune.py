@@ -6,6 +6,8 @@
 Presets:
   base, large   the sizes of BART-base and BART-large. The AR half is that of stock BART (`ar_stream="content"`), so that
                 it starts as good as it was, and `python -m janus_jax.convert export --format=bart` gives it back
+  base_frozen, large_frozen
+                every parameter of a finished AR model stays as it is; adapters for CTC rows are trained beside it
 
 Data: TSV files, source TAB target; the defaults are my/train.tsv and my/dev.tsv. `runs/bart_base` is a checkpoint that
 `python -m janus_jax.convert import` or a run of configs/bart_janus.py wrote; the data take its tokenizer.
@@ -14,7 +16,9 @@ Cost: 20,000 steps of 16,384 tokens, for one accelerator. Scores: not measured.
 """
 
 import dataclasses
+import functools
 
+from configs import recipes
 from janus_jax.config import default_config, preset
 from janus_jax.model.presets import PRESETS
 
@@ -52,6 +56,19 @@ def _finetuning(architecture):
     return config
 
 
+def _frozen(architecture):
+    config = recipes.ctc(_finetuning(architecture))
+    config.init_from = "runs/bart_base"
+    config.objective.weights.ar = 0.0  # no AR rows: nothing would come of their gradients
+    config.model.parallel_adapter_rank = 32
+    config.train.only = "adapter|embed_ctc_positions|embed_tokens/blank"
+    config.optimizer.learning_rate = 5e-4  # of new parameters
+    return config
+
+
 def get_config(name="base"):
     """The preset named after the colon of --config=configs/bart_finetune.py:base."""
-    return preset(name, {"base": lambda: _finetuning("bart_base"), "large": lambda: _finetuning("bart_large")})
+    sizes = {"base": "bart_base", "large": "bart_large"}
+    joint = {size: functools.partial(_finetuning, architecture) for size, architecture in sizes.items()}
+    frozen = {f"{size}_frozen": functools.partial(_frozen, architecture) for size, architecture in sizes.items()}
+    return preset(name, joint | frozen)

@@ -37,6 +37,14 @@ def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
     return {name: weight for name, weight in weights.items() if weight != 0 and weight != 0.0}
 
 
+def trained_terms(config: Config) -> frozenset[str]:
+    """The loss terms that the parameters of a run have learnt.
+
+    With `train.only` these are all terms of the objective: where one has no weight, its half is that of `init_from`.
+    """
+    return frozenset(OBJECTIVES[config.objective.name] if config.train.only else objective_terms(config.objective))
+
+
 def scheduled(config: Config) -> ObjectiveConfig:
     """The objective with `ar_first` written out as schedules of the other terms' weights."""
     objective = config.objective
@@ -107,11 +115,6 @@ def _check_only(config: Config) -> None:
         re.compile(config.train.only)
     except re.error as error:
         raise ConfigError(f"config.train.only: {config.train.only!r} is no regular expression ({error})") from error
-    if not config.init_from:
-        raise ConfigError(
-            "config.train.only: the parameters that are not trained would stay random; name a checkpoint, init_from=DIR, or set "
-            'train.only=""'
-        )
 
 
 def _check_data(config: Config) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled
+from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled, trained_terms
 from janus_jax.describe import type_name
 from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
@@ -84,6 +84,7 @@ __all__ = [
     "resolve",
     "scheduled",
     "to_json",
+    "trained_terms",
 ]
 
 

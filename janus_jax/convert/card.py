@@ -75,7 +75,7 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
       parameters: number of parameters, the embedding counted once.
     """
     config = loaded.config
-    data, modes = config.data, trained_modes(config.objective)
+    data, modes = config.data, trained_modes(config)
     ways = ["a token at a time (autoregressively)"] if "ar" in modes else []
     if parallel := [name for mode, name in PARALLEL.items() if mode in modes]:
         ways.append(f"many tokens at once ({', '.join(parallel)})")

@@ -114,7 +114,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,
         "dtype": "float32",
-        "trained_modes": [mode for mode in trained_modes(config.objective) if mode in ("ar", *card.PARALLEL)],
+        "trained_modes": [mode for mode in trained_modes(config) if mode in ("ar", *card.PARALLEL)],
         "janus_jax": json.loads(config_lib.to_json(config)),
         "janus_jax_step": exported.loaded.step,
     }
@@ -277,7 +277,6 @@ def without_paths(config: Config) -> Config:
         init_from="",
         text=replace(config.text, model=""),
         data=replace(data, prepared=default.prepared, tfds_data_dir="", **splits),
-        train=replace(config.train, only=""),  # it needs init_from
     )
 
 

@@ -81,7 +81,7 @@ class Generator:
         loaded = checkpoint.load(path)
         params = loaded.params if len(devices) > 1 else jax.device_put(loaded.params, devices[0])
         tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {path}")
-        trained, decode = trained_modes(loaded.config.objective), loaded.config.decode
+        trained, decode = trained_modes(loaded.config), loaded.config.decode
         if trained and decode.mode not in trained:
             decode = dataclasses.replace(decode, mode=trained[0])
         architecture = loaded.config.model

@@ -78,7 +78,7 @@ class Evaluation:
         config = self._config
         if not config.train.eval_sentences or config.data.source == "text":  # blocks of text have no references
             return []
-        return [name for name in trained_modes(config.objective) if MODES[name].validation is not None]
+        return [name for name in trained_modes(config) if MODES[name].validation is not None]
 
     def measure(self, params: Params) -> dict[str, float]:
         """The metrics, the same on all processes; {} without a validation split."""

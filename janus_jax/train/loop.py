@@ -79,11 +79,16 @@ def train_or_stop(
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
-    """The config with the vocabulary size of the prepared data filled in.
+    """The config of a run with the vocabulary size of the prepared data filled in.
 
     Raises:
-      ConfigError: the config names another size.
+      ConfigError: the config names another size, or trains some parameters only and says not where the others are from.
     """
+    if config.train.only and not config.init_from:  # settings of an import may be so: it has all its parameters
+        raise ConfigError(
+            "config.train.only: the parameters that are not trained would stay random; name a checkpoint, init_from=DIR, or set "
+            'train.only=""'
+        )
     size = text.load(prepared.tokenizer_bytes).vocab_size
     if config.model.vocab_size not in (0, size):
         raise ConfigError(

@@ -345,3 +345,8 @@ def test_parallel_start_sets_the_compile_cache(tmp_path):
 def test_metrics_are_json_lines(whole):
     for line in (whole / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line)["step"], int)
+
+
+def test_a_run_of_some_parameters_says_where_the_others_are_from(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"config.train.only: .*name a checkpoint, init_from=DIR"):
+        train(runs.config(prepared, train__only="adapter"), tmp_path / "run")

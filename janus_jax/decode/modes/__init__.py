@@ -122,7 +122,7 @@ MODES: dict[str, Mode] = {
 }
 
 
-def trained_modes(objective: config.ObjectiveConfig) -> tuple[str, ...]:
-    """The modes whose rows an objective trains."""
-    terms = set(config.objective_terms(objective))
+def trained_modes(run: config.Config) -> tuple[str, ...]:
+    """The modes whose rows the model of a run has learnt."""
+    terms = config.trained_terms(run)
     return tuple(name for name, mode in MODES.items() if any(needed <= terms for needed in mode.needs))
