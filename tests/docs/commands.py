@@ -50,7 +50,13 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoding.md", "From Python"),
     ),
     "speculation": (("speed.md", "Does speculation pay?"),),
-    "pytorch": (("pytorch.md", "Start from a BART"), ("pytorch.md", "Serve in PyTorch")),
+    "pytorch": (
+        ("bart.md", "Import"),
+        ("bart.md", "Fine-tune both halves"),
+        ("bart.md", "Keep the AR half as it is"),
+        ("bart.md", "Give it back"),
+        ("pytorch.md", "Serve in PyTorch"),
+    ),
     "pretraining": (("pretraining.md", "Pretraining"), ("pretraining.md", "Does it help?")),
 }
 

@@ -5,7 +5,7 @@ from tests.docs.pages import section
 
 
 def test_commands_run(bart_desk, monkeypatch):
-    commands = [command for block in section("pytorch.md", "Start from a BART") for command in block.commands]
+    commands = [command for block in section("bart.md", "Import") for command in block.commands]
     importing = next(command for command in commands if "janus_jax.convert import" in command)
     run_command(importing, bart_desk, monkeypatch)
     run_chain("pretraining", bart_desk, monkeypatch)

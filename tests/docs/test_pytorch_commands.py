@@ -10,5 +10,5 @@ def test_commands_run(bart_desk, monkeypatch, capsys):
     run_chain("pytorch", bart_desk, monkeypatch)
     # Two lists of transformers and a line of CTranslate2. The output of so small a model may be only spaces.
     assert capsys.readouterr().out.count("\n") >= 3
-    for name in ("mine", "mine_ar", "mine_fairseq", "mine_safetensors"):
+    for name in ("mine", "mine_ar", "mine_fairseq", "mine_safetensors", "frozen", "frozen_ar"):
         assert any((bart_desk / "exports" / name).iterdir()), name

@@ -11,7 +11,8 @@ from janus_jax.evaluate.glge.tasks import TASKS, Scores, check_installed, overal
 from janus_jax.evaluate.scores import AlignmentError
 
 SPLITS = ("dev", "test")
-# Scores on the test split of the easy version, from Liu et al. 2021, the paper of GLGE; the metrics of a task in the order of
+# Scores on the test split of the easy version, from Liu et al. 2021, the paper of GLGE, and from the papers of BANG and
+# PreDAT, whose decoding is non-autoregressive; the metrics of a task in the order of
 # its scores here.
 PUBLISHED: dict[str, dict[str, str]] = {
     "Transformer": {
@@ -26,6 +27,8 @@ PUBLISHED: dict[str, dict[str, str]] = {
         "cnndm": "44.2/21.1/41.3", "xsum": "44.4/21.3/36.4", "squadqg": "51.5/22.5/26.0", "coqa": "73.0",
         "personachat": "46.7/39.0/1.3/7.5", "overall": "36.5",
     },
+    "BANG (parallel)": {"xsum": "32.6/9.0/27.4", "squadqg": "44.1/12.8/19.0"},
+    "PreDAT (parallel)": {"xsum": "39.8/17.4/32.7"},
 }  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def format_scores(scores: Mapping[str, Mapping[str, Scores]], *, published: bool
         cells = ["/".join(map(_number, column[task].values())) if task in column else "-" for column in scores.values()]
         rows.append([task, "/".join(some), *cells, *(model.get(task, "-") for model in others.values())])
     means = [_number(overall(dict(column))) for column in scores.values()]
-    rows.append(["overall", "mean", *means, *(model["overall"] for model in others.values())])
+    rows.append(["overall", "mean", *means, *(model.get("overall", "-") for model in others.values())])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---|---|" + "--:|" * (len(rows[0]) - 2), *lines[1:]])
 
