@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the commands need the device's memory
+
 import jax
 import numpy as np
 
@@ -75,6 +77,9 @@ def command(arguments: Sequence[str]) -> dict[str, float]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     folder, module = Path(args.folder), (sys.executable, "-m")
+    converter = Path(sys.executable).parent / "ct2-transformers-converter"
+    if not converter.exists():
+        raise OSError(f"{converter} is missing: pip install ctranslate2")
     folder.mkdir(parents=True)
     lines = [side for line in Path(args.pairs).read_text(encoding="utf-8").splitlines() for side in line.split("\t")]
     make_bart(folder / "bart", lines, args.size)
@@ -83,8 +88,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     steps = {"import": command([*convert, "import", "--from=hf", f"--model={folder / 'bart'}", f"--output={imported}"])}
     data = [f"--config.init_from={imported}", f"--config.data.train={args.pairs}", "--config.data.valid="]
     data += [f"--config.data.prepared={folder / 'prepared'}"]
-    # Two CTC rows for each source token need positions.
-    data += [f"--config.data.max_source_length={min(512, PRESETS[args.size].max_positions // 2)}"]
+    data += [f"--config.data.max_source_length={min(512, PRESETS[args.size].max_positions)}"]
     size = [
         f"--config.data.tokens_per_batch={args.tokens}",
         "--config.data.batch_multiple=1",
@@ -120,7 +124,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         steps[f"import {kind} hf"] = command([*convert, "import", *target])
         figures["training"][kind]["read_back_bitwise"] = same_parameters(folder / kind, again)
     figures["ar_half_kept_bitwise"] = kept(imported, folder / KINDS[1])
-    converter = Path(sys.executable).parent / "ct2-transformers-converter"
     target = ["--model", str(folder / f"{KINDS[1]}_bart"), "--output_dir", str(folder / "ct2")]
     steps["CTranslate2"] = command([str(converter), *target])
     loaded = checkpoint.load(imported)

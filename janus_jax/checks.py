@@ -40,9 +40,10 @@ def objective_terms(objective: ObjectiveConfig) -> dict[str, Weight]:
 def trained_terms(config: Config) -> frozenset[str]:
     """The loss terms that the parameters of a run have learnt.
 
-    With `train.only` these are all terms of the objective: where one has no weight, its half is that of `init_from`.
+    With `train.only`, an AR half without weight counts too, if the objective has one: it is that of `init_from`.
     """
-    return frozenset(OBJECTIVES[config.objective.name] if config.train.only else objective_terms(config.objective))
+    kept = {"ar"} & set(OBJECTIVES[config.objective.name]) if config.train.only else set()
+    return frozenset(objective_terms(config.objective)) | kept
 
 
 def scheduled(config: Config) -> ObjectiveConfig:

@@ -58,7 +58,7 @@ for task in "${tasks[@]}"; do
   fi
   config+=(${settings[@]+"${settings[@]}"})
   python -m janus_jax.data "${config[@]}"
-  python -m janus_jax.train "${config[@]}" --workdir="$out/$task/run"
+  python -m janus_jax.train "${config[@]}" --workdir="$out/$task/run" --status_when_stopped=75
   newest=$(ls -td "$out/$task/run/checkpoints"/[0-9]*/ | head -n 1)
   for split in dev test; do
     name=$task.$(basename "$data").$split

@@ -24,7 +24,7 @@ source launch/environment.sh
 make_environment requirements.txt
 
 python -m janus_jax.data --config="$config" ${settings[@]+"${settings[@]}"}
-python -m janus_jax.train --config="$config" --workdir="$workdir" ${settings[@]+"${settings[@]}"}
+python -m janus_jax.train --config="$config" --workdir="$workdir" --status_when_stopped=75 ${settings[@]+"${settings[@]}"}
 python -m benchmarks.quickstart --workdir="$workdir"
 echo "total time: $(((SECONDS - start) / 60)) min $(((SECONDS - start) % 60)) s"
 cat <<NEXT

@@ -16,9 +16,9 @@ if [ $# -lt 3 ] || [[ "$1" == -* || "$2" == -* || "$3" == -* ]]; then
 fi
 corpus=$1 downloads=$(realpath -m "$2") out=$(realpath -m "$3")
 case "$corpus" in
-  iwslt14) preset=iwslt14_deen_released source=de target=en ;;
-  wmt14) preset=wmt14_ende_released source=en target=de ;;
-  wmt16) preset=wmt16_enro_released source=en target=ro ;;
+  iwslt14) preset=iwslt14_deen_released ;;
+  wmt14) preset=wmt14_ende_released ;;
+  wmt16) preset=wmt16_enro_released ;;
   *)
     echo "error: $corpus: give iwslt14, wmt14 or wmt16" >&2
     exit 2
@@ -36,6 +36,11 @@ for argument in "${@:4}"; do
       ;;
   esac
 done
+if [[ ! "$preset" =~ ^${corpus}_([a-z][a-z])([a-z][a-z])(_|$) ]]; then
+  echo "error: --preset=$preset: name a preset of configs/mt.py for $corpus, as ${corpus}_..." >&2
+  exit 2
+fi
+source=${BASH_REMATCH[1]} target=${BASH_REMATCH[2]}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 make_environment requirements.txt
@@ -48,7 +53,7 @@ config=(
   --config.data.prepared="$out/prepared" --config.train.keep_last=5 ${settings[@]+"${settings[@]}"}
 )
 python -m janus_jax.data "${config[@]}"
-python -m janus_jax.train "${config[@]}" --workdir="$out/run"
+python -m janus_jax.train "${config[@]}" --workdir="$out/run" --status_when_stopped=75
 
 count=$(ls -d "$out/run/checkpoints"/[0-9]*/ | wc -l)
 newest=$(ls -td "$out/run/checkpoints"/[0-9]*/ | head -n 1)
@@ -61,8 +66,10 @@ case "$preset" in
   *_released | *_masks) parallel=(--setting=nar --setting=nar:passes=1) ;;
   *) parallel=(--setting=ctc --setting=ctc:beam=20,rerank=ar) ;;
 esac
-python -m janus_jax.evaluate --checkpoint="$out/average" --source="$text/test.$source" --references="$text/test.$target" \
-  --moses="$target" --plain_references="$text/test.plain.$target" \
-  --setting=ar:beam=5 --setting=ar:beam=1 "${parallel[@]}" >"$out/scores.partial"
-mv "$out/scores.partial" "$out/scores.md"
+if [ ! "$out/scores.md" -nt "$out/average" ]; then # absent, or of an older average
+  python -m janus_jax.evaluate --checkpoint="$out/average" --source="$text/test.$source" --references="$text/test.$target" \
+    --moses="$target" --plain_references="$text/test.plain.$target" \
+    --setting=ar:beam=5 --setting=ar:beam=1 "${parallel[@]}" >"$out/scores.partial"
+  mv "$out/scores.partial" "$out/scores.md"
+fi
 cat "$out/scores.md"

@@ -27,6 +27,8 @@ from janus_jax.data import demo
 from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
+# What the benchmark's scripts take out of sources: the joint of pieces of words, and the mark between sentences of cnndm.
+GLGE_SOURCE_MARKS = (" ##", "<S_SEP>")
 SPLITS = ("train", "valid", "test")
 FILES = ("parallel", "tsv", "glge", "text")  # sources whose splits are files, named by their paths
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
@@ -168,9 +170,10 @@ def _open_glge(key: str, prefix: str, _config: DataConfig) -> SplitSource:
 
     def pairs() -> Iterator[Pair]:
         for number, left, right in two:
-            left, right = (side.replace(b" ##", b"") for side in (left, right))
+            for mark in GLGE_SOURCE_MARKS:
+                left = left.replace(mark.encode(), b"")
             # Between the sentences of cnndm.
-            yield number, left.replace(b"<S_SEP>", b""), right.replace(b"<S_SEP>", b"[X_SEP]")
+            yield number, left, right.replace(b" ##", b"").replace(b"<S_SEP>", b"[X_SEP]")
 
     return SplitSource(pairs, two.where, two.inputs)
 

@@ -28,6 +28,7 @@ import tarfile
 import tempfile
 import unicodedata
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from janus_jax.data.errors import DataError
 Lines = Iterable[str]
 SPLITS = ("train", "valid", "test")
 FINISHED = "corpus.json"  # written last
+_UNFINISHED = ".partial-"
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,10 @@ class Corpus:
     Attributes:
       languages: in the order of the members.
       lower_case: of all words.
-      longest, ratio: the most words of a side of a training pair, and of one side for each of the other, as in Moses'
-        clean-corpus-n.perl.
-      valid_every: every so-manieth clean training pair is for validation; 0: validation has parts of its own.
-      normal: with Moses' normal punctuation, and without characters that are not printed.
+      longest: the most words of a side of a training pair; ratio: the most words of one side per word of the other. As in
+        Moses' clean-corpus-n.perl.
+      valid_every: each n-th clean training pair is for validation; 0: validation has parts of its own.
+      normal: training text gets Moses' normal punctuation, and loses characters that are not printed.
       split_hyphens: as words of their own (Moses' tokenizer with -a).
       counts: pairs of each split by the reference scripts, as far as known.
     """
@@ -113,8 +115,7 @@ def talks(lines: Lines) -> Iterator[str]:
 def segments(lines: Lines) -> Iterator[str]:
     """The texts of an XML or SGML file of a test set."""
     for line in lines:
-        for text in _SEGMENT.findall(line):
-            yield html.unescape(text).replace("\u2019", "'")
+        yield from map(html.unescape, _SEGMENT.findall(line))
 
 
 def translation_units(file: Path, languages: tuple[str, str]) -> Iterator[tuple[str, str]]:
@@ -236,9 +237,21 @@ def check_downloads(corpus: Corpus, folder: Path, *, published: bool) -> dict[st
         path = folder / download.name
         with path.open("rb") as stream:
             sums[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-        if published and download.sha256 and sums[path.name] != download.sha256:
+        if not (published and download.sha256):
+            _check_whole(path)
+        elif sums[path.name] != download.sha256:
             raise DataError(f"{path} is not the published file (SHA-256): get it again from {download.url}")
     return sums
+
+
+def _check_whole(path: Path) -> None:
+    """Reads a gzip file to its end, where its checksum is."""
+    try:
+        with gzip.open(path) as stream:
+            while stream.read(1 << 20):
+                pass
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}); get it again") from error
 
 
 def read_pairs(part: Part, folder: Path, languages: tuple[str, str]) -> Iterator[tuple[str, str]]:
@@ -260,7 +273,7 @@ def read_pairs(part: Part, folder: Path, languages: tuple[str, str]) -> Iterator
                     short = part.members[pair.index(None)]
                     raise DataError(f"{path}: {short} has only {number - 1} texts, fewer than the other language")
                 yield pair
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, ElementTree.ParseError) as error:
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ElementTree.ParseError) as error:
         raise DataError(f"{path} is damaged ({error}); get it again") from error
 
 
@@ -283,15 +296,21 @@ _CEDILLAS = str.maketrans("ŞşŢţ", "ȘșȚț")
 def _moses(lang: str):
     from sacremoses import MosesPunctNormalizer, MosesTokenizer  # its tables take half a second
 
-    return MosesPunctNormalizer(lang=lang), MosesTokenizer(lang=lang)
+    return MosesPunctNormalizer(lang=lang, perl_parity=True), MosesTokenizer(lang=lang)
 
 
-def words(text: str, lang: str, corpus: Corpus) -> str:
+def plain(text: str, lang: str) -> str:
+    """A text in which Romanian has one form of the letters with a comma below; older text has a cedilla in its place."""
+    return text.translate(_CEDILLAS) if lang == "ro" else text
+
+
+def words(text: str, lang: str, corpus: Corpus, *, training: bool) -> str:
     """A text as Moses words with a space between them, by the rules of a corpus; no character is written as an entity."""
     normalizer, tokenizer = _moses(lang)
-    if lang == "ro":  # two ways to write the same letters
-        text = text.translate(_CEDILLAS)
-    if corpus.normal:
+    text = plain(text, lang)
+    if not training:
+        text = text.replace("\u2019", "'")
+    elif corpus.normal:
         text = normalizer.normalize(text)
         text = "".join(" " if unicodedata.category(character)[0] == "C" else character for character in text)
     line = tokenizer.tokenize(text, return_str=True, escape=False, aggressive_dash_splits=corpus.split_hyphens)
@@ -299,11 +318,13 @@ def words(text: str, lang: str, corpus: Corpus) -> str:
     return line.lower() if corpus.lower_case else line
 
 
-def _words_of_both(pair: tuple[str, str], corpus: Corpus) -> tuple[str, str]:
-    return words(pair[0], corpus.languages[0], corpus), words(pair[1], corpus.languages[1], corpus)
+def _words_of_both(pair: tuple[str, str], corpus: Corpus, training: bool) -> tuple[str, ...]:
+    return tuple(
+        words(text, lang, corpus, training=training) for text, lang in zip(pair, corpus.languages, strict=True)
+    )
 
 
-def is_kept(pair: tuple[str, str], corpus: Corpus) -> bool:
+def is_kept(pair: Sequence[str], corpus: Corpus) -> bool:
     """Whether a training pair has a length and a ratio of lengths within the bounds."""
     shorter, longer = sorted(len(line.split()) for line in pair)
     return shorter >= 1 and longer <= corpus.longest and longer <= corpus.ratio * shorter
@@ -328,9 +349,11 @@ def make(name: str, downloads: Path, output: Path, *, checked: bool = True, proc
       OSError: a file cannot be written.
     """
     corpus = CORPORA[name]
+    for left in output.glob(f"{_UNFINISHED}*"):
+        print(f"{left}: left by a call that was killed; remove it unless the call still runs", file=sys.stderr)
     sums = check_downloads(corpus, downloads, published=checked)
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".partial-") as folder:
+    with tempfile.TemporaryDirectory(dir=output, prefix=_UNFINISHED) as folder:
         about = {"corpus": name, "languages": list(corpus.languages), "sha256": sums}
         about |= _write(name, corpus, downloads, Path(folder), checked, processes)
         for path in sorted(Path(folder).iterdir()):
@@ -360,18 +383,19 @@ def _write(
         # The short splits first: a wrong file shows before the long work.
         for part in (part for part in corpus.parts if part.split != "train"):
             for pair in read_pairs(part, downloads, corpus.languages):
-                write(part.split, _words_of_both(pair, corpus))
+                write(part.split, _words_of_both(pair, corpus, False))
                 if part.split == "test":
-                    write("test.plain", [text.lower() if corpus.lower_case else text for text in pair])
+                    texts = [plain(text, lang) for text, lang in zip(pair, corpus.languages, strict=True)]
+                    write("test.plain", [text.lower() if corpus.lower_case else text for text in texts])
                 counts[part.split] += 1
         read += counts
-        for split in counts:
-            if checked and counts[split] != expected[split]:
+        for split in sorted({part.split for part in corpus.parts} - {"train"}):
+            if not counts[split] or (checked and counts[split] != expected[split]):
                 raise DataError(f"{name}: split {split} has {counts[split]} pairs, not {expected[split]}")
         apply = stack.enter_context(_mapper(processes))
         for part in (part for part in corpus.parts if part.split == "train"):
             pairs = read_pairs(part, downloads, corpus.languages)
-            for pair in apply(functools.partial(_words_of_both, corpus=corpus), pairs):
+            for pair in apply(functools.partial(_words_of_both, corpus=corpus, training=True), pairs):
                 read["train"] += 1
                 if is_kept(pair, corpus):
                     number = counts["train"] + (counts["valid"] if corpus.valid_every else 0) + 1

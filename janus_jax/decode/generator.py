@@ -13,6 +13,7 @@ import jax
 
 from janus_jax import checkpoint, parallel, text
 from janus_jax.config import ConfigError, DecodeConfig, ParallelConfig
+from janus_jax.data.sources import GLGE_SOURCE_MARKS
 from janus_jax.decode.batching import Sentences, bare, framed, plan_batches, sentence_results
 from janus_jax.decode.gaps import GAP, with_fillings, with_gaps
 from janus_jax.decode.keywords import with_keywords
@@ -43,6 +44,7 @@ class Generator:
         max_source_length: int = 256,
         max_target_length: int = 256,
         trained: tuple[str, ...] | None = None,
+        source_marks: tuple[str, ...] = (),
         mesh: jax.sharding.Mesh | None = None,
     ):
         """Args:
@@ -53,11 +55,13 @@ class Generator:
         max_source_length: tokens, bos and eos counted, to which a longer source is cut.
         max_target_length: tokens, bos and eos counted, of the longest output.
         trained: modes that the model was trained for; any other is an error unless `allow_untrained` is set. None: all.
+        source_marks: pieces of text that are taken out of each source, as they were for training.
         mesh: devices; the sentences of a batch are split over its axes data and fsdp, parameters by the rules of
           `parallel`. None: one device.
         """
         self.trained = tuple(MODES) if trained is None else trained
         self.net, self.params, self.tokenizer, self.mesh = net, params, tokenizer, mesh
+        self.source_marks = source_marks
         if mesh is not None:
             self.params = jax.device_put(params, parallel.state_shardings(mesh, params))
         self._policies: dict[DecodeConfig, DraftPolicy | None] = {}
@@ -95,6 +99,7 @@ class Generator:
             max_source_length=loaded.config.data.max_source_length,
             max_target_length=loaded.config.data.max_target_length,
             trained=trained,
+            source_marks=GLGE_SOURCE_MARKS if loaded.config.data.source == "glge" else (),
             mesh=parallel.make_mesh(ParallelConfig(), list(devices)) if len(devices) > 1 else None,
         )
 
@@ -130,7 +135,7 @@ class Generator:
         """
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
-            tokenizer.encode_batch(list_of_texts("lines", lines)),
+            self._encoded(lines),
             prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
@@ -208,7 +213,7 @@ class Generator:
         infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
-        sources = framed(tokenizer.encode_batch(lines), self.max_source_length, "sources", special, first_line)
+        sources = framed(self._encoded(lines), self.max_source_length, "sources", special, first_line)
         if not all(sources):
             raise ValueError(
                 f"line {sources.index([]) + first_line + 1}: an empty source, for which nothing can be scored"
@@ -219,6 +224,13 @@ class Generator:
             fillings=[tokens for _, tokens in pairs],
         )
         return self._decode(sentences, decode, False, progress)
+
+    def _encoded(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of source lines."""
+        texts = list_of_texts("lines", lines)
+        for mark in self.source_marks:
+            texts = [text.replace(mark, "") for text in texts]
+        return self._require_tokenizer().encode_batch(texts)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -252,7 +264,7 @@ class Generator:
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if check := MODES[decode.mode].check:
-            ids = self._require_tokenizer().encode_batch(list_of_texts("lines", lines))
+            ids = self._encoded(lines)
             longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
             check(self.net, decode, min(longest, self.max_source_length))
 

@@ -14,8 +14,9 @@ Without --setting a checkpoint's form compares, of the modes that the model was 
 that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
 split. Sentences a second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the
 benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in the files that GLGE
-takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses, for text that was
-cut into Moses words, adds BLEU of these words, and joins them before sacreBLEU and chrF. Exit status: 0, or 2 if the input cannot be used.
+takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses is for text that was
+cut into Moses words. It adds BLEU of these words. For sacreBLEU and chrF they are joined to plain text. Exit status: 0, or
+2 if the input cannot be used.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
 from janus_jax.evaluate import glge, trace_html
-from janus_jax.evaluate.scores import AlignmentError, score, tokenized
+from janus_jax.evaluate.scores import check_aligned, score, tokenized
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
 
 
@@ -138,6 +140,8 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
             parser.error(f"--{form} needs --{name}, {meaning}")
     if "clean" in given and form != "glge" and "task" not in given:
         parser.error("--clean goes with --task")
+    if "moses" in given and not re.fullmatch("[a-z]{2}", args.moses):
+        parser.error(f"--moses={args.moses}: give the two letters of a language, as en")
     if ("moses" in given) != ("plain_references" in given):
         parser.error("--moses and --plain_references go together")
     if form == "hypotheses":
@@ -164,10 +168,10 @@ def _write_traces(args: argparse.Namespace) -> None:
 
 def _score_files(args: argparse.Namespace) -> None:
     hypotheses, references = _read_lines(args.hypotheses), _read_lines(args.references)
-    _check_aligned(args.hypotheses, hypotheses, args.references, references)
+    check_aligned(args.hypotheses, hypotheses, args.references, references)
     sources = None if args.source is None else _read_lines(args.source)
     if sources is not None:
-        _check_aligned(args.source, sources, args.references, references)
+        check_aligned(args.source, sources, args.references, references)
     plain = _plain_references(args, references)
     metrics = score(hypotheses, references) | _more_scores(args, hypotheses, references, sources, plain)
     if args.json:
@@ -212,7 +216,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         sources, references = _read_pairs(args.pairs)
     else:
         sources, references = _read_lines(args.source), _read_lines(args.references)
-        _check_aligned(args.source, sources, args.references, references)
+        check_aligned(args.source, sources, args.references, references)
     plain = _plain_references(args, references)
     _check_places(args)
     if args.task:
@@ -233,12 +237,12 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
-    best = max(range(len(results)), key=lambda i: results[i]["bleu"])
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
         result |= _more_scores(args, hypotheses, references, sources, plain)
         if output:
             write_lines(output, hypotheses)
+    best = max(range(len(results)), key=lambda i: results[i]["bleu"])
     if args.json:
         print(json.dumps(results, indent=2))
     else:
@@ -276,7 +280,7 @@ def _plain_references(args: argparse.Namespace, references: list[str]) -> list[s
     if args.plain_references is None:
         return None
     lines = _read_lines(args.plain_references)
-    _check_aligned(args.plain_references, lines, args.references or args.pairs, references)
+    check_aligned(args.plain_references, lines, args.references or args.pairs, references)
     return lines
 
 
@@ -323,13 +327,6 @@ def _read_pairs(path: str) -> tuple[list[str], list[str]]:
                 f"--pairs={path}, line {number}: {len(cells)} column{'s' * (len(cells) != 1)}; give source TAB reference"
             )
     return [source for source, _ in pairs], [reference for _, reference in pairs]
-
-
-def _check_aligned(name: str, lines: list[str], reference_name: str, references: list[str]) -> None:
-    if len(lines) != len(references):
-        raise AlignmentError(
-            f"{name} has {len(lines)} lines but {reference_name} has {len(references)}; both need the same lines in the same order"
-        )
 
 
 if __name__ == "__main__":

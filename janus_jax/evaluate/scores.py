@@ -14,6 +14,14 @@ class AlignmentError(ValueError):
     """Hypotheses and references are not line for line."""
 
 
+def check_aligned(name: str, lines: Lines, other_name: str, other: Lines) -> None:
+    """Raises AlignmentError if two files have not the same number of lines."""
+    if len(lines) != len(other):
+        raise AlignmentError(
+            f"{name} has {len(lines)} lines but {other_name} has {len(other)}; both need the same lines in the same order"
+        )
+
+
 def bleu(hypotheses: Lines, references: Lines) -> dict[str, float | str]:
     """Corpus BLEU (0-100, sacreBLEU, tokenizer 13a, cased), its signature, and hypothesis / reference length in its tokens."""
     metric = BLEU()

@@ -82,7 +82,7 @@ def resolve_with_data(config: Config, prepared: Prepared) -> Config:
     """The config of a run with the vocabulary size of the prepared data filled in.
 
     Raises:
-      ConfigError: the config names another size, or trains some parameters only and says not where the others are from.
+      ConfigError: the config names another size, or trains some parameters only and does not say where the others are from.
     """
     if config.train.only and not config.init_from:  # settings of an import may be so: it has all its parameters
         raise ConfigError(

@@ -23,6 +23,8 @@ TAGS = {
     "en": "<url>http://x</url>\n<keywords>talks, b</keywords>\n<talkid>1</talkid>\n<title>A talk</title>\n"
     "<description>On dogs: it barks.</description>\n",
 }
+TESTS = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+TEST_FILES = [f"de-en/IWSLT14.{name}.de-en.{lang}.xml" for name in TESTS for lang in ("de", "en")]
 SEGMENTS = {"de": "R&amp;D: \u201eGut\u201c, sagt er\u2019s.", "en": 'R&amp;D - "good", he says; it\u2019s so.'}
 
 
@@ -47,8 +49,7 @@ def iwslt(folder, **changes):
         numbers = "".join(f"{word} {i}, {word}!\n" for i in range(45))
         unequal = "eins\n" if lang == "de" else "one two three\n"
         members[f"de-en/train.tags.de-en.{lang}"] = TAGS[lang] + numbers + unequal
-        for name in ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012"):
-            members[f"de-en/IWSLT14.{name}.de-en.{lang}.xml"] = xml(SEGMENTS[lang], 2)
+    members |= {name: xml(SEGMENTS[name.split("-")[-1][3:5]], 2) for name in TEST_FILES}
     folder.mkdir()
     archive(folder / "de-en.tgz", members | changes)
     return folder
@@ -67,7 +68,7 @@ def test_iwslt_from_its_archive(tmp_path, capsys):
     assert "one two three" not in lines["train.en"]
     assert len(lines["test.de"]) == 10
     assert lines["test.en"][0] == 'r & d - " good " , he says ; it \'s so . 1'
-    assert lines["test.plain.en"][1] == ' r&d - "good", he says; it\'s so. 2 '
+    assert lines["test.plain.en"][1] == ' r&d - "good", he says; it\u2019s so. 2 '
     about = json.loads((tmp_path / "out/corpus.json").read_text())
     assert about["read"] == {"test": 10, "train": 48}
     assert about["pairs"] == {"train": 45, "valid": 2, "test": 10}
@@ -150,13 +151,22 @@ def test_lengths_and_ratios_that_are_kept():
 
 
 def test_words_of_the_rules():
-    assert words("It's 3.5% - don't!", "en", CORPORA["iwslt14"]) == "it 's 3.5 % - don 't !"
-    assert words("« Well-known » …", "en", CORPORA["wmt14"]) == '" Well @-@ known " ...'
+    assert words("It's 3.5% - don't!", "en", CORPORA["iwslt14"], training=True) == "it 's 3.5 % - don 't !"
+    assert words("« Well-known » …", "en", CORPORA["wmt14"], training=True) == '" Well @-@ known " ...'
+
+
+def test_the_test_split_keeps_its_characters_but_for_the_apostrophe():
+    """As in the reference scripts: references are those of the published scores."""
+    assert (
+        words("\u201eGut\u201c \u2026 er\u2019s", "de", CORPORA["wmt14"], training=False)
+        == "\u201e Gut \u201c \u2026 er ' s"
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict.fromkeys(TEST_FILES, "no segment\n"), "split test has 0 pairs"),
         ({"de-en/IWSLT14.TED.tst2011.de-en.en.xml": xml("x", 1)}, "tst2011.de-en.en.xml has only 1 texts"),
         ({"de-en/train.tags.de-en.de": "nur eine Zeile\n"}, "train.tags.de-en.de has only 1 texts"),
     ],
@@ -190,6 +200,9 @@ def test_wrong_downloads_are_named(tmp_path, monkeypatch, capsys):
     (raw / "de-en.tgz").write_bytes(data[: len(data) // 2])
     assert main([*argv, "--corpus=iwslt14", "--unchecked"]) == 2
     assert "is damaged" in capsys.readouterr().err
+    (raw / "de-en.tgz").write_bytes(data[:-8] + bytes(8))  # the checksum at the end
+    assert main([*argv, "--corpus=iwslt14", "--unchecked"]) == 2
+    assert "is damaged (CRC check failed" in capsys.readouterr().err
     archive(raw / "de-en.tgz", {"de-en/other": "x"})
     assert main([*argv, "--corpus=iwslt14", "--unchecked"]) == 2
     assert "there is no file de-en/IWSLT14.TED.dev2010.de-en.de.xml in it" in capsys.readouterr().err
@@ -224,6 +237,7 @@ def test_wrong_calls_end_before_any_work(tmp_path):
         (["iwslt14", tmp_path], "give a task"),
         (["iwslt17", tmp_path, tmp_path / "out"], "iwslt17: give iwslt14, wmt14 or wmt16"),
         (["wmt16", tmp_path, tmp_path / "out", "--steps=3"], "--steps=3: give --preset=NAME"),
+        (["wmt14", tmp_path, tmp_path / "out", "--preset=wmt16_enro"], "name a preset of configs/mt.py for wmt14"),
     ):
         run = launch(*arguments)
         assert run.returncode == 2

@@ -354,6 +354,14 @@ def test_flags_of_another_form_of_evaluate_are_named(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_a_model_of_glge_reads_its_sources_as_in_training(saved, tmp_path):
+    loaded = checkpoint.load(saved)
+    changed = dataclasses.replace(loaded.config, data=dataclasses.replace(loaded.config.data, source="glge"))
+    checkpoint.write(tmp_path / "glge", loaded.params, changed, loaded.tokenizer, {"step": 1})
+    assert Generator.from_checkpoint(tmp_path / "glge").source_marks == (" ##", "<S_SEP>")
+    assert Generator.from_checkpoint(saved).source_marks == ()
+
+
 def test_a_replaced_checkpoint_has_another_fingerprint(saved):
     first, second = Generator.from_checkpoint(saved), Generator.from_checkpoint(saved)
     assert first.fingerprint() == second.fingerprint()

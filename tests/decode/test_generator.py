@@ -109,6 +109,17 @@ def test_several_devices_share_the_sentences_and_change_nothing(generator, mode)
     assert {shard.data.shape[0] for shard in hypotheses.tokens.addressable_shards} == {2}
 
 
+def test_marks_of_sources_are_taken_out_as_for_training(generator):
+    one = Generator(
+        generator.net, generator.params, generator.tokenizer, generator.decode_config, source_marks=(" ##", "<S_SEP>")
+    )
+    marked, plain = ["hel ##lo wor ##ld", "a <S_SEP> b"], ["hello world", "a  b"]
+    assert [output.text for output in one.generate(marked)] == [output.text for output in generator.generate(plain)]
+    assert [output.text for output in generator.generate(marked)] != [
+        output.text for output in generator.generate(plain)
+    ]
+
+
 def test_a_mode_that_was_not_trained_is_an_error_unless_it_is_allowed(generator):
     one = Generator(
         generator.net,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from janus_jax.decode.io import LinesError, read_lines
 from janus_jax.evaluate.glge.tasks import TASKS, Scores, check_installed, overall, score
-from janus_jax.evaluate.scores import AlignmentError
+from janus_jax.evaluate.scores import check_aligned
 
 SPLITS = ("dev", "test")
 # Scores on the test split of the easy version, from Liu et al. 2021, the paper of GLGE, and from the papers of BANG and
@@ -52,7 +52,9 @@ class Predictions:
 
 
 def read_predictions(data: str | os.PathLike[str], folder: str | os.PathLike[str]) -> list[Predictions]:
-    """All predictions of a folder, checked against the benchmark's data; files with other names are left out.
+    """All predictions of a folder, checked against the benchmark's data.
+
+    Files with other names are left out, and so are tasks without a folder in `data`.
 
     Args:
       data: a version of the benchmark, as data/glge/easy, with TASK_data/org_data/SPLIT.src.
@@ -69,9 +71,10 @@ def read_predictions(data: str | os.PathLike[str], folder: str | os.PathLike[str
             raise LinesError(f"{path}: no such folder; name one")
     pattern = re.compile(rf"({'|'.join(TASKS)})\.{re.escape(version)}\.({'|'.join(SPLITS)})")
     matches = [match for path in sorted(Path(folder).iterdir()) if (match := pattern.fullmatch(path.name))]
+    matches = [match for match in matches if Path(data, f"{match[1]}_data").is_dir()]
     if not matches:
         raise LinesError(
-            f"{folder}: no predictions of version {version!r}; name the files as xsum.{version}.test or xsum.{version}.dev. Tasks: "
+            f"{folder}: no predictions of version {version!r} for a task of {data}; name the files as xsum.{version}.test or xsum.{version}.dev. Tasks: "
             + ", ".join(TASKS)
         )
     found = []
@@ -83,18 +86,13 @@ def read_predictions(data: str | os.PathLike[str], folder: str | os.PathLike[str
         lines, sources = read_lines(path), read_lines(source)
         if not sources:
             raise LinesError(f"{source} is empty; put the benchmark's file there")
-        _check_count(path, lines, source, sources)
+        check_aligned(str(path), lines, str(source), sources)
         references = read_lines(target) if target.exists() else None
         if references is not None:
             check_installed(task)
-            _check_count(target, references, source, sources)
+            check_aligned(str(target), references, str(source), sources)
         found.append(Predictions(task, split, path, lines, sources, references))
     return found
-
-
-def _check_count(path: Path, lines: list[str], source: Path, sources: list[str]) -> None:
-    if len(lines) != len(sources):
-        raise AlignmentError(f"{path} has {len(lines)} lines but {source} has {len(sources)}; one for each is needed")
 
 
 def score_predictions(predictions: Sequence[Predictions], *, strict: bool = True) -> dict[str, dict[str, Scores]]:
