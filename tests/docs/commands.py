@@ -55,6 +55,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("bart.md", "Fine-tune both halves"),
         ("bart.md", "Keep the AR half as it is"),
         ("bart.md", "Give it back"),
+        ("bart.md", "What it costs"),
         ("pytorch.md", "Serve in PyTorch"),
     ),
     "pretraining": (("pretraining.md", "Pretraining"), ("pretraining.md", "Does it help?")),
@@ -75,6 +76,7 @@ NOT_RUN: dict[str, str] = {
     "mkdocs serve": "waits for a browser; tests/docs/test_site.py builds the site",
     "python benchmarks/train_step.py": MINUTES,
     "python benchmarks/decode.py": MINUTES,
+    "python benchmarks/bart.py": "takes minutes at the published size; tests/test_bart_benchmark.py runs a small one; parsed",
     "python benchmarks/scaling.py --max_devices": "compiles for an hour; tests/test_scaling.py checks the results; parsed",
     "python benchmarks/study.py --cell": "trains 1200 updates; tests/test_study.py trains a small cell; parsed",
 }
