@@ -88,7 +88,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     steps = {"import": command([*convert, "import", "--from=hf", f"--model={folder / 'bart'}", f"--output={imported}"])}
     data = [f"--config.init_from={imported}", f"--config.data.train={args.pairs}", "--config.data.valid="]
     data += [f"--config.data.prepared={folder / 'prepared'}"]
-    data += [f"--config.data.max_source_length={min(512, PRESETS[args.size].max_positions)}"]
+    for side, longest in (("source", 512), ("target", 128)):
+        data += [f"--config.data.max_{side}_length={min(longest, PRESETS[args.size].max_positions)}"]
     size = [
         f"--config.data.tokens_per_batch={args.tokens}",
         "--config.data.batch_multiple=1",
