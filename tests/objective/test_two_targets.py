@@ -39,10 +39,13 @@ def losses(net, params, batch, terms):
 
 def test_ar_learns_from_the_target_and_the_other_rows_from_the_second(net_and_params):
     net, params = net_and_params
+    # Wider than at the start of training, where the halves agree and a divergence of 1e-9 is all rounding.
+    params = jax.tree.map(lambda x: 6 * x if x.ndim == 2 else x, params)
     first, second, both = with_second_target()
     ar, ar_gradients = losses(net, params, first, ("ar",))
     others, other_gradients = losses(net, params, second, TERMS[1:])
     metrics, gradients = losses(net, params, both, TERMS)
+    assert float(others["loss/kl_nar_aux"]) > 1e-4
     for name, value in (ar | others).items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
     together = jax.tree.map(jnp.add, ar_gradients, other_gradients)
