@@ -4,9 +4,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
-import shutil
-import subprocess
 import tarfile
 
 import pytest
@@ -15,7 +12,7 @@ from janus_jax.data import translation
 from janus_jax.data.errors import DataError
 from janus_jax.data.translation import CORPORA, Download, is_kept, main, words
 from tests.docs.commands import TINY
-from tests.docs.pages import ROOT
+from tests.launchers import launch, needs_environment
 
 TAGS = {
     "de": "<url>http://x</url>\n<keywords>talks, a</keywords>\n<talkid>1</talkid>\n<title>Ein Vortrag</title>\n"
@@ -208,15 +205,12 @@ def test_wrong_downloads_are_named(tmp_path, monkeypatch, capsys):
     assert "there is no file de-en/IWSLT14.TED.dev2010.de-en.de.xml in it" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(
-    not (ROOT / ".venv/installed-requirements.txt").exists() or shutil.which("bash") is None,
-    reason="launch/reproduce.sh would install .venv first; ./launch/test.sh does so",
-)
+@needs_environment("requirements.txt")
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_command_goes_from_the_archive_to_the_scores(tmp_path, again):
     raw, out = iwslt(tmp_path / "raw"), tmp_path / "out"
     settings = [*TINY, "--config.text.vocab_size=60"]
-    run = launch("iwslt14", raw, out, "--unchecked", *settings)
+    run = launch("reproduce.sh", "iwslt14", raw, out, "--unchecked", *settings)
     assert run.returncode == 0, run.stderr
     table = (out / "scores.md").read_text()
     assert run.stdout.endswith(table)
@@ -226,7 +220,7 @@ def test_one_command_goes_from_the_archive_to_the_scores(tmp_path, again):
     if again:
         before = {path: path.stat().st_mtime_ns for path in (out / "average").rglob("*")}
         (out / "scores.md").unlink()
-        run = launch("iwslt14", raw, out, "--unchecked", *settings)
+        run = launch("reproduce.sh", "iwslt14", raw, out, "--unchecked", *settings)
         assert run.returncode == 0, run.stderr
         assert before == {path: path.stat().st_mtime_ns for path in (out / "average").rglob("*")}
         assert table.count("|") == (out / "scores.md").read_text().count("|")
@@ -239,17 +233,7 @@ def test_wrong_calls_end_before_any_work(tmp_path):
         (["wmt16", tmp_path, tmp_path / "out", "--steps=3"], "--steps=3: give --preset=NAME"),
         (["wmt14", tmp_path, tmp_path / "out", "--preset=wmt16_enro"], "name a preset of configs/mt.py for wmt14"),
     ):
-        run = launch(*arguments)
+        run = launch("reproduce.sh", *arguments)
         assert run.returncode == 2
         assert message in run.stderr
     assert not (tmp_path / "out").exists()
-
-
-def launch(*arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = ["bash", str(ROOT / "launch/reproduce.sh"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

@@ -1,9 +1,7 @@
 """Folders of GLGE predictions: their checks, their scores, and the command that makes them from the benchmark's folders."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import pytest
 
@@ -12,7 +10,8 @@ from janus_jax.data.sample import write_sample
 from janus_jax.evaluate import glge
 from janus_jax.evaluate.__main__ import main
 from tests.docs.commands import TINY
-from tests.docs.pages import ROOT, text_of
+from tests.docs.pages import text_of
+from tests.launchers import launch, needs_environment
 
 # Of each task: its number of metrics.
 METRICS = {
@@ -126,27 +125,11 @@ def tiny_folders(folder, tasks):
     return folder / "easy"
 
 
-def launch(*arguments):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
-    command = ["bash", str(ROOT / "launch/glge.sh"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
-
-
-needs_environment = pytest.mark.skipif(
-    not (ROOT / ".venv/installed-requirements-glge.txt").exists() or shutil.which("bash") is None,
-    reason="launch/glge.sh would install .venv first; ./launch/test.sh does so",
-)
-
-
-@needs_environment
+@needs_environment("requirements-glge.txt")
 @pytest.mark.parametrize("tasks", [["gigaword"], pytest.param(list(glge.TASKS), marks=pytest.mark.slow)])
 def test_one_command_trains_decodes_and_scores_the_tasks(tmp_path, tasks):
     data, out = tiny_folders(tmp_path, tasks), tmp_path / "out"
-    run = launch(data, "scratch", out, *TINY)
+    run = launch("glge.sh", data, "scratch", out, *TINY)
     assert run.returncode == 0, run.stderr
     absent = set(glge.TASKS) - set(tasks)
     assert run.stdout.count("skipped: ") == len(absent)
@@ -165,7 +148,7 @@ def test_one_command_trains_decodes_and_scores_the_tasks(tmp_path, tasks):
     kept, lost = out / "ar/gigaword.easy.dev", out / "nar/gigaword.easy.dev"
     text, before = lost.read_text(), kept.stat().st_mtime_ns
     lost.unlink()
-    again = launch(data, "scratch", out, *TINY)
+    again = launch("glge.sh", data, "scratch", out, *TINY)
     assert again.returncode == 0, again.stderr
     assert lost.read_text() == text
     assert kept.stat().st_mtime_ns == before
@@ -180,9 +163,9 @@ def test_a_wrong_call_is_an_error_before_any_work(tmp_path):
         ([data, "scratch", tmp_path / "out", "steps=3"], "steps=3: give --config.key=value"),
         ([tmp_path / "text", "scratch", tmp_path / "out"], "text: no folder TASK_data/org_data"),
     ):
-        run = launch(*arguments)
+        run = launch("glge.sh", *arguments)
         assert (run.returncode, message in run.stderr) == (2, True), run.stderr
     (data / "xsum_data/org_data/dev.tgt").unlink()
-    run = launch(data, "scratch", tmp_path / "out")
+    run = launch("glge.sh", data, "scratch", tmp_path / "out")
     assert (run.returncode, "dev.tgt is missing" in run.stderr) == (2, True), run.stderr
     assert not (tmp_path / "out").exists()

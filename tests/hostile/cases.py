@@ -106,6 +106,19 @@ class Maker:
             ]
         )  # fmt: skip
 
+    def _spoil(self, path: Path, ways: Sequence[str]) -> None:
+        """Does one of these to a file of lines."""
+        match self.rng.choice(ways):
+            case "bytes":
+                path.write_bytes(self._bytes())
+            case "missing":
+                path.unlink()
+            case "folder":
+                path.unlink()
+                path.mkdir()
+            case "lines":
+                path.write_bytes(path.read_bytes() + b"one more line\n")
+
     def decode_objects(self) -> Case:
         lines = Path("fixed/in.jsonl").read_text().splitlines()
         bad = self.rng.choice(
@@ -190,15 +203,7 @@ class Maker:
         for path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy("fixed/in.txt", path)
-        path = self.rng.choice(files)
-        match self.rng.choice(("bytes", "bytes", "bytes", "missing", "folder")):
-            case "bytes":
-                path.write_bytes(self._bytes())
-            case "missing":
-                path.unlink()
-            case "folder":
-                path.unlink()
-                path.mkdir()
+        self._spoil(self.rng.choice(files), ("bytes", "bytes", "bytes", "missing", "folder"))
         argv = [f"--glge={self.work}/easy", f"--predictions={folder}"]
         return Case("evaluate", argv, (str(benchmark), str(folder), "references"))
 
@@ -275,16 +280,7 @@ class Maker:
         for language in ("de", "en"):
             shutil.copy(f"fixed/train.{language}", f"{self.work}/train.{language}")
         path = Path(self.work) / f"train.{self.rng.choice(('de', 'en'))}"
-        match self.rng.choice(("bytes", "bytes", "bytes", "missing", "folder", "lines")):
-            case "bytes":
-                path.write_bytes(self._bytes())
-            case "missing":
-                path.unlink()
-            case "folder":
-                path.unlink()
-                path.mkdir()
-            case "lines":
-                path.write_bytes(path.read_bytes() + b"one more line\n")
+        self._spoil(path, ("bytes", "bytes", "bytes", "missing", "folder", "lines"))
         return self._experiment("data", [f"--config.data.train={self.work}/train"], (str(self.work), "config."))
 
     # convert
