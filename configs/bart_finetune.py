@@ -59,7 +59,7 @@ def _finetuning(architecture):
 def _frozen(architecture):
     config = recipes.ctc(_finetuning(architecture))
     config.model.ctc_ratio = 1.0  # for targets shorter than their sources; logits of two rows a token fill the memory
-    config.init_from = "runs/bart_base"
+    config.init_from = f"runs/{architecture}"
     config.objective.weights.ar = 0.0  # no AR rows: nothing would come of their gradients
     config.model.parallel_adapter_rank = 32
     config.train.only = "adapter|embed_ctc_positions|embed_tokens/blank"
