@@ -119,22 +119,23 @@ class Decoder:
 def _speculate(arrays, max_lengths, ar_tokens, *, binding, constraints):
     """Speculative search that computes its drafts and then replaces them by the tokens of AR."""
     bound, net, slots = binding(arrays), binding.net, binding.slots
+    made = bound.drafter
     gold = jnp.pad(ar_tokens, ((0, 0), (1, slots)))[:, None, :slots]
     return speculative_search(
         # Tokens are never negative. The comparison only keeps the compiler from removing the draft.
-        lambda tokens, at: jnp.where(bound.draft_fn(tokens, at) < 0, tokens, gold),
+        replace(
+            made, draft_fn=lambda tokens, at: jnp.where(made.draft_fn(tokens, at) < 0, tokens, gold), realign=False
+        ),
         bound.verify_fn,
+        bound.project_fn,
         bound.rewind_fn,
         net.reorder_cache,
         bound.empty_cache(),
-        lengths=bound.lengths,
-        slots=slots,
         max_lengths=max_lengths,
         limit=binding.limit,
         specials=net.specials,
         constraints=constraints,
         costs=PassCosts.of_free_drafts((slots - 1,)),
-        realign_drafts=False,
     )
 
 

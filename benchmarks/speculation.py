@@ -3,7 +3,7 @@
     python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] \\
         [--batches=1,32] [--json]
 
-The program compares outputs with those of greedy search. Where two outputs differ, it compares the log-probabilities of
+The program takes each drafter that the model has (heads, CTC rows, NAR rows) and compares outputs with those of greedy search. Where two outputs differ, it compares the log-probabilities of
 the two tokens at the first difference: closer than 1e-4 is a tie by rounding, anything else is a mistake. With
 --references, for a model that was trained with AUX, the program replaces every third word of the references by a gap.
 AUX fills the gaps left to right, once token by token and once with drafts, and the program counts the outputs that
@@ -91,7 +91,7 @@ def row_of(name: str, batch: int, outputs: list[Output], times: list[float]) -> 
         "sentences": len(outputs),
         "tokens_per_sentence": sum(len(output.tokens) + 1 for output in outputs) / len(outputs),
         "passes_per_sentence": sums["passes"] / len(outputs),
-        "accepted_per_draft": sums["drafted"] / max(sums["drafts"], 1),
+        "accepted_per_draft": sums["drafted"] / sums["drafts"] if sums["drafts"] else None,  # heads draft in each round
         "accepted_per_round": sums["drafted"] / max(sums["rounds"], 1),
         "milliseconds_per_sentence": 1000 * sum(times) / len(outputs),
         "median_milliseconds_per_batch": 1000 * median(times),
@@ -104,6 +104,14 @@ def cut(line: str) -> str:
     return " ".join("<mask>" if number % 3 == 2 else word for number, word in enumerate(words))
 
 
+def drafters(generator: Generator) -> list[str]:
+    """What can make drafts in this model, a value of `draft_from` each."""
+    rows = [mode for mode in ("ctc", "nar") if generator.trained is None or mode in generator.trained]
+    return ["heads"] * (generator.net.config.draft_heads > 0) + [
+        mode for mode in rows if mode == "nar" or generator.net.config.ctc_ratio
+    ]
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The figures of all settings and batch sizes, as the last line prints them."""
     generator = Generator.from_checkpoint(args.checkpoint)
@@ -112,13 +120,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         generator.net = dataclasses.replace(generator.net, config=model)
     lines = read_lines(args.source)[: args.sentences]
     references = read_lines(args.references)[: args.sentences] if args.references else None
-    drafts = [{"draft": "always"}] if args.always else [{}, {"draft": "always"}, {"draft": "always", "draft_passes": 2}]
+    drafts = [{"draft": "always"}] if args.always else [{}, {"draft": "always"}]
+    origins = drafters(generator)
     rows = []
     for batch in map(int, args.batches.split(",")):
-        cases = [({"mode": "ar", "beam": 1}, [{"mode": "speculative", **draft} for draft in drafts])]
+        speculative = [{"mode": "speculative", "draft_from": origin, **draft} for origin in origins for draft in drafts]
+        cases = [({"mode": "ar", "beam": 1}, speculative)]
         if references:
             infill = {"mode": "infill", "targets": [cut(line) for line in references]}
-            cases.append(({**infill, "draft": "never"}, [{**infill, **draft} for draft in drafts]))
+            twice = [] if args.always else [{"draft": "always", "draft_passes": 2}]
+            cases.append(({**infill, "draft": "never"}, [{**infill, **draft} for draft in [*drafts, *twice]]))
         for base, others in cases:
             first, times = decode(generator, lines, batch, **base)
             rows.append(row_of(base["mode"] if base["mode"] == "ar" else "infill, token by token", batch, first, times))

@@ -14,6 +14,7 @@ Presets:
              the same with mask-predict instead of CTC
   joint      as masks, jointly from the first step
   released   as joint, but no side of a divergence is fixed, as the released code trains
+  large      AR alone at the size of the paper's IWSLT14 model: for `heads` and for figures of speed
   base       the released IWSLT14 architecture, AR first, for one accelerator
   study      the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, the released loss
   anchor_janus, anchor_ar, anchor_cmlm
@@ -124,6 +125,26 @@ def _ar():
     config.train.eval_every = 1000
     config.train.checkpoint_every = 1000
     config.train.best_metric = "valid/nll/ar"
+    return config
+
+
+def _large():
+    config = _ar()
+    config.data.prepared = "prepared/multi30k_large"
+    config.text.vocab_size = 10_000
+
+    config.model.d_model = 512
+    config.model.ffn_dim = 1024
+    config.model.encoder_layers = 6
+    config.model.decoder_layers = 6
+    config.model.norm = "pre"  # so many layers learn sooner that way
+    config.model.dropout = 0.3
+
+    config.optimizer.warmup_steps = 300
+
+    config.train.steps = 1300
+    config.train.eval_every = 325
+    config.train.checkpoint_every = 325
     return config
 
 
@@ -245,6 +266,7 @@ def get_config(name="cpu"):
         "cpu": _cpu,
         "masks": _masks,
         "ar": _ar,
+        "large": _large,
         "ctc_from_ar": lambda: _from_ar(recipes.ctc(_small_batches())),
         "masks_from_ar": lambda: _from_ar(recipes.mask_predict(_small_batches())),
         "joint": _joint,

@@ -46,6 +46,11 @@ def trained_terms(config: Config) -> frozenset[str]:
     return frozenset(objective_terms(config.objective)) | kept
 
 
+def trains_heads_alone(config: Config) -> bool:
+    """Whether a run trains draft heads for a finished model, and nothing else (`train.only=heads`)."""
+    return config.train.only in ("heads", "draft_heads") and bool(config.objective.weights.heads)
+
+
 def scheduled(config: Config) -> ObjectiveConfig:
     """The objective with `ar_first` written out as schedules of the other terms' weights."""
     objective = config.objective
@@ -243,6 +248,10 @@ def _check_objective(config: Config) -> None:
         if steps != sorted(set(steps)) or steps[0] < 0:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
     terms = objective_terms(objective)
+    if "heads" in terms and not config.model.draft_heads:
+        raise ConfigError(
+            "config.model.draft_heads: 0, but objective.weights.heads has a weight; set it, for example to 4, or the weight to 0"
+        )
     families = read_families(terms)
     for family in sorted(families):
         if term(own_term(family)).kind == "sentence":

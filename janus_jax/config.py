@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import ml_collections
 
-from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled, trained_terms
+from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled, trained_terms, trains_heads_alone
 from janus_jax.describe import type_name
 from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
@@ -85,6 +85,7 @@ __all__ = [
     "scheduled",
     "to_json",
     "trained_terms",
+    "trains_heads_alone",
 ]
 
 

@@ -31,6 +31,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(q_proj|k_proj|v_proj|fc1|dag_links/gate)/bias$", PartitionSpec("tensor")),
     (r"(out_proj|fc2)/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"(out_proj|fc2)/bias$", PartitionSpec()),
+    (r"draft_heads/inner/kernel$", PartitionSpec("fsdp", None)),
+    (r"draft_heads/inner/bias$", PartitionSpec()),
+    (r"draft_heads/outer/kernel$", PartitionSpec(None, "fsdp")),
     (r"(layer_norm|layernorm_embedding)/(scale|bias)$", PartitionSpec()),
     (r"(^|/)embed_tokens/blank$", PartitionSpec()),  # a row of the table, where train.only names it
     (r"_adapter/down/kernel$", PartitionSpec("fsdp", None)),

@@ -61,6 +61,7 @@ _MOST_TOKENS = 2**31 - 1
 _MOST_HYPOTHESES = 1000
 # The passes are compiled one by one, and after far fewer a step for each token would have been faster.
 _MOST_PASSES = 256
+_MOST_DRAFT_HEADS = 16
 # tokens ** penalty has to be a number in float32.
 _LARGEST_LENGTH_PENALTY = 10
 # Differences of log-probabilities beyond it decide nothing, and float32 rounds what is added to them.
@@ -328,6 +329,14 @@ class ModelConfig:
         unit="rows per source token",
         at_least=0,
     )
+    draft_heads: int = setting(
+        0,
+        "Draft heads: so many tokens behind the next one are guessed from an AR row by a small layer, for decoding mode speculative. "
+        "0: none.",
+        unit="tokens",
+        at_least=0,
+        at_most=_MOST_DRAFT_HEADS,
+    )
     parallel_adapter_rank: int = setting(
         0,
         "Rank of the low-rank adapters that each decoder layer has for all rows but the AR rows. 0: no adapters.",
@@ -385,6 +394,11 @@ class LossWeights:
     kl_ar_ctc: Weight = setting(
         1.0,
         "Symmetric divergence between the AR row of each target token and the CTC row that gives it most confidently.",
+        at_least=0,
+    )
+    heads: Weight = setting(
+        0.0,
+        "Cross-entropy of the draft heads. They learn what the AR half would emit, and change nothing else of the model.",
         at_least=0,
     )
     dag: Weight = setting(
@@ -725,9 +739,10 @@ class SpeculativeDecode:
     """Mode speculative: greedy search under config.decode.ar in fewer passes, by drafts that the AR half verifies."""
 
     draft: Draft = setting("auto", _DRAFT)
-    draft_from: Literal["auto", "nar", "ctc"] = setting(
+    draft_from: Literal["auto", "heads", "nar", "ctc"] = setting(
         "auto",
-        "The half of the model that makes the drafts: NAR rows, CTC rows, or CTC if the model was trained for it (auto).",
+        "What makes the drafts: draft heads, NAR rows or CTC rows. auto: heads if the model has them, or else CTC rows if it was "
+        "trained with them.",
     )
     draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
     draft_lengths: int = setting(

@@ -59,6 +59,11 @@ print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 ids = model.generate_dag(batch["input_ids"], batch["attention_mask"], {dag})
 print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """,
+    "heads": """
+# The tokens of greedy search in fewer passes, by draft heads:
+ids = model.generate_speculative(batch["input_ids"], batch["attention_mask"])
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
+""",
 }
 
 # The parallel modes that an export has, and their names in its card.
@@ -87,7 +92,7 @@ def model_card(name: str, loaded: Loaded, vocab_size: int, parameters: int) -> s
             dag=_dag_arguments(config.decode.dag),
         )
         for mode, call in _CALLS.items()
-        if mode in modes
+        if mode in modes or (mode == "heads" and "heads" in config_lib.trained_terms(config))
     ]
     return _CARD.format(
         name=name,

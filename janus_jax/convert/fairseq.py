@@ -3,8 +3,8 @@
 Names correspond one to one: `encoder.layers.0.fc1.weight` is `encoder/layers_0/fc1/kernel`. Weights are transposed
 ([out, in] there, [in, out] here), the embedding is stored once, and its vocabulary padding is added or removed. CTC's
 blank is a row of the embedding here (the one after the vocabulary), and a separate tensor there, so that programs
-without CTC rows see only the vocabulary. Released models have no such tensor, and none of the others that only parallel
-rows use (`parallel_only`).
+without CTC rows see only the vocabulary. Released models have no such tensor, and none of the others that AR rows do not
+use (`parallel_only`).
 """
 
 import fnmatch
@@ -24,10 +24,10 @@ SHARED = "encoder.embed_tokens.weight"
 COPIES = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
 LENGTHS = "decoder.embed_length.weight"
 BLANK = "decoder.embed_blank.weight"  # [1, D], only in models with CTC rows
-# Name patterns of the tensors that only parallel rows (all decoder rows but AR rows) use; released models have none.
+# Name patterns of the tensors that AR rows do not use: those of parallel rows alone, and of draft heads. Released models have none.
 PARALLEL_ONLY = (
     BLANK, "decoder.embed_ctc_positions.weight", "decoder.embed_dag_positions.weight", "decoder.dag_links.*",
-    "decoder.layers.*_adapter.*.weight",
+    "decoder.layers.*_adapter.*.weight", "draft_heads.*",
 )  # fmt: skip
 _IGNORED = re.compile(r"\.version$")
 _TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length")
@@ -128,7 +128,7 @@ def check_matrices(arrays: Mapping[str, np.ndarray], names: Iterable[str]) -> No
 
 
 def parallel_only(names: Iterable[str]) -> list[str]:
-    """Those of the names that are names of tensors which only parallel rows use."""
+    """Those of the names that are names of tensors which AR rows do not use."""
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in PARALLEL_ONLY)]
 
 

@@ -17,6 +17,7 @@ from janus_jax.config import ConfigError, ModelConfig
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.decoder import Cache, Decoder, GapCache
 from janus_jax.model.decoder_layer import Source
+from janus_jax.model.draft_heads import DraftHeads
 from janus_jax.model.encoder import Encoder
 from janus_jax.model.layers import Table
 from janus_jax.parallel import BATCH, constrain
@@ -33,6 +34,7 @@ class _Network(nn.Module):
         self.embed_tokens = Table(padded_vocab(c), c.d_model, used=output_classes(c), split=True)
         self.encoder = Encoder(c, self.dtype)
         self.decoder = Decoder(c, self.dtype, self.specials)
+        self.draft_heads = DraftHeads(c, self.dtype) if c.draft_heads else None
 
     def encode(self, source: jax.Array) -> Encoded:
         mask = source != self.specials.pad
@@ -76,6 +78,12 @@ class _Network(nn.Module):
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
 
+    def draft_rows(self, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self.draft_heads.rows(self.embed_tokens, rows, tokens)
+
+    def draft_step(self, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self.draft_heads.step(self.embed_tokens, rows, tokens)
+
     def init_gaps(
         self, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None
     ) -> tuple[jax.Array, GapCache]:
@@ -91,6 +99,8 @@ class _Network(nn.Module):
         ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
         nar = self.project(self.nar_rows(encoded, source, None, None))
         total = nar.sum() + ar.sum() + encoded.length_logits.sum()
+        if self.config.draft_heads:
+            total += self.draft_rows(ar, source).sum()
         if self.config.ctc_ratio:
             total += self.source_rows("ctc", source, encoded, None, None)[0].sum()
         if self.config.dag_ratio:
@@ -295,6 +305,29 @@ class Janus:
     def ar_step(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden rows [N, k, D] and the extended cache; row j predicts the token after tokens[:, j], tokens [N, k]."""
         return self._apply(params, None, _Network.ar_step, tokens, cache)
+
+    def draft_rows(self, params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The rows of the draft heads where the tokens are known, for their loss.
+
+        Args:
+          params: parameters.
+          rows: [B, U, D] AR rows.
+          tokens: [B, U] int32, the token that each row predicts.
+
+        Returns:
+          [B, U, k, D]: of slot t and head d, the row that predicts token t+d of `tokens`.
+        """
+        return self._apply(params, None, _Network.draft_rows, rows, tokens)
+
+    def draft_step(self, params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The rows [N, D] of the next draft head, which predict the tokens behind `tokens`.
+
+        Args:
+          params: parameters.
+          rows: [N, D], of the head before it; for the first head the AR rows that predict `tokens`.
+          tokens: [N] int32.
+        """
+        return self._apply(params, None, _Network.draft_step, rows, tokens)
 
     def init_gaps(
         self, params: Params, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None = None

@@ -13,7 +13,7 @@ import numpy as np
 from janus_jax.config import ConfigError, ModelConfig, ObjectiveConfig, Weight, objective_terms
 from janus_jax.model import Janus
 from janus_jax.model.families import with_attended
-from janus_jax.objective import ctc, dag
+from janus_jax.objective import ctc, dag, heads
 from janus_jax.objective.aligned import aligned_sets
 from janus_jax.objective.correction import own_tokens
 from janus_jax.objective.sentence import SentenceLoss
@@ -155,6 +155,11 @@ def loss(
     for name in [name for name in hidden if name in SENTENCE_LOSSES]:
         part = SENTENCE_LOSSES[name].loss(net, objective, params, terms, hidden, batch, divisors)
         values, metrics, partners = values | part.values, metrics | part.metrics, partners | part.partners
+    if "heads" in terms:
+        part = heads.loss(net, objective, params, hidden["ar"], batch, divisors)
+        values, metrics = values | part.values, metrics | part.metrics
+        if not any("ar" in term(name).families for name in terms if name != "heads"):
+            hidden = {name: rows for name, rows in hidden.items() if name != "ar"}
     if "length" in terms:
         real = batch.parallel != net.specials.pad
         nll = length_nll(parallel.length_logits, real.sum(1)) * real[:, 0]

@@ -17,12 +17,13 @@ class Term:
       families: families of decoder rows that the term reads (`model.families`); for a divergence, its two sides.
       divisor: the count that the term's sum is divided by, a name in `objective.joint.batch_divisors`.
       kind: "token": a cross-entropy of rows that each predict one token; "sentence": a negative log-likelihood of a
-        whole target or of its length; "divergence": a symmetric KL between rows that predict the same token.
+        whole target or of its length; "divergence": a symmetric KL between rows that predict the same token; "draft": a
+        cross-entropy of what draft heads make of rows.
     """
 
     families: tuple[str, ...]
     divisor: Literal["ar", "masked", "ctc", "dag", "length"]
-    kind: Literal["token", "sentence", "divergence"]
+    kind: Literal["token", "sentence", "divergence", "draft"]
 
 
 TERMS: dict[str, Term] = {
@@ -33,6 +34,7 @@ TERMS: dict[str, Term] = {
     "kl_ar_nar": Term(("ar", "nar"), "masked", "divergence"),
     "kl_nar_aux": Term(("nar", "aux"), "masked", "divergence"),
     "kl_ar_aux": Term(("ar", "aux"), "masked", "divergence"),
+    "heads": Term(("ar",), "ar", "draft"),
     "ctc": Term(("ctc",), "ctc", "sentence"),
     "kl_ar_ctc": Term(("ar", "ctc"), "ctc", "divergence"),
     "dag": Term(("dag",), "dag", "sentence"),
@@ -40,18 +42,19 @@ TERMS: dict[str, Term] = {
 }
 
 OBJECTIVES: dict[str, tuple[str, ...]] = {
-    "ar": ("ar",),
+    "ar": ("ar", "heads"),
     "cmlm": ("nar", "length"),
-    "janus": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux"),
+    "janus": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "heads"),
     "ctc": ("ctc",),
-    "janus_ctc": ("ar", "ctc", "kl_ar_ctc"),
-    "janus_all": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "ctc", "kl_ar_ctc"),
+    "janus_ctc": ("ar", "ctc", "kl_ar_ctc", "heads"),
+    "janus_all": ("ar", "nar", "aux", "length", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux", "ctc", "kl_ar_ctc", "heads"),
     "dag": ("dag",),
-    "janus_dag": ("ar", "dag", "kl_ar_dag"),
+    "janus_dag": ("ar", "dag", "kl_ar_dag", "heads"),
 }
 
 # Other metrics than `loss/<term>` and `nll/<family>`: name -> the count that the metric's sum is divided by.
 COUNTERS: dict[str, str] = {
+    "heads/accepted": "ar",
     "ctc/unfit": "length",
     "dag/unfit": "length",
     "dag/visits": "length",
@@ -78,7 +81,7 @@ def own_term(family: str) -> str:
       ValueError: no term reads this family alone.
     """
     for name, entry in TERMS.items():
-        if entry.families == (family,):
+        if entry.families == (family,) and entry.kind != "draft":
             return name
     raise ValueError(f"no loss term of objective/terms.py trains the rows {family!r}")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError, ModelConfig, resolve
+from janus_jax.config import Config, ConfigError, ModelConfig, leaves, resolve, trains_heads_alone
 from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
 
@@ -23,6 +23,10 @@ from janus_jax.types import Params
 _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
+# Settings of a model that its own form does not depend on; all others are adopted where draft heads alone are trained.
+_FREE = "vocab_size draft_heads dropout attention_dropout activation_dropout dtype remat attention".split()
+# And of an objective: those that say when, or in how many steps, a term is computed.
+_SCHEDULED = "ar_first ar_every glancing nar_correction projection_rows".split()
 _ADOPTED = [name for name in _EQUAL if name != "vocab_size"]  # that is the tokenizer's
 # Tables whose number of rows may change: common rows are copied, the others are initialised.
 _TABLES = ("embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length", "embed_tokens")
@@ -48,10 +52,15 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
     resumes = checkpoint.is_checkpoint(workdir)
     origin = workdir if resumes else config.init_from
     try:
-        stored = checkpoint.config(origin).model
+        whole = checkpoint.config(origin)
+        stored = whole.model
     except CheckpointError as error:
         raise CheckpointError(f"{'' if resumes else 'config.init_from: '}{error}") from error
-    check_model(resolve(config).model, stored, origin, [name for name in _ADOPTED if f"model.{name}" in overridden])
+    ours = resolve(config)
+    if trains_heads_alone(ours):
+        _adopt_all(config, whole, overridden)
+        return f"training follows {origin}: its model, objective and decoding settings, and draft heads beside them"
+    check_model(ours.model, stored, origin, [name for name in _ADOPTED if f"model.{name}" in overridden])
     changed = []
     for name in sorted(_ADOPTED):
         now, then = config.model.get(name, getattr(ModelConfig(), name)), getattr(stored, name)
@@ -60,6 +69,21 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
                 config.model[name] = then
             changed.append(f"model.{name} {then!r} instead of {now!r}")
     return f"training follows {origin}: {', '.join(changed)}" if changed else ""
+
+
+def _adopt_all(config: ml_collections.ConfigDict, stored: Config, overridden: Set[str]) -> None:
+    """Takes everything of a checkpoint's settings into a run that trains draft heads for it, but what `overridden` names."""
+    parts = {"model": _FREE, "objective": [*_SCHEDULED, "weights.heads"], "decode": ["mode"]}
+    for part, free in parts.items():
+        for name, value in leaves(getattr(stored, part)):
+            group = config[part]
+            *inner, last = name.split(".")
+            if name in free or f"{part}.{name}" in overridden:
+                continue
+            for step in inner:
+                group = group[step]
+            with config.unlocked():
+                group[last] = value
 
 
 def check_model(ours: ModelConfig, theirs: ModelConfig, init_from: str, names: Sequence[str] = _EQUAL) -> None:

@@ -19,10 +19,12 @@ ARCHITECTURES = {
         "ctc_ratio": 2.0, "ctc_input": "encoder", "ctc_positions": "own", "parallel_adapter_rank": 3,
     },
     "dag": {"dag_ratio": 3.5},
+    "heads": {"draft_heads": 3, "ar_stream": "content", "norm": "pre"},
+    "bart, heads and rows": foreign.BART | {"draft_heads": 2, "ctc_ratio": 2.0},
     "bart, dag, adapters": foreign.BART | {"dag_ratio": 1.5, "parallel_adapter_rank": 3},
 }  # fmt: skip
 BARTS = [name for name in ARCHITECTURES if "bart" in name]
-OF_PARALLEL_ROWS = ("ctc_ratio", "ctc_input", "ctc_positions", "dag_ratio", "parallel_adapter_rank")
+OF_PARALLEL_ROWS = ("draft_heads", "ctc_ratio", "ctc_input", "ctc_positions", "dag_ratio", "parallel_adapter_rank")
 ADAPTED = "self_attn.q self_attn.k self_attn.v self_attn.out encoder_attn.q encoder_attn.out fc1 fc2".split()
 LINKS = "embed_positions.weight q_proj.weight q_proj.bias k_proj.weight k_proj.bias gate.weight gate.bias".split()
 BOS, PAD, EOS = 0, 1, 2
@@ -70,12 +72,14 @@ def write_ar_half(path, bpe, name):
 
 
 def tensors_of_parallel_rows(config):
-    """Names of the tensors that only parallel rows use, in a model with two decoder layers."""
+    """Names of the tensors that AR rows do not use, in a model with two decoder layers."""
     names = {BLANK} if config.ctc_ratio else set()
     if config.ctc_ratio and config.ctc_positions == "own":
         names.add("decoder.embed_ctc_positions.weight")
     if config.dag_ratio:
         names |= {"decoder.embed_dag_positions.weight", *(f"decoder.dag_links.{part}" for part in LINKS)}
+    if config.draft_heads:
+        names |= {f"draft_heads.{part}" for part in ("inner.weight", "inner.bias", "outer.weight")}
     if config.parallel_adapter_rank:
         names |= {
             f"decoder.layers.{layer}.{adapted}_adapter.{half}.weight"

@@ -110,7 +110,7 @@ def test_an_import_restores_an_export_bit_for_bit(name, form, export_of, tmp_pat
     model = net.config
     # Adapters: where they are stored, and that the released code computes without them.
     expected = (model.ctc_ratio > 0) + (model.ctc_positions == "own") + 2 * (model.dag_ratio > 0)
-    expected += 2 * (model.parallel_adapter_rank > 0)
+    expected += 2 * (model.parallel_adapter_rank > 0) + (model.draft_heads > 0)
     assert len(notes) == (form == "fairseq") * expected
     assert any("decoder.dag_links.*" in note for note in notes) == (form == "fairseq" and model.dag_ratio > 0)
     import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back"))

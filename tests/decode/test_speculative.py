@@ -13,6 +13,7 @@ from janus_jax.decode.keywords import with_keywords
 from janus_jax.decode.modes.drafting import seconds_per_round
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import FIRST_PAUSE, DraftPolicy, PassCosts
+from janus_jax.decode.search.drafters import HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance, realign, without_stutter
 from janus_jax.decode.search.greedy import greedy_search
 from janus_jax.decode.search.verify import speculative_search
@@ -68,13 +69,12 @@ def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, policy=None):
     lengths = jnp.asarray(np.linspace(6, SLOTS, len(MAX_LENGTHS) * drafts).astype(int)).reshape(-1, drafts)
     return jax.jit(
         lambda: speculative_search(
-            draft,
+            WholeDrafts(draft, lengths, SLOTS, SPECIALS),
             toy,
+            lambda rows: rows,
             lambda cache, length: {**cache, "length": length},
             lambda cache, rows: jax.tree.map(lambda x: x[rows], cache),
             toy_cache(drafts),
-            lengths=lengths,
-            slots=SLOTS,
             max_lengths=jnp.asarray(MAX_LENGTHS),
             limit=LIMIT,
             specials=SPECIALS,
@@ -114,6 +114,59 @@ def test_output_equals_that_of_greedy_search(draft, drafts):
     # A round emits what it had accepted and one token more.
     np.testing.assert_array_equal(did.rounds + did.drafted + did.steps, did.tokens)
     np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
+
+
+def toy_with_heads(right):
+    """Speculative search with heads that draft what greedy search emits in the first `right` places, and unk behind them."""
+    want = greedy().tokens[:, 0]
+
+    def step(row, token):
+        # A row holds the number of tokens emitted before it, and the head's number.
+        distance = row[:, 1:2] + 1
+        at = (row[:, :1] + distance).astype(jnp.int32)
+        drafted = jnp.take_along_axis(want, jnp.minimum(at, LIMIT - 1), axis=1)
+        drafted = jnp.where(distance <= right, drafted, SPECIALS.unk)
+        return row.at[:, 1:3].set(jnp.concatenate([distance, drafted], axis=1))
+
+    def verify(tokens, cache):
+        logits, longer = toy(tokens, cache)
+        at = cache["length"][:, None] + jnp.arange(tokens.shape[1])
+        return jnp.concatenate([at[..., None] * 1.0, jnp.zeros((*at.shape, 2)), logits], axis=-1), longer
+
+    drafter = HeadDrafts(
+        step, lambda row: row[:, 2].astype(jnp.int32), len(MAX_LENGTHS), 3 + VOCAB, jnp.float32, SPECIALS
+    )
+    return jax.jit(
+        lambda: speculative_search(
+            drafter,
+            verify,
+            lambda rows: rows[..., 3:],
+            lambda cache, length: {**cache, "length": length},
+            lambda cache, rows: jax.tree.map(lambda x: x[rows], cache),
+            toy_cache(),
+            max_lengths=jnp.asarray(MAX_LENGTHS),
+            limit=LIMIT,
+            specials=SPECIALS,
+            constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
+            costs=PassCosts(step=1.0, draft=0.0, verify=(1.8, 1.9), widths=(2, 4)),
+        )
+    )()
+
+
+@pytest.mark.parametrize("right", [0, 1, 3, 4])
+def test_heads_draft_behind_the_token_that_was_emitted_last(right):
+    expected = greedy()
+    result, did, _ = toy_with_heads(right)
+    np.testing.assert_array_equal(result.tokens, expected.tokens)
+    np.testing.assert_array_equal(did.rounds + did.drafted + did.steps, did.tokens)
+    rounds, drafted = (int(x.sum()) for x in (did.rounds, did.drafted))
+    if right == 0:
+        assert drafted == 0
+        assert int(did.steps.max()) > 1, "drafting must pause"
+    else:
+        # The last round of a sentence may end before its draft does.
+        assert right * (rounds - 5) / 2 <= drafted <= right * rounds
+        assert int(did.steps.max()) == 1, "only the first token has no row before it"
 
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():
@@ -219,7 +272,7 @@ def test_the_rest_of_a_draft_is_aligned_with_the_emitted_tokens(emitted, expecte
 def test_no_repeat_ngram_is_refused():
     with pytest.raises(ValueError, match="no_repeat_ngram"):
         speculative_search(
-            None, None, None, None, None, lengths=jnp.ones((1, 1)), slots=4, max_lengths=jnp.ones(1), limit=3,
+            None, None, None, None, None, None, max_lengths=jnp.ones(1), limit=3,
             specials=SPECIALS, constraints=Constraints.default(SPECIALS, 9, no_repeat_ngram=2), costs=CHEAP,
         )  # fmt: skip
 
@@ -230,12 +283,16 @@ def test_no_repeat_ngram_is_refused():
         ({}, {}),
         ({"ar_stream": "content"}, {"draft_lengths": 3}),
         ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
+        ({"draft_heads": 3}, {}),
+        ({"draft_heads": 4, "ar_stream": "content", "norm": "pre"}, {"min_length": 2}),
     ],
 )
 def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     net, params = tiny.model(**variant)
     # Ten times the usual spread: clear preferences, so that rounding cannot tip a choice.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
+    if net.config.draft_heads:  # which start at zero
+        params["draft_heads"] = jax.tree.map(lambda x: x + 0.01, params["draft_heads"])
     source = np.array(tiny.batch(rows=8, seed=3).source)
     source[5] = net.specials.pad
     shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": settings.get("min_length", 1)}
@@ -246,7 +303,8 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     )
     decode = with_keywords(DecodeConfig(), {"mode": "speculative", "draft": "always", **shared, **settings})
     result = MODES["speculative"].run(DecodeRequest(dataclasses.replace(net), params, source, decode, 24))
-    assert int(result.statistics["drafts"].max()) > 0
+    counted = "rounds" if net.config.draft_heads else "drafts"
+    assert int(result.statistics[counted].max()) > 0
     np.testing.assert_array_equal(result.hypotheses.lengths, greedily.lengths)
     np.testing.assert_array_equal(result.hypotheses.tokens, greedily.tokens)
     np.testing.assert_allclose(result.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)
@@ -257,7 +315,7 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     paused = jax.device_get(dataclasses.replace(timed.policy, pause=np.int32(30)))
     resting = MODES["speculative"].run(dataclasses.replace(auto, policy=paused))
     np.testing.assert_array_equal(resting.hypotheses.tokens, greedily.tokens)
-    assert int(np.max(resting.statistics["drafts"])) == 0
+    assert int(np.max(resting.statistics[counted])) == 0
     assert resting.policy.pause < 30
     shorter = dataclasses.replace(auto, policy=dataclasses.replace(paused, pause=np.int32(5)))
     tried = MODES["speculative"].run(shorter)

@@ -22,6 +22,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training.md", "Stop and resume"),
         ("training.md", "Look before you train"),
         ("training.md", "A CTC half for a finished AR model"),
+        ("training.md", "Draft heads for a finished AR model"),
         ("training.md", "Average checkpoints"),
         ("scaling.md", "Sharding"),
     ),

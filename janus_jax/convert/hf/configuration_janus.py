@@ -24,8 +24,8 @@ class JanusConfig(PretrainedConfig):
     code here reads it.
 
     Raises:
-      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio, dag_ratio or
-        parallel_adapter_rank is negative.
+      ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio, dag_ratio,
+        parallel_adapter_rank or draft_heads is negative.
     """
 
     # transformers has another model of the name "janus".
@@ -64,6 +64,7 @@ class JanusConfig(PretrainedConfig):
         ctc_positions: str = "shared",  # CTC rows have the position table of the other decoder rows, or "own": a table of their own
         dag_ratio: float = 0.0,  # DAG rows of the decoder for each source token; 0: a model without DAG rows and links
         parallel_adapter_rank: int = 0,  # of the low-rank adapters that all decoder rows but autoregressive ones use; 0: none
+        draft_heads: int = 0,  # of `generate_speculative`, each of which guesses one more token; 0: none
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -98,6 +99,7 @@ class JanusConfig(PretrainedConfig):
         self.ctc_positions = ctc_positions
         self.dag_ratio = dag_ratio
         self.parallel_adapter_rank = parallel_adapter_rank
+        self.draft_heads = draft_heads
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
         self.trained_modes = trained_modes
@@ -114,6 +116,8 @@ class JanusConfig(PretrainedConfig):
                 )
         if parallel_adapter_rank < 0:
             raise ValueError(f"parallel_adapter_rank: {parallel_adapter_rank}; choose 0 (no adapters) or more")
+        if draft_heads < 0:
+            raise ValueError(f"draft_heads: {draft_heads}; choose 0 (none) or more")
         if decoder_start_token_id is None:
             decoder_start_token_id = bos_token_id if ar_start == "bos" else eos_token_id
         kwargs.setdefault("is_encoder_decoder", True)

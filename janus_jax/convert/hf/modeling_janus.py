@@ -1,5 +1,6 @@
 """JANUS for transformers: one encoder-decoder that generates one token at a time (`generate`) or many tokens at once
-(`generate_nar`; `generate_ctc` in models with CTC rows, `generate_dag` in models with DAG rows).
+(`generate_nar`; `generate_ctc` in models with CTC rows, `generate_dag` in models with DAG rows). In models with draft heads,
+`generate_speculative` gives the tokens of greedy `generate` in fewer passes.
 
 Rows of the decoder: a content row holds a token and gives keys and values. A query row holds a mask token at a
 position; it attends to content rows, and no row attends to it. With `ar_stream` "query" the next token is predicted
@@ -444,6 +445,19 @@ class JanusDecoder(JanusEmbedder):
         return self.finish(x)
 
 
+class JanusDraftHeads(nn.Module):
+    """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token] + b)."""
+
+    def __init__(self, config: JanusConfig):
+        super().__init__()
+        self.inner = nn.Linear(2 * config.d_model, 2 * config.d_model)
+        self.outer = nn.Linear(2 * config.d_model, config.d_model, bias=False)
+
+    def forward(self, row: Tensor, token: Tensor) -> Tensor:
+        """Rows and token vectors [..., D] -> rows [..., D]."""
+        return row + self.outer(F.silu(self.inner(torch.cat([row, token], dim=-1))))
+
+
 class EndInTime(LogitsProcessor):
     """Forces eos as the last token within the length limit, and keeps the model's score for it.
 
@@ -478,6 +492,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
       model.generate_nar(**batch, passes=4)
       model.generate_ctc(**batch, num_beams=4)  # if the model has ctc_ratio above 0
       model.generate_dag(**batch, search="viterbi")  # if the model has dag_ratio above 0
+      model.generate_speculative(**batch)  # if the model has draft_heads above 0
     """
 
     config_class = JanusConfig
@@ -493,6 +508,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = JanusEncoder(config)
         self.decoder = JanusDecoder(config)
+        if config.draft_heads:
+            self.draft_heads = JanusDraftHeads(config)
         self.generation_config = default_generation_config(config)
         self.post_init()
 
@@ -712,17 +729,111 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if eos is None or generation_config.max_length is None:
             return processors
         mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
-        frame = len(self.config.start_tokens)
-        prefix = kwargs.get("input_ids_seq_length", frame) - frame
-        a, b = (getattr(generation_config, name, None) for name in ("max_length_a", "max_length_b"))
-        limits = torch.tensor([generation_config.max_length])
-        if mask is not None and a is not None and b is not None:
-            inner = (mask.sum(1) - 2).clamp(min=0)
-            allowed = ((a * inner.double() + b).long() + 1).clamp(min=prefix + 1)
-            allowed = torch.where(inner > 0, allowed, 1)  # an empty source has an empty output
-            limits = (frame + allowed).clamp(max=generation_config.max_length)
+        prefix = kwargs.get("input_ids_seq_length", len(self.config.start_tokens)) - len(self.config.start_tokens)
+        limits = self._limits(generation_config, mask, prefix)
         processors.append(EndInTime(limits, eos if isinstance(eos, int) else eos[0]))
         return processors
+
+    def _limits(self, generation_config: Any, mask: Tensor | None, prefix: int) -> Tensor:
+        """The largest number of tokens of each output [B] or [1], the decoder's first tokens included.
+
+        Args:
+          generation_config: its max_length, max_length_a and max_length_b.
+          mask: [B, S] true at real source tokens.
+          prefix: tokens that an output begins with, the decoder's first tokens left out.
+        """
+        frame = len(self.config.start_tokens)
+        a, b = (getattr(generation_config, name, None) for name in ("max_length_a", "max_length_b"))
+        if mask is None or a is None or b is None:
+            return torch.tensor([generation_config.max_length])
+        inner = (mask.sum(1) - 2).clamp(min=0)
+        allowed = ((a * inner.double() + b).long() + 1).clamp(min=prefix + 1)
+        allowed = torch.where(inner > 0, allowed, 1)  # an empty source has an empty output
+        return (frame + allowed).clamp(max=generation_config.max_length)
+
+    @torch.no_grad()
+    def generate_speculative(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        draft_tokens: int | None = None,
+        return_passes: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The tokens of greedy `generate` (num_beams 1) in fewer passes of the decoder, by draft heads.
+
+        A pass feeds the last token and `draft_tokens` guesses of the heads. The longest run of guesses that greedy search
+        would have emitted is kept, and its next token. Sentences are decoded one after the other, as in assisted
+        generation of transformers. Of the generation config, max_length, max_length_a, max_length_b, min_new_tokens and
+        suppress_tokens count.
+
+        Args:
+          input_ids, attention_mask: as in `forward`.
+          draft_tokens: guesses a pass; None: one of each head.
+          return_passes: whether to return the number of decoder passes [B] too.
+
+        Returns:
+          Token ids [B, T] with the decoder's first tokens, ending in eos, padded.
+
+        Raises:
+          ValueError: the model has no heads or was not trained for it, too many guesses, or a setting of the generation
+            config that drafts cannot keep.
+        """
+        c, settings = self.config, self.generation_config
+        if not c.draft_heads:
+            raise ValueError("draft_heads: this model has none; train them with configs/heads.py of janus_jax")
+        self._check_trained("ar")
+        count = c.draft_heads if draft_tokens is None else draft_tokens
+        if not 1 <= count <= c.draft_heads:
+            raise ValueError(f"draft_tokens: {count}; choose 1 to {c.draft_heads}, the number of heads")
+        changed = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": None}
+        for name, usual in changed.items():
+            if getattr(settings, name, None) not in (None, usual):
+                raise ValueError(
+                    f"{name}: generate_speculative has no such setting; use generate, or set it to {usual}"
+                )
+        states, real = self._encoded(input_ids, attention_mask, None)
+        limits = self._limits(settings, real.long(), 0).expand(len(states)).tolist()
+        made = [
+            self._speculate(states[i : i + 1], bias_of(real[i : i + 1, None], states.dtype), limits[i], count)
+            for i in range(len(states))
+        ]
+        longest = max(len(tokens) for tokens, _ in made)
+        rows = [tokens + [c.pad_token_id] * (longest - len(tokens)) for tokens, _ in made]
+        ids = torch.tensor(rows, device=states.device)
+        return (ids, torch.tensor([passes for _, passes in made])) if return_passes else ids
+
+    def _speculate(self, states: Tensor, source_bias: Tensor, limit: int, count: int) -> tuple[list[int], int]:
+        """The tokens of one sentence, at most `limit`, and the number of decoder passes."""
+        c, settings, decoder = self.config, self.generation_config, self.decoder
+        scale = math.sqrt(c.d_model) if c.scale_embedding else 1.0
+        shortest = settings.min_new_tokens or 0
+        tokens, cache, passes = list(c.start_tokens), EncoderDecoderCache(DynamicCache(), DynamicCache()), 0
+        frame, drafted = len(tokens), []
+        never = torch.zeros(c.vocab_size, device=states.device)
+        never[list(settings.suppress_tokens or [])] = -math.inf
+        while True:
+            past = cache.get_seq_length()
+            fed = torch.tensor([tokens[past:] + drafted], device=states.device)
+            rows = decoder.ar_rows(fed, None, states, source_bias, cache)[0, -len(drafted) - 1 :]
+            logits = decoder.output_projection(rows).float() + never
+            passes += 1
+            emitted = len(tokens) - frame
+            logits[: max(shortest - emitted, 0), c.eos_token_id] = -math.inf
+            greedy = logits.argmax(-1).tolist()
+            for at, token in enumerate(greedy):
+                chosen = c.eos_token_id if len(tokens) + 1 >= limit else token
+                tokens.append(chosen)
+                if chosen == c.eos_token_id:
+                    return tokens, passes
+                if at == len(drafted) or drafted[at] != chosen:
+                    break
+            if rejected := cache.get_seq_length() - len(tokens) + 1:
+                cache.self_attention_cache.crop(-rejected)
+            row, last, drafted = rows[at], tokens[-1], []
+            for _ in range(min(count, limit - len(tokens) - 1)):
+                row = self.draft_heads(row, scale * decoder.embed_tokens.weight[last])
+                last = int((decoder.output_projection(row).float() + never).argmax())
+                drafted.append(last)
 
     @torch.no_grad()
     def generate_nar(

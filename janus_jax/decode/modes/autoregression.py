@@ -98,14 +98,13 @@ def ar_callbacks(
       per_sentence: N / B, hypotheses of a sentence.
 
     Returns:
-      A function (tokens [N, k], cache) -> (logits [N, k, V'] of their successors, longer cache), and a function length ->
-      empty cache for so many tokens.
+      A function (tokens [N, k], cache) -> (rows [N, k, D] that predict their successors, longer cache), and a function
+      length -> empty cache for so many tokens.
     """
     before_bos = tokens_before_bos(net)
 
     def step(tokens: Array, cache: Any) -> tuple[Array, Any]:
-        hidden, cache = net.ar_step(params, tokens, cache)
-        return net.project(params, hidden), cache
+        return net.ar_step(params, tokens, cache)
 
     def empty_cache(length: int) -> Any:
         cache = net.init_cache(params, encoded, per_sentence, length + before_bos, projected)
@@ -152,8 +151,8 @@ def _run_ar(
         return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
 
     def one_token(tokens: Array, cache: Any) -> tuple[Array, Any]:
-        logits, cache = step(tokens, cache)
-        return logits[:, 0], cache
+        rows, cache = step(tokens, cache)
+        return net.project(params, rows[:, 0]), cache
 
     shared = {
         "limit": limit,

@@ -5,10 +5,9 @@ verified in a round.
 """
 
 import functools
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +16,7 @@ from jax import lax
 
 from janus_jax.config import InfillDecode, SpeculativeDecode
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
+from janus_jax.decode.search.drafters import Drafter, Emitted
 from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.verify import Statistics
 from janus_jax.decode.search.vocab import argmax
@@ -32,12 +32,12 @@ DraftSettings = SpeculativeDecode | InfillDecode
 class Bound:
     """The model bound to the arrays of a batch, as the speculative search calls it; exists only while a function compiles."""
 
-    draft_fn: Callable[[Array, Array], Array]  # targets [B, K, T] with masks, lengths [B, K] -> the masks filled
-    verify_fn: Callable[[Array, Any], tuple[Array, Any]]  # tokens [N, W], cache -> logits [N, W, V], longer cache
+    drafter: Drafter
+    verify_fn: Callable[[Array, Any], tuple[Array, Any]]  # tokens [N, W], cache -> rows [N, W, D], longer cache
+    project_fn: Callable[[Array], Array]  # rows [..., D] -> logits [..., V]
     rewind_fn: Callable[[Any, Array], Any]  # cache, lengths [N] -> cache
     empty_cache: Callable[[], Any]
-    lengths: Array  # [B, K] of the drafts
-    masks: Array  # [B, K, T] a target that is all masks
+    sentences: int  # B
 
 
 class Binding(Protocol):
@@ -77,7 +77,9 @@ def statistics_of(counts: Statistics, draft_passes: int, before: int = 0) -> dic
 _measured: dict[Any, PassCosts] = {}
 
 
-def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: tuple) -> PassCosts:
+def costs_of(
+    settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: tuple, free: bool = False
+) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
     Nothing is measured if drafts are always or never made. They are also always made if acceptance is relaxed:
@@ -89,6 +91,7 @@ def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, a
       widths: W to choose from, ascending.
       binding: binds the model to `arrays`.
       arrays: the parameters, and the arrays of a batch.
+      free: its drafter makes no drafts of whole targets.
     """
     if settings.draft == "never":
         return PassCosts.of_no_drafts(widths)
@@ -99,38 +102,52 @@ def costs_of(settings: DraftSettings, widths: Sequence[int], binding: Binding, a
     key = (binding, shapes, tuple(widths), jax.sharding.get_abstract_mesh())
     if key not in _measured:
         step, widest = (
-            seconds_per_round(lambda rounds, k=k: _run_steps(arrays, rounds, binding=binding, count=k))
-            for k in (1, widths[-1] + 1)
+            seconds_per_round(lambda rounds, width=width: _run_rounds(arrays, rounds, binding=binding, width=width))
+            for width in (0, widths[-1])
         )
-        draft = seconds_per_round(lambda rounds: _run_drafts(arrays, rounds, binding=binding))
+        draft = 0.0 if free else seconds_per_round(lambda rounds: _run_drafts(arrays, rounds, binding=binding))
         _measured[key] = PassCosts.linear(step, widest, draft, widths)
     return _measured[key]
 
 
-@functools.partial(jax.jit, static_argnames=("binding", "count"))
-def _run_steps(arrays: tuple, rounds: Array, *, binding: Binding, count: int) -> Array:
-    """Feeds `count` tokens to the verifying model so many times; to be timed."""
+@functools.partial(jax.jit, static_argnames=("binding", "width"))
+def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -> Array:
+    """Verifies `width` drafted tokens so many times, or makes so many greedy steps if it is 0; to be timed."""
     bound = binding(arrays)
+    drafter = bound.drafter
+    emitted = _nothing(bound.sentences)
 
-    def body(_: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
-        tokens, cache = state
-        logits, longer = bound.verify_fn(tokens, cache)
-        return argmax(logits), bound.rewind_fn(longer, cache.length)
+    def body(_: Array, state: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
+        tokens, draft, cache = state
+        if width:
+            drafted = drafter.block(draft, emitted, width)[0].reshape(len(tokens), width)
+            tokens = jnp.concatenate([tokens[:, :1], drafted], axis=1)
+        rows, longer = bound.verify_fn(tokens, cache)
+        draft = drafter.after(draft, emitted, rows[:: drafter.count, 0])
+        return argmax(bound.project_fn(rows)), draft, bound.rewind_fn(longer, cache.length)
 
-    tokens = jnp.zeros((math.prod(bound.lengths.shape), count), jnp.int32)
-    return lax.fori_loop(0, rounds, body, (tokens, bound.empty_cache()))[0]
+    tokens = jnp.zeros((bound.sentences * drafter.count, width + 1), jnp.int32)
+    return lax.fori_loop(0, rounds, body, (tokens, drafter.start(), bound.empty_cache()))[0]
 
 
 @functools.partial(jax.jit, static_argnames="binding")
-def _run_drafts(arrays: tuple, rounds: Array, *, binding: Binding) -> Array:
+def _run_drafts(arrays: tuple, rounds: Array, *, binding: Binding) -> Any:
     """Makes so many drafts; to be timed."""
     bound = binding(arrays)
+    nothing = _nothing(bound.sentences)
 
-    def body(_: Array, targets: Array) -> Array:
-        # Never below 0, but the compiler does not know: each draft depends on the one before.
-        return jnp.where(bound.draft_fn(targets, bound.lengths) < 0, targets + 1, targets)
+    def body(_: Array, draft: Any) -> Any:
+        # Tokens are never below 0, but the compiler does not know: each draft depends on the one before.
+        first = jax.tree.leaves(draft)[0].reshape(bound.sentences, -1)[:, :1]
+        emitted = replace(nothing, tokens=jnp.where(first < 0, 1, nothing.tokens))
+        return bound.drafter.renew(draft, emitted)
 
-    return lax.fori_loop(0, rounds, body, bound.masks)
+    return lax.fori_loop(0, rounds, body, bound.drafter.start())
+
+
+def _nothing(sentences: int) -> Emitted:
+    """Before the first token of so many sentences."""
+    return Emitted(jnp.zeros((sentences, 1), jnp.int32), jnp.zeros(sentences, jnp.int32), jnp.zeros(sentences, bool))
 
 
 def seconds_per_round(call: Callable[[int], object]) -> float:

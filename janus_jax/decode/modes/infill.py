@@ -25,6 +25,7 @@ from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings
 from janus_jax.decode.search.candidates import MaskPredictRules
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
+from janus_jax.decode.search.drafters import WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.verify import Statistics, speculative_search
 from janus_jax.decode.search.vocab import argmax, forbid, log_probs_of
@@ -73,9 +74,12 @@ class _Gaps:
         self.is_gap = jnp.arange(limit) < self.count[:, None]
 
     def step(self, tokens: Array, cache: object) -> tuple[Array, object]:
-        """Logits [B, k, V] of the successors of tokens [B, k] in the gaps, and the longer cache."""
-        hidden, cache = self.net.aux_step(self.params, tokens, cache)
-        return self.net.project(self.params, hidden), cache
+        """The rows [B, k, D] that predict the successors of tokens [B, k] in the gaps, and the longer cache."""
+        return self.net.aux_step(self.params, tokens, cache)
+
+    def project(self, rows: Array) -> Array:
+        """Vocabulary logits of rows."""
+        return self.net.project(self.params, rows)
 
     def put(self, tokens: Array) -> Array:
         """The targets [B, T] with tokens [B, M] in their gaps."""
@@ -94,7 +98,7 @@ class _Gaps:
 
     def first_draft(self) -> Array:
         """The predictions [B, 1, M+2] of the NAR rows, which are computed anyway."""
-        logits = self.net.project(self.params, self.nar)
+        logits = self.project(self.nar)
         banned = _banned(self.net.specials)
         return self.framed(argmax(logits + forbid(logits.shape[-1], banned, self.net.config.vocab_size)))
 
@@ -138,15 +142,27 @@ class Infilling:
 
     def bound(self, gaps: _Gaps) -> Bound:
         """The model as the search calls it: a hypothesis holds the gap tokens alone."""
-        masks = jnp.full((gaps.start.shape[0], self.limit), self.net.specials.mask, jnp.int32)
-        return Bound(
+        drafter = WholeDrafts(
             draft_fn=lambda targets, lengths: gaps.draft(targets, self.filling),
+            lengths=gaps.count[:, None] + 2,
+            slots=self.limit + 2,
+            specials=self.net.specials,
+            realign=False,
+            first=gaps.first_draft() if self.has_first_draft else None,
+        )
+        return Bound(
+            drafter=drafter,
             verify_fn=gaps.step,
+            project_fn=gaps.project,
             rewind_fn=self.net.rewind_cache,
             empty_cache=lambda: gaps.cache,
-            lengths=gaps.count[:, None] + 2,
-            masks=gaps.framed(masks),
+            sentences=gaps.start.shape[0],
         )
+
+    @property
+    def has_first_draft(self) -> bool:
+        """Whether the NAR rows that the first pass computes are the first draft."""
+        return self.filling.passes == 1
 
     def __call__(self, arrays: tuple[Params, Array, Array]) -> Bound:
         return self.bound(self.gaps(arrays))
@@ -165,13 +181,12 @@ def _run_infill(
     gaps, net = binding.gaps(arrays), binding.net
     bound = binding.bound(gaps)
     inner, counts, policy = speculative_search(
-        bound.draft_fn,
+        bound.drafter,
         bound.verify_fn,
+        bound.project_fn,
         bound.rewind_fn,
         net.reorder_cache,
         bound.empty_cache(),
-        lengths=bound.lengths,
-        slots=binding.limit + 2,
         max_lengths=gaps.count,
         limit=binding.limit,
         specials=net.specials,
@@ -179,8 +194,7 @@ def _run_infill(
         costs=costs,
         acceptance=acceptance,
         policy=policy,
-        draft=gaps.first_draft() if binding.filling.passes == 1 else None,
-        realign_drafts=False,
+        drafted=binding.has_first_draft,
         to_eos=False,
     )
     return gaps.hypotheses(inner.tokens[:, 0], inner.token_scores[:, 0]), counts, policy
@@ -191,5 +205,5 @@ def _run_scores(params: Params, source: Array, start: Array, filling: Array, *, 
     """The targets with gap tokens [B, M], and their log-probabilities, all in one pass."""
     gaps = _Gaps(net, params, source, start, limit)
     fed = jnp.pad(filling[:, :-1], ((0, 0), (1, 0)), constant_values=net.specials.bos)
-    logits, _ = gaps.step(fed, gaps.cache)
-    return gaps.hypotheses(filling, log_probs_of(logits, filling))
+    rows, _ = gaps.step(fed, gaps.cache)
+    return gaps.hypotheses(filling, log_probs_of(gaps.project(rows), filling))

@@ -1,4 +1,4 @@
-"""Mode speculative: greedy search in fewer passes, by drafts of the NAR or CTC half that the AR half verifies.
+"""Mode speculative: greedy search in fewer passes, by drafts of heads, NAR or CTC rows that the AR half verifies.
 
 Legend: B sentences of a batch, K drafts a sentence, N = B*K hypotheses of a batch, L longest hypothesis, T target slots.
 """
@@ -28,10 +28,12 @@ from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, ru
 from janus_jax.decode.modes.source_rows import check_source_rows
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
+from janus_jax.decode.search.drafters import HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance, draft_of, realign_whole
 from janus_jax.decode.search.verify import Statistics, speculative_search
+from janus_jax.decode.search.vocab import argmax, forbid
 from janus_jax.decode.types import DecodeRequest, DecodeResult
-from janus_jax.model import Janus
+from janus_jax.model import Janus, padded_vocab
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
@@ -42,8 +44,11 @@ def run(request: DecodeRequest) -> DecodeResult:
     policy = policy_of(request.policy, settings)
     if settings.draft == "never" or (settings.draft == "auto" and policy.pause >= limit):
         return _greedy(request, replace(policy, pause=np.maximum(policy.pause - np.int32(limit), 0)))
+    origin = draft_origin(request)
+    if origin == "heads":
+        return _with_heads(request, policy)
     longest, whole = request.max_target_length, None
-    by_ctc = drafts_by_ctc(request)
+    by_ctc = origin == "ctc"
     if by_ctc:
         encoded, best = run_ctc(
             params,
@@ -83,24 +88,58 @@ def run(request: DecodeRequest) -> DecodeResult:
     return DecodeResult(hypotheses, statistics, policy=policy)
 
 
-def drafts_by_ctc(request: DecodeRequest) -> bool:
-    """Whether the CTC half makes the drafts.
+def draft_origin(request: DecodeRequest) -> str:
+    """What makes the drafts: "heads", "ctc" or "nar".
 
     Raises:
-      ConfigError: the model has no CTC half, or drafts of several lengths are wanted of it.
+      ConfigError: the model does not have it, or drafts of several lengths are wanted of heads or CTC.
     """
     net, settings = request.net, request.decode.speculative
-    untrained = request.trained is not None and "ctc" not in request.trained
-    if settings.draft_from == "nar" or (settings.draft_from == "auto" and (untrained or not net.config.ctc_ratio)):
-        return False
-    longest = int((request.source != net.specials.pad).sum(axis=1).max())
-    check_source_rows(net, "ctc", longest, "speculative.draft_from")
-    if settings.draft_lengths > 1:
+    origin = settings.draft_from
+    if origin == "auto":
+        untrained = request.trained is not None and "ctc" not in request.trained
+        by_ctc = net.config.ctc_ratio and not untrained
+        origin = "heads" if net.config.draft_heads else "ctc" if by_ctc else "nar"
+    if origin == "ctc":
+        longest = int((request.source != net.specials.pad).sum(axis=1).max())
+        check_source_rows(net, "ctc", longest, "speculative.draft_from")
+    if origin == "heads" and not net.config.draft_heads:
         raise ConfigError(
-            f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but the CTC half makes one draft; set it to 1, "
+            "config.decode.speculative.draft_from: heads, but the model has none (model.draft_heads 0); train them "
+            "(configs/heads.py) or set it to auto"
+        )
+    if settings.draft_lengths > 1 and origin != "nar":
+        name = "CTC half makes one draft" if origin == "ctc" else "draft heads make one draft"
+        raise ConfigError(
+            f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but the {name}; set it to 1, "
             "or draft_from to nar"
         )
-    return True
+    return origin
+
+
+def _with_heads(request: DecodeRequest, policy: DraftPolicy) -> DecodeResult:
+    """Drafts of the model's heads, anew in each round."""
+    net, params, decode, settings = request.net, request.params, request.decode, request.decode.speculative
+    limit, max_lengths = ar_limits(request, decode.ar)
+    encoded = _encode(params, request.source, net=net)
+    heads = net.config.draft_heads
+    binding, arrays = HeadSpeculation(net, limit), (params, encoded)
+    hypotheses, counts, policy = _run_speculative(
+        arrays,
+        max_lengths,
+        costs_of(settings, sorted({max(heads // 2, 1), heads}), binding, arrays, free=True),
+        policy,
+        binding=binding,
+        constraints=ar_constraints(net, decode.ar, decode.rules == "released"),
+        acceptance=acceptance_of(settings),
+        lenpen=decode.ar.lenpen,
+    )
+    return DecodeResult(hypotheses, statistics_of(counts, 0), policy=policy)
+
+
+@functools.partial(jax.jit, static_argnames="net")
+def _encode(params: Params, source: Array, *, net: Janus) -> Encoded:
+    return net.encode(params, source)
 
 
 def _greedy(request: DecodeRequest, policy: DraftPolicy) -> DecodeResult:
@@ -131,13 +170,14 @@ class Speculation:
         params, encoded, lengths, whole = arrays
         projected = self.net.project_source(params, encoded)
         verify, empty_cache = ar_callbacks(self.net, params, encoded, projected, lengths.shape[1])
+        draft = self._drafter(params, encoded, projected) if whole is None else self._continuer(whole)
         return Bound(
-            draft_fn=self._drafter(params, encoded, projected) if whole is None else self._continuer(whole),
+            drafter=WholeDrafts(draft, lengths, self.slots, self.net.specials),
             verify_fn=verify,
+            project_fn=functools.partial(self.net.project, params),
             rewind_fn=self.net.rewind_cache,
             empty_cache=lambda: empty_cache(self.limit),
-            lengths=lengths,
-            masks=jnp.full((*lengths.shape, self.slots), self.net.specials.mask, jnp.int32),
+            sentences=lengths.shape[0],
         )
 
     def _drafter(self, params: Params, encoded: Encoded, projected: Any) -> Callable[[Array, Array], Array]:
@@ -159,14 +199,43 @@ class Speculation:
         return draft
 
 
+@dataclass(frozen=True)
+class HeadSpeculation:
+    """Binds the model to (params, encoded), for drafts of its heads."""
+
+    net: Janus
+    limit: int  # L
+
+    def __call__(self, arrays: tuple[Params, Encoded]) -> Bound:
+        params, encoded = arrays
+        net, states = self.net, encoded.states
+        verify, empty_cache = ar_callbacks(net, params, encoded, net.project_source(params, encoded), 1)
+        banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
+        drafter = HeadDrafts(
+            functools.partial(net.draft_step, params),
+            lambda rows: argmax(net.project(params, rows) + banned),
+            *states.shape[::2],
+            states.dtype,
+            net.specials,
+        )
+        return Bound(
+            drafter=drafter,
+            verify_fn=verify,
+            project_fn=functools.partial(net.project, params),
+            rewind_fn=net.rewind_cache,
+            empty_cache=lambda: empty_cache(self.limit),
+            sentences=states.shape[0],
+        )
+
+
 @functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "lenpen"))
 def _run_speculative(
-    arrays: tuple[Params, Encoded, Array, Array | None],
+    arrays: tuple,
     max_lengths: Array,
     costs: PassCosts,
     policy: DraftPolicy,
     *,
-    binding: Speculation,
+    binding: Speculation | HeadSpeculation,
     constraints: Constraints,
     acceptance: Acceptance,
     lenpen: float,
@@ -174,13 +243,12 @@ def _run_speculative(
     """As `speculative_search` returns them."""
     bound, net = binding(arrays), binding.net
     return speculative_search(
-        bound.draft_fn,
+        bound.drafter,
         bound.verify_fn,
+        bound.project_fn,
         bound.rewind_fn,
         net.reorder_cache,
         bound.empty_cache(),
-        lengths=bound.lengths,
-        slots=binding.slots,
         max_lengths=max_lengths,
         limit=binding.limit,
         specials=net.specials,

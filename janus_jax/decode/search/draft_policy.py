@@ -98,7 +98,7 @@ class DraftPolicy:
         return DraftPolicy(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(FIRST_PAUSE))
 
     def after_round(
-        self, costs: PassCosts, width: Array, redraft: Array, accepted: Array, left: Array
+        self, costs: PassCosts, width: Array, redraft: Array, accepted: Array, left: Array, free: bool = False
     ) -> tuple["DraftPolicy", Array]:
         """The state after a round, and whether the next round needs a new draft.
 
@@ -108,18 +108,26 @@ class DraftPolicy:
           redraft: [] bool, the round made a new draft.
           accepted: [] float32, drafted tokens that it accepted, the mean over the sentences.
           left: [] bool, some drafted tokens are not verified yet, or stand behind a rejected one.
+          free: there is no draft to make. A single round then tells little: drafting pauses where none is expected to pay.
         """
         verified = jnp.asarray(costs.widths, jnp.float32)[width]
         # Where nearly all verified tokens were accepted, more might have been.
         acceptable = jnp.where(accepted > 0.75 * verified, 2.0 * verified, accepted)
         balance = jnp.where(redraft, 0.0, self.balance) + accepted + 1.0 - costs.in_steps(width, redraft)
-        over = ~left | (costs.gains(accepted, False).max() <= 1.0)
-        failed = over & (balance < 0.0)
+        expected = 0.5 * (self.expected + acceptable)
+        if free:
+            expected = 0.8 * self.expected + 0.2 * acceptable
+            over = costs.gains(expected, False).max() <= 1.0
+            failed = over
+            expected = jnp.where(failed, jnp.float32(costs.widths[0]), expected)  # the next trial begins anew
+        else:
+            over = ~left | (costs.gains(accepted, False).max() <= 1.0)
+            failed = over & (balance < 0.0)
         longer = jnp.minimum(2 * self.next_pause, _LONGEST_PAUSE)
         policy = DraftPolicy(
-            expected=0.5 * (self.expected + acceptable),
+            expected=expected,
             balance=balance,
             pause=jnp.where(failed, self.next_pause, 0),
             next_pause=jnp.where(failed, longer, jnp.where(over, FIRST_PAUSE, self.next_pause)),
         )
-        return policy, over
+        return policy, over & (not free)

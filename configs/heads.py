@@ -1,0 +1,43 @@
+"""Draft heads for a finished model: the same output as greedy search, faster. Nothing else of the model changes.
+
+    python -m janus_jax.train --config=configs/heads.py --config.init_from=runs/multi30k_ar \\
+        --config.data.prepared=prepared/multi30k_ar --workdir=runs/multi30k_heads
+    python -m janus_jax.decode --checkpoint=runs/multi30k_heads --mode=speculative --input=data/multi30k/test_2016_flickr.de
+
+Model, objective and decoding settings are those of init_from. The steps compute only what the heads read and their loss.
+
+Data: a prepared set with the model's tokenizer, best that of its training.
+
+Cost: for multi30k_deen.py:large COST
+Scores: those of the model that it starts from; docs/speed.md has the speed.
+"""
+
+from janus_jax.config import default_config
+
+
+def get_config():
+    """Four heads on the AR half of `init_from`."""
+    config = default_config()
+    config.init_from = "runs/multi30k_ar"
+    config.data.prepared = "prepared/multi30k_ar"
+    config.data.tokens_per_batch = 1536
+
+    config.model.draft_heads = 4
+    config.model.dropout = 0.0  # the AR rows that the heads read are then those of decoding
+
+    config.objective.weights.heads = 1.0
+    config.objective.projection_rows = 1024
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.0
+
+    config.train.only = "heads"
+    config.train.steps = 600
+    config.train.log_every = 50
+    config.train.eval_every = 300
+    config.train.eval_sentences = 0
+    config.train.checkpoint_every = 300
+    config.decode.mode = "speculative"
+    return config

@@ -1,0 +1,77 @@
+"""The loss of draft heads: cross-entropy of what the AR half would emit behind the next token.
+
+Legend: B sentences, U AR slots, k heads, D model width, V' padded vocabulary.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from janus_jax.config import ObjectiveConfig
+from janus_jax.model import Janus
+from janus_jax.model.families import ar
+from janus_jax.objective.logits import chunks_of, likeliest, logits_of, merge_rows, split_rows, table_copies
+from janus_jax.objective.sentence import SentenceTerms
+from janus_jax.objective.terms import divisor_of, term
+from janus_jax.types import Batch, Params
+
+_DECAY = 0.8  # weight of a head relative to the one before it, as in Medusa (arXiv 2401.10774)
+
+
+def loss(
+    net: Janus,
+    objective: ObjectiveConfig,
+    params: Params,
+    rows: jax.Array,
+    batch: Batch,
+    divisors: Mapping[str, jax.Array],
+) -> SentenceTerms:
+    """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over all slots.
+
+    A label is not the token of the target but the likeliest one of the AR row at its place, because the AR half verifies
+    drafts. Neither the AR rows nor the token table learn from this loss.
+
+    Args:
+      net, objective, params: the model, the objective and the parameters.
+      rows: [B, U, D] AR rows.
+      batch: one micro-batch.
+      divisors: `joint.batch_divisors` of the step's batch.
+    """
+    table = jax.lax.stop_gradient(params["embed_tokens"]["embedding"])
+    rows = jax.lax.stop_gradient(rows)
+    tokens = ar.targets(batch.target, net.config)
+    choices = likeliest(rows, table, net.config, objective.projection_rows, net.dtype)
+    fixed = params | {"embed_tokens": {"embedding": table}}
+    drafted = net.draft_rows(fixed, rows, tokens)
+    slots, heads = drafted.shape[1:3]
+    place = jnp.arange(slots)[:, None] + 1 + jnp.arange(heads)  # [U, k], the slot whose token a head predicts
+    behind = jnp.minimum(place, slots - 1)
+    real = (place < slots) & (tokens != net.specials.pad)[:, behind]
+    labels = choices[:, behind]
+    flat = drafted.reshape(len(drafted), slots * heads, -1)
+    nll, right = _of_rows(net, objective, flat, labels.reshape(len(drafted), -1), table)
+    weighted = jnp.where(real, nll.reshape(real.shape), 0.0) * _DECAY ** jnp.arange(heads)
+    accepted = jnp.cumprod(real & right.reshape(real.shape), axis=-1)
+    return SentenceTerms(
+        {"heads": weighted.sum() / divisors[term("heads").divisor]},
+        {"heads/accepted": accepted.sum() / divisors[divisor_of("heads/accepted")]},
+    )
+
+
+def _of_rows(
+    net: Janus, objective: ObjectiveConfig, rows: jax.Array, labels: jax.Array, table: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Of rows [B, X, D]: -log p[label], and whether the label [B, X] is the likeliest token; both [B, X]."""
+    tables = table_copies(table, rows.shape[0])
+
+    def of_part(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = logits_of(part[0], tables, net.config, net.dtype)
+        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= logits.max(axis=-1)
+
+    chunks = chunks_of(rows.shape[0] * rows.shape[1], objective.projection_rows)
+    parts = split_rows(rows, chunks, 0), split_rows(labels, chunks, 0)
+    # The backward pass computes the logits of each chunk again, so that they are not kept.
+    values = jax.lax.map(jax.checkpoint(of_part), parts)
+    return jax.tree.map(lambda x: merge_rows(x, *rows.shape[:2]), values)

@@ -1,0 +1,92 @@
+"""Draft heads of exported models: PyTorch drafts the same tokens, and its outputs are those of greedy `generate`."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from janus_jax.convert import ImportRequest, export_model, import_model
+from janus_jax.decode import Generator
+from tests.convert.parallel_models import PAD, padded, sources
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("safetensors.numpy")
+
+
+@pytest.fixture(scope="module", params=["heads", "bart, heads and rows"])
+def each(request, export_of):
+    return export_of(request.param)
+
+
+def without_padding(rows):
+    return [[token for token in row if token != PAD] for row in rows.tolist()]
+
+
+def test_rows_of_heads_are_equal(each):
+    _, _, net, params, model = each
+    rng = np.random.default_rng(0)
+    row = rng.normal(size=(5, net.config.d_model)).astype(np.float32)
+    scale = net.config.d_model**0.5 if net.config.scale_embedding else 1.0
+    theirs = torch.from_numpy(row)
+    for _ in range(net.config.draft_heads):
+        tokens = rng.integers(5, net.config.vocab_size, 5)
+        row = np.asarray(net.draft_step(params, row, tokens))
+        with torch.no_grad():
+            vectors = scale * model.decoder.embed_tokens.weight[torch.from_numpy(tokens)]
+            theirs = model.draft_heads(theirs, vectors)
+        np.testing.assert_allclose(theirs.numpy(), row, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_tokens_are_those_of_generate_in_as_many_passes_as_here(each, side):
+    run, _, net, _, model = each
+    generator = Generator.from_checkpoint(run)
+    lines = sources(12, net.config.vocab_size, 3)
+    ids = torch.from_numpy(padded(lines, side))
+    greedy = without_padding(model.generate(ids, num_beams=1))
+    tokens, passes = model.generate_speculative(ids, return_passes=True)
+    assert without_padding(tokens) == greedy
+    assert len({tuple(row) for row in greedy}) > 6, "the outputs must differ"
+    single = model.generate_speculative(ids, draft_tokens=1)
+    assert without_padding(single) == greedy
+    frame = len(model.config.start_tokens)
+    assert all(1 <= n <= len(row) - frame for n, row in zip(passes.tolist(), greedy, strict=True))
+    ours = generator.generate_ids(lines, mode="speculative", draft="always", draft_from="heads")
+    assert [list(output.tokens) for output in ours] == [row[frame:-1] for row in greedy]
+    assert [output.statistics["passes"] for output in ours] == passes.tolist()
+
+
+def test_bad_settings_are_refused(each):
+    _, _, _, _, model = each
+    ids = torch.tensor([[0, 7, 2]])
+    for count in (0, 9):
+        with pytest.raises(ValueError, match=f"draft_tokens: {count}; choose 1 to {model.config.draft_heads}"):
+            model.generate_speculative(ids, draft_tokens=count)
+    usual = model.generation_config.no_repeat_ngram_size
+    model.generation_config.no_repeat_ngram_size = 3
+    try:
+        with pytest.raises(ValueError, match="no_repeat_ngram_size: generate_speculative has no such setting"):
+            model.generate_speculative(ids)
+    finally:
+        model.generation_config.no_repeat_ngram_size = usual
+
+
+def test_a_model_without_heads_says_so(export_of):
+    model = export_of("dag")[-1]
+    with pytest.raises(ValueError, match="draft_heads: this model has none"):
+        model.generate_speculative(torch.tensor([[0, 7, 2]]))
+
+
+def test_an_export_comes_back(each, tmp_path):
+    _, export, net, params, _ = each
+    import_model(ImportRequest("hf", export, tmp_path / "back"))
+    back = Generator.from_checkpoint(tmp_path / "back")
+    assert dataclasses.replace(back.net.config, dropout=net.config.dropout) == net.config
+    for part in ("inner", "outer"):
+        np.testing.assert_array_equal(back.params["draft_heads"][part]["kernel"], params["draft_heads"][part]["kernel"])
+
+
+def test_formats_without_heads_leave_them_out(export_of, tmp_path):
+    run = export_of("bart, heads and rows")[0]
+    report = export_model(run, "bart", tmp_path / "bart")
+    assert any("draft_heads.inner.weight" in name for name, _ in report.ignored)

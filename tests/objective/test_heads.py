@@ -1,0 +1,105 @@
+"""The loss of draft heads against its definition, and what does not learn from it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.config import ConfigError, LossWeights, ObjectiveConfig, resolve
+from janus_jax.objective.joint import batch_divisors, loss
+from tests import tiny
+
+HEADS = 3
+
+
+def model(**changes):
+    net, params = tiny.model(draft_heads=HEADS, **changes)
+    noise = iter(jax.random.split(jax.random.key(7), 100))
+    moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(noise), x.shape), params["draft_heads"])
+    return net, params | {"draft_heads": moved}
+
+
+def value(net, params, batch, terms=("heads",), **objective):
+    objective = ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0), **objective)
+    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+    return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), terms=terms)
+
+
+@pytest.mark.parametrize("chunk", [0, 16])
+@pytest.mark.parametrize("variant", [{}, {"ar_stream": "content", "ar_start": "eos", "scale_embedding": False}])
+def test_the_loss_is_that_of_its_definition(variant, chunk):
+    net, params = model(**variant)
+    batch = tiny.batch()
+    total, metrics = value(net, params, batch, projection_rows=chunk)
+    rows = np.asarray(net.train_rows(params, net.encode(params, batch.source), batch, families=("ar",))["ar"])
+    target = np.asarray(batch.target)
+    tokens = target if net.config.ar_start == "eos" else target[:, 1:]
+    table = np.asarray(params["embed_tokens"]["embedding"])[: tiny.VOCAB]
+    scale = 4.0 if net.config.scale_embedding else 1.0  # sqrt(16)
+    summed, accepted, count = 0.0, 0, 0
+    for sentence in range(len(target)):
+        real = int((tokens[sentence] != net.specials.pad).sum())
+        count += real
+        for slot in range(real):
+            row, run = rows[sentence, slot], True
+            for distance in range(1, HEADS + 1):
+                if slot + distance >= real:
+                    break
+                head = params["draft_heads"]
+                read = np.concatenate([row, scale * table[tokens[sentence, slot + distance - 1]]])
+                inner = read @ head["inner"]["kernel"] + head["inner"]["bias"]
+                row = row + np.asarray(inner / (1 + np.exp(-inner)) @ head["outer"]["kernel"])
+                logits = row @ table.T
+                label = (rows[sentence, slot + distance] @ table.T).argmax()
+                summed += 0.8 ** (distance - 1) * (np.log(np.exp(logits).sum()) - logits[label])
+                run = run and logits.argmax() == label
+                accepted += run
+    np.testing.assert_allclose(metrics["loss/heads"], summed / count, rtol=1e-5)
+    np.testing.assert_allclose(metrics["heads/accepted"], accepted / count, rtol=1e-6)
+    np.testing.assert_allclose(total, metrics["loss/heads"], rtol=1e-6)
+    assert accepted > 0, "the test must see accepted tokens"
+
+
+def test_only_the_heads_learn_from_it():
+    net, params = model()
+    gradients = jax.grad(lambda p: value(net, p, tiny.batch())[0])(params)
+    for name, part in gradients.items():
+        norm = sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
+        assert (norm > 0) == (name == "draft_heads"), name
+    # Beside AR's loss, the other parameters learn as without heads.
+    both, alone = (
+        jax.grad(lambda p, terms=terms: value(net, p, tiny.batch(), terms)[0])(params)
+        for terms in (("ar", "heads"), ("ar",))
+    )
+    for name in set(params) - {"draft_heads"}:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), both[name], alone[name])
+
+
+def test_the_rows_of_known_tokens_are_those_of_single_steps():
+    net, params = model()
+    rows = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    tokens = jax.random.randint(jax.random.key(1), (2, 5), 5, tiny.VOCAB)
+    made = net.draft_rows(params, rows, tokens)
+    assert made.shape == (2, 5, HEADS, 16)
+    row = rows[:, 1]
+    for distance in range(1, HEADS + 1):
+        row = net.draft_step(params, row, tokens[:, distance])
+        np.testing.assert_allclose(made[:, 1, distance - 1], row, atol=1e-6)
+
+
+def test_heads_that_start_at_zero_do_not_move_a_row():
+    net, params = tiny.model(draft_heads=2)
+    fresh = net.init(jax.random.key(0))["draft_heads"]
+    assert not np.asarray(fresh["outer"]["kernel"]).any()
+    assert np.asarray(fresh["inner"]["kernel"]).any()
+    rows = jnp.ones((1, 16))
+    np.testing.assert_array_equal(net.draft_step(params | {"draft_heads": fresh}, rows, jnp.array([7])), rows)
+
+
+def test_a_weight_without_heads_is_refused():
+    with pytest.raises(ConfigError, match=r"config.model.draft_heads: 0, but objective.weights.heads has a weight"):
+        resolve({"objective": {"name": "ar", "weights": {"heads": 1.0}}})
+    settings = resolve({"objective": {"name": "ar", "weights": {"heads": 1.0}}, "model": {"draft_heads": 2}})
+    assert dataclasses.asdict(settings)["model"]["draft_heads"] == 2

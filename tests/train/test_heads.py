@@ -1,0 +1,83 @@
+"""Draft heads for a finished model: nothing else of it changes, and its output is that of greedy search."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax import checkpoint, data
+from janus_jax.config import ConfigError
+from janus_jax.decode import Generator
+from janus_jax.decode.keywords import with_keywords
+from janus_jax.train import train
+from janus_jax.train.__main__ import main
+from janus_jax.train.log import read_metrics
+from tests.train import runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with prepared data and a run of AR and CTC."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = runs.config(
+        folder / "data", objective__name="janus_ctc", model__ctc_ratio=2.0, model__ctc_positions="own", model__max_positions=128,
+        model__ar_stream="content", objective__ar_first=0.5, decode__ctc__blank_penalty=0.5,
+    )  # fmt: skip
+    data.prepare(config, log=str)
+    train(config, folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def with_heads(finished):
+    """The folder of the run that trained heads, by the command."""
+    arguments = [
+        "--config=configs/heads.py", f"--config.init_from={finished}/run", f"--config.data.prepared={finished}/data",
+        f"--workdir={finished}/heads", "--config.train.steps=40", "--config.train.log_every=10",
+        "--config.optimizer.warmup_steps=5", "--config.train.eval_every=20", "--config.train.checkpoint_every=20",
+        "--config.data.tokens_per_batch=1024", "--config.data.buckets=1",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    return finished / "heads"
+
+
+def test_nothing_but_the_heads_changes(finished, with_heads):
+    before, after = checkpoint.load(finished / "run"), checkpoint.load(with_heads)
+    assert set(after.params) - set(before.params) == {"draft_heads"}
+    for name, part in before.params.items():
+        jax.tree.map(np.testing.assert_array_equal, part, after.params[name])
+    assert all(np.asarray(leaf).any() for leaf in jax.tree.leaves(after.params["draft_heads"]))
+    # The model, what it was trained for, and how it decodes are taken over.
+    ours, theirs = after.config.model, before.config.model
+    assert ours.draft_heads == 4
+    assert dataclasses.replace(ours, draft_heads=0, dropout=theirs.dropout, dtype=theirs.dtype) == theirs
+    assert after.config.decode.ctc == before.config.decode.ctc
+    assert after.config.objective.ar_first == 0
+    generator = Generator.from_checkpoint(with_heads)
+    assert generator.trained == ("ar", "ctc", "speculative")
+    logged = [entry for entry in read_metrics(with_heads / "metrics.jsonl") if "loss/heads" in entry]
+    assert logged[-1]["loss/heads"] < logged[0]["loss/heads"]
+    assert not any("nll/ar" in entry for entry in logged), "steps compute nothing but the heads' loss"
+    measured = [entry for entry in read_metrics(with_heads / "metrics.jsonl") if "valid/heads/accepted" in entry]
+    assert len(measured) == 2
+    assert measured[0]["valid/nll/ctc"] == pytest.approx(measured[1]["valid/nll/ctc"], rel=1e-6)
+
+
+def test_the_output_is_that_of_greedy_search(with_heads):
+    generator = Generator.from_checkpoint(with_heads)
+    lines = ["zwei rote Häuser", "der Hund", "am Montag", "3 Kilogramm", "a", "", "sie sieht die Katze"]
+    greedy = generator.generate(lines, mode="ar", beam=1)
+    drafted = generator.generate(lines, mode="speculative", draft="always")
+    assert [output.tokens for output in drafted] == [output.tokens for output in greedy]
+    assert sum(output.statistics.get("drafts", 0) for output in drafted) == 0
+    assert sum(output.statistics.get("rounds", 0) for output in drafted) > 0
+
+
+def test_heads_are_asked_of_a_model_without_them(finished):
+    generator = Generator.from_checkpoint(finished / "run")
+    with pytest.raises(ConfigError, match=r"draft_from: heads, but the model has none .*configs/heads.py"):
+        generator.generate(["a"], mode="speculative", draft_from="heads")
+    with pytest.raises(ConfigError, match="draft_lengths: 2, but the CTC half makes one draft"):
+        generator.generate(["a"], mode="speculative", draft_lengths=2)
+    assert with_keywords(generator.decode_config, {"mode": "speculative"}).speculative.draft_from == "auto"
