@@ -108,7 +108,7 @@ class Decoder:
         filling = fill_settings(self.decode, self.decode.speculative.draft_passes, replace(rules, end_at_eos=False))
         binding = Speculation(r.net, filling, TARGET + 1, limit)
         constraints = ar_constraints(r.net, self.decode.ar, released=False)
-        arrays = (r.params, encoded, self.lengths[:, :1] + 1, None)
+        arrays = (r.params, encoded, self.lengths[:, :1] + 1)
         hypotheses, counts, _ = _speculate(
             arrays, max_lengths, self.ar_tokens, binding=binding, constraints=constraints
         )

@@ -106,10 +106,10 @@ def cut(line: str) -> str:
 
 def drafters(generator: Generator) -> list[str]:
     """What can make drafts in this model, a value of `draft_from` each."""
-    rows = [mode for mode in ("ctc", "nar") if generator.trained is None or mode in generator.trained]
-    return ["heads"] * (generator.net.config.draft_heads > 0) + [
-        mode for mode in rows if mode == "nar" or generator.net.config.ctc_ratio
-    ]
+    trained = [mode for mode in ("ctc", "dag", "nar") if generator.trained is None or mode in generator.trained]
+    model = generator.net.config
+    able = {"ctc": model.ctc_ratio > 0, "dag": model.dag_ratio > 0, "nar": True}
+    return ["heads"] * (model.draft_heads > 0) + [mode for mode in trained if able[mode]]
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:

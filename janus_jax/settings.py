@@ -739,10 +739,9 @@ class SpeculativeDecode:
     """Mode speculative: greedy search under config.decode.ar in fewer passes, by drafts that the AR half verifies."""
 
     draft: Draft = setting("auto", _DRAFT)
-    draft_from: Literal["auto", "heads", "nar", "ctc"] = setting(
+    draft_from: Literal["auto", "heads", "ctc", "dag", "nar"] = setting(
         "auto",
-        "What makes the drafts: draft heads, NAR rows or CTC rows. auto: heads if the model has them, or else CTC rows if it was "
-        "trained with them.",
+        "What makes the drafts: draft heads, CTC, DAG or NAR rows. auto: the first of these that the model has and was trained for.",
     )
     draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
     draft_lengths: int = setting(

@@ -101,7 +101,12 @@ MODES: dict[str, Mode] = {
     "speculative": Mode(
         speculative.run,
         config.SpeculativeDecode,
-        needs=(frozenset({"ar", "nar", "length"}), frozenset({"ar", "ctc"}), frozenset({"ar", "heads"})),
+        needs=(
+            frozenset({"ar", "nar", "length"}),
+            frozenset({"ar", "ctc"}),
+            frozenset({"ar", "dag"}),
+            frozenset({"ar", "heads"}),
+        ),
         rows=lambda decode: decode.speculative.draft_lengths,
         reads={
             # The output is that of greedy search: its limits and its score are those of mode ar.

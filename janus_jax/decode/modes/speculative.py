@@ -1,4 +1,4 @@
-"""Mode speculative: greedy search in fewer passes, by drafts of heads, NAR or CTC rows that the AR half verifies.
+"""Mode speculative: greedy search in fewer passes, by drafts of heads, CTC, DAG or NAR rows that the AR half verifies.
 
 Legend: B sentences of a batch, K drafts a sentence, N = B*K hypotheses of a batch, L longest hypothesis, T target slots.
 """
@@ -6,7 +6,7 @@ Legend: B sentences of a batch, K drafts a sentence, N = B*K hypotheses of a bat
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,6 @@ import numpy as np
 from janus_jax.config import ArDecode, ConfigError
 from janus_jax.decode.batching import bucket
 from janus_jax.decode.modes.autoregression import ar_callbacks, ar_constraints, ar_limits, decode_ar, tokens_before_bos
-from janus_jax.decode.modes.ctc_search import hypothesis_limit, run_ctc
 from janus_jax.decode.modes.drafting import (
     Bound,
     acceptance_of,
@@ -25,15 +24,17 @@ from janus_jax.decode.modes.drafting import (
     widths_to_verify,
 )
 from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, rules_of, run_lengths
-from janus_jax.decode.modes.source_rows import check_source_rows
+from janus_jax.decode.modes.source_rows import check_source_rows, offered_tokens
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
-from janus_jax.decode.search.drafters import HeadDrafts, WholeDrafts
-from janus_jax.decode.search.drafts import Acceptance, draft_of, realign_whole
+from janus_jax.decode.search.drafters import Drafter, HeadDrafts, WholeDrafts
+from janus_jax.decode.search.drafts import Acceptance
+from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
 from janus_jax.decode.search.verify import Statistics, speculative_search
 from janus_jax.decode.search.vocab import argmax, forbid
 from janus_jax.decode.types import DecodeRequest, DecodeResult
 from janus_jax.model import Janus, padded_vocab
+from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
@@ -45,34 +46,21 @@ def run(request: DecodeRequest) -> DecodeResult:
     if settings.draft == "never" or (settings.draft == "auto" and policy.pause >= limit):
         return _greedy(request, replace(policy, pause=np.maximum(policy.pause - np.int32(limit), 0)))
     origin = draft_origin(request)
-    if origin == "heads":
-        return _with_heads(request, policy)
-    longest, whole = request.max_target_length, None
-    by_ctc = origin == "ctc"
-    if by_ctc:
-        encoded, best = run_ctc(
-            params,
-            request.source,
-            net=net,
-            beam=1,
-            tokens=1,
-            blank_penalty=decode.ctc.blank_penalty,
-            limit=hypothesis_limit(net, request.source.shape[1], longest),
-        )
-        slots = min(bucket(int(np.max(best.lengths)) + 3, at_least=8, halves=True), longest)
-        whole, lengths = draft_of(best, slots, net.specials.bos, net.specials.eos)
-    else:
-        longest = min(longest, net.config.length_classes - 1)
+    if origin == "nar":
+        longest = min(request.max_target_length, net.config.length_classes - 1)
         encoded, lengths = run_lengths(
             params, request.source, net=net, count=settings.draft_lengths, limit=longest, rules=rules_of(decode)
         )
         slots = min(bucket(int(np.max(lengths)) + 2, at_least=8, halves=True), longest)
-    # The AR half judges an eos that the draft emits early, and tokens of a draft keep their slots.
-    rules = replace(rules_of(decode), end_at_eos=False, strip_pads=False)
-    filling = fill_settings(decode, settings.draft_passes, rules)
-    binding = Speculation(net, filling, slots, limit)
-    arrays = (params, encoded, lengths, whole)
-    costs = costs_of(settings, widths_to_verify(slots - 1), binding, arrays)
+        # The AR half judges an eos that the draft emits early, and tokens of a draft keep their slots.
+        rules = replace(rules_of(decode), end_at_eos=False, strip_pads=False)
+        filling = fill_settings(decode, settings.draft_passes, rules)
+        binding, arrays = Speculation(net, filling, slots, limit), (params, encoded, lengths)
+        costs = costs_of(settings, widths_to_verify(slots - 1), binding, arrays)
+    else:
+        binding = RowSpeculation(net, origin, limit, decode.ctc.blank_penalty)
+        arrays = (params, request.source, _encode(params, request.source, net=net))
+        costs = costs_of(settings, _widths(origin, net, limit), binding, arrays, free=True)
     hypotheses, counts, policy = _run_speculative(
         arrays,
         max_lengths,
@@ -83,58 +71,48 @@ def run(request: DecodeRequest) -> DecodeResult:
         acceptance=acceptance_of(settings),
         lenpen=decode.ar.lenpen,
     )
-    # The CTC half makes its one draft before the search.
-    statistics = statistics_of(counts, 0, before=1) if by_ctc else statistics_of(counts, settings.draft_passes)
-    return DecodeResult(hypotheses, statistics, policy=policy)
+    # CTC and DAG rows are computed once, before the search; heads need no pass.
+    before, draft_passes = {"nar": (0, settings.draft_passes), "heads": (0, 0)}.get(origin, (1, 0))
+    return DecodeResult(hypotheses, statistics_of(counts, draft_passes, before), policy=policy)
 
 
-def draft_origin(request: DecodeRequest) -> str:
-    """What makes the drafts: "heads", "ctc" or "nar".
+def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"]:
+    """What makes the drafts.
 
     Raises:
-      ConfigError: the model does not have it, or drafts of several lengths are wanted of heads or CTC.
+      ConfigError: the model does not have it, or drafts of several lengths are wanted and it makes only one.
     """
     net, settings = request.net, request.decode.speculative
     origin = settings.draft_from
     if origin == "auto":
-        untrained = request.trained is not None and "ctc" not in request.trained
-        by_ctc = net.config.ctc_ratio and not untrained
-        origin = "heads" if net.config.draft_heads else "ctc" if by_ctc else "nar"
-    if origin == "ctc":
+        trained = request.trained
+        able = [
+            name
+            for name in ("ctc", "dag")
+            if getattr(net.config, f"{name}_ratio") and (trained is None or name in trained)
+        ]
+        origin = "heads" if net.config.draft_heads else able[0] if able else "nar"
+    if origin in ("ctc", "dag"):
         longest = int((request.source != net.specials.pad).sum(axis=1).max())
-        check_source_rows(net, "ctc", longest, "speculative.draft_from")
+        check_source_rows(net, origin, longest, "speculative.draft_from")
     if origin == "heads" and not net.config.draft_heads:
         raise ConfigError(
             "config.decode.speculative.draft_from: heads, but the model has none (model.draft_heads 0); train them "
             "(configs/heads.py) or set it to auto"
         )
     if settings.draft_lengths > 1 and origin != "nar":
-        name = "CTC half makes one draft" if origin == "ctc" else "draft heads make one draft"
+        name = "draft heads make" if origin == "heads" else f"the {origin.upper()} half makes"
         raise ConfigError(
-            f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but the {name}; set it to 1, "
+            f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but {name} one draft; set it to 1, "
             "or draft_from to nar"
         )
     return origin
 
 
-def _with_heads(request: DecodeRequest, policy: DraftPolicy) -> DecodeResult:
-    """Drafts of the model's heads, anew in each round."""
-    net, params, decode, settings = request.net, request.params, request.decode, request.decode.speculative
-    limit, max_lengths = ar_limits(request, decode.ar)
-    encoded = _encode(params, request.source, net=net)
-    heads = net.config.draft_heads
-    binding, arrays = HeadSpeculation(net, limit), (params, encoded)
-    hypotheses, counts, policy = _run_speculative(
-        arrays,
-        max_lengths,
-        costs_of(settings, sorted({max(heads // 2, 1), heads}), binding, arrays, free=True),
-        policy,
-        binding=binding,
-        constraints=ar_constraints(net, decode.ar, decode.rules == "released"),
-        acceptance=acceptance_of(settings),
-        lenpen=decode.ar.lenpen,
-    )
-    return DecodeResult(hypotheses, statistics_of(counts, 0), policy=policy)
+def _widths(origin: str, net: Janus, limit: int) -> list[int]:
+    """How many tokens may be verified at once; two choices, since each is compiled."""
+    most = net.config.draft_heads if origin == "heads" else min(8, limit)
+    return sorted({max(most // 2, 1), most})
 
 
 @functools.partial(jax.jit, static_argnames="net")
@@ -159,73 +137,103 @@ def _greedy(request: DecodeRequest, policy: DraftPolicy) -> DecodeResult:
 
 @dataclass(frozen=True)
 class Speculation:
-    """Binds the model to (params, encoded, lengths [B, K], whole); `whole` [B, 1, T]: drafts of whole targets, or None."""
+    """Binds the model to (params, encoded, lengths [B, K]), for drafts of whole targets by mask-predict."""
 
     net: Janus
-    filling: FillSettings  # of the NAR half's drafts
+    filling: FillSettings  # of the drafts
     slots: int  # T
     limit: int  # L
 
-    def __call__(self, arrays: tuple[Params, Encoded, Array, Array | None]) -> Bound:
-        params, encoded, lengths, whole = arrays
+    def __call__(self, arrays: tuple[Params, Encoded, Array]) -> Bound:
+        params, encoded, lengths = arrays
         projected = self.net.project_source(params, encoded)
-        verify, empty_cache = ar_callbacks(self.net, params, encoded, projected, lengths.shape[1])
-        draft = self._drafter(params, encoded, projected) if whole is None else self._continuer(whole)
-        return Bound(
-            drafter=WholeDrafts(draft, lengths, self.slots, self.net.specials),
-            verify_fn=verify,
-            project_fn=functools.partial(self.net.project, params),
-            rewind_fn=self.net.rewind_cache,
-            empty_cache=lambda: empty_cache(self.limit),
-            sentences=lengths.shape[0],
-        )
-
-    def _drafter(self, params: Params, encoded: Encoded, projected: Any) -> Callable[[Array, Array], Array]:
-        """Drafts by mask-predict of the NAR half."""
 
         def draft(targets: Array, lengths: Array) -> Array:
             return fill(self.net, params, encoded, projected, lengths, targets, self.filling, self.slots).tokens
 
-        return draft
-
-    def _continuer(self, whole: Array) -> Callable[[Array, Array], Array]:
-        """Drafts from those of whole targets: the part that continues the emitted tokens."""
-        special = self.net.specials
-
-        def draft(targets: Array, lengths: Array) -> Array:
-            emitted = jnp.maximum(jnp.argmax(targets == special.mask, axis=-1) - 1, 0)
-            return realign_whole(whole, targets, emitted, special.eos)
-
-        return draft
+        drafter = WholeDrafts(draft, lengths, self.slots, self.net.specials)
+        return _bound(self.net, params, encoded, projected, drafter, self.limit)
 
 
 @dataclass(frozen=True)
-class HeadSpeculation:
-    """Binds the model to (params, encoded), for drafts of its heads."""
+class RowSpeculation:
+    """Binds the model to (params, source [B, S], encoded), for drafts of heads, CTC or DAG rows."""
 
     net: Janus
+    origin: str  # "heads", "ctc" or "dag"
     limit: int  # L
+    blank_penalty: float
 
-    def __call__(self, arrays: tuple[Params, Encoded]) -> Bound:
-        params, encoded = arrays
-        net, states = self.net, encoded.states
-        verify, empty_cache = ar_callbacks(net, params, encoded, net.project_source(params, encoded), 1)
+    def __call__(self, arrays: tuple[Params, Array, Encoded]) -> Bound:
+        params, source, encoded = arrays
+        projected = self.net.project_source(params, encoded)
+        if self.origin == "heads":
+            drafter: Drafter = self._of_heads(params, encoded)
+        else:
+            rows, real = self.net.source_rows(params, self.origin, source, encoded, projected=projected)
+            drafter = self._of_ctc(params, rows, real) if self.origin == "ctc" else self._of_dag(params, rows, real)
+        return _bound(self.net, params, encoded, projected, drafter, self.limit)
+
+    def _of_heads(self, params: Params, encoded: Encoded) -> HeadDrafts:
+        net = self.net
         banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
-        drafter = HeadDrafts(
-            functools.partial(net.draft_step, params),
-            lambda rows: argmax(net.project(params, rows) + banned),
-            *states.shape[::2],
-            states.dtype,
-            net.specials,
+        return HeadDrafts(
+            step_fn=functools.partial(net.draft_step, params),
+            choose_fn=lambda rows: argmax(net.project(params, rows) + banned),
+            sentences=encoded.states.shape[0],
+            width=net.config.d_model,
+            dtype=net.dtype,
+            specials=net.specials,
         )
-        return Bound(
-            drafter=drafter,
-            verify_fn=verify,
-            project_fn=functools.partial(net.project, params),
-            rewind_fn=net.rewind_cache,
-            empty_cache=lambda: empty_cache(self.limit),
-            sentences=states.shape[0],
+
+    def _of_ctc(self, params: Params, rows: Array, real: Array) -> CtcDrafts:
+        tokens, log_probs, blank = offered_tokens(self.net, params, rows, 1, blank=True)
+        tokens, log_probs = tokens[..., 0], log_probs[..., 0]
+        scores = self._scores(params, rows, tokens, log_probs)
+        return CtcDrafts(scores, tokens, log_probs, blank - self.blank_penalty, real, self.net.specials)
+
+    def _of_dag(self, params: Params, rows: Array, real: Array) -> DagDrafts:
+        tokens, log_probs, _ = offered_tokens(self.net, params, rows, 1)
+        tokens, log_probs = tokens[..., 0], log_probs[..., 0]
+        links = self.net.dag_links(params, rows, real)
+        return DagDrafts(
+            self._scores(params, rows, tokens, log_probs),
+            jnp.where(links > NEGATIVE / 2, links, -jnp.inf),
+            tokens,
+            log_probs,
+            jnp.maximum(real.sum(axis=1) - 1, 0),
+            self.net.specials,
         )
+
+    def _scores(self, params: Params, rows: Array, tokens: Array, log_probs: Array) -> Callable[[Array], Array]:
+        """A function: tokens [B, L] -> log-probabilities [B, R, L] that rows [B, R, D] emit them.
+
+        Args:
+          params: of the model.
+          rows: the rows.
+          tokens, log_probs: [B, R], a token of each row and its log-probability, which give the normaliser.
+        """
+        table = params["embed_tokens"]["embedding"].astype(jnp.float32)
+        rows = rows.astype(jnp.float32)
+        total = jnp.einsum("brd,brd->br", rows, table[tokens]) - log_probs
+
+        def scores(wanted: Array) -> Array:
+            return jnp.einsum("brd,bld->brl", rows, table[wanted]) - total[..., None]
+
+        return scores
+
+
+def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:
+    """The model and a drafter, as the search calls them."""
+    verify, empty_cache = ar_callbacks(net, params, encoded, projected, drafter.count)
+    return Bound(
+        drafter=drafter,
+        verify_fn=verify,
+        project_fn=functools.partial(net.project, params),
+        rewind_fn=net.rewind_cache,
+        empty_cache=lambda: empty_cache(limit),
+        sentences=encoded.states.shape[0],
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "lenpen"))
@@ -235,7 +243,7 @@ def _run_speculative(
     costs: PassCosts,
     policy: DraftPolicy,
     *,
-    binding: Speculation | HeadSpeculation,
+    binding: Speculation | RowSpeculation,
     constraints: Constraints,
     acceptance: Acceptance,
     lenpen: float,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from janus_jax.types import Array, Hypotheses
+from janus_jax.types import Array
 
 REACH = 3  # drafted tokens that may be skipped to find the one that was emitted
 
@@ -90,35 +90,3 @@ def realign(draft: Array, lengths: Array, tokens: Array, emitted: Array, reach: 
     slot = jnp.arange(slots)
     moved = jnp.take_along_axis(draft, jnp.minimum(slot + skip[..., None], slots - 1), axis=2)
     return jnp.where(slot <= at, tokens, moved).astype(jnp.int32), (lengths - skip).astype(jnp.int32)
-
-
-def draft_of(best: Hypotheses, slots: int, bos: int, eos: int) -> tuple[Array, Array]:
-    """The best hypothesis of each sentence as a draft [B, 1, T], bos ... eos and eos in all slots behind, and its length [B, 1]."""
-    tokens = best.tokens[:, :1, : slots - 1]
-    lengths = jnp.clip(best.lengths[:, :1] + 1, 2, slots)
-    tokens = jnp.pad(tokens, ((0, 0), (0, 0), (1, slots - 1 - tokens.shape[-1])), constant_values=bos)
-    return jnp.where(jnp.arange(slots) < lengths[..., None] - 1, tokens, eos).astype(jnp.int32), lengths
-
-
-def realign_whole(draft: Array, tokens: Array, emitted: Array, eos: int) -> Array:
-    """Moves a draft of a whole target so that it continues the emitted tokens.
-
-    The last emitted token is aligned with the nearest drafted token that equals it, or else with the one in its slot.
-
-    Args:
-      draft: [B, 1, T] as `draft_of` makes it.
-      tokens: [B, 1, T] bos and emitted tokens; slots behind them are not read.
-      emitted: [B, 1] int32, tokens emitted.
-      eos: id that fills the slots behind the draft.
-
-    Returns:
-      [B, 1, T] emitted tokens, the rest of the draft, eos.
-    """
-    slot, at = jnp.arange(draft.shape[-1]), emitted[..., None]
-    last = jnp.take_along_axis(tokens, at, axis=-1)
-    distance = jnp.where(draft == last, jnp.abs(slot - at), draft.shape[-1])
-    nearest = jnp.argmin(distance, axis=-1)[..., None]
-    there = jnp.take_along_axis(distance, nearest, axis=-1) < draft.shape[-1]
-    source = slot + jnp.where(there, nearest - at, 0)
-    moved = jnp.take_along_axis(draft, jnp.clip(source, 0, draft.shape[-1] - 1), axis=-1)
-    return jnp.where(slot <= at, tokens, jnp.where(source < draft.shape[-1], moved, eos))
