@@ -302,12 +302,16 @@ def _check_source_rows(config: Config, family: str) -> None:
 
 
 def _check_decode(decode: DecodeConfig) -> None:
-    if decode.mode == "speculative" and (decode.ar.no_repeat_ngram or decode.ar.sample):
-        key = "sample" if decode.ar.sample else "no_repeat_ngram"
-        value = getattr(decode.ar, key)
+    if decode.mode == "speculative" and decode.ar.no_repeat_ngram:
         raise ConfigError(
-            f"config.decode.ar.{key}: {value}, but mode speculative gives the output of greedy search; set it to "
-            f"{type(value)()} or choose mode ar"
+            f"config.decode.ar.no_repeat_ngram: {decode.ar.no_repeat_ngram}, but mode speculative verifies tokens side by side; "
+            "set it to 0 or choose mode ar"
+        )
+    relaxed = decode.speculative.accept_top > 1 and decode.speculative.accept_gap > 0
+    if decode.mode == "speculative" and decode.ar.sample and relaxed:
+        raise ConfigError(
+            f"config.decode.speculative.accept_top: {decode.speculative.accept_top}, but samples are accepted by the model's "
+            "distribution alone; set it to 1, or ar.sample to False"
         )
     name, limit = decode.chosen.nbest_limit or ("", decode.nbest)
     if decode.nbest > limit:

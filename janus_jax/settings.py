@@ -616,7 +616,7 @@ class ArDecode:
         at_least=0,
         at_most=_MOST_TOKENS,
     )
-    sample: bool = setting(False, "Draw tokens at random instead of searching. Not possible in mode speculative.")
+    sample: bool = setting(False, "Draw tokens at random instead of searching.")
     temperature: float = setting(1.0, "Sampling: divides the logits.", at_least=0.001, at_most=1000)
     top_k: int = setting(0, "Sampling: only the k likeliest tokens; 0: all.", at_least=0, at_most=_MOST_TOKENS)
     top_p: float = setting(

@@ -5,6 +5,7 @@ A keyword is the name of a field: of the fields that all modes share, of the mod
 
 import dataclasses
 import difflib
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,7 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
         raw["mode"] = mode
     resolved = config.resolve({"decode": raw}).decode
     for name, (other, needed) in MODES[resolved.mode].only_with.items():
-        if name in changes and getattr(resolved.chosen, other) != needed:
+        if name in changes and operator.attrgetter(".".join(known[other]))(resolved) != needed:
             raise ConfigError(
                 f"{name}: it has no effect in mode {resolved.mode} unless {other} is {needed}; set that too"
             )

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES, DecodeRequest
@@ -16,6 +17,7 @@ from janus_jax.decode.search.draft_policy import FIRST_PAUSE, DraftPolicy, PassC
 from janus_jax.decode.search.drafters import HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance, realign, without_stutter
 from janus_jax.decode.search.greedy import greedy_search
+from janus_jax.decode.search.sampling import sampler
 from janus_jax.decode.search.verify import speculative_search
 from janus_jax.types import Specials
 from tests import tiny
@@ -324,3 +326,74 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     tried = MODES["speculative"].run(shorter)
     np.testing.assert_array_equal(tried.hypotheses.tokens, greedily.tokens)
     assert int(np.max(tried.statistics["passes"])) >= 5
+
+
+@pytest.mark.parametrize(
+    "variant", [{"draft_heads": 3, "ar_stream": "content"}, {"ctc_ratio": 2.0}, {}], ids=["heads", "ctc", "nar"]
+)
+def test_samples_are_those_of_sampling_one_token_at_a_time(variant):
+    net, params = tiny.model(**variant)
+    params = jax.tree.map(lambda x: x * 4 if x.ndim == 2 else x, params)
+    source = np.array(tiny.batch(rows=8, seed=3).source)
+    drawn = {"sample": True, "top_p": 0.95, "temperature": 0.9, "seed": 5, "max_length_b": 8, "min_length": 3}
+    lines = np.arange(100, 108, dtype=np.int32)
+    single, drafted = (
+        MODES[mode].run(
+            DecodeRequest(
+                net, params, source, with_keywords(DecodeConfig(), {"mode": mode, **settings}), 24, lines=lines
+            )
+        )
+        for mode, settings in (("ar", drawn), ("speculative", {**drawn, "draft": "always"}))
+    )
+    np.testing.assert_array_equal(drafted.hypotheses.tokens, single.hypotheses.tokens)
+    np.testing.assert_allclose(drafted.hypotheses.token_scores, single.hypotheses.token_scores, atol=1e-4)
+    greedily = MODES["ar"].run(DecodeRequest(net, params, source, with_keywords(DecodeConfig(), {"beam": 1}), 24))
+    assert (np.asarray(greedily.hypotheses.tokens)[:, 0, :3] != np.asarray(single.hypotheses.tokens)[:, 0, :3]).any()
+    assert int(drafted.statistics["rounds"].sum()) > 0
+
+
+def test_drafts_do_not_change_the_distribution_of_samples():
+    """20,000 samples of two tokens against the exact probabilities, by Pearson's chi-square."""
+    count, vocab, allowed = 20_000, 9, [3, 5, 6, 7, 8]  # all but pad, bos, mask, and eos, which is forced behind
+    table = np.random.default_rng(0).normal(size=(vocab, vocab)).astype(np.float32)
+    table[:, SPECIALS.eos] = -np.inf
+    probabilities = np.exp(table[:, allowed] - np.log(np.exp(table[:, allowed]).sum(-1, keepdims=True)))
+    likely = allowed[int(probabilities[SPECIALS.bos].argmax())]
+
+    def verify(tokens, cache):
+        return jnp.asarray(table)[tokens], cache + tokens.shape[1]
+
+    def draft(tokens, lengths):
+        return jnp.where(tokens == SPECIALS.mask, likely, tokens)  # a draft that is right now and then
+
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), jnp.arange(count))
+    result, did, _ = jax.jit(
+        lambda: speculative_search(
+            WholeDrafts(draft, jnp.full((count, 1), 5), 5, SPECIALS),
+            verify,
+            lambda rows: rows,
+            lambda cache, length: length,
+            lambda cache, rows: cache,
+            jnp.zeros(count, jnp.int32),
+            max_lengths=jnp.full(count, 3),
+            limit=3,
+            specials=SPECIALS,
+            constraints=Constraints.default(SPECIALS, vocab),
+            costs=PassCosts.of_free_drafts((3,)),
+            pick_fn=sampler(keys),
+        )
+    )()
+    assert 0.05 < float(did.drafted.sum()) / (3 * count) < 0.95
+    observed = np.zeros((vocab, vocab))
+    np.add.at(observed, tuple(np.asarray(result.tokens)[:, 0, :2].T), 1)
+    first = dict(zip(allowed, probabilities[SPECIALS.bos], strict=True))
+    expected = np.array([[first[a] * probabilities[a][j] for j in range(len(allowed))] for a in allowed]) * count
+    assert observed.sum() == observed[np.ix_(allowed, allowed)].sum() == count
+    assert expected.min() > 5
+    assert stats.chisquare(observed[np.ix_(allowed, allowed)].ravel(), expected.ravel()).pvalue > 0.01
+    # The test would see a rule that accepts every draft now and then.
+    spoilt = 0.98 * expected
+    spoilt[allowed.index(likely)] += 0.02 * count * probabilities[likely]
+    assert (
+        stats.chisquare(observed[np.ix_(allowed, allowed)].ravel(), spoilt.ravel()).pvalue < 0.01
+    )

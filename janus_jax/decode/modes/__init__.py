@@ -109,11 +109,12 @@ MODES: dict[str, Mode] = {
         ),
         rows=lambda decode: decode.speculative.draft_lengths,
         reads={
-            # The output is that of greedy search: its limits and its score are those of mode ar.
-            "ar": ("lenpen", "max_length_a", "max_length_b", "min_length", "no_repeat_ngram", "sample"),
+            # The output is that of greedy search, or of sampling: its limits and its score are those of mode ar.
+            "ar": (*speculative.AR_SETTINGS, "no_repeat_ngram"),
             "nar": ("lengths", "mask_schedule", "early_stop", "revise"),  # of drafts by the NAR half
             "ctc": ("blank_penalty",),  # of drafts by the CTC half
         },
+        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
     ),
     "infill": Mode(
         infill.run,

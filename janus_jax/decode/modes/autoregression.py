@@ -16,7 +16,7 @@ from janus_jax.config import ArDecode
 from janus_jax.decode.search.beam import beam_search
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.greedy import greedy_search
-from janus_jax.decode.search.sampling import sampler
+from janus_jax.decode.search.sampling import PickFn, sampler
 from janus_jax.decode.types import DecodeRequest, DecodeResult
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params
@@ -32,16 +32,15 @@ def decode_ar(request: DecodeRequest, settings: ArDecode, nbest: int) -> DecodeR
     """
     limit, max_lengths = ar_limits(request, settings)
     released = request.decode.rules == "released"
-    lines = np.arange(len(request.source), dtype=np.int32) if request.lines is None else request.lines
     hypotheses = _run_ar(
         request.params,
         request.source,
         max_lengths,
         request.prefix,
-        lines,
+        lines_of(request),
         settings.seed,
         net=request.net,
-        settings=_compiled_settings(settings, released),
+        settings=compiled_settings(settings, released),
         constraints=ar_constraints(request.net, settings, released),
         nbest=nbest,
         limit=limit,
@@ -49,7 +48,7 @@ def decode_ar(request: DecodeRequest, settings: ArDecode, nbest: int) -> DecodeR
     return DecodeResult(hypotheses, {"passes": hypotheses.lengths[:, 0]})
 
 
-def _compiled_settings(settings: ArDecode, released: bool) -> ArDecode:
+def compiled_settings(settings: ArDecode, released: bool) -> ArDecode:
     """The settings with a fixed value in place of each that the compiled search does not depend on."""
     # The seed and the limits on the length are arguments of the search.
     settings = replace(settings, seed=0, max_length_a=0.0, max_length_b=0)
@@ -116,6 +115,18 @@ def ar_callbacks(
     return step, empty_cache
 
 
+def sampler_of(settings: ArDecode, seed: Array, lines: Array, count: int) -> PickFn:
+    """The random choice of `count` samples a sentence; it depends on the sentences' line numbers [B], not on their batch."""
+    numbers = jnp.repeat(lines, count) * count + jnp.tile(jnp.arange(count), len(lines))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+    return sampler(keys, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+
+
+def lines_of(request: DecodeRequest) -> np.ndarray:
+    """The line numbers [B] of the sentences; their places in the batch if the request has none."""
+    return np.arange(len(request.source), dtype=np.int32) if request.lines is None else request.lines
+
+
 def tokens_before_bos(net: Janus) -> int:
     """Tokens before bos in the cache: with ar_start "eos" the first slot predicts bos from an eos."""
     return 1 if net.config.ar_start == "eos" else 0
@@ -164,9 +175,7 @@ def _run_ar(
     }
     cache = empty_cache(stages[0] if stages else limit)
     if settings.sample:
-        numbers = jnp.repeat(lines, count) * count + jnp.tile(jnp.arange(count), source.shape[0])
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
-        pick = sampler(keys, temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p)
+        pick = sampler_of(settings, seed, lines, count)
         prefix = None if prefix is None else jnp.repeat(prefix, count, axis=0)
         samples = greedy_search(
             one_token, cache, max_lengths=jnp.repeat(max_lengths, count), prefix=prefix, pick_fn=pick, **shared

@@ -14,7 +14,16 @@ import numpy as np
 
 from janus_jax.config import ArDecode, ConfigError
 from janus_jax.decode.batching import bucket
-from janus_jax.decode.modes.autoregression import ar_callbacks, ar_constraints, ar_limits, decode_ar, tokens_before_bos
+from janus_jax.decode.modes.autoregression import (
+    ar_callbacks,
+    ar_constraints,
+    ar_limits,
+    compiled_settings,
+    decode_ar,
+    lines_of,
+    sampler_of,
+    tokens_before_bos,
+)
 from janus_jax.decode.modes.drafting import (
     Bound,
     acceptance_of,
@@ -37,9 +46,12 @@ from janus_jax.model import Janus, padded_vocab
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
+# Settings of mode ar that hold here too.
+AR_SETTINGS = "lenpen max_length_a max_length_b min_length sample temperature top_k top_p seed".split()
+
 
 def run(request: DecodeRequest) -> DecodeResult:
-    """Greedy search by drafts that the AR half verifies; greedy search itself if no draft will be made."""
+    """Greedy search, or sampling, by drafts that the AR half verifies; without drafts if none will be made."""
     net, params, decode, settings = request.net, request.params, request.decode, request.decode.speculative
     limit, max_lengths = ar_limits(request, decode.ar)
     policy = policy_of(request.policy, settings)
@@ -69,7 +81,9 @@ def run(request: DecodeRequest) -> DecodeResult:
         binding=binding,
         constraints=ar_constraints(net, decode.ar, decode.rules == "released"),
         acceptance=acceptance_of(settings),
-        lenpen=decode.ar.lenpen,
+        settings=compiled_settings(decode.ar, decode.rules == "released"),
+        lines=lines_of(request),
+        seed=decode.ar.seed,
     )
     # CTC and DAG rows are computed once, before the search; heads need no pass.
     before, draft_passes = {"nar": (0, settings.draft_passes), "heads": (0, 0)}.get(origin, (1, 0))
@@ -123,13 +137,7 @@ def _encode(params: Params, source: Array, *, net: Janus) -> Encoded:
 def _greedy(request: DecodeRequest, policy: DraftPolicy) -> DecodeResult:
     """Greedy search without drafts, with the statistics of this mode."""
     ar = request.decode.ar
-    settings = ArDecode(
-        beam=1,
-        lenpen=ar.lenpen,
-        max_length_a=ar.max_length_a,
-        max_length_b=ar.max_length_b,
-        min_length=ar.min_length,
-    )
+    settings = replace(ArDecode(beam=1), **{name: getattr(ar, name) for name in AR_SETTINGS})
     result = decode_ar(request, settings, 1)
     none = dict.fromkeys(("rounds", "drafts", "drafted"), np.zeros(len(request.source), np.int32))
     return replace(result, statistics={**result.statistics, **none}, policy=policy)
@@ -236,17 +244,19 @@ def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter
     )
 
 
-@functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "lenpen"))
+@functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "settings"))
 def _run_speculative(
     arrays: tuple,
     max_lengths: Array,
     costs: PassCosts,
     policy: DraftPolicy,
+    lines: Array,
+    seed: Array,
     *,
     binding: Speculation | RowSpeculation,
     constraints: Constraints,
     acceptance: Acceptance,
-    lenpen: float,
+    settings: ArDecode,
 ) -> tuple[Hypotheses, Statistics, DraftPolicy]:
     """As `speculative_search` returns them."""
     bound, net = binding(arrays), binding.net
@@ -263,7 +273,8 @@ def _run_speculative(
         constraints=constraints,
         costs=costs,
         acceptance=acceptance,
+        pick_fn=sampler_of(settings, seed, lines, 1) if settings.sample else None,
         policy=policy,
-        lenpen=lenpen,
+        lenpen=settings.lenpen,
         cached=tokens_before_bos(net),
     )

@@ -24,6 +24,7 @@ from janus_jax.decode.search.drafters import Drafter, Emitted
 from janus_jax.decode.search.drafts import Acceptance, accepted
 from janus_jax.decode.search.greedy import as_hypotheses
 from janus_jax.decode.search.loop import Cache
+from janus_jax.decode.search.sampling import PickFn
 from janus_jax.decode.search.vocab import argmax, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
 
@@ -73,6 +74,7 @@ def speculative_search(
     constraints: Constraints,
     costs: PassCosts,
     acceptance: Acceptance | None = None,
+    pick_fn: PickFn | None = None,
     policy: DraftPolicy | None = None,
     drafted: bool = False,
     to_eos: bool = True,
@@ -95,6 +97,9 @@ def speculative_search(
       constraints: what may be emitted; no_repeat_ngram is not possible.
       costs: of the decoder passes, which decide when a draft is made.
       acceptance: which drafted tokens are accepted; by default those of greedy search.
+      pick_fn: chooses the next tokens; by default the likeliest. With a `sampler` the output is that of sampling one token
+        at a time with the same keys: a drafted token is accepted if it is the one that was drawn. That has the probability of
+        the token under the model, as in speculative sampling (Leviathan et al. 2023, arXiv 2211.17192) of a sure draft.
       policy: state that an earlier search returned.
       drafted: the drafter starts with a draft.
       to_eos: a hypothesis ends in eos, which is forced at the longest length. False: it has max_lengths tokens, and the
@@ -114,7 +119,7 @@ def speculative_search(
         )
     search = _Search(
         drafter, verify_fn, project_fn, rewind_fn, reorder_fn, max_lengths, limit, specials, constraints, costs,
-        acceptance or Acceptance(), to_eos, cached,
+        acceptance or Acceptance(), pick_fn, to_eos, cached,
     )  # fmt: skip
     policy = policy or DraftPolicy.initial()
     none = jnp.zeros(max_lengths.shape[0], jnp.int32)
@@ -159,6 +164,7 @@ class _Search:
     constraints: Constraints
     costs: PassCosts
     acceptance: Acceptance
+    pick_fn: PickFn | None
     to_eos: bool
     cached: int
 
@@ -197,10 +203,11 @@ class _Search:
         return replace(after, redraft=redraft, policy=policy, statistics=statistics)
 
     def _greedy_choice(self, logits: Array, step: Array, max_lengths: Array) -> tuple[Array, Array]:
-        """The token of greedy search after `step` [...] tokens, given logits [..., V]; and the logits, -inf at forbidden tokens."""
+        """The token of the search after `step` [...] tokens, given logits [..., V]; and the logits, -inf at forbidden tokens."""
         allowed = logits + self.constraints.bias(logits.shape[-1], step, self.specials)
         forced = self.to_eos & (step + 1 >= max_lengths)
-        return jnp.where(forced, self.specials.eos, argmax(allowed)), allowed
+        chosen = argmax(allowed) if self.pick_fn is None else self.pick_fn(allowed, step)
+        return jnp.where(forced, self.specials.eos, chosen), allowed
 
     def _verify(self, s: _State, width: int) -> _State:
         """Feeds `width` drafted tokens, and emits the accepted ones of the best draft."""
