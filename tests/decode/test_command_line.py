@@ -247,7 +247,7 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     assert main([*arguments, "--passes=2"]) == 2
     assert "error: passes: mode ar has no such setting; it belongs to mode nar" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2
-    assert "mode speculative gives the output of greedy search" in capsys.readouterr().err
+    assert "mode speculative verifies tokens side by side" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--format=tsv"]) == 2
     assert "mode speculative takes nothing else" in capsys.readouterr().err
 
