@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from janus_jax.config import Config, ModelConfig, objective_terms
+from janus_jax.config import Config, ModelConfig, objective_terms, trains_heads_alone
 from janus_jax.model.families import row_layout, with_attended
 from janus_jax.model.janus import padded_vocab
 from janus_jax.model.layout import RowLayout
@@ -43,14 +43,16 @@ def step_flops(
     Args:
       config: model (with its vocabulary size) and objective.
       sentences, source, target, masked: B, S, T, M of the batch.
-      terms: of the loss, which the step computes; None: all of the objective.
+      terms: of the loss, which the step computes; None: all of the objective, or of draft heads if a run trains them alone.
 
     Raises:
       ValueError: a term that is not in `objective.terms`.
     """
     m = config.model
     d, f = m.d_model, m.ffn_dim
-    terms = objective_terms(config.objective) if terms is None else terms
+    alone = trains_heads_alone(config)
+    if terms is None:
+        terms = ("heads",) if alone else objective_terms(config.objective)
     families = with_attended(read_families(terms))
     layout = layout_of_shapes(m, families, source, target, masked)
     per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
@@ -68,7 +70,14 @@ def step_flops(
     links = _link_operations(layout, m)
     passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
     decoder = (m.decoder_layers - 1) * layer + last + logits + links
-    return 2 * TRAINING * sentences * (passes * (encoder + cross) + decoder)
+    # For heads alone nothing else has gradients; the logits of AR rows are then those of their labels.
+    total = (1 if alone else TRAINING) * (passes * (encoder + cross) + decoder)
+    if "heads" in terms:
+        slots = sum(group.read_rows for group in layout.groups if group.family == "ar")
+        rows, labels = slots * m.draft_heads, 0 if tuple(terms) == ("heads",) else slots
+        # The token table learns nothing from heads, which saves a third of their logits' products.
+        total += TRAINING * rows * 6 * d * d + (2 * rows + labels) * d * padded_vocab(m)
+    return 2 * sentences * total
 
 
 def _adapter_operations(layout: RowLayout, m: ModelConfig, last: bool = False) -> int:

@@ -395,6 +395,4 @@ def test_drafts_do_not_change_the_distribution_of_samples():
     # The test would see a rule that accepts every draft now and then.
     spoilt = 0.96 * expected
     spoilt[allowed.index(likely)] += 0.04 * count * probabilities[likely]
-    assert (
-        stats.chisquare(observed[np.ix_(allowed, allowed)].ravel(), spoilt.ravel()).pvalue < 0.01
-    )
+    assert stats.chisquare(observed[np.ix_(allowed, allowed)].ravel(), spoilt.ravel()).pvalue < 0.01

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from janus_jax.config import Config, ObjectiveConfig
+from janus_jax.config import Config, LossWeights, ObjectiveConfig, TrainConfig
 from janus_jax.model.cost import TRAINING, step_flops
 from janus_jax.objective.joint import batch_divisors, loss
 from janus_jax.objective.terms import OBJECTIVES
@@ -49,3 +49,23 @@ def test_operations_of_a_step_are_counted(name, stream, rank):
     counted = product_operations(jax.make_jaxpr(forward)(params).jaxpr)
     expected = step_flops(Config(model=net.config, objective=objective), 4, 10, 9, 6) / TRAINING
     assert counted == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_operations_of_draft_heads_are_counted(alone):
+    net, params = tiny.model(d_model=64, ffn_dim=128, ar_stream="content", vocab_size=256, draft_heads=3)
+    objective = ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0))
+    config = Config(model=net.config, objective=objective, train=TrainConfig(only="heads" if alone else ""))
+    batch = tiny.batch(rows=4, source=10, target=9, masked=6)
+    terms = ("heads",) if alone else ("ar", "heads")
+
+    def total(trained):
+        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+        values = params | trained
+        return loss(net, objective, values, batch, divisors=divisors, step=jnp.int32(0), terms=terms)[0]
+
+    trained = {"draft_heads": params["draft_heads"]} if alone else params
+    counted = product_operations(jax.make_jaxpr(jax.grad(total))(trained).jaxpr)
+    # The backward pass computes the heads' logits again, which no count of useful operations holds.
+    again = 2 * 4 * 8 * 3 * 64 * 256
+    assert counted == pytest.approx(step_flops(config, 4, 10, 9, 6) + again, rel=0.04)
