@@ -182,6 +182,7 @@ _PANELS = (
     ("negative log-likelihood per token", ("nll/", "valid/nll/")),
     ("divergences per token", ("loss/kl", "valid/loss/kl")),
     ("length loss per sentence", ("loss/length", "valid/loss/length")),
+    ("drafted tokens that a round would accept", ("heads/", "valid/heads/")),
     ("BLEU of the validation split", ("valid/bleu",)),
 )
 
@@ -224,4 +225,6 @@ def _truncate(path: Path, step: int) -> None:
 
 
 def _shown(name: str) -> bool:
-    return name.startswith(("loss/total", "nll/", "valid/", "time/tokens", "time/flops", "learning_rate", "skipped"))
+    return name.startswith(
+        ("loss/total", "nll/", "heads/", "valid/", "time/tokens", "time/flops", "learning_rate", "skipped")
+    )

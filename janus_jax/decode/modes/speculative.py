@@ -73,6 +73,7 @@ def run(request: DecodeRequest) -> DecodeResult:
         binding = RowSpeculation(net, origin, limit, decode.ctc.blank_penalty)
         arrays = (params, request.source, _encode(params, request.source, net=net))
         costs = costs_of(settings, _widths(origin, net, limit), binding, arrays, free=True)
+        costs = costs.of_one_width(float(policy.expected))
     hypotheses, counts, policy = _run_speculative(
         arrays,
         max_lengths,
@@ -204,12 +205,16 @@ class RowSpeculation:
         tokens, log_probs, _ = offered_tokens(self.net, params, rows, 1)
         tokens, log_probs = tokens[..., 0], log_probs[..., 0]
         links = self.net.dag_links(params, rows, real)
+        last = jnp.maximum(real.sum(axis=1) - 1, 0)
+        place = jnp.arange(real.shape[1])
         return DagDrafts(
             self._scores(params, rows, tokens, log_probs),
             jnp.where(links > NEGATIVE / 2, links, -jnp.inf),
             tokens,
-            log_probs,
-            jnp.maximum(real.sum(axis=1) - 1, 0),
+            jnp.where(
+                (place == 0) | (place == last[:, None]), 0.0, log_probs
+            ),  # the ends emit bos and eos, for certain
+            last,
             self.net.specials,
         )
 

@@ -15,6 +15,7 @@ from janus_jax.types import Array
 
 FIRST_PAUSE = 16  # greedy steps after a draft has failed, about a sentence; doubled after each failure
 _LONGEST_PAUSE = 4096
+_TRIAL, _GOOD = 1.1, 1.2  # gains of drafts without cost: expected at a trial; that end a series of failures
 
 
 @jax.tree_util.register_dataclass
@@ -50,6 +51,16 @@ class PassCosts:
         ordered = tuple(sorted(set(widths)))
         slope = (widest - step) / ordered[-1]
         return PassCosts(step, draft, tuple(step + slope * width for width in ordered), ordered)
+
+    def of_one_width(self, expected: float) -> "PassCosts":
+        """The costs of the width alone that gains most if so many drafted tokens are accepted a round; below 0: not known.
+
+        A search with one width needs no branch for each width, which would copy the cache. Costs and `expected` are numbers.
+        """
+        expected = self.widths[-1] if expected < 0 else expected
+        gains = [(min(expected, width) + 1) / cost for width, cost in zip(self.widths, self.verify, strict=True)]
+        best = max(range(len(gains)), key=lambda i: (gains[i], i))
+        return PassCosts(self.step, self.draft, (self.verify[best],), (self.widths[best],))
 
     def gains(self, accepted: Array, redraft: Array | bool) -> Array:
         """How many greedy steps a round saves for each one that it costs, [n] float32.
@@ -117,9 +128,11 @@ class DraftPolicy:
         expected = 0.5 * (self.expected + acceptable)
         if free:
             expected = 0.8 * self.expected + 0.2 * acceptable
-            over = costs.gains(expected, False).max() <= 1.0
-            failed = over
-            expected = jnp.where(failed, jnp.float32(costs.widths[0]), expected)  # the next trial begins anew
+            gain = costs.gains(expected, False).max()
+            over, failed = gain > _GOOD, gain < 1.0
+            # The next trial begins so near the limit that a few bad rounds end it.
+            enough = jnp.maximum(_TRIAL * costs.in_steps(width, redraft) - 1.0, 0.0)
+            expected = jnp.where(failed, enough, expected)
         else:
             over = ~left | (costs.gains(accepted, False).max() <= 1.0)
             failed = over & (balance < 0.0)
