@@ -248,6 +248,11 @@ def _check_objective(config: Config) -> None:
         if steps != sorted(set(steps)) or steps[0] < 0:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
     terms = objective_terms(objective)
+    if config.train.only in ("heads", "draft_heads") and "heads" not in terms:
+        raise ConfigError(
+            f"config.objective.weights.heads: no weight in objective {objective.name!r}, but train.only={config.train.only} trains "
+            "nothing else; set it to 1 in an objective with AR (configs/heads.py does)"
+        )
     if "heads" in terms and not config.model.draft_heads:
         raise ConfigError(
             "config.model.draft_heads: 0, but objective.weights.heads has a weight; set it, for example to 4, or the weight to 0"

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from janus_jax.config import ModelConfig
 from janus_jax.model.attention import NEGATIVE
-from janus_jax.model.decoder_layer import DecoderLayer, Source
+from janus_jax.model.decoder_layer import DecoderLayer, Source, kept, read
 from janus_jax.model.encoder import RESERVED_POSITIONS, Embedder, position_table, remat_layer
 from janus_jax.model.families import ar, aux, mask_predict, row_layout, show, source_group
 from janus_jax.model.layers import Table, dense, layer_norm
@@ -31,7 +31,7 @@ from janus_jax.types import Batch, Encoded, Specials
 class Cache:
     """The state of AR decoding between steps. To reject drafted tokens, lower `length`; nothing else changes."""
 
-    keys: tuple[jax.Array, ...]  # per layer [N, L, H, K], projected AR content rows
+    keys: tuple[jax.Array, ...]  # per layer [N, H, K, L], projected AR content rows
     values: tuple[jax.Array, ...]
     source: Source
     length: jax.Array  # [N] int32, content rows already in the cache
@@ -46,7 +46,7 @@ class GapCache:
     the first gap token.
     """
 
-    keys: tuple[jax.Array, ...]  # per layer [N, T + M + 1, H, K], projected NAR rows, then gold rows
+    keys: tuple[jax.Array, ...]  # per layer [N, H, K, T + M + 1], projected NAR rows, then gold rows
     values: tuple[jax.Array, ...]
     source: Source
     real: jax.Array  # [N, T] bool, target tokens
@@ -185,7 +185,7 @@ class Decoder(Embedder):
     def project_source(self, encoded: Encoded) -> Source:
         """Cross-attention keys and values of the encoder states, for every layer."""
         crosses = [layer.cross_keys_values(encoded.states) for layer in self.layers]
-        return Source(tuple(k for k, _ in crosses), tuple(v for _, v in crosses), encoded.mask)
+        return Source(tuple(kept(k) for k, _ in crosses), tuple(kept(v) for _, v in crosses), encoded.mask)
 
     def nar_rows(
         self, table: Table, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
@@ -235,7 +235,7 @@ class Decoder(Embedder):
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
         hypotheses = encoded.states.shape[0] * hypotheses_per_sentence
-        shape = (hypotheses, max_length, c.heads, c.d_model // c.heads)
+        shape = (hypotheses, c.heads, c.d_model // c.heads, max_length)
         return Cache(
             keys=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
             values=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
@@ -255,7 +255,7 @@ class Decoder(Embedder):
             vectors = jnp.broadcast_to(table(jnp.array(self.specials.mask)), x.shape)
             x = jnp.concatenate([self.embed(vectors, positions), x], axis=1)
             queries = new
-        mask = jnp.arange(cache.keys[0].shape[1]) <= slots[:, :, None]
+        mask = jnp.arange(cache.keys[0].shape[3]) <= slots[:, :, None]
         return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache, parallel=None)
 
     def _extend(
@@ -278,13 +278,13 @@ class Decoder(Embedder):
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
             k, v = layer.self_keys_values(x[:, queries:], parallel)
-            all_keys.append(cache.keys[i].at[rows, slots].set(k))
-            all_values.append(cache.values[i].at[rows, slots].set(v))
+            all_keys.append(cache.keys[i].at[rows, :, :, slots].set(k))
+            all_values.append(cache.values[i].at[rows, :, :, slots].set(v))
             if i == len(self.layers) - 1:
                 # Only the first k rows predict. If they are query rows, content rows just gave their keys and values.
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
-            attention = [(0, n, all_keys[i], all_values[i], mask)]
+            attention = [(0, n, read(all_keys[i]), read(all_values[i]), mask)]
             x = constrain(layer.forward(x, attention, [(0, n, *cache.source.of(i))], parallel), BATCH)
         extended = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), extended
@@ -300,10 +300,10 @@ class Decoder(Embedder):
         masked = jnp.where(jnp.arange(max_gaps) < count[:, None], masked, 0)
         group = mask_predict.target_rows(tokens, self.config, self.specials, masked)
         hidden, keys_values = self._bidirectional(table, group, source)
-        padding = ((0, 0), (0, max_gaps + 1), (0, 0), (0, 0))
+        padding = ((0, 0), (0, 0), (0, 0), (0, max_gaps + 1))
         cache = GapCache(
-            keys=tuple(jnp.pad(k, padding) for k, _ in keys_values),
-            values=tuple(jnp.pad(v, padding) for _, v in keys_values),
+            keys=tuple(jnp.pad(kept(k), padding) for k, _ in keys_values),
+            values=tuple(jnp.pad(kept(v), padding) for _, v in keys_values),
             source=source,
             real=tokens != self.specials.pad,
             masked=masked,

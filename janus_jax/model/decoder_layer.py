@@ -20,13 +20,26 @@ from janus_jax.parallel import BATCH, constrain
 class Source:
     """Cross-attention keys and values of the encoder states, for every layer. Several passes can share them."""
 
-    keys: tuple[jax.Array, ...]  # per layer [B, S, H, K]
+    keys: tuple[jax.Array, ...]  # per layer [B, H, K, S], as `kept` makes them
     values: tuple[jax.Array, ...]
     mask: jax.Array  # [B, S] bool
 
     def of(self, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys, values and mask [B, 1, S] for a layer's attention."""
-        return self.keys[layer], self.values[layer], self.mask[:, None]
+        """Keys and values [B, S, H, K], and mask [B, 1, S], for a layer's attention."""
+        return read(self.keys[layer]), read(self.values[layer]), self.mask[:, None]
+
+
+def kept(x: jax.Array) -> jax.Array:
+    """Keys or values [B, S, H, K] as decoding keeps them between steps: [B, H, K, S].
+
+    In this order the products of attention read them in place. In the other order each step would copy all of them first.
+    """
+    return jnp.transpose(x, (0, 2, 3, 1))
+
+
+def read(x: jax.Array) -> jax.Array:
+    """Inverts `kept`."""
+    return jnp.transpose(x, (0, 3, 1, 2))
 
 
 class DecoderLayer(Layer):

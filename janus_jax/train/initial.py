@@ -15,7 +15,7 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError, ModelConfig, leaves, resolve, trains_heads_alone
+from janus_jax.config import Config, ConfigError, ModelConfig, leaves, resolve, trained_terms, trains_heads_alone
 from janus_jax.model import Janus, output_classes
 from janus_jax.types import Params
 
@@ -24,7 +24,7 @@ _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
 # Settings of a model that its own form does not depend on; all others are adopted where draft heads alone are trained.
-_FREE = "vocab_size draft_heads dropout attention_dropout activation_dropout dtype remat attention".split()
+_FREE = "vocab_size draft_heads dropout attention_dropout activation_dropout remat attention".split()
 # And of an objective: those that say when, or in how many steps, a term is computed.
 _SCHEDULED = "ar_first ar_every glancing nar_correction projection_rows".split()
 _ADOPTED = [name for name in _EQUAL if name != "vocab_size"]  # that is the tokenizer's
@@ -58,6 +58,10 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
         raise CheckpointError(f"{'' if resumes else 'config.init_from: '}{error}") from error
     ours = resolve(config)
     if trains_heads_alone(ours):
+        if "ar" not in trained_terms(whole):
+            raise ConfigError(
+                f"config.init_from: {origin} has no trained AR half, and draft heads read AR rows; name another"
+            )
         _adopt_all(config, whole, overridden)
         return f"training follows {origin}: its model, objective and decoding settings, and draft heads beside them"
     check_model(ours.model, stored, origin, [name for name in _ADOPTED if f"model.{name}" in overridden])
@@ -73,12 +77,14 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
 
 def _adopt_all(config: ml_collections.ConfigDict, stored: Config, overridden: Set[str]) -> None:
     """Takes everything of a checkpoint's settings into a run that trains draft heads for it, but what `overridden` names."""
-    parts = {"model": _FREE, "objective": [*_SCHEDULED, "weights.heads"], "decode": ["mode"]}
+    # Mode speculative has one output a sentence, and knows no n-grams.
+    possible = stored.decode.nbest == 1 and not stored.decode.ar.no_repeat_ngram
+    parts = {"model": _FREE, "objective": [*_SCHEDULED, "weights.heads"], "decode": ["mode"] * possible}
     for part, free in parts.items():
         for name, value in leaves(getattr(stored, part)):
             group = config[part]
             *inner, last = name.split(".")
-            if name in free or f"{part}.{name}" in overridden:
+            if name in free or f"{part}.{name}" in overridden or name.startswith("speculative."):
                 continue
             for step in inner:
                 group = group[step]

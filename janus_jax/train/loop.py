@@ -175,7 +175,7 @@ class _TrainingRun:
         """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""
         self.prepared = Prepared.open(config.data.prepared, config)
         self.config = resolve_with_data(config, self.prepared)
-        if self.prepared.two_targets:
+        if self.prepared.two_targets and not trains_heads_alone(self.config):
             check_two_targets(self.config.objective)
         self.tokenizer = text.load(self.prepared.tokenizer_bytes)
         self.net = Janus(self.config.model, self.tokenizer.specials)

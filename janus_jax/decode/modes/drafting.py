@@ -115,7 +115,12 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
     """Verifies `width` drafted tokens so many times, or makes so many greedy steps if it is 0; to be timed."""
     bound = binding(arrays)
     drafter = bound.drafter
-    emitted = _nothing(bound.sentences)
+    # As after a round, so that a drafter has as many new tokens to take in.
+    emitted = Emitted(
+        jnp.zeros((bound.sentences, 32), jnp.int32),
+        jnp.full(bound.sentences, width + 1, jnp.int32),
+        jnp.zeros(bound.sentences, bool),
+    )
 
     def body(_: Array, state: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
         tokens, draft, cache = state
@@ -123,7 +128,7 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
             drafted = drafter.block(draft, emitted, width)[0].reshape(len(tokens), width)
             tokens = jnp.concatenate([tokens[:, :1], drafted], axis=1)
         rows, longer = bound.verify_fn(tokens, cache)
-        draft = drafter.after(draft, emitted, rows[:: drafter.count, 0])
+        draft = drafter.after(drafter.start(), emitted, rows[:: drafter.count, 0])
         return argmax(bound.project_fn(rows)), draft, bound.rewind_fn(longer, cache.length)
 
     tokens = jnp.zeros((bound.sentences * drafter.count, width + 1), jnp.int32)
@@ -134,7 +139,8 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
 def _run_drafts(arrays: tuple, rounds: Array, *, binding: Binding) -> Any:
     """Makes so many drafts; to be timed."""
     bound = binding(arrays)
-    nothing = _nothing(bound.sentences)
+    none = jnp.zeros(bound.sentences, jnp.int32)
+    nothing = Emitted(none[:, None], none, none < 0)
 
     def body(_: Array, draft: Any) -> Any:
         # Tokens are never below 0, but the compiler does not know: each draft depends on the one before.
@@ -143,11 +149,6 @@ def _run_drafts(arrays: tuple, rounds: Array, *, binding: Binding) -> Any:
         return bound.drafter.renew(draft, emitted)
 
     return lax.fori_loop(0, rounds, body, bound.drafter.start())
-
-
-def _nothing(sentences: int) -> Emitted:
-    """Before the first token of so many sentences."""
-    return Emitted(jnp.zeros((sentences, 1), jnp.int32), jnp.zeros(sentences, jnp.int32), jnp.zeros(sentences, bool))
 
 
 def seconds_per_round(call: Callable[[int], object]) -> float:

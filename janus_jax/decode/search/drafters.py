@@ -175,10 +175,6 @@ class HeadDrafts:
         """See `Drafter`."""
         return _Row(jnp.zeros((self.sentences, self.width), self.dtype), jnp.bool_(False))
 
-    def renew(self, state: _Row, emitted: Emitted) -> _Row:
-        """See `Drafter`."""
-        return state
-
     def ready(self, state: _Row, emitted: Emitted) -> Array:
         """See `Drafter`."""
         return state.known
@@ -196,7 +192,3 @@ class HeadDrafts:
     def after(self, state: _Row, emitted: Emitted, rows: Array) -> _Row:
         """See `Drafter`."""
         return _Row(rows.astype(self.dtype), jnp.bool_(True))
-
-    def left(self, state: _Row, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return ~jnp.all(emitted.done)

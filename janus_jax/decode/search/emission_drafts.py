@@ -55,17 +55,9 @@ class CtcDrafts:
         none = jnp.zeros(len(self.tokens), jnp.int32)
         return _Place(none, none + _NO_TOKEN)
 
-    def renew(self, state: _Place, emitted: Emitted) -> _Place:
-        """See `Drafter`."""
-        return state
-
     def ready(self, state: _Place, emitted: Emitted) -> Array:
         """See `Drafter`."""
         return jnp.bool_(True)
-
-    def left(self, state: _Place, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return ~jnp.all(emitted.done)
 
     def block(self, state: _Place, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """See `Drafter`. Behind the last row there is eos."""
@@ -150,17 +142,9 @@ class DagDrafts:
         spread = jnp.broadcast_to(first, self.tokens.shape).astype(jnp.float32)
         return _Spread(spread, jnp.zeros(len(spread), jnp.int32))
 
-    def renew(self, state: _Spread, emitted: Emitted) -> _Spread:
-        """See `Drafter`."""
-        return state
-
     def ready(self, state: _Spread, emitted: Emitted) -> Array:
         """See `Drafter`."""
         return jnp.bool_(True)
-
-    def left(self, state: _Spread, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return ~jnp.all(emitted.done)
 
     def block(self, state: _Spread, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """See `Drafter`. Of the links the one counts that leads to the best vertex, its likeliest token included."""
