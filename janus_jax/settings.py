@@ -736,12 +736,13 @@ _ACCEPT_GAP = "A drafted token is accepted only if its log-probability is at mos
 
 @dataclass(frozen=True)
 class SpeculativeDecode:
-    """Mode speculative: greedy search under config.decode.ar in fewer passes, by drafts that the AR half verifies."""
+    """Mode speculative: greedy search or sampling under config.decode.ar in fewer passes, by drafts that the AR half verifies."""
 
     draft: Draft = setting("auto", _DRAFT)
     draft_from: Literal["auto", "heads", "ctc", "dag", "nar"] = setting(
         "auto",
-        "What makes the drafts: draft heads, CTC, DAG or NAR rows. auto: the first of these that the model has and was trained for.",
+        "What makes the drafts: draft heads, CTC, DAG or NAR rows. auto: heads if the model has them, or else the first of the others "
+        "that it was trained for.",
     )
     draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
     draft_lengths: int = setting(

@@ -171,7 +171,7 @@ def bart_arrays(released: Mapping[str, np.ndarray], model: ModelConfig, report: 
     report.ignored.append((LENGTHS, "BART predicts no lengths"))
     for name in parallel_only(arrays):
         del arrays[name]
-        report.ignored.append((name, "only parallel rows use it, and BART has none"))
+        report.ignored.append((name, "AR rows do not use it, and BART has no others"))
     if model.ar_start == "bos" and model.ar_slot_position == "target":
         name = "decoder.embed_positions.weight"
         table = arrays[name]

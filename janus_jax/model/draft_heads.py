@@ -5,7 +5,7 @@ predicts y_{d+1}. Speculative decoding drafts with them (`decode.search.drafters
 et al. 2024, arXiv 2401.10774); that they read the drafted tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads
 share their parameters, so that they are one small recurrent network. The vocabulary logits come from the token table.
 
-Legend: N rows, U AR slots, B sentences, k heads, D model width.
+Legend: U AR slots, B sentences, k heads, D model width.
 """
 
 import math

@@ -775,7 +775,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           Token ids [B, T] with the decoder's first tokens, ending in eos, padded.
 
         Raises:
-          ValueError: the model has no heads or was not trained for it, too many guesses, or a setting of the generation
+          ValueError: the model has no heads or no trained AR half, too many guesses, or a setting of the generation
             config that drafts cannot keep.
         """
         c, settings = self.config, self.generation_config
@@ -785,7 +785,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         count = c.draft_heads if draft_tokens is None else draft_tokens
         if not 1 <= count <= c.draft_heads:
             raise ValueError(f"draft_tokens: {count}; choose 1 to {c.draft_heads}, the number of heads")
-        changed = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": None}
+        changed = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": None, "do_sample": False}
+        changed |= {"min_length": 0, "max_new_tokens": None, "forced_bos_token_id": None}
         for name, usual in changed.items():
             if getattr(settings, name, None) not in (None, usual):
                 raise ValueError(

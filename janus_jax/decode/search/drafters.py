@@ -37,9 +37,8 @@ class Drafter(Protocol):
     """Proposes tokens. Its state is a pytree that the search carries."""
 
     count: int  # K
-    free: (
-        bool  # there is no draft to make: `renew` is never called, and the time of `block` counts as that of verifying
-    )
+    # There is no draft to make: no `renew` and no `left`, and the time of `block` counts as that of verifying.
+    free: bool
 
     def start(self) -> Any:
         """The state before the first round."""
@@ -109,7 +108,7 @@ class WholeDrafts:
 
     def renew(self, state: _Whole, emitted: Emitted) -> _Whole:
         """See `Drafter`. If drafts may be realigned, without repeats."""
-        length = jnp.clip(jnp.maximum(state.lengths, emitted.lengths[:, None] + 3), 2, self.slots)
+        length = jnp.clip(jnp.maximum(self.lengths, emitted.lengths[:, None] + 3), 2, self.slots)
         slot = jnp.arange(self.slots)
         rest = jnp.where(slot < length[..., None] - 1, self.specials.mask, self.specials.eos)
         rest = jnp.where(slot < length[..., None], rest, self.specials.pad)

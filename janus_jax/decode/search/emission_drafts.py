@@ -4,7 +4,7 @@ The pass gives a distribution over whole outputs. After each round the forward r
 or vertex they most likely end in; the draft goes on greedily from there. So a draft that went wrong is mended without a pass
 of the decoder.
 
-Legend: B sentences, R rows or vertices, W drafted tokens, L longest hypothesis, D model width.
+Legend: B sentences, R rows or vertices, W drafted tokens, L longest hypothesis.
 """
 
 from collections.abc import Callable

@@ -192,7 +192,7 @@ class _Search:
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
         count = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
         mean = count.sum() / jnp.maximum((~s.done).sum(), 1)
-        left = self.drafter.left(after.draft, after.emitted)
+        left = jnp.bool_(True) if self.drafter.free else self.drafter.left(after.draft, after.emitted)
         policy, redraft = s.policy.after_round(self.costs, width, s.redraft, mean, left, self.drafter.free)
         statistics = replace(
             s.statistics,
