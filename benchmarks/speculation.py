@@ -3,8 +3,9 @@
     python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] \\
         [--batches=1,32] [--json]
 
-The program takes each drafter that the model has (heads, CTC rows, NAR rows) and compares outputs with those of greedy search. Where two outputs differ, it compares the log-probabilities of
-the two tokens at the first difference: closer than 1e-4 is a tie by rounding, anything else is a mistake. With
+The program takes each drafter that the model has (heads, CTC, DAG and NAR rows) and compares outputs with those of greedy
+search. Where two outputs differ, it compares the log-probabilities of the two tokens at the first difference: closer
+than 1e-4 is a tie by rounding, anything else is a mistake. With
 --references, for a model that was trained with AUX, the program replaces every third word of the references by a gap.
 AUX fills the gaps left to right, once token by token and once with drafts, and the program counts the outputs that
 differ.
@@ -91,7 +92,9 @@ def row_of(name: str, batch: int, outputs: list[Output], times: list[float]) -> 
         "sentences": len(outputs),
         "tokens_per_sentence": sum(len(output.tokens) + 1 for output in outputs) / len(outputs),
         "passes_per_sentence": sums["passes"] / len(outputs),
-        "accepted_per_draft": sums["drafted"] / sums["drafts"] if sums["drafts"] else None,  # heads draft in each round
+        "accepted_per_draft": sums["drafted"] / sums["drafts"]
+        if sums["drafts"]
+        else None,  # only NAR makes separate drafts
         "accepted_per_round": sums["drafted"] / max(sums["rounds"], 1),
         "milliseconds_per_sentence": 1000 * sum(times) / len(outputs),
         "median_milliseconds_per_batch": 1000 * median(times),

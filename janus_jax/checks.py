@@ -17,6 +17,9 @@ from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, W
 LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
 
+_HEADS = ("heads", "draft_heads")  # values of train.only that name the draft heads
+
+
 class ConfigError(ValueError):
     """A setting is wrong; the message names the key and the fix."""
 
@@ -48,7 +51,12 @@ def trained_terms(config: Config) -> frozenset[str]:
 
 def trains_heads_alone(config: Config) -> bool:
     """Whether a run trains draft heads for a finished model, and nothing else (`train.only=heads`)."""
-    return config.train.only in ("heads", "draft_heads") and bool(config.objective.weights.heads)
+    return config.train.only in _HEADS and bool(config.objective.weights.heads)
+
+
+def only_terms(config: Config) -> tuple[str, ...] | None:
+    """The terms that the steps of a run compute, where what it trains leaves no others; None: the schedules say which."""
+    return ("heads",) if trains_heads_alone(config) else None
 
 
 def scheduled(config: Config) -> ObjectiveConfig:
@@ -248,7 +256,7 @@ def _check_objective(config: Config) -> None:
         if steps != sorted(set(steps)) or steps[0] < 0:
             raise ConfigError(f"{path}: steps {steps} of a schedule must increase from 0 or more")
     terms = objective_terms(objective)
-    if config.train.only in ("heads", "draft_heads") and "heads" not in terms:
+    if config.train.only in _HEADS and "heads" not in terms:
         raise ConfigError(
             f"config.objective.weights.heads: no weight in objective {objective.name!r}, but train.only={config.train.only} trains "
             "nothing else; set it to 1 in an objective with AR (configs/heads.py does)"

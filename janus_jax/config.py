@@ -16,7 +16,16 @@ from typing import Any, Literal
 
 import ml_collections
 
-from janus_jax.checks import ConfigError, check, leaves, objective_terms, scheduled, trained_terms, trains_heads_alone
+from janus_jax.checks import (
+    ConfigError,
+    check,
+    leaves,
+    objective_terms,
+    only_terms,
+    scheduled,
+    trained_terms,
+    trains_heads_alone,
+)
 from janus_jax.describe import type_name
 from janus_jax.first_version import migrate_first_version
 from janus_jax.settings import (
@@ -80,6 +89,7 @@ __all__ = [
     "leaves",
     "migrate_first_version",
     "objective_terms",
+    "only_terms",
     "preset",
     "resolve",
     "scheduled",

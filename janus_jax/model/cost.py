@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from janus_jax.config import Config, ModelConfig, objective_terms, trains_heads_alone
+from janus_jax.config import Config, ModelConfig, objective_terms, only_terms, trains_heads_alone
 from janus_jax.model.families import row_layout, with_attended
 from janus_jax.model.janus import padded_vocab
 from janus_jax.model.layout import RowLayout
@@ -50,9 +50,7 @@ def step_flops(
     """
     m = config.model
     d, f = m.d_model, m.ffn_dim
-    alone = trains_heads_alone(config)
-    if terms is None:
-        terms = ("heads",) if alone else objective_terms(config.objective)
+    terms = terms or only_terms(config) or objective_terms(config.objective)
     families = with_attended(read_families(terms))
     layout = layout_of_shapes(m, families, source, target, masked)
     per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
@@ -71,7 +69,7 @@ def step_flops(
     passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
     decoder = (m.decoder_layers - 1) * layer + last + logits + links
     # For heads alone nothing else has gradients; the logits of AR rows are then those of their labels.
-    total = (1 if alone else TRAINING) * (passes * (encoder + cross) + decoder)
+    total = (1 if trains_heads_alone(config) else TRAINING) * (passes * (encoder + cross) + decoder)
     if "heads" in terms:
         slots = sum(group.read_rows for group in layout.groups if group.family == "ar")
         rows, labels = slots * m.draft_heads, 0 if tuple(terms) == ("heads",) else slots

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from janus_jax import parallel, text
-from janus_jax.config import Config, ConfigError, trains_heads_alone
+from janus_jax.config import Config, ConfigError, only_terms
 from janus_jax.data import Prepared, TrainBatches
 from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
@@ -160,8 +160,7 @@ def _temporary_bytes(net: Janus, config: Config, mesh: Mesh, state: TrainState, 
     Raises:
       ConfigError: the compiler says that the step doesn't fit.
     """
-    terms = ("heads",) if trains_heads_alone(config) else None
-    step = jit_train_step(net, config, mesh, jax.tree.map(lambda x: x.sharding, state), terms)
+    step = jit_train_step(net, config, mesh, jax.tree.map(lambda x: x.sharding, state), only_terms(config))
     try:
         return step.lower(state, batch).compile().memory_analysis().temp_size_in_bytes
     except jax.errors.JaxRuntimeError as error:

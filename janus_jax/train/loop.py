@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_jax import parallel, processes, text
 from janus_jax.checkpoint import Checkpoints, write_error
-from janus_jax.config import Config, ConfigError, scheduled, trains_heads_alone
+from janus_jax.config import Config, ConfigError, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
@@ -175,7 +175,7 @@ class _TrainingRun:
         """Opens the prepared data and builds model and mesh; raises what is wrong with them before anything is written."""
         self.prepared = Prepared.open(config.data.prepared, config)
         self.config = resolve_with_data(config, self.prepared)
-        if self.prepared.two_targets and not trains_heads_alone(self.config):
+        if self.prepared.two_targets and not only_terms(self.config):
             check_two_targets(self.config.objective)
         self.tokenizer = text.load(self.prepared.tokenizer_bytes)
         self.net = Janus(self.config.model, self.tokenizer.specials)
@@ -223,7 +223,7 @@ class _TrainingRun:
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
                 batch = next(batches)
-            terms = ("heads",) if trains_heads_alone(self.config) else active_terms(objective, step - 1)
+            terms = only_terms(self.config) or active_terms(objective, step - 1)
             self.log.announce(step, terms)
             self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))

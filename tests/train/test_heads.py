@@ -81,3 +81,34 @@ def test_heads_are_asked_of_a_model_without_them(finished):
     with pytest.raises(ConfigError, match="draft_lengths: 2, but the CTC half makes one draft"):
         generator.generate(["a"], mode="speculative", draft_lengths=2)
     assert with_keywords(generator.decode_config, {"mode": "speculative"}).speculative.draft_from == "auto"
+
+
+def command(finished, *more, init_from="run", workdir="other"):
+    return [
+        "--config=configs/heads.py", f"--config.init_from={finished}/{init_from}", f"--config.data.prepared={finished}/data",
+        f"--workdir={finished}/{workdir}", *more,
+    ]  # fmt: skip
+
+
+def test_a_model_without_a_trained_ar_half_is_refused(finished, capsys):
+    config = runs.config(finished / "data", objective__name="cmlm", train__steps=3, objective__ar_first=0.0)
+    train(config, finished / "parallel")
+    assert main(command(finished, init_from="parallel")) == 2
+    assert "parallel has no trained AR half, and draft heads read AR rows" in capsys.readouterr().err
+    assert not (finished / "other").exists()
+
+
+def test_heads_without_a_weight_are_refused(finished, capsys):
+    assert main(command(finished, "--config.objective.weights.heads=0")) == 2
+    assert (
+        "config.objective.weights.heads: no weight in objective 'ar', but train.only=heads" in capsys.readouterr().err
+    )
+
+
+def test_a_finished_run_is_not_trained_again(with_heads, finished):
+    before = checkpoint.load(with_heads)
+    small = ["--config.train.steps=40", "--config.train.log_every=10", "--config.optimizer.warmup_steps=5"]
+    small += ["--config.train.eval_every=20", "--config.train.checkpoint_every=20"]
+    small += ["--config.data.tokens_per_batch=1024", "--config.data.buckets=1"]
+    assert main(command(finished, *small, workdir="heads")) == 0
+    jax.tree.map(np.testing.assert_array_equal, before.params, checkpoint.load(with_heads).params)

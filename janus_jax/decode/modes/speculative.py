@@ -207,13 +207,12 @@ class RowSpeculation:
         links = self.net.dag_links(params, rows, real)
         last = jnp.maximum(real.sum(axis=1) - 1, 0)
         place = jnp.arange(real.shape[1])
+        at_end = (place == 0) | (place == last[:, None])  # bos and eos, for certain
         return DagDrafts(
             self._scores(params, rows, tokens, log_probs),
             jnp.where(links > NEGATIVE / 2, links, -jnp.inf),
             tokens,
-            jnp.where(
-                (place == 0) | (place == last[:, None]), 0.0, log_probs
-            ),  # the ends emit bos and eos, for certain
+            jnp.where(at_end, 0.0, log_probs),
             last,
             self.net.specials,
         )

@@ -109,7 +109,7 @@ class DraftPolicy:
         return DraftPolicy(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(FIRST_PAUSE))
 
     def after_round(
-        self, costs: PassCosts, width: Array, redraft: Array, accepted: Array, left: Array, free: bool = False
+        self, costs: PassCosts, width: Array, redraft: Array, accepted: Array, left: Array
     ) -> tuple["DraftPolicy", Array]:
         """The state after a round, and whether the next round needs a new draft.
 
@@ -119,28 +119,40 @@ class DraftPolicy:
           redraft: [] bool, the round made a new draft.
           accepted: [] float32, drafted tokens that it accepted, the mean over the sentences.
           left: [] bool, some drafted tokens are not verified yet, or stand behind a rejected one.
-          free: there is no draft to make. A single round then tells little: drafting pauses where none is expected to pay.
         """
-        verified = jnp.asarray(costs.widths, jnp.float32)[width]
-        # Where nearly all verified tokens were accepted, more might have been.
-        acceptable = jnp.where(accepted > 0.75 * verified, 2.0 * verified, accepted)
+        acceptable = self._acceptable(costs, width, accepted)
         balance = jnp.where(redraft, 0.0, self.balance) + accepted + 1.0 - costs.in_steps(width, redraft)
-        expected = 0.5 * (self.expected + acceptable)
-        if free:
-            expected = 0.8 * self.expected + 0.2 * acceptable
-            gain = costs.gains(expected, False).max()
-            over, failed = gain > _GOOD, gain < 1.0
-            # The next trial begins so near the limit that a few bad rounds end it.
-            enough = jnp.maximum(_TRIAL * costs.in_steps(width, redraft) - 1.0, 0.0)
-            expected = jnp.where(failed, enough, expected)
-        else:
-            over = ~left | (costs.gains(accepted, False).max() <= 1.0)
-            failed = over & (balance < 0.0)
+        over = ~left | (costs.gains(accepted, False).max() <= 1.0)
+        policy = self._after(0.5 * (self.expected + acceptable), balance, over & (balance < 0.0), over)
+        return policy, over
+
+    def after_free_round(self, costs: PassCosts, width: Array, accepted: Array) -> "DraftPolicy":
+        """The state after a round of a drafter that has no draft to make.
+
+        A single round then tells little: drafting pauses when rounds are no longer expected to pay.
+
+        Args:
+          costs, width, accepted: as in `after_round`.
+        """
+        expected = 0.8 * self.expected + 0.2 * self._acceptable(costs, width, accepted)
+        gain = costs.gains(expected, False).max()
+        failed = gain < 1.0
+        # The next trial begins so near the limit that a few bad rounds end it.
+        enough = jnp.maximum(_TRIAL * costs.in_steps(width, False) - 1.0, 0.0)
+        return self._after(jnp.where(failed, enough, expected), self.balance, failed, gain > _GOOD)
+
+    @staticmethod
+    def _acceptable(costs: PassCosts, width: Array, accepted: Array) -> Array:
+        """Drafted tokens that could have been accepted: where nearly all verified ones were, more might have been."""
+        verified = jnp.asarray(costs.widths, jnp.float32)[width]
+        return jnp.where(accepted > 0.75 * verified, 2.0 * verified, accepted)
+
+    def _after(self, expected: Array, balance: Array, failed: Array, paid: Array) -> "DraftPolicy":
+        """The next state: a pause if drafts failed, twice as long as the one before unless drafts paid in between."""
         longer = jnp.minimum(2 * self.next_pause, _LONGEST_PAUSE)
-        policy = DraftPolicy(
+        return DraftPolicy(
             expected=expected,
             balance=balance,
             pause=jnp.where(failed, self.next_pause, 0),
-            next_pause=jnp.where(failed, longer, jnp.where(over, FIRST_PAUSE, self.next_pause)),
+            next_pause=jnp.where(failed, longer, jnp.where(paid, FIRST_PAUSE, self.next_pause)),
         )
-        return policy, over & (not free)

@@ -141,6 +141,17 @@ class WholeDrafts:
         return jnp.pad(emitted.tokens, ((0, 0), (1, behind)), constant_values=self.specials.bos)[:, None, : self.slots]
 
 
+class FreeDrafts:
+    """What drafters share that propose anew in each round."""
+
+    count = 1
+    free = True
+
+    def ready(self, state: Any, emitted: Emitted) -> Array:
+        """See `Drafter`."""
+        return jnp.bool_(True)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Row:
@@ -149,7 +160,7 @@ class _Row:
 
 
 @dataclass(frozen=True)
-class HeadDrafts:
+class HeadDrafts(FreeDrafts):
     """Drafts of draft heads: each round drafts anew, from the row of the verifying model that gave the last token.
 
     Attributes:
@@ -167,8 +178,6 @@ class HeadDrafts:
     width: int
     dtype: Any
     specials: Specials
-    count = 1
-    free = True
 
     def start(self) -> _Row:
         """See `Drafter`."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from janus_jax.decode.search.drafters import Emitted
+from janus_jax.decode.search.drafters import Emitted, FreeDrafts
 from janus_jax.types import Array, Specials
 
 _NONE = -jnp.inf  # the log-probability of what cannot be
@@ -29,7 +29,7 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class CtcDrafts:
+class CtcDrafts(FreeDrafts):
     """Drafts of CTC rows: the best path behind the row in which the emitted tokens most likely end.
 
     Attributes:
@@ -47,17 +47,11 @@ class CtcDrafts:
     blank: Array
     real: Array
     specials: Specials
-    count = 1
-    free = True
 
     def start(self) -> _Place:
         """See `Drafter`."""
         none = jnp.zeros(len(self.tokens), jnp.int32)
         return _Place(none, none + _NO_TOKEN)
-
-    def ready(self, state: _Place, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return jnp.bool_(True)
 
     def block(self, state: _Place, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """See `Drafter`. Behind the last row there is eos."""
@@ -115,7 +109,7 @@ class _Spread:
 
 
 @dataclass(frozen=True)
-class DagDrafts:
+class DagDrafts(FreeDrafts):
     """Drafts of a graph: the path of the best links behind the vertex in which the emitted tokens most likely end.
 
     Attributes:
@@ -133,18 +127,12 @@ class DagDrafts:
     log_probs: Array
     last: Array
     specials: Specials
-    count = 1
-    free = True
 
     def start(self) -> _Spread:
         """See `Drafter`."""
         first = jnp.where(jnp.arange(self.tokens.shape[1]) == 0, 0.0, _NONE)
         spread = jnp.broadcast_to(first, self.tokens.shape).astype(jnp.float32)
         return _Spread(spread, jnp.zeros(len(spread), jnp.int32))
-
-    def ready(self, state: _Spread, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return jnp.bool_(True)
 
     def block(self, state: _Spread, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """See `Drafter`. Of the links the one counts that leads to the best vertex, its likeliest token included."""

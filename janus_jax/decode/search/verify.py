@@ -192,8 +192,11 @@ class _Search:
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
         count = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
         mean = count.sum() / jnp.maximum((~s.done).sum(), 1)
-        left = jnp.bool_(True) if self.drafter.free else self.drafter.left(after.draft, after.emitted)
-        policy, redraft = s.policy.after_round(self.costs, width, s.redraft, mean, left, self.drafter.free)
+        if self.drafter.free:
+            policy, redraft = s.policy.after_free_round(self.costs, width, mean), s.redraft
+        else:
+            left = self.drafter.left(after.draft, after.emitted)
+            policy, redraft = s.policy.after_round(self.costs, width, s.redraft, mean, left)
         statistics = replace(
             s.statistics,
             rounds=s.statistics.rounds + ~s.done,
