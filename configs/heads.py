@@ -11,7 +11,7 @@ Model, objective and decoding settings are those of init_from. The steps compute
 Data: a prepared set with the model's tokenizer, best that of its training. For other text,
 `python -m janus_jax.data --config=configs/heads.py` takes the settings of data.* and text.model on its command line.
 
-Cost: for multi30k_deen.py:large 300 steps, 12 minutes of two CPU cores with validation and compiling.
+Cost: for multi30k_deen.py:large 300 steps, 13 minutes of two CPU cores with validation and compiling.
 Scores: those of the model that it starts from; docs/speed.md has the speed.
 """
 

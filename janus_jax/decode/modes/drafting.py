@@ -1,7 +1,7 @@
 """What the modes that draft share: the model bound to the speculative search, measured costs of its passes, statistics.
 
-Legend: B sentences of a batch, K drafts a sentence, N = B*K hypotheses of a batch, T slots of a draft, W drafted tokens
-verified in a round.
+Legend: B sentences of a batch, N hypotheses of a batch (B times the drafts of a sentence), W drafted tokens verified in a round,
+D model width, V vocabulary columns.
 """
 
 import functools
