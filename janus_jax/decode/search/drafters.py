@@ -50,7 +50,7 @@ class Drafter(Protocol):
         """Whether `block` may be called, [] bool."""
 
     def block(self, state: Any, emitted: Emitted, width: int) -> tuple[Array, Array]:
-        """The next tokens [B, K, W] int32 behind the emitted ones, and which of them are drafted [B, K, W] bool: first ones."""
+        """The tokens [B, K, W] int32 that may come next, and which of them count [B, K, W] bool: the first so many."""
 
     def after(self, state: Any, emitted: Emitted, rows: Array) -> Any:
         """The state after tokens were emitted.
