@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax import host_memory
@@ -219,3 +220,14 @@ def constrain(x: jax.Array, *axes: Any) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """Fixes the order of an array in memory. Without it the compiler may transpose the array again in each step of a loop.
+
+    Does nothing on several devices: a fixed order would gather the array on each of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not (mesh.empty or mesh.size == 1):
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))

@@ -337,6 +337,13 @@ class ModelConfig:
         at_least=0,
         at_most=_MOST_DRAFT_HEADS,
     )
+    draft_vocab: int = setting(
+        0,
+        "Draft heads choose from the first so many tokens of the vocabulary. Vocabularies of SentencePiece and of byte pairs "
+        "begin with the frequent ones. 0: a quarter of the vocabulary, but at least 1024.",
+        unit="tokens",
+        at_least=0,
+    )
     parallel_adapter_rank: int = setting(
         0,
         "Rank of the low-rank adapters that each decoder layer has for all rows but the AR rows. 0: no adapters.",

@@ -36,7 +36,7 @@ from janus_jax.convert.fairseq import COPIES, PARALLEL_ONLY, SHARED, parallel_on
 from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.convert.report import Report
 from janus_jax.decode import trained_modes
-from janus_jax.model import Janus
+from janus_jax.model import Janus, draft_vocab
 from janus_jax.text import BpeTokenizer, DictionaryTokenizer, Tokenizer
 from janus_jax.types import Specials
 
@@ -110,6 +110,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         },
         **{name: value for name, value in settings.items() if name not in _NOT_IN_HF},
         **{f"{name}_token_id": value for name, value in dataclasses.asdict(exported.specials).items()},
+        "draft_vocab": min(draft_vocab(exported.model), exported.model.vocab_size),
         "decoder_start_token_id": start,
         "is_encoder_decoder": True,
         "tie_word_embeddings": True,

@@ -1,5 +1,5 @@
 """The encoder-decoder. Other rooms use `Janus` and nothing else of it."""
 
-from janus_jax.model.janus import Janus, constrain_logits, output_classes, padded_vocab, project
+from janus_jax.model.janus import Janus, constrain_logits, draft_vocab, output_classes, padded_vocab, project
 
-__all__ = ["Janus", "constrain_logits", "output_classes", "padded_vocab", "project"]
+__all__ = ["Janus", "constrain_logits", "draft_vocab", "output_classes", "padded_vocab", "project"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from janus_jax.config import Config, ModelConfig, objective_terms, only_terms, trains_heads_alone
 from janus_jax.model.families import row_layout, with_attended
-from janus_jax.model.janus import padded_vocab
+from janus_jax.model.janus import draft_vocab, padded_vocab
 from janus_jax.model.layout import RowLayout
 from janus_jax.objective.terms import own_term, read_families, term
 from janus_jax.types import Batch, Specials
@@ -74,7 +74,7 @@ def step_flops(
         slots = sum(group.read_rows for group in layout.groups if group.family == "ar")
         rows, labels = slots * m.draft_heads, 0 if tuple(terms) == ("heads",) else slots
         # The token table learns nothing from heads, which saves a third of their logits' products.
-        total += TRAINING * rows * 6 * d * d + (2 * rows + labels) * d * padded_vocab(m)
+        total += TRAINING * rows * 6 * d * d + d * (2 * rows * draft_vocab(m) + labels * padded_vocab(m))
     return 2 * sentences * total
 
 

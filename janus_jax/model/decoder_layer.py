@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from janus_jax.model.attention import Attention, attention_of
 from janus_jax.model.layers import Layer, layer_norm
 from janus_jax.model.layout import AttentionBlock, ParallelRows, SourceBlock
-from janus_jax.parallel import BATCH, constrain
+from janus_jax.parallel import BATCH, constrain, row_major
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ def kept(x: jax.Array) -> jax.Array:
 
     In this order the products of attention read them in place. In the other order each step would copy all of them first.
     """
-    return jnp.transpose(x, (0, 2, 3, 1))
+    return row_major(jnp.transpose(x, (0, 2, 3, 1)))
 
 
 def read(x: jax.Array) -> jax.Array:

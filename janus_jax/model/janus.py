@@ -115,7 +115,21 @@ def output_classes(config: ModelConfig) -> int:
 
 def padded_vocab(config: ModelConfig) -> int:
     """V', the rows of the token table: `output_classes` rounded up to a multiple of config.vocab_multiple."""
-    return -(-output_classes(config) // config.vocab_multiple) * config.vocab_multiple
+    return _padded(output_classes(config), config)
+
+
+def draft_vocab(config: ModelConfig) -> int:
+    """Draft heads choose from the first so many rows of the token table, a multiple of config.vocab_multiple.
+
+    The logits of all tokens would cost a head as much as some decoder layers. Drafting from the frequent tokens alone is from
+    FR-Spec (Zhao et al. 2025, arXiv 2502.14856).
+    """
+    wanted = config.draft_vocab or max(config.vocab_size // 4, 1024)
+    return min(_padded(wanted, config), padded_vocab(config))
+
+
+def _padded(rows: int, config: ModelConfig) -> int:
+    return -(-rows // config.vocab_multiple) * config.vocab_multiple
 
 
 def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, blank: bool = False) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import ObjectiveConfig
-from janus_jax.model import Janus
+from janus_jax.model import Janus, draft_vocab
 from janus_jax.model.families import ar
 from janus_jax.objective.logits import chunks_of, likeliest, logits_of, merge_rows, split_rows, table_copies
 from janus_jax.objective.sentence import SentenceTerms
@@ -30,7 +30,7 @@ def loss(
     """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over all slots.
 
     A label is not the token of the target but the likeliest one of the AR row at its place, because the AR half verifies
-    drafts. Neither the AR rows nor the token table learn from this loss.
+    drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right there. Neither the AR rows nor the token table learn from this loss.
 
     Args:
       net, objective, params: the model, the objective and the parameters.
@@ -47,10 +47,11 @@ def loss(
     slots, heads = drafted.shape[1:3]
     place = jnp.arange(slots)[:, None] + 1 + jnp.arange(heads)  # [U, k], the slot whose token a head predicts
     behind = jnp.minimum(place, slots - 1)
-    real = (place < slots) & (tokens != net.specials.pad)[:, behind]
     labels = choices[:, behind]
+    frequent = draft_vocab(net.config)
+    real = (place < slots) & (tokens != net.specials.pad)[:, behind] & (labels < frequent)
     flat = drafted.reshape(len(drafted), slots * heads, -1)
-    nll, right = _of_rows(net, objective, flat, labels.reshape(len(drafted), -1), table)
+    nll, right = _of_rows(net, objective, flat, labels.reshape(len(drafted), -1), table[:frequent])
     weighted = jnp.where(real, nll.reshape(real.shape), 0.0) * _DECAY ** jnp.arange(heads)
     accepted = jnp.cumprod(real & right.reshape(real.shape), axis=-1)
     return SentenceTerms(
@@ -67,7 +68,7 @@ def _of_rows(
 
     def of_part(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(part[0], tables, net.config, net.dtype)
-        chosen = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+        chosen = jnp.take_along_axis(logits, jnp.minimum(part[1], logits.shape[-1] - 1)[:, None], axis=-1)[:, 0]
         return jax.nn.logsumexp(logits, axis=-1) - chosen, chosen >= logits.max(axis=-1)
 
     chunks = chunks_of(rows.shape[0] * rows.shape[1], objective.projection_rows)

@@ -24,7 +24,7 @@ _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
 # Settings of a model that its own form does not depend on; all others are adopted where draft heads alone are trained.
-_FREE = "vocab_size draft_heads dropout attention_dropout activation_dropout remat attention".split()
+_FREE = "vocab_size draft_heads draft_vocab dropout attention_dropout activation_dropout remat attention".split()
 # And of an objective: those that say when, or in how many steps, a term is computed.
 _SCHEDULED = "ar_first ar_every glancing nar_correction projection_rows".split()
 _ADOPTED = [name for name in _EQUAL if name != "vocab_size"]  # that is the tokenizer's

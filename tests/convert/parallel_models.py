@@ -19,12 +19,20 @@ ARCHITECTURES = {
         "ctc_ratio": 2.0, "ctc_input": "encoder", "ctc_positions": "own", "parallel_adapter_rank": 3,
     },
     "dag": {"dag_ratio": 3.5},
-    "heads": {"draft_heads": 3, "ar_stream": "content", "norm": "pre"},
+    "heads": {"draft_heads": 3, "draft_vocab": 30, "vocab_multiple": 8, "ar_stream": "content", "norm": "pre"},
     "bart, heads and rows": foreign.BART | {"draft_heads": 2, "ctc_ratio": 2.0},
     "bart, dag, adapters": foreign.BART | {"dag_ratio": 1.5, "parallel_adapter_rank": 3},
 }  # fmt: skip
 BARTS = [name for name in ARCHITECTURES if "bart" in name]
-OF_PARALLEL_ROWS = ("draft_heads", "ctc_ratio", "ctc_input", "ctc_positions", "dag_ratio", "parallel_adapter_rank")
+OF_PARALLEL_ROWS = (
+    "draft_heads",
+    "draft_vocab",
+    "ctc_ratio",
+    "ctc_input",
+    "ctc_positions",
+    "dag_ratio",
+    "parallel_adapter_rank",
+)
 ADAPTED = "self_attn.q self_attn.k self_attn.v self_attn.out encoder_attn.q encoder_attn.out fc1 fc2".split()
 LINKS = "embed_positions.weight q_proj.weight q_proj.bias k_proj.weight k_proj.bias gate.weight gate.bias".split()
 BOS, PAD, EOS = 0, 1, 2

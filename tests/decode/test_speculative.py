@@ -285,7 +285,7 @@ def test_no_repeat_ngram_is_refused():
         ({}, {}),
         ({"ar_stream": "content"}, {"draft_lengths": 3}),
         ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
-        ({"draft_heads": 3}, {}),
+        ({"draft_heads": 3, "draft_vocab": 16}, {}),
         ({"ctc_ratio": 2.0}, {"min_length": 3}),
         ({"dag_ratio": 3.0, "ar_stream": "content"}, {}),
         ({"draft_heads": 4, "ar_stream": "content", "norm": "pre"}, {"min_length": 2}),

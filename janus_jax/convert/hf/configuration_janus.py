@@ -25,7 +25,7 @@ class JanusConfig(PretrainedConfig):
 
     Raises:
       ValueError: a setting is none of its choices, heads do not divide the width, or ctc_ratio, dag_ratio,
-        parallel_adapter_rank or draft_heads is negative.
+        parallel_adapter_rank, draft_heads or draft_vocab is negative.
     """
 
     # transformers has another model of the name "janus".
@@ -65,6 +65,7 @@ class JanusConfig(PretrainedConfig):
         dag_ratio: float = 0.0,  # DAG rows of the decoder for each source token; 0: a model without DAG rows and links
         parallel_adapter_rank: int = 0,  # of the low-rank adapters that all decoder rows but autoregressive ones use; 0: none
         draft_heads: int = 0,  # of `generate_speculative`, each of which guesses one more token; 0: none
+        draft_vocab: int = 0,  # they choose from the first so many tokens; 0: a quarter, but at least 1024
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,
@@ -100,6 +101,7 @@ class JanusConfig(PretrainedConfig):
         self.dag_ratio = dag_ratio
         self.parallel_adapter_rank = parallel_adapter_rank
         self.draft_heads = draft_heads
+        self.draft_vocab = draft_vocab
         self.mask_token_id = mask_token_id
         self.unk_token_id = unk_token_id
         self.trained_modes = trained_modes
@@ -118,6 +120,8 @@ class JanusConfig(PretrainedConfig):
             raise ValueError(f"parallel_adapter_rank: {parallel_adapter_rank}; choose 0 (no adapters) or more")
         if draft_heads < 0:
             raise ValueError(f"draft_heads: {draft_heads}; choose 0 (none) or more")
+        if draft_vocab < 0:
+            raise ValueError(f"draft_vocab: {draft_vocab}; choose 0 (a quarter of the vocabulary) or more")
         if decoder_start_token_id is None:
             decoder_start_token_id = bos_token_id if ar_start == "bos" else eos_token_id
         kwargs.setdefault("is_encoder_decoder", True)

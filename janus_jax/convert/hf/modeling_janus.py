@@ -812,6 +812,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         frame, drafted = len(tokens), []
         never = torch.zeros(c.vocab_size, device=states.device)
         never[list(settings.suppress_tokens or [])] = -math.inf
+        frequent = decoder.output_projection.weight[: c.draft_vocab or max(c.vocab_size // 4, 1024)]
         while True:
             past = cache.get_seq_length()
             fed = torch.tensor([tokens[past:] + drafted], device=states.device)
@@ -833,7 +834,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
             row, last, drafted = rows[at], tokens[-1], []
             for _ in range(min(count, limit - len(tokens) - 1)):
                 row = self.draft_heads(row, scale * decoder.embed_tokens.weight[last])
-                last = int((decoder.output_projection(row).float() + never).argmax())
+                last = int((F.linear(row, frequent).float() + never[: len(frequent)]).argmax())
                 drafted.append(last)
 
     @torch.no_grad()

@@ -132,6 +132,20 @@ def tokens_before_bos(net: Janus) -> int:
     return 1 if net.config.ar_start == "eos" else 0
 
 
+def cache_stages(source: Array, limit: int) -> tuple[int, ...]:
+    """The lengths of the cache before it has the full one: targets are about as long as sources [B, S], rarely longer."""
+    return (source.shape[1],) if limit >= 1.5 * source.shape[1] else ()
+
+
+def grown(empty_cache: Callable[[int], Any], cache: Any, length: int) -> Any:
+    """The cache enlarged to `length` tokens; `empty_cache` is that of `ar_callbacks`."""
+
+    def enlarge(old: Array, new: Any) -> Array:
+        return jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
+
+    return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
+
+
 # Compiled once for all generators of a process: a training loop decodes with new parameters at each evaluation.
 @functools.partial(jax.jit, static_argnames=("net", "settings", "constraints", "nbest", "limit"))
 def _run_ar(
@@ -151,15 +165,8 @@ def _run_ar(
     encoded = net.encode(params, source)
     count = ar_hypotheses(settings, nbest)
     projected = net.project_source(params, encoded)
-    # Targets are about as long as sources: first a cache of that length, and a longer one only if it is needed.
-    stages = (source.shape[1],) if limit >= 1.5 * source.shape[1] else ()
     step, empty_cache = ar_callbacks(net, params, encoded, projected, count)
-
-    def grow(cache: Any, length: int) -> Any:
-        def enlarge(old: Array, new: Any) -> Array:
-            return jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
-
-        return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
+    stages = cache_stages(source, limit)
 
     def one_token(tokens: Array, cache: Any) -> tuple[Array, Any]:
         rows, cache = step(tokens, cache)
@@ -170,10 +177,10 @@ def _run_ar(
         "specials": net.specials,
         "constraints": constraints,
         "lenpen": settings.lenpen,
-        "grow_fn": grow,
+        "grow_fn": functools.partial(grown, empty_cache),
         "stages": stages,
     }
-    cache = empty_cache(stages[0] if stages else limit)
+    cache = empty_cache(min((*stages, limit)))
     if settings.sample:
         pick = sampler_of(settings, seed, lines, count)
         prefix = None if prefix is None else jnp.repeat(prefix, count, axis=0)

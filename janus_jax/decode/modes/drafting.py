@@ -18,6 +18,7 @@ from janus_jax.config import InfillDecode, SpeculativeDecode
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
 from janus_jax.decode.search.drafters import Drafter, Emitted
 from janus_jax.decode.search.drafts import Acceptance
+from janus_jax.decode.search.loop import GrowFn
 from janus_jax.decode.search.verify import Statistics
 from janus_jax.decode.search.vocab import argmax
 from janus_jax.types import Array
@@ -36,8 +37,10 @@ class Bound:
     verify_fn: Callable[[Array, Any], tuple[Array, Any]]  # tokens [N, W], cache -> rows [N, W, D], longer cache
     project_fn: Callable[[Array], Array]  # rows [..., D] -> logits [..., V]
     rewind_fn: Callable[[Any, Array], Any]  # cache, lengths [N] -> cache
-    empty_cache: Callable[[], Any]
+    empty_cache: Callable[[], Any]  # of the first stage
     sentences: int  # B
+    grow_fn: GrowFn | None = None
+    stages: tuple[int, ...] = ()
 
 
 class Binding(Protocol):

@@ -18,8 +18,10 @@ from janus_jax.decode.modes.autoregression import (
     ar_callbacks,
     ar_constraints,
     ar_limits,
+    cache_stages,
     compiled_settings,
     decode_ar,
+    grown,
     lines_of,
     sampler_of,
     tokens_before_bos,
@@ -42,7 +44,7 @@ from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
 from janus_jax.decode.search.verify import Statistics, speculative_search
 from janus_jax.decode.search.vocab import argmax, forbid
 from janus_jax.decode.types import DecodeRequest, DecodeResult
-from janus_jax.model import Janus, padded_vocab
+from janus_jax.model import Janus, draft_vocab, padded_vocab, project
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
@@ -185,10 +187,14 @@ class RowSpeculation:
 
     def _of_heads(self, params: Params, encoded: Encoded) -> HeadDrafts:
         net = self.net
-        banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
+        frequent = draft_vocab(net.config)
+        banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)[
+            :frequent
+        ]
+        table = params["embed_tokens"]["embedding"][:frequent]
         return HeadDrafts(
             step_fn=functools.partial(net.draft_step, params),
-            choose_fn=lambda rows: argmax(net.project(params, rows) + banned),
+            choose_fn=lambda rows: argmax(project(rows, table, net.config, net.dtype) + banned),
             sentences=encoded.states.shape[0],
             width=net.config.d_model,
             dtype=net.dtype,
@@ -238,13 +244,16 @@ class RowSpeculation:
 def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:
     """The model and a drafter, as the search calls them."""
     verify, empty_cache = ar_callbacks(net, params, encoded, projected, drafter.count)
+    stages = cache_stages(encoded.mask, limit)
     return Bound(
         drafter=drafter,
         verify_fn=verify,
         project_fn=functools.partial(net.project, params),
         rewind_fn=net.rewind_cache,
-        empty_cache=lambda: empty_cache(limit),
+        empty_cache=lambda: empty_cache(min((*stages, limit))),
         sentences=encoded.states.shape[0],
+        grow_fn=functools.partial(grown, empty_cache),
+        stages=stages,
     )
 
 
@@ -281,4 +290,6 @@ def _run_speculative(
         policy=policy,
         lenpen=settings.lenpen,
         cached=tokens_before_bos(net),
+        grow_fn=bound.grow_fn,
+        stages=bound.stages,
     )

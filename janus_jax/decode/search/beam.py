@@ -111,9 +111,14 @@ def beam_search(
         )
     rules = _Rules(max_lengths, prefix, specials, constraints, lenpen, stop)
     state = _init_beam(cache, beam, limit, rules)
-    return _beam_result(
-        run_in_stages(state, lambda s: _beam_step(s, step_fn, reorder_fn, rules), limit, grow_fn, stages)
+
+    def step(s: _Beam) -> _Beam:
+        return _beam_step(s, step_fn, reorder_fn, rules)
+
+    state = run_in_stages(
+        state, lambda s, goes_on: lax.while_loop(goes_on, step, s), lambda s: s.step + 1, limit, grow_fn, stages
     )
+    return _beam_result(state)
 
 
 @dataclass(frozen=True)

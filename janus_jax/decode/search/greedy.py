@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from janus_jax.decode.search.constraints import FREE, Constraints, forced_token
 from janus_jax.decode.search.loop import Cache, GrowFn, StepFn, put, run_in_stages
@@ -84,7 +85,9 @@ def greedy_search(
         done=max_lengths <= 0,
         cache=cache,
     )
-    state = run_in_stages(state, body, limit, grow_fn, stages)
+    state = run_in_stages(
+        state, lambda s, goes_on: lax.while_loop(goes_on, body, s), lambda s: s.step + 1, limit, grow_fn, stages
+    )
     return as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
 
 

@@ -1,4 +1,4 @@
-"""The loop of the searches that emit a token at a time; its cache grows in stages.
+"""The loop of the AR searches, whose cache grows in stages.
 
 Legend: N hypotheses of a batch, V vocabulary columns (padded), L longest hypothesis.
 """
@@ -18,14 +18,27 @@ GrowFn = Callable[[Cache, int], Cache]  # cache, length -> the cache enlarged to
 
 
 def run_in_stages(
-    state: Any, body: Callable[[Any], Any], limit: int, grow_fn: GrowFn | None, stages: Sequence[int]
+    state: Any,
+    loop: Callable[[Any, Callable[[Any], Array]], Any],
+    needed: Callable[[Any], Array],
+    limit: int,
+    grow_fn: GrowFn | None,
+    stages: Sequence[int],
 ) -> Any:
-    """`body` until `state.done` holds everywhere or `state.step` is `limit`; the cache grows at each of `stages`."""
+    """Runs a loop until `state.done` holds everywhere, or `limit` is reached; the cache grows when it is full.
+
+    Args:
+      state: of the search, with `done` and `cache`.
+      loop: (state, condition) -> the state in which the condition does not hold any more.
+      needed: state -> tokens in the cache after the next step.
+      limit: most tokens in the cache.
+      grow_fn, stages: as in `beam.beam_search`.
+    """
     bounds = [s for s in stages if s < limit] if grow_fn else []
     for i, bound in enumerate([*bounds, limit]):
         if i:
             state = replace(state, cache=grow_fn(state.cache, bound))
-        state = lax.while_loop(lambda s, b=bound: (s.step < b) & ~jnp.all(s.done), body, state)
+        state = loop(state, lambda s, bound=bound: (needed(s) <= bound) & ~jnp.all(s.done))
     return state
 
 

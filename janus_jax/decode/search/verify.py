@@ -10,7 +10,7 @@ Legend: B sentences, K drafts a sentence, N = B*K hypotheses of a batch, L longe
 model width, V vocabulary columns (padded).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
 from janus_jax.decode.search.drafters import Drafter, Emitted
 from janus_jax.decode.search.drafts import Acceptance, accepted
 from janus_jax.decode.search.greedy import as_hypotheses
-from janus_jax.decode.search.loop import Cache
+from janus_jax.decode.search.loop import Cache, GrowFn, run_in_stages
 from janus_jax.decode.search.sampling import PickFn
 from janus_jax.decode.search.vocab import argmax, log_probs_of
 from janus_jax.types import Array, Hypotheses, Specials
@@ -80,6 +80,8 @@ def speculative_search(
     to_eos: bool = True,
     lenpen: float = 1.0,
     cached: int = 0,
+    grow_fn: GrowFn | None = None,
+    stages: Sequence[int] = (),
 ) -> tuple[Hypotheses, Statistics, DraftPolicy]:
     """Greedy search in fewer passes; to be called under `jax.jit`.
 
@@ -106,6 +108,7 @@ def speculative_search(
         constraints must forbid eos.
       lenpen: as in `greedy_search`.
       cached: tokens before bos in the cache (ar_start eos).
+      grow_fn, stages: as in `beam.beam_search`.
 
     Returns:
       Hypotheses [B, 1, L], counts, and the policy's state for the next search.
@@ -140,11 +143,15 @@ def speculative_search(
         return can_pay & (s.policy.pause <= 0) & drafter.ready(s.draft, s.emitted)
 
     # Two alternating loops, not one loop with a branch: a loop updates the cache in place, a branch would copy it.
-    def body(s: _State) -> _State:
-        s = lax.while_loop(lambda s: ~jnp.all(s.done) & ~drafting(s), search.greedy_step, s)
-        return lax.while_loop(lambda s: ~jnp.all(s.done) & drafting(s), search.round, s)
+    def loop(s: _State, goes_on: Callable[[_State], Array]) -> _State:
+        def both(s: _State) -> _State:
+            s = lax.while_loop(lambda s: goes_on(s) & ~drafting(s), search.greedy_step, s)
+            return lax.while_loop(lambda s: goes_on(s) & drafting(s), search.round, s)
 
-    state = lax.while_loop(lambda s: ~jnp.all(s.done), body, state)
+        return lax.while_loop(goes_on, both, s)
+
+    reach = costs.widths[-1] + 1  # tokens that a round adds to the cache, before some are rejected
+    state = run_in_stages(state, loop, lambda s: jnp.max(s.lengths) + reach, limit + reach, grow_fn, stages)
     hypotheses = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
     return hypotheses, replace(state.statistics, tokens=state.lengths), state.policy
 
