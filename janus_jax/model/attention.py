@@ -58,7 +58,8 @@ class Attention(nn.Module):
         logits = jnp.einsum("brhk,bshk->bhrs", q, k, preferred_element_type=jnp.float32)
         logits = jnp.where(mask[:, None], logits, NEGATIVE)
         weights = self.drop(jax.nn.softmax(logits, axis=-1)).astype(self.dtype)
-        return jnp.einsum("bhrs,bshk->brhk", weights, v)
+        # In this order of the output the weights are the first operand of the product, and cached values are read in place.
+        return jnp.swapaxes(jnp.einsum("bhrs,bshk->bhrk", weights, v), 1, 2)
 
     def output(self, x: jax.Array, start: int | None = None) -> jax.Array:
         """[B, R, H, K] -> [B, R, D]; adapters from row `start` on."""

@@ -22,19 +22,28 @@ from janus_jax.model.encoder import RESERVED_POSITIONS, Embedder, position_table
 from janus_jax.model.families import ar, aux, mask_predict, row_layout, show, source_group
 from janus_jax.model.layers import Table, dense, layer_norm
 from janus_jax.model.layout import RowGroup
-from janus_jax.parallel import BATCH, constrain
+from janus_jax.parallel import BATCH, constrain, row_major
 from janus_jax.types import Batch, Encoded, Specials
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """The state of AR decoding between steps. To reject drafted tokens, lower `length`; nothing else changes."""
+    """The state of AR decoding between steps. To reject drafted tokens, lower `length`; nothing else changes.
 
-    keys: tuple[jax.Array, ...]  # per layer [N, H, K, L], projected AR content rows
-    values: tuple[jax.Array, ...]
+    Either each hypothesis has keys and values of its own (G = N). Or the n hypotheses of a sentence share theirs, because they
+    are continued from one another (G = B). Then `ancestors` says which of the n wrote the row of a slot, and a new order of the
+    hypotheses changes `ancestors` alone.
+    """
+
+    keys: tuple[
+        jax.Array, ...
+    ]  # per layer [G, H, K, L * N/G], projected AR content rows; the hypotheses of a slot are adjacent
+    values: tuple[jax.Array, ...]  # per layer [G, H, L * N/G, K]
     source: Source
-    length: jax.Array  # [N] int32, content rows already in the cache
+    # Content rows already in the cache, int32: [N], or [] if all hypotheses have as many. One row is then written far sooner.
+    length: jax.Array
+    ancestors: jax.Array | None  # [N, L] int32, below N/G
 
 
 @jax.tree_util.register_dataclass
@@ -47,12 +56,19 @@ class GapCache:
     """
 
     keys: tuple[jax.Array, ...]  # per layer [N, H, K, T + M + 1], projected NAR rows, then gold rows
-    values: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]  # per layer [N, H, T + M + 1, K]
     source: Source
     real: jax.Array  # [N, T] bool, target tokens
     masked: jax.Array  # [N, M] int32, positions of the gaps, ascending; 0 from index masked_count on
     masked_count: jax.Array  # [N] int32
     length: jax.Array  # [N] int32, gold rows already in the cache, slot 0 counted
+
+
+def _written(old: jax.Array, new: jax.Array, length: jax.Array, slots: jax.Array) -> jax.Array:
+    """old [N, L] with new [N, k] at slots [N, k], which begin at `length` ([N] or [])."""
+    if length.ndim:
+        return old.at[jnp.arange(old.shape[0])[:, None], slots].set(new)
+    return jax.lax.dynamic_update_slice_in_dim(old, new, length, axis=1)
 
 
 class DagLinks(nn.Module):
@@ -185,7 +201,8 @@ class Decoder(Embedder):
     def project_source(self, encoded: Encoded) -> Source:
         """Cross-attention keys and values of the encoder states, for every layer."""
         crosses = [layer.cross_keys_values(encoded.states) for layer in self.layers]
-        return Source(tuple(kept(k) for k, _ in crosses), tuple(kept(v) for _, v in crosses), encoded.mask)
+        keys, values = zip(*(kept(k, v) for k, v in crosses), strict=True)
+        return Source(keys, values, encoded.mask)
 
     def nar_rows(
         self, table: Table, encoded: Encoded, tokens: jax.Array, slots: jax.Array | None, source: Source | None
@@ -230,24 +247,30 @@ class Decoder(Embedder):
         return self._finish(x), keys_values
 
     def init_cache(
-        self, encoded: Encoded, hypotheses_per_sentence: int, max_length: int, source: Source | None
+        self, encoded: Encoded, per_sentence: int, max_length: int, source: Source | None, reordered: bool
     ) -> Cache:
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
-        hypotheses = encoded.states.shape[0] * hypotheses_per_sentence
-        shape = (hypotheses, c.heads, c.d_model // c.heads, max_length)
+        sentences, width = encoded.states.shape[0], c.d_model // c.heads
+        shared = per_sentence if reordered else 1
+        groups, slots = sentences * per_sentence // shared, max_length * shared
+
+        def zeros(*shape: int) -> jax.Array:
+            return row_major(constrain(jnp.zeros((groups, c.heads, *shape), self.dtype), BATCH))
+
         return Cache(
-            keys=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
-            values=tuple(constrain(jnp.zeros(shape, self.dtype), BATCH) for _ in self.layers),
+            keys=tuple(zeros(width, slots) for _ in self.layers),
+            values=tuple(zeros(slots, width) for _ in self.layers),
             source=source or self.project_source(encoded),
-            length=jnp.zeros((hypotheses,), jnp.int32),
+            length=jnp.int32(0),
+            ancestors=jnp.zeros((sentences * per_sentence, max_length), jnp.int32) if shared > 1 else None,
         )
 
     def ar_step(self, table: Table, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden rows [N, k, D] and the extended cache; row j predicts the token after tokens[:, j], tokens [N, k]."""
         c = self.config
         new = tokens.shape[1]
-        slots = cache.length[:, None] + jnp.arange(new)
+        slots = jnp.broadcast_to(cache.length, tokens.shape[:1])[:, None] + jnp.arange(new)
         positions = ar.slot_positions(slots, c)
         x = self.embed(table(tokens), positions)
         queries = 0
@@ -255,8 +278,15 @@ class Decoder(Embedder):
             vectors = jnp.broadcast_to(table(jnp.array(self.specials.mask)), x.shape)
             x = jnp.concatenate([self.embed(vectors, positions), x], axis=1)
             queries = new
-        mask = jnp.arange(cache.keys[0].shape[3]) <= slots[:, :, None]
-        return self._extend(x, queries, slots, jnp.tile(mask, (1, x.shape[1] // new, 1)), cache, parallel=None)
+        shared = tokens.shape[0] // cache.keys[0].shape[0]
+        number = jnp.arange(tokens.shape[0]) % shared  # of a hypothesis in its sentence
+        mask = jnp.arange(cache.keys[0].shape[3] // shared) <= slots[:, :, None]
+        if cache.ancestors is not None:
+            own = jnp.broadcast_to(number[:, None], tokens.shape)
+            cache = replace(cache, ancestors=_written(cache.ancestors, own, cache.length, slots))
+            mask = mask[..., None] & (cache.ancestors[:, None, :, None] == jnp.arange(shared))
+        mask = jnp.tile(mask.reshape(*slots.shape, -1), (1, x.shape[1] // new, 1))
+        return self._extend(x, queries, slots * shared + number[:, None], mask, cache, parallel=None)
 
     def _extend(
         self, x: jax.Array, queries: int, slots: jax.Array, mask: jax.Array, cache: Any, parallel: int | None
@@ -266,25 +296,39 @@ class Decoder(Embedder):
         Args:
           x: [N, R, D] embedded rows: first the query rows, then the k content rows.
           queries: the number of query rows: k, or 0 if the content rows predict.
-          slots: [N, k] slots of the cache for the content rows.
-          mask: [N, R, S] attention mask over the slots of the cache, those of the new content rows included.
+          slots: [N, k] indices in the arrays of the cache for the content rows.
+          mask: [N, R, S] attention mask over these arrays, in which the new content rows are already.
           cache: `Cache` or `GapCache`.
           parallel: the first row that uses the adapters: 0 for AUX rows, None for AR rows.
 
         Returns:
           The rows that predict [N, k, D], and the extended cache.
         """
-        rows, new = jnp.arange(x.shape[0])[:, None], slots.shape[1]
+        new, groups = slots.shape[1], cache.keys[0].shape[0]
+        shared = x.shape[0] // groups
+
+        def put(keys: jax.Array, values: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+            if cache.length.ndim:
+                group = jnp.arange(x.shape[0])[:, None] // shared
+                return keys.at[group, :, :, slots].set(k), values.at[group, :, slots].set(v)
+            k, v = (y.reshape(groups, shared, new, *y.shape[2:]).swapaxes(1, 2) for y in (k, v))
+            k, v = kept(*(y.reshape(groups, new * shared, *y.shape[3:]) for y in (k, v)))
+            first = cache.length * shared
+            return (
+                row_major(jax.lax.dynamic_update_slice_in_dim(keys, k, first, axis=3)),
+                row_major(jax.lax.dynamic_update_slice_in_dim(values, v, first, axis=2)),
+            )
+
         all_keys, all_values = [], []
         for i, layer in enumerate(self.layers):
-            k, v = layer.self_keys_values(x[:, queries:], parallel)
-            all_keys.append(cache.keys[i].at[rows, :, :, slots].set(k))
-            all_values.append(cache.values[i].at[rows, :, :, slots].set(v))
+            k, v = put(cache.keys[i], cache.values[i], *layer.self_keys_values(x[:, queries:], parallel))
+            all_keys.append(k)
+            all_values.append(v)
             if i == len(self.layers) - 1:
                 # Only the first k rows predict. If they are query rows, content rows just gave their keys and values.
                 x, mask = x[:, :new], mask[:, :new]
             n = x.shape[1]
-            attention = [(0, n, read(all_keys[i]), read(all_values[i]), mask)]
+            attention = [(0, n, *read(k, v), mask.reshape(groups, shared * n, -1))]
             x = constrain(layer.forward(x, attention, [(0, n, *cache.source.of(i))], parallel), BATCH)
         extended = replace(cache, keys=tuple(all_keys), values=tuple(all_values), length=cache.length + new)
         return self._finish(x), extended
@@ -300,10 +344,11 @@ class Decoder(Embedder):
         masked = jnp.where(jnp.arange(max_gaps) < count[:, None], masked, 0)
         group = mask_predict.target_rows(tokens, self.config, self.specials, masked)
         hidden, keys_values = self._bidirectional(table, group, source)
-        padding = ((0, 0), (0, 0), (0, 0), (0, max_gaps + 1))
+        padding = ((0, 0), (0, max_gaps + 1), (0, 0), (0, 0))
+        keys, values = zip(*(kept(jnp.pad(k, padding), jnp.pad(v, padding)) for k, v in keys_values), strict=True)
         cache = GapCache(
-            keys=tuple(jnp.pad(kept(k), padding) for k, _ in keys_values),
-            values=tuple(jnp.pad(kept(v), padding) for _, v in keys_values),
+            keys=keys,
+            values=values,
             source=source,
             real=tokens != self.specials.pad,
             masked=masked,

@@ -21,25 +21,25 @@ class Source:
     """Cross-attention keys and values of the encoder states, for every layer. Several passes can share them."""
 
     keys: tuple[jax.Array, ...]  # per layer [B, H, K, S], as `kept` makes them
-    values: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]  # per layer [B, H, S, K]
     mask: jax.Array  # [B, S] bool
 
     def of(self, layer: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Keys and values [B, S, H, K], and mask [B, 1, S], for a layer's attention."""
-        return read(self.keys[layer]), read(self.values[layer]), self.mask[:, None]
+        return *read(self.keys[layer], self.values[layer]), self.mask[:, None]
 
 
-def kept(x: jax.Array) -> jax.Array:
-    """Keys or values [B, S, H, K] as decoding keeps them between steps: [B, H, K, S].
+def kept(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [B, S, H, K] as decoding keeps them between steps: keys [B, H, K, S], values [B, H, S, K].
 
-    In this order the products of attention read them in place. In the other order each step would copy all of them first.
+    In this order the products of attention read them in place. In another order each step would copy all of them first.
     """
-    return row_major(jnp.transpose(x, (0, 2, 3, 1)))
+    return row_major(jnp.transpose(keys, (0, 2, 3, 1))), row_major(jnp.transpose(values, (0, 2, 1, 3)))
 
 
-def read(x: jax.Array) -> jax.Array:
+def read(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Inverts `kept`."""
-    return jnp.transpose(x, (0, 3, 1, 2))
+    return jnp.transpose(keys, (0, 3, 1, 2)), jnp.transpose(values, (0, 2, 1, 3))
 
 
 class DecoderLayer(Layer):

@@ -71,9 +71,9 @@ class _Network(nn.Module):
         return self.decoder.dag_links(rows, real)
 
     def init_cache(
-        self, encoded: Encoded, hypotheses_per_sentence: int, max_length: int, source: Source | None
+        self, encoded: Encoded, per_sentence: int, max_length: int, source: Source | None, reordered: bool
     ) -> Cache:
-        return self.decoder.init_cache(encoded, hypotheses_per_sentence, max_length, source)
+        return self.decoder.init_cache(encoded, per_sentence, max_length, source, reordered)
 
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
@@ -96,7 +96,7 @@ class _Network(nn.Module):
         """Uses every parameter, for `init`."""
         encoded = self.encode(source)
         # AR rows too, because NAR rows may skip the embedding layer norm.
-        ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None))
+        ar, _ = self.ar_step(source, self.init_cache(encoded, 1, source.shape[1], None, False))
         nar = self.project(self.nar_rows(encoded, source, None, None))
         total = nar.sum() + ar.sum() + encoded.length_logits.sum()
         if self.config.draft_heads:
@@ -305,12 +305,21 @@ class Janus:
         self,
         params: Params,
         encoded: Encoded,
-        hypotheses_per_sentence: int,
+        per_sentence: int,
         max_length: int,
         source: Source | None = None,
+        reordered: bool = False,
     ) -> Cache:
-        """An empty cache for `hypotheses_per_sentence` hypotheses a sentence, of at most `max_length` input tokens each."""
-        return self._apply(params, None, _Network.init_cache, encoded, hypotheses_per_sentence, max_length, source)
+        """An empty cache.
+
+        Args:
+          params, encoded: the parameters, and the encoding of B sentences.
+          per_sentence: hypotheses of a sentence; those of one sentence are adjacent.
+          max_length: most input tokens of a hypothesis.
+          source: `project_source(encoded)`, if already computed.
+          reordered: `reorder_cache` will be used.
+        """
+        return self._apply(params, None, _Network.init_cache, encoded, per_sentence, max_length, source, reordered)
 
     def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
         """Shortens a `Cache` or `GapCache` to its first `length` [N] input tokens. Later steps overwrite the rest."""
@@ -368,13 +377,12 @@ class Janus:
         return self._apply(params, None, _Network.aux_step, tokens, cache)
 
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
-        """Row i of the result is row rows[i] of `cache`; rows [N] int32. Rows i and rows[i] must be of one sentence."""
-        return replace(
-            cache,
-            keys=tuple(k[rows] for k in cache.keys),
-            values=tuple(v[rows] for v in cache.values),
-            length=cache.length[rows],
-        )
+        """Row i of the result is row rows[i] of `cache`; rows [N] int32. Rows i and rows[i] must be of one sentence.
+
+        The cache was made with `reordered`. If a sentence has one hypothesis, nothing changes.
+        """
+        length = cache.length[rows] if cache.length.ndim else cache.length
+        return cache if cache.ancestors is None else replace(cache, length=length, ancestors=cache.ancestors[rows])
 
     def _apply(self, params: Params, rng: jax.Array | None, method: Callable[..., Any], *args: Any) -> Any:
         rngs = None if rng is None else {"dropout": rng}

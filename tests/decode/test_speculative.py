@@ -11,6 +11,7 @@ from scipy import stats
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.decode.keywords import with_keywords
+from janus_jax.decode.modes.autoregression import cache_stages
 from janus_jax.decode.modes.drafting import seconds_per_round
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import FIRST_PAUSE, DraftPolicy, PassCosts
@@ -289,6 +290,7 @@ def test_no_repeat_ngram_is_refused():
         ({"ctc_ratio": 2.0}, {"min_length": 3}),
         ({"dag_ratio": 3.0, "ar_stream": "content"}, {}),
         ({"draft_heads": 4, "ar_stream": "content", "norm": "pre"}, {"min_length": 2}),
+        ({"draft_heads": 3, "ar_start": "eos"}, {"max_length_b": 20}),  # the cache grows
     ],
 )
 def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
@@ -299,17 +301,20 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
         params["draft_heads"] = jax.tree.map(lambda x: x + 0.01, params["draft_heads"])
     source = np.array(tiny.batch(rows=8, seed=3).source)
     source[5] = net.specials.pad
-    shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": settings.get("min_length", 1)}
+    shared = {"max_length_a": 1.0, "max_length_b": 6, "min_length": 1}
+    shared |= {name: value for name, value in settings.items() if name in shared}
     greedily = (
         MODES["ar"]
         .run(DecodeRequest(net, params, source, with_keywords(DecodeConfig(), {"beam": 1, **shared}), 24))
         .hypotheses
     )
-    decode = with_keywords(DecodeConfig(), {"mode": "speculative", "draft": "always", **shared, **settings})
+    decode = with_keywords(DecodeConfig(), {"mode": "speculative", "draft": "always", **settings, **shared})
     result = MODES["speculative"].run(DecodeRequest(dataclasses.replace(net), params, source, decode, 24))
     whole = not (net.config.draft_heads or net.config.ctc_ratio or net.config.dag_ratio)
     counted = "drafts" if whole else "rounds"
     assert int(result.statistics[counted].max()) > 0
+    if "max_length_b" in settings:
+        assert int(greedily.lengths.max()) > cache_stages(source, result.hypotheses.tokens.shape[2])[0]
     np.testing.assert_array_equal(result.hypotheses.lengths, greedily.lengths)
     np.testing.assert_array_equal(result.hypotheses.tokens, greedily.tokens)
     np.testing.assert_allclose(result.hypotheses.scores[:5], greedily.scores[:5], atol=1e-4)

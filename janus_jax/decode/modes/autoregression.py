@@ -87,7 +87,7 @@ def ar_constraints(net: Janus, settings: ArDecode, released: bool) -> Constraint
 
 
 def ar_callbacks(
-    net: Janus, params: Params, encoded: Encoded, projected: Any, per_sentence: int
+    net: Janus, params: Params, encoded: Encoded, projected: Any, per_sentence: int, reordered: bool
 ) -> tuple[Callable[[Array, Any], tuple[Array, Any]], Callable[[int], Any]]:
     """The model as a search sees it.
 
@@ -95,6 +95,7 @@ def ar_callbacks(
       net, params, encoded: the model, and its encoding of B sentences.
       projected: `net.project_source(params, encoded)`.
       per_sentence: N / B, hypotheses of a sentence.
+      reordered: the search reorders them.
 
     Returns:
       A function (tokens [N, k], cache) -> (rows [N, k, D] that predict their successors, longer cache), and a function
@@ -106,7 +107,7 @@ def ar_callbacks(
         return net.ar_step(params, tokens, cache)
 
     def empty_cache(length: int) -> Any:
-        cache = net.init_cache(params, encoded, per_sentence, length + before_bos, projected)
+        cache = net.init_cache(params, encoded, per_sentence, length + before_bos, projected, reordered)
         if before_bos:
             count = encoded.states.shape[0] * per_sentence
             cache = net.ar_step(params, jnp.full((count, 1), net.specials.eos), cache)[1]
@@ -141,7 +142,11 @@ def grown(empty_cache: Callable[[int], Any], cache: Any, length: int) -> Any:
     """The cache enlarged to `length` tokens; `empty_cache` is that of `ar_callbacks`."""
 
     def enlarge(old: Array, new: Any) -> Array:
-        return jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
+        return (
+            old
+            if old.shape == new.shape
+            else jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
+        )
 
     return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
 
@@ -165,7 +170,7 @@ def _run_ar(
     encoded = net.encode(params, source)
     count = ar_hypotheses(settings, nbest)
     projected = net.project_source(params, encoded)
-    step, empty_cache = ar_callbacks(net, params, encoded, projected, count)
+    step, empty_cache = ar_callbacks(net, params, encoded, projected, count, reordered=not settings.sample)
     stages = cache_stages(source, limit)
 
     def one_token(tokens: Array, cache: Any) -> tuple[Array, Any]:

@@ -243,16 +243,23 @@ class RowSpeculation:
 
 def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:
     """The model and a drafter, as the search calls them."""
-    verify, empty_cache = ar_callbacks(net, params, encoded, projected, drafter.count)
+    verify, empty_cache = ar_callbacks(net, params, encoded, projected, drafter.count, reordered=True)
     stages = cache_stages(encoded.mask, limit)
+    sentences = encoded.states.shape[0]
+
+    def cache_of(length: int) -> Any:
+        """An empty cache whose hypotheses may become differently long."""
+        lengths = jnp.full(sentences * drafter.count, tokens_before_bos(net))
+        return net.rewind_cache(empty_cache(length), lengths)
+
     return Bound(
         drafter=drafter,
         verify_fn=verify,
         project_fn=functools.partial(net.project, params),
         rewind_fn=net.rewind_cache,
-        empty_cache=lambda: empty_cache(min((*stages, limit))),
-        sentences=encoded.states.shape[0],
-        grow_fn=functools.partial(grown, empty_cache),
+        empty_cache=lambda: cache_of(min((*stages, limit))),
+        sentences=sentences,
+        grow_fn=functools.partial(grown, cache_of),
         stages=stages,
     )
 

@@ -5,7 +5,7 @@ Legend: n widths to choose from, W drafted tokens verified in a round.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import numpy as np
 from janus_jax.types import Array
 
 FIRST_PAUSE = 16  # greedy steps after a draft has failed, about a sentence; doubled after each failure
+FIRST_REST = 16  # searches without drafts after searches with them were slower; doubled after each failure
 _LONGEST_PAUSE = 4096
-_TRIAL, _GOOD = 1.1, 1.2  # gains of drafts without cost: expected at a trial; that end a series of failures
+_PATIENCE = 4.0  # greedy steps that searches with drafts may lose, those of the last ten above all
 
 
 @jax.tree_util.register_dataclass
@@ -99,8 +100,9 @@ class DraftPolicy:
     """
 
     expected: Array  # [] float32, drafted tokens that a round is expected to accept; below 0: not known
-    balance: Array  # [] float32, greedy steps that the present draft has saved so far, less what it cost
-    pause: Array  # [] int32, greedy steps before the next draft
+    # [] float32, greedy steps saved less those that they cost: by the present draft; where drafts are free, by the last searches
+    balance: Array
+    pause: Array  # [] int32, greedy steps before the next draft; where drafts are free, searches
     next_pause: Array  # [] int32, how long the next pause is
 
     @staticmethod
@@ -126,20 +128,31 @@ class DraftPolicy:
         policy = self._after(0.5 * (self.expected + acceptable), balance, over & (balance < 0.0), over)
         return policy, over
 
-    def after_free_round(self, costs: PassCosts, width: Array, accepted: Array) -> "DraftPolicy":
-        """The state after a round of a drafter that has no draft to make.
+    def after_free_search(
+        self, costs: PassCosts, rounds: int, steps: int, accepted: float, longest: int
+    ) -> "DraftPolicy":
+        """The state after a search whose drafter has no draft to make; on the host.
 
-        A single round then tells little: drafting pauses when rounds are no longer expected to pay.
+        The search took as long as its slowest sentence. If searches with drafts take longer than greedy search would, no drafts
+        are made for some searches: `pause` counts them.
 
         Args:
-          costs, width, accepted: as in `after_round`.
+          costs: of the passes, with one width; numbers.
+          rounds, steps: passes of the search.
+          accepted: drafted tokens accepted in a round, the mean over the sentences.
+          longest: tokens of the longest hypothesis, as many passes as greedy search would need.
         """
-        expected = 0.8 * self.expected + 0.2 * self._acceptable(costs, width, accepted)
-        gain = costs.gains(expected, False).max()
-        failed = gain < 1.0
-        # The next trial begins so near the limit that a few bad rounds end it.
-        enough = jnp.maximum(_TRIAL * costs.in_steps(width, False) - 1.0, 0.0)
-        return self._after(jnp.where(failed, enough, expected), self.balance, failed, gain > _GOOD)
+        width, cost = costs.widths[0], costs.verify[0] / costs.step
+        could = 2.0 * width if accepted > 0.75 * width else accepted
+        expected = could if self.expected < 0 else 0.7 * self.expected + 0.3 * could
+        balance = 0.9 * self.balance + longest - (rounds * cost + steps)
+        state = replace(self, expected=np.float32(expected), balance=np.float32(balance))
+        if balance > _PATIENCE:
+            return replace(state, next_pause=np.int32(FIRST_REST))
+        if balance >= -_PATIENCE:
+            return state
+        longer = np.int32(min(2 * int(self.next_pause), _LONGEST_PAUSE))
+        return replace(state, balance=np.float32(0.0), pause=self.next_pause, next_pause=longer)
 
     @staticmethod
     def _acceptable(costs: PassCosts, width: Array, accepted: Array) -> Array:
