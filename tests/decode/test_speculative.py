@@ -119,7 +119,7 @@ def test_output_equals_that_of_greedy_search(draft, drafts):
     np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
 
 
-def toy_with_heads(right):
+def toy_with_heads(right, policy=None):
     """Speculative search with heads that draft what greedy search emits in the first `right` places, and unk behind them."""
     want = greedy().tokens[:, 0]
 
@@ -151,7 +151,8 @@ def toy_with_heads(right):
             limit=LIMIT,
             specials=SPECIALS,
             constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
-            costs=PassCosts(step=1.0, draft=0.0, verify=(1.8, 1.9), widths=(2, 4)),
+            costs=PassCosts(step=1.0, draft=0.0, verify=(1.9,), widths=(4,)),
+            policy=policy,
         )
     )()
 
@@ -159,17 +160,26 @@ def toy_with_heads(right):
 @pytest.mark.parametrize("right", [0, 1, 3, 4])
 def test_heads_draft_behind_the_token_that_was_emitted_last(right):
     expected = greedy()
-    result, did, _ = toy_with_heads(right)
+    result, did, policy = toy_with_heads(right)
     np.testing.assert_array_equal(result.tokens, expected.tokens)
     np.testing.assert_array_equal(did.rounds + did.drafted + did.steps, did.tokens)
     rounds, drafted = (int(x.sum()) for x in (did.rounds, did.drafted))
-    if right == 0:
-        assert drafted == 0
-        assert int(did.steps.max()) > 1, "drafting must pause"
-    else:
-        # The last round of a sentence may end before its draft does.
-        assert right * (rounds - 5) / 2 <= drafted <= right * rounds
-        assert int(did.steps.max()) == 1, "only the first token has no row before it"
+    # The last round of a sentence may end before its draft does.
+    assert right * (rounds - 5) / 2 <= drafted <= right * rounds
+    assert int(did.steps.max()) == 1, "only the first token has no row before it"
+    # A search of 8 tokens: 1 step and 7 rounds of 1.9 steps lose 6.3 steps, so that the next searches do without drafts.
+    assert int(policy.pause) == (FIRST_PAUSE if right == 0 else 0)
+    accepted = drafted / rounds
+    np.testing.assert_allclose(policy.expected, 8 if accepted > 3 else accepted, rtol=1e-6)
+
+
+def test_searches_that_lose_time_are_followed_by_longer_and_longer_pauses_until_drafts_pay():
+    policy, pauses = DraftPolicy.initial(), []
+    for right in (0, 0, 0, 4, 4):
+        _, _, policy = toy_with_heads(right, dataclasses.replace(policy, pause=np.int32(0)))
+        pauses.append(int(policy.pause))
+    assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 0, 0]
+    assert int(policy.next_pause) == FIRST_PAUSE
 
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():

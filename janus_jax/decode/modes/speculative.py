@@ -57,9 +57,13 @@ def run(request: DecodeRequest) -> DecodeResult:
     net, params, decode, settings = request.net, request.params, request.decode, request.decode.speculative
     limit, max_lengths = ar_limits(request, decode.ar)
     policy = policy_of(request.policy, settings)
-    if settings.draft == "never" or (settings.draft == "auto" and policy.pause >= limit):
-        return _greedy(request, replace(policy, pause=np.maximum(policy.pause - np.int32(limit), 0)))
+    if settings.draft == "never":
+        return _greedy(request, policy)
     origin = draft_origin(request)
+    free = origin != "nar"
+    enough = 1 if free else limit  # a pause that covers the whole search
+    if settings.draft == "auto" and policy.pause >= enough:
+        return _greedy(request, replace(policy, pause=policy.pause - np.int32(enough)))
     if origin == "nar":
         longest = min(request.max_target_length, net.config.length_classes - 1)
         encoded, lengths = run_lengths(
@@ -76,6 +80,8 @@ def run(request: DecodeRequest) -> DecodeResult:
         arrays = (params, request.source, _encode(params, request.source, net=net))
         costs = costs_of(settings, _widths(origin, net, limit), binding, arrays, free=True)
         costs = costs.of_one_width(float(policy.expected))
+        if settings.draft == "auto" and not costs.can_pay():
+            return _greedy(request, policy)
     hypotheses, counts, policy = _run_speculative(
         arrays,
         max_lengths,

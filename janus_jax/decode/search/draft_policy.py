@@ -13,8 +13,8 @@ import numpy as np
 
 from janus_jax.types import Array
 
-FIRST_PAUSE = 16  # greedy steps after a draft has failed, about a sentence; doubled after each failure
-FIRST_REST = 16  # searches without drafts after searches with them were slower; doubled after each failure
+# Greedy steps after a draft has failed, about a sentence; where drafts are free, searches. Doubled after each failure.
+FIRST_PAUSE = 16
 _LONGEST_PAUSE = 4096
 _PATIENCE = 4.0  # greedy steps that searches with drafts may lose, those of the last ten above all
 
@@ -110,6 +110,10 @@ class DraftPolicy:
         """The state before any draft."""
         return DraftPolicy(np.float32(-1.0), np.float32(0.0), np.int32(0), np.int32(FIRST_PAUSE))
 
+    def with_expected(self, costs: PassCosts) -> "DraftPolicy":
+        """The state before a search: at first as many tokens are expected to be accepted as the narrowest verification takes."""
+        return replace(self, expected=jnp.where(self.expected < 0, jnp.float32(costs.widths[0]), self.expected))
+
     def after_round(
         self, costs: PassCosts, width: Array, redraft: Array, accepted: Array, left: Array
     ) -> tuple["DraftPolicy", Array]:
@@ -129,30 +133,25 @@ class DraftPolicy:
         return policy, over
 
     def after_free_search(
-        self, costs: PassCosts, rounds: int, steps: int, accepted: float, longest: int
+        self, costs: PassCosts, rounds: Array, steps: Array, accepted: Array, longest: Array
     ) -> "DraftPolicy":
-        """The state after a search whose drafter has no draft to make; on the host.
+        """The state after a search whose drafter has no draft to make.
 
         The search took as long as its slowest sentence. If searches with drafts take longer than greedy search would, no drafts
         are made for some searches: `pause` counts them.
 
         Args:
-          costs: of the passes, with one width; numbers.
-          rounds, steps: passes of the search.
-          accepted: drafted tokens accepted in a round, the mean over the sentences.
-          longest: tokens of the longest hypothesis, as many passes as greedy search would need.
+          costs: of the passes, with one width.
+          rounds, steps: [] passes of the search.
+          accepted: [] float32, drafted tokens accepted in a round, the mean over the sentences.
+          longest: [] tokens of the longest hypothesis: as many passes would greedy search need.
         """
-        width, cost = costs.widths[0], costs.verify[0] / costs.step
-        could = 2.0 * width if accepted > 0.75 * width else accepted
-        expected = could if self.expected < 0 else 0.7 * self.expected + 0.3 * could
-        balance = 0.9 * self.balance + longest - (rounds * cost + steps)
-        state = replace(self, expected=np.float32(expected), balance=np.float32(balance))
-        if balance > _PATIENCE:
-            return replace(state, next_pause=np.int32(FIRST_REST))
-        if balance >= -_PATIENCE:
-            return state
-        longer = np.int32(min(2 * int(self.next_pause), _LONGEST_PAUSE))
-        return replace(state, balance=np.float32(0.0), pause=self.next_pause, next_pause=longer)
+        could = self._acceptable(costs, 0, accepted)
+        expected = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
+        balance = 0.9 * self.balance + longest - rounds * costs.in_steps(0, False) - steps
+        failed = balance < -_PATIENCE
+        after = self._after(expected, balance, failed, balance > _PATIENCE)
+        return replace(after, balance=jnp.where(failed, 0.0, balance))
 
     @staticmethod
     def _acceptable(costs: PassCosts, width: Array, accepted: Array) -> Array:

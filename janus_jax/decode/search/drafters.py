@@ -37,8 +37,10 @@ class Drafter(Protocol):
     """Proposes tokens. Its state is a pytree that the search carries."""
 
     count: int  # K
-    # There is no draft to make: no `renew` and no `left`, and the time of `block` counts as that of verifying.
+    # There is no draft to make: no `renew`, `ready` and `left`, and the time of `block` counts as that of verifying. Whether
+    # to draft is then decided once for a whole search.
     free: bool
+    reads_rows: bool  # `block` needs a row of `after`: a greedy step comes first
 
     def start(self) -> Any:
         """The state before the first round."""
@@ -47,7 +49,7 @@ class Drafter(Protocol):
         """The state with a new draft."""
 
     def ready(self, state: Any, emitted: Emitted) -> Array:
-        """Whether `block` may be called, [] bool."""
+        """Whether there is still something to draft, [] bool."""
 
     def block(self, state: Any, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """The tokens [B, K, W] int32 that may come next, and which of them count [B, K, W] bool: the first so many."""
@@ -95,6 +97,7 @@ class WholeDrafts:
     realign: bool = True
     first: Array | None = None
     free = False
+    reads_rows = False
 
     @property
     def count(self) -> int:
@@ -146,17 +149,7 @@ class FreeDrafts:
 
     count = 1
     free = True
-
-    def ready(self, state: Any, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return jnp.bool_(True)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Row:
-    row: Array  # [B, D], the row that gave the last emitted token
-    known: Array  # [] bool
+    reads_rows = False
 
 
 @dataclass(frozen=True)
@@ -178,18 +171,15 @@ class HeadDrafts(FreeDrafts):
     width: int
     dtype: Any
     specials: Specials
+    reads_rows = True
 
-    def start(self) -> _Row:
+    def start(self) -> Array:
         """See `Drafter`."""
-        return _Row(jnp.zeros((self.sentences, self.width), self.dtype), jnp.bool_(False))
+        return jnp.zeros((self.sentences, self.width), self.dtype)
 
-    def ready(self, state: _Row, emitted: Emitted) -> Array:
-        """See `Drafter`."""
-        return state.known
-
-    def block(self, state: _Row, emitted: Emitted, width: int) -> tuple[Array, Array]:
-        """See `Drafter`."""
-        row, token, tokens = state.row, emitted.last(self.specials)[:, 0], []
+    def block(self, state: Array, emitted: Emitted, width: int) -> tuple[Array, Array]:
+        """See `Drafter`; the state is the row [B, D] that gave the last emitted token."""
+        row, token, tokens = state, emitted.last(self.specials)[:, 0], []
         for _ in range(width):
             row = self.step_fn(row, token)
             token = self.choose_fn(row)
@@ -197,6 +187,6 @@ class HeadDrafts(FreeDrafts):
         drafted = jnp.stack(tokens, axis=1)[:, None]
         return drafted, jnp.ones_like(drafted, bool)
 
-    def after(self, state: _Row, emitted: Emitted, rows: Array) -> _Row:
+    def after(self, state: Array, emitted: Emitted, rows: Array) -> Array:
         """See `Drafter`."""
-        return _Row(rows.astype(self.dtype), jnp.bool_(True))
+        return rows.astype(self.dtype)

@@ -133,7 +133,7 @@ def speculative_search(
         done=max_lengths <= 0,
         draft=drafter.start(),
         redraft=jnp.bool_(not drafted and not drafter.free),
-        policy=replace(policy, expected=jnp.where(policy.expected < 0, jnp.float32(costs.widths[0]), policy.expected)),
+        policy=policy if drafter.free else policy.with_expected(costs),
         statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
@@ -142,18 +142,28 @@ def speculative_search(
     def drafting(s: _State) -> Array:
         return can_pay & (s.policy.pause <= 0) & drafter.ready(s.draft, s.emitted)
 
-    # Two alternating loops, not one loop with a branch: a loop updates the cache in place, a branch would copy it.
     def loop(s: _State, goes_on: Callable[[_State], Array]) -> _State:
+        if drafter.free:
+            return lax.while_loop(goes_on, search.round, s)
+
+        # Two alternating loops, not one loop with a branch: a loop updates the cache in place, a branch would copy it.
         def both(s: _State) -> _State:
             s = lax.while_loop(lambda s: goes_on(s) & ~drafting(s), search.greedy_step, s)
             return lax.while_loop(lambda s: goes_on(s) & drafting(s), search.round, s)
 
         return lax.while_loop(goes_on, both, s)
 
+    if drafter.reads_rows:
+        state = search.greedy_step(state)
     reach = costs.widths[-1] + 1  # tokens that a round adds to the cache, before some are rejected
     state = run_in_stages(state, loop, lambda s: jnp.max(s.lengths) + reach, limit + reach, grow_fn, stages)
     hypotheses = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
-    return hypotheses, replace(state.statistics, tokens=state.lengths), state.policy
+    counts, policy = replace(state.statistics, tokens=state.lengths), state.policy
+    if drafter.free:
+        accepted = counts.drafted.sum() / jnp.maximum(counts.rounds.sum(), 1)
+        passes = counts.rounds.max(), counts.steps.max()
+        policy = policy.after_free_search(costs, *passes, accepted, counts.tokens.max())
+    return hypotheses, counts, policy
 
 
 @dataclass(frozen=True)
@@ -199,9 +209,8 @@ class _Search:
         after = lax.switch(width, branches, s) if len(branches) > 1 else branches[0](s)
         count = jnp.where(s.done, 0, after.lengths - s.lengths - 1)
         mean = count.sum() / jnp.maximum((~s.done).sum(), 1)
-        if self.drafter.free:
-            policy, redraft = s.policy.after_free_round(self.costs, width, mean), s.redraft
-        else:
+        policy, redraft = s.policy, s.redraft
+        if not self.drafter.free:
             left = self.drafter.left(after.draft, after.emitted)
             policy, redraft = s.policy.after_round(self.costs, width, s.redraft, mean, left)
         statistics = replace(
