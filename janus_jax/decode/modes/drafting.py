@@ -39,12 +39,15 @@ class Bound:
     rewind_fn: Callable[[Any, Array], Any]  # cache, lengths [N] -> cache
     empty_cache: Callable[[], Any]  # of the first stage
     sentences: int  # B
+    cached: int = 0  # tokens before bos in the empty cache
     grow_fn: GrowFn | None = None
     stages: tuple[int, ...] = ()
 
 
 class Binding(Protocol):
     """Everything static that a mode's drafts depend on; hashable, since compiled code is kept by it."""
+
+    makes_whole_drafts: bool  # making a draft takes time
 
     def __call__(self, arrays: tuple) -> Bound:
         """Binds the model to its parameters and the arrays of a batch."""
@@ -81,7 +84,7 @@ _measured: dict[Any, PassCosts] = {}
 
 
 def costs_of(
-    settings: DraftSettings, widths: Sequence[int], binding: Binding, arrays: tuple, free: bool = False
+    settings: DraftSettings, widths: Sequence[int], binding: Binding, shapes: tuple, arrays: Callable[[], tuple]
 ) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
@@ -93,22 +96,22 @@ def costs_of(
       settings: when drafts are made, and which tokens of them are accepted.
       widths: W to choose from, ascending.
       binding: binds the model to `arrays`.
-      arrays: the parameters, and the arrays of a batch.
-      free: its drafter makes no drafts of whole targets.
+      shapes: of the batch; with the binding they decide the shapes of `arrays`.
+      arrays: gives the parameters and the arrays of the batch.
     """
     if settings.draft == "never":
         return PassCosts.of_no_drafts(widths)
     if settings.draft == "always" or not acceptance_of(settings).lossless or jax.process_count() > 1:
         return PassCosts.of_free_drafts(widths)
-    # The shapes of the parameters follow from the binding's model.
-    shapes = tuple(x.shape for x in jax.tree.leaves(arrays[1:]))
     key = (binding, shapes, tuple(widths), jax.sharding.get_abstract_mesh())
     if key not in _measured:
+        given = arrays()
         step, widest = (
-            seconds_per_round(lambda rounds, width=width: _run_rounds(arrays, rounds, binding=binding, width=width))
+            seconds_per_round(lambda rounds, width=width: _run_rounds(given, rounds, binding=binding, width=width))
             for width in (0, widths[-1])
         )
-        draft = 0.0 if free else seconds_per_round(lambda rounds: _run_drafts(arrays, rounds, binding=binding))
+        whole = binding.makes_whole_drafts
+        draft = seconds_per_round(lambda rounds: _run_drafts(given, rounds, binding=binding)) if whole else 0.0
         _measured[key] = PassCosts.linear(step, widest, draft, widths)
     return _measured[key]
 
@@ -125,6 +128,11 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
         jnp.zeros(bound.sentences, bool),
     )
 
+    # Where drafts are free, greedy search is the other choice. Its hypotheses all have the same length, which saves time.
+    alone = drafter.free and not width
+    lengths = jnp.int32(bound.cached) if alone else jnp.full(bound.sentences * drafter.count, bound.cached)
+    cache = bound.rewind_fn(bound.empty_cache(), lengths)
+
     def body(_: Array, state: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
         tokens, draft, cache = state
         if width:
@@ -132,10 +140,10 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
             tokens = jnp.concatenate([tokens[:, :1], drafted], axis=1)
         rows, longer = bound.verify_fn(tokens, cache)
         draft = drafter.after(drafter.start(), emitted, rows[:: drafter.count, 0])
-        return argmax(bound.project_fn(rows)), draft, bound.rewind_fn(longer, cache.length)
+        return argmax(bound.project_fn(rows)), draft, bound.rewind_fn(longer, lengths)
 
     tokens = jnp.zeros((bound.sentences * drafter.count, width + 1), jnp.int32)
-    return lax.fori_loop(0, rounds, body, (tokens, drafter.start(), bound.empty_cache()))[0]
+    return lax.fori_loop(0, rounds, body, (tokens, drafter.start(), cache))[0]
 
 
 @functools.partial(jax.jit, static_argnames="binding")

@@ -53,7 +53,7 @@ def run(request: DecodeRequest) -> DecodeResult:
     arrays = (params, request.source, start)
     hypotheses, counts, policy = _run_infill(
         arrays,
-        costs_of(settings, widths_to_verify(limit), binding, arrays),
+        costs_of(settings, widths_to_verify(limit), binding, (request.source.shape, start.shape), lambda: arrays),
         policy_of(request.policy, settings),
         binding=binding,
         acceptance=acceptance_of(settings),
@@ -135,6 +135,7 @@ class Infilling:
     net: Janus
     filling: FillSettings  # of the drafts
     limit: int  # M
+    makes_whole_drafts = True
 
     def gaps(self, arrays: tuple[Params, Array, Array]) -> _Gaps:
         """The targets of the batch."""

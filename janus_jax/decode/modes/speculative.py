@@ -74,14 +74,20 @@ def run(request: DecodeRequest) -> DecodeResult:
         rules = replace(rules_of(decode), end_at_eos=False, strip_pads=False)
         filling = fill_settings(decode, settings.draft_passes, rules)
         binding, arrays = Speculation(net, filling, slots, limit), (params, encoded, lengths)
-        costs = costs_of(settings, widths_to_verify(slots - 1), binding, arrays)
+        costs = costs_of(
+            settings, widths_to_verify(slots - 1), binding, (request.source.shape, lengths.shape), lambda: arrays
+        )
     else:
         binding = RowSpeculation(net, origin, limit, decode.ctc.blank_penalty)
-        arrays = (params, request.source, _encode(params, request.source, net=net))
-        costs = costs_of(settings, _widths(origin, net, limit), binding, arrays, free=True)
+
+        def of_batch() -> tuple[Params, Array, Encoded]:
+            return params, request.source, _encode(params, request.source, net=net)
+
+        costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch)
         costs = costs.of_one_width(float(policy.expected))
         if settings.draft == "auto" and not costs.can_pay():
             return _greedy(request, policy)
+        arrays = of_batch()
     hypotheses, counts, policy = _run_speculative(
         arrays,
         max_lengths,
@@ -160,6 +166,7 @@ class Speculation:
     filling: FillSettings  # of the drafts
     slots: int  # T
     limit: int  # L
+    makes_whole_drafts = True
 
     def __call__(self, arrays: tuple[Params, Encoded, Array]) -> Bound:
         params, encoded, lengths = arrays
@@ -180,6 +187,7 @@ class RowSpeculation:
     origin: str  # "heads", "ctc" or "dag"
     limit: int  # L
     blank_penalty: float
+    makes_whole_drafts = False
 
     def __call__(self, arrays: tuple[Params, Array, Encoded]) -> Bound:
         params, source, encoded = arrays
@@ -265,6 +273,7 @@ def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter
         rewind_fn=net.rewind_cache,
         empty_cache=lambda: cache_of(min((*stages, limit))),
         sentences=sentences,
+        cached=tokens_before_bos(net),
         grow_fn=functools.partial(grown, cache_of),
         stages=stages,
     )
@@ -302,7 +311,7 @@ def _run_speculative(
         pick_fn=sampler_of(settings, seed, lines, 1) if settings.sample else None,
         policy=policy,
         lenpen=settings.lenpen,
-        cached=tokens_before_bos(net),
+        cached=bound.cached,
         grow_fn=bound.grow_fn,
         stages=bound.stages,
     )
