@@ -136,6 +136,7 @@ def _speculate(arrays, max_lengths, ar_tokens, *, binding, constraints):
         specials=net.specials,
         constraints=constraints,
         costs=PassCosts.of_free_drafts((slots - 1,)),
+        cached=bound.cached,
     )
 
 

@@ -339,8 +339,9 @@ class ModelConfig:
     )
     draft_vocab: int = setting(
         0,
-        "Draft heads choose from the first so many tokens of the vocabulary. Vocabularies of SentencePiece and of byte pairs "
-        "begin with the frequent ones. 0: a quarter of the vocabulary, but at least 1024.",
+        "Draft heads choose from so many tokens at the start of the vocabulary, rounded up to a multiple of vocab_multiple. "
+        "Vocabularies of unigram and byte_bpe tokenizers begin with frequent tokens; that of bpe ends with its single characters, so "
+        "that all tokens are better. 0: a quarter of the vocabulary, but at least 1024.",
         unit="tokens",
         at_least=0,
     )

@@ -25,6 +25,10 @@ from janus_jax.model.layout import RowGroup
 from janus_jax.parallel import BATCH, constrain, row_major
 from janus_jax.types import Batch, Encoded, Specials
 
+# Hypotheses of a sentence that share a cache. Each attends to the rows of all, which costs more the more they are; so many are
+# still cheaper than copies of the cache.
+_MOST_SHARED = 16
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -36,12 +40,11 @@ class Cache:
     hypotheses changes `ancestors` alone.
     """
 
-    keys: tuple[
-        jax.Array, ...
-    ]  # per layer [G, H, K, L * N/G], projected AR content rows; the hypotheses of a slot are adjacent
-    values: tuple[jax.Array, ...]  # per layer [G, H, L * N/G, K]
+    # Per layer [G, H, K, L * N/G] and [G, H, L * N/G, K]: projected AR content rows; the hypotheses of a slot are adjacent.
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
     source: Source
-    # Content rows already in the cache, int32: [N], or [] if all hypotheses have as many. One row is then written far sooner.
+    # Content rows already in the cache, int32: [N], or [] if all hypotheses have as many. Writing a row is then much faster.
     length: jax.Array
     ancestors: jax.Array | None  # [N, L] int32, below N/G
 
@@ -252,7 +255,7 @@ class Decoder(Embedder):
         """An empty cache; see `Janus.init_cache`."""
         c = self.config
         sentences, width = encoded.states.shape[0], c.d_model // c.heads
-        shared = per_sentence if reordered else 1
+        shared = per_sentence if reordered and per_sentence <= _MOST_SHARED else 1
         groups, slots = sentences * per_sentence // shared, max_length * shared
 
         def zeros(*shape: int) -> jax.Array:

@@ -317,12 +317,12 @@ class Janus:
           per_sentence: hypotheses of a sentence; those of one sentence are adjacent.
           max_length: most input tokens of a hypothesis.
           source: `project_source(encoded)`, if already computed.
-          reordered: `reorder_cache` will be used.
+          reordered: `reorder_cache` will be used; it is then cheap.
         """
         return self._apply(params, None, _Network.init_cache, encoded, per_sentence, max_length, source, reordered)
 
     def rewind_cache(self, cache: Any, length: jax.Array) -> Any:
-        """Shortens a `Cache` or `GapCache` to its first `length` [N] input tokens. Later steps overwrite the rest."""
+        """Shortens a `Cache` or `GapCache` to its first `length` ([N] or []) input tokens. Later steps overwrite the rest."""
         return replace(cache, length=length)
 
     def ar_step(self, params: Params, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -379,10 +379,13 @@ class Janus:
     def reorder_cache(self, cache: Cache, rows: jax.Array) -> Cache:
         """Row i of the result is row rows[i] of `cache`; rows [N] int32. Rows i and rows[i] must be of one sentence.
 
-        The cache was made with `reordered`. If a sentence has one hypothesis, nothing changes.
+        If the hypotheses of a sentence do not share their keys and values, all of these are copied.
         """
         length = cache.length[rows] if cache.length.ndim else cache.length
-        return cache if cache.ancestors is None else replace(cache, length=length, ancestors=cache.ancestors[rows])
+        if cache.ancestors is not None:
+            return replace(cache, length=length, ancestors=cache.ancestors[rows])
+        copied = {name: tuple(x[rows] for x in getattr(cache, name)) for name in ("keys", "values")}
+        return replace(cache, length=length, **copied)
 
     def _apply(self, params: Params, rng: jax.Array | None, method: Callable[..., Any], *args: Any) -> Any:
         rngs = None if rng is None else {"dropout": rng}

@@ -30,7 +30,8 @@ def loss(
     """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over all slots.
 
     A label is not the token of the target but the likeliest one of the AR row at its place, because the AR half verifies
-    drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right there. Neither the AR rows nor the token table learn from this loss.
+    drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right
+    there. Neither the AR rows nor the token table learn from this loss.
 
     Args:
       net, objective, params: the model, the objective and the parameters.

@@ -174,12 +174,13 @@ def test_rows_of_a_sentence_share_its_encoding():
 
 @pytest.mark.parametrize("steps", [(1, 1, 1, 1, 1), (2, 1, 3)])
 @pytest.mark.parametrize("per_hypothesis", [False, True])
-@pytest.mark.parametrize("stream", ["query", "content"])
-def test_reordered_hypotheses_go_on_from_their_own_tokens(stream, per_hypothesis, steps):
+@pytest.mark.parametrize(("stream", "shared"), [("query", True), ("content", True), ("content", False)])
+def test_reordered_hypotheses_go_on_from_their_own_tokens(stream, shared, per_hypothesis, steps):
     net, params = tiny.model(ar_stream=stream)
     batch = tiny.batch(rows=2)
     encoded = encode(net, params, batch.source)
-    cache = net.init_cache(params, encoded, 3, 8, reordered=True)
+    cache = net.init_cache(params, encoded, 3, 8, reordered=shared)
+    assert (cache.ancestors is not None) == shared
     if per_hypothesis:
         cache = net.rewind_cache(cache, jnp.zeros(6, jnp.int32))
     rng = np.random.default_rng(0)

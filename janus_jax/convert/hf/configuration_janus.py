@@ -65,7 +65,7 @@ class JanusConfig(PretrainedConfig):
         dag_ratio: float = 0.0,  # DAG rows of the decoder for each source token; 0: a model without DAG rows and links
         parallel_adapter_rank: int = 0,  # of the low-rank adapters that all decoder rows but autoregressive ones use; 0: none
         draft_heads: int = 0,  # of `generate_speculative`, each of which guesses one more token; 0: none
-        draft_vocab: int = 0,  # they choose from the first so many tokens; 0: a quarter, but at least 1024
+        draft_vocab: int = 0,  # tokens at the start of the vocabulary that they choose from; 0: a quarter, but at least 1024
         mask_token_id: int = 4,
         bos_token_id: int = 0,
         pad_token_id: int = 1,

@@ -134,12 +134,12 @@ def tokens_before_bos(net: Janus) -> int:
 
 
 def cache_stages(source: Array, limit: int) -> tuple[int, ...]:
-    """The lengths of the cache before it has the full one: targets are about as long as sources [B, S], rarely longer."""
+    """Lengths of the cache before its full length: targets are about as long as sources [B, S], rarely longer."""
     return (source.shape[1],) if limit >= 1.5 * source.shape[1] else ()
 
 
 def grown(empty_cache: Callable[[int], Any], cache: Any, length: int) -> Any:
-    """The cache enlarged to `length` tokens; `empty_cache` is that of `ar_callbacks`."""
+    """The cache enlarged to `length` tokens; `empty_cache` makes an empty one of a length."""
 
     def enlarge(old: Array, new: Any) -> Array:
         return (

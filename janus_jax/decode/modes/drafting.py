@@ -36,7 +36,7 @@ class Bound:
     drafter: Drafter
     verify_fn: Callable[[Array, Any], tuple[Array, Any]]  # tokens [N, W], cache -> rows [N, W, D], longer cache
     project_fn: Callable[[Array], Array]  # rows [..., D] -> logits [..., V]
-    rewind_fn: Callable[[Any, Array], Any]  # cache, lengths [N] -> cache
+    rewind_fn: Callable[[Any, Array], Any]  # cache, lengths [N] or [] -> cache
     empty_cache: Callable[[], Any]  # of the first stage
     sentences: int  # B
     cached: int = 0  # tokens before bos in the empty cache

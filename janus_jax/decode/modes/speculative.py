@@ -85,7 +85,9 @@ def run(request: DecodeRequest) -> DecodeResult:
 
         costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch)
         costs = costs.of_one_width(float(policy.expected))
-        if settings.draft == "auto" and not costs.can_pay():
+        if (
+            settings.draft == "auto" and (costs.widths[0] + 1) * costs.step <= costs.verify[0]
+        ):  # even if all are accepted
             return _greedy(request, policy)
         arrays = of_batch()
     hypotheses, counts, policy = _run_speculative(
@@ -258,7 +260,8 @@ class RowSpeculation:
 def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:
     """The model and a drafter, as the search calls them."""
     verify, empty_cache = ar_callbacks(net, params, encoded, projected, drafter.count, reordered=True)
-    stages = cache_stages(encoded.mask, limit)
+    # A round of whole drafts may need the full length at once.
+    stages = cache_stages(encoded.mask, limit) if drafter.free else ()
     sentences = encoded.states.shape[0]
 
     def cache_of(length: int) -> Any:

@@ -16,7 +16,7 @@ from janus_jax.types import Array
 # Greedy steps after a draft has failed, about a sentence; where drafts are free, searches. Doubled after each failure.
 FIRST_PAUSE = 16
 _LONGEST_PAUSE = 4096
-_PATIENCE = 4.0  # greedy steps that searches with drafts may lose, those of the last ten above all
+_PATIENCE = 4.0  # greedy steps that searches with drafts may lose; the last ten searches or so count most
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +100,7 @@ class DraftPolicy:
     """
 
     expected: Array  # [] float32, drafted tokens that a round is expected to accept; below 0: not known
-    # [] float32, greedy steps saved less those that they cost: by the present draft; where drafts are free, by the last searches
+    # [] float32, greedy steps saved minus greedy steps spent: by the present draft; where drafts are free, by the last searches
     balance: Array
     pause: Array  # [] int32, greedy steps before the next draft; where drafts are free, searches
     next_pause: Array  # [] int32, how long the next pause is
@@ -147,7 +147,8 @@ class DraftPolicy:
           longest: [] tokens of the longest hypothesis: as many passes would greedy search need.
         """
         could = self._acceptable(costs, 0, accepted)
-        expected = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
+        mixed = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
+        expected = jnp.where(rounds > 0, mixed, self.expected)
         balance = 0.9 * self.balance + longest - rounds * costs.in_steps(0, False) - steps
         failed = balance < -_PATIENCE
         after = self._after(expected, balance, failed, balance > _PATIENCE)

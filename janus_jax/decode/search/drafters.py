@@ -37,7 +37,7 @@ class Drafter(Protocol):
     """Proposes tokens. Its state is a pytree that the search carries."""
 
     count: int  # K
-    # There is no draft to make: no `renew`, `ready` and `left`, and the time of `block` counts as that of verifying. Whether
+    # There is no draft to make: no `renew`, `ready` or `left`, and the time of `block` counts as that of verifying. Whether
     # to draft is then decided once for a whole search.
     free: bool
     reads_rows: bool  # `block` needs a row of `after`: a greedy step comes first

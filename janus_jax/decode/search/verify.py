@@ -3,8 +3,9 @@
 A round takes the next tokens of a draft, feeds them to the verifying model and accepts the longest prefix that greedy search
 would have emitted, and the token that greedy search emits behind it (Xia et al. 2023, SpecDec, whose relaxed acceptance is also
 implemented; it is not lossless). A drafter (`search.drafters`) proposes the tokens; it makes a new draft when few tokens of the
-old one are accepted. The costs of the passes decide how many drafted tokens are verified at once. After a draft that did not pay,
-greedy steps follow, and more of them after each failure.
+old one are accepted. The costs of the passes decide how many drafted tokens are verified at once. After a whole draft that did
+not pay, greedy steps follow, and more of them after each failure. Drafters whose drafts are free draft in each round of a search,
+always with one width; between searches `DraftPolicy` says whether to draft at all.
 
 Legend: B sentences, K drafts a sentence, N = B*K hypotheses of a batch, L longest hypothesis, W drafted tokens verified in a round, D
 model width, V vocabulary columns (padded).
@@ -137,14 +138,14 @@ def speculative_search(
         statistics=Statistics(none, none, none, none, none),
         cache=cache,
     )
-    can_pay = costs.can_pay()
-
-    def drafting(s: _State) -> Array:
-        return can_pay & (s.policy.pause <= 0) & drafter.ready(s.draft, s.emitted)
 
     def loop(s: _State, goes_on: Callable[[_State], Array]) -> _State:
         if drafter.free:
             return lax.while_loop(goes_on, search.round, s)
+        can_pay = costs.can_pay()
+
+        def drafting(s: _State) -> Array:
+            return can_pay & (s.policy.pause <= 0) & drafter.ready(s.draft, s.emitted)
 
         # Two alternating loops, not one loop with a branch: a loop updates the cache in place, a branch would copy it.
         def both(s: _State) -> _State:
