@@ -71,6 +71,12 @@ def test_bad_settings_are_refused(each):
         model.generation_config.no_repeat_ngram_size = usual
 
 
+def test_a_negative_vocabulary_of_drafts_is_refused(each):
+    config = type(each[-1].config)
+    with pytest.raises(ValueError, match="draft_vocab: -1; choose 0"):
+        config(draft_vocab=-1)
+
+
 def test_a_model_without_heads_says_so(export_of):
     model = export_of("dag")[-1]
     with pytest.raises(ValueError, match="draft_heads: this model has none"):
