@@ -142,11 +142,9 @@ def grown(empty_cache: Callable[[int], Any], cache: Any, length: int) -> Any:
     """The cache enlarged to `length` tokens; `empty_cache` makes an empty one of a length."""
 
     def enlarge(old: Array, new: Any) -> Array:
-        return (
-            old
-            if old.shape == new.shape
-            else jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
-        )
+        if old.shape == new.shape:
+            return old
+        return jnp.pad(old, [(0, after - before) for before, after in zip(old.shape, new.shape, strict=True)])
 
     return jax.tree.map(enlarge, cache, jax.eval_shape(lambda: empty_cache(length)))
 
@@ -185,7 +183,7 @@ def _run_ar(
         "grow_fn": functools.partial(grown, empty_cache),
         "stages": stages,
     }
-    cache = empty_cache(min((*stages, limit)))
+    cache = empty_cache(stages[0] if stages else limit)
     if settings.sample:
         pick = sampler_of(settings, seed, lines, count)
         prefix = None if prefix is None else jnp.repeat(prefix, count, axis=0)

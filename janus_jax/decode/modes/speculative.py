@@ -85,9 +85,8 @@ def run(request: DecodeRequest) -> DecodeResult:
 
         costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch)
         costs = costs.of_one_width(float(policy.expected))
-        if (
-            settings.draft == "auto" and (costs.widths[0] + 1) * costs.step <= costs.verify[0]
-        ):  # even if all are accepted
+        most = costs.widths[0] + 1  # tokens of a round, if all drafted ones are accepted
+        if settings.draft == "auto" and most * costs.step <= costs.verify[0]:
             return _greedy(request, policy)
         arrays = of_batch()
     hypotheses, counts, policy = _run_speculative(
@@ -204,10 +203,8 @@ class RowSpeculation:
     def _of_heads(self, params: Params, encoded: Encoded) -> HeadDrafts:
         net = self.net
         frequent = draft_vocab(net.config)
-        banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)[
-            :frequent
-        ]
-        table = params["embed_tokens"]["embedding"][:frequent]
+        banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
+        banned, table = banned[:frequent], params["embed_tokens"]["embedding"][:frequent]
         return HeadDrafts(
             step_fn=functools.partial(net.draft_step, params),
             choose_fn=lambda rows: argmax(project(rows, table, net.config, net.dtype) + banned),
@@ -274,7 +271,7 @@ def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter
         verify_fn=verify,
         project_fn=functools.partial(net.project, params),
         rewind_fn=net.rewind_cache,
-        empty_cache=lambda: cache_of(min((*stages, limit))),
+        empty_cache=lambda: cache_of(stages[0] if stages else limit),
         sentences=sentences,
         cached=tokens_before_bos(net),
         grow_fn=functools.partial(grown, cache_of),

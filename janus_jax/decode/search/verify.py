@@ -195,7 +195,9 @@ class _Search:
         token, _ = self._greedy_choice(logits, s.lengths[:, None], self.max_lengths[:, None])
         counts = jnp.where(s.done, 0, 1)
         statistics = replace(s.statistics, steps=s.statistics.steps + counts)
-        policy = replace(s.policy, pause=jnp.maximum(s.policy.pause - 1, 0))
+        policy = s.policy
+        if not self.drafter.free:  # else a pause counts searches
+            policy = replace(policy, pause=jnp.maximum(policy.pause - 1, 0))
         s = replace(s, policy=policy, redraft=jnp.bool_(not self.drafter.free), statistics=statistics)
         s = self._emit(s, token, log_probs_of(logits, token), counts, cache)
         return replace(s, draft=self.drafter.after(s.draft, s.emitted, rows[:, 0])) if self.drafter.free else s
