@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
-make_environment requirements.txt requirements-convert.txt requirements-glge.txt requirements-dev.txt
+make_environment requirements.txt requirements-convert.txt requirements-glge.txt requirements-play.txt requirements-dev.txt
 
 export JANUS_JAX_CACHE="${JANUS_JAX_CACHE-$PWD/.cache}"
 ruff check .
