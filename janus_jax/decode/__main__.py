@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--devices", type=int, help="share the sentences of a batch; default: all accelerators, or one CPU"
     )
     parser.add_argument("--scores", action="store_true", help="write score, tab, text")
-    parser.add_argument("--trace", help="nar: also write there, a JSON line a sentence, the tokens of each pass")
+    parser.add_argument(
+        "--trace", help="nar, speculative: also write there, a JSON line a sentence, the tokens of each pass"
+    )
     parser.add_argument("--distill", help="prepared dataset; its translated training set is written into --output")
     parser.add_argument(
         "--distill_readers", choices=get_args(Readers),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from janus_jax.decode.search.candidates import Trace
+from janus_jax.decode.search.verify import Passes
 from janus_jax.decode.types import DecodeResult, SentenceResult
 from janus_jax.types import Specials
 
@@ -134,18 +135,22 @@ def _padded(values: list[list[int]] | None, indices: list[int], rows: int, pad: 
 def sentence_results(result: DecodeResult, count: int, specials: Specials) -> list[SentenceResult]:
     """The results of the first `count` sentences of a batch; waits for the device."""
     best = result.hypotheses
-    tokens, lengths, scores = jax.device_get((best.tokens, best.lengths, best.scores))
+    tokens, lengths, scores, token_scores = jax.device_get((best.tokens, best.lengths, best.scores, best.token_scores))
     statistics, trace = jax.device_get((result.statistics, result.trace))
     clean = without_repeats if result.merge_repeats else list
     results = []
     for row in range(count):
-        # Every hypothesis ends in eos, which callers do not need.
-        ranked = [
-            (clean(tokens[row, n, : length - 1].tolist()), float(scores[row, n]))
-            for n, length in enumerate(lengths[row].tolist())
-            if length > 0
-        ]
-        passes = _passes_of(trace, row, specials) if trace else []
+        ranked = []
+        for n, length in enumerate(lengths[row].tolist()):
+            if length > 0:
+                # Every hypothesis ends in eos, which callers do not need.
+                of_tokens = [] if result.merge_repeats else token_scores[row, n, :length].tolist()
+                ranked.append((clean(tokens[row, n, : length - 1].tolist()), float(scores[row, n]), of_tokens))
+        passes = []
+        if isinstance(trace, Passes):
+            passes = _drafts_of(trace, row, tokens[row, 0])
+        elif trace:
+            passes = _passes_of(trace, row, specials)
         counts = {name: int(values[row]) for name, values in statistics.items()}
         results.append(SentenceResult(ranked, counts, passes))
     return results
@@ -154,6 +159,17 @@ def sentence_results(result: DecodeResult, count: int, specials: Specials) -> li
 def without_repeats(tokens: list[int]) -> list[int]:
     """The tokens without those that equal the one before them."""
     return [token for i, token in enumerate(tokens) if not i or token != tokens[i - 1]]
+
+
+def _drafts_of(trace: Passes, row: int, tokens: np.ndarray) -> list[dict[str, Any]]:
+    """The tokens that each pass verified and emitted, until the sentence was finished."""
+    passes, start = [], 0
+    for drafted, emitted in zip(trace.drafted[row], trace.emitted[row].tolist(), strict=True):
+        if emitted:
+            record = {"drafted": drafted[drafted >= 0].tolist(), "tokens": tokens[start : start + emitted].tolist()}
+            passes.append({**record, "accepted": emitted - 1})
+            start += emitted
+    return passes
 
 
 def _passes_of(trace: Trace, row: int, specials: Specials) -> list[dict[str, list]]:

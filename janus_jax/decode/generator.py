@@ -122,7 +122,7 @@ class Generator:
           lines: source text.
           prefixes: text that each output has to begin with (mode ar).
           targets: text to complete, with one `<mask>` for each missing token (modes nar and infill).
-          trace: also keep the tokens of each pass (mode nar).
+          trace: also keep the tokens of each pass (modes nar and speculative).
           first_line: line number of the first line, if they are a part of a longer text: random samples depend on it.
           progress: called with the number of sentences just decoded.
           **settings: changes of the generator's settings: mode, nbest, rules, batch_tokens, or a field of the mode's
@@ -373,11 +373,18 @@ class Generator:
     def _output(self, result: SentenceResult) -> Output:
         texts = [""] * len(result.ranked)
         if self.tokenizer:
-            texts = self.tokenizer.decode_batch([tokens for tokens, _ in result.ranked])
-        ranked = [Output(text, score, tokens) for text, (tokens, score) in zip(texts, result.ranked, strict=True)]
+            texts = self.tokenizer.decode_batch([tokens for tokens, _, _ in result.ranked])
+        ranked = [
+            Output(text, score, tokens, token_scores=token_scores)
+            for text, (tokens, score, token_scores) in zip(texts, result.ranked, strict=True)
+        ]
         if not ranked:
             return Output("", 0.0, [], result.statistics)
-        trace = tuple({**one, "tokens": self._pieces(one["tokens"])} for one in result.trace)
+        texts_of = ("tokens", "drafted")
+        trace = tuple(
+            {name: self._pieces(value) if name in texts_of else value for name, value in one.items()}
+            for one in result.trace
+        )
         return dataclasses.replace(ranked[0], statistics=result.statistics, others=tuple(ranked[1:]), trace=trace)
 
     def _pieces(self, ids: list[int]) -> list[str]:

@@ -5,12 +5,14 @@ most, n outputs a sentence.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from janus_jax.config import DecodeConfig
 from janus_jax.decode.search.candidates import Trace
 from janus_jax.decode.search.draft_policy import DraftPolicy
+from janus_jax.decode.search.verify import Passes
 from janus_jax.model import Janus
 from janus_jax.types import Array, Hypotheses, Params
 
@@ -41,7 +43,7 @@ class DecodeResult:
 
     hypotheses: Hypotheses  # [B, n, L]
     statistics: dict[str, Array]  # [B] int32 each; "passes": decoder passes until the sentence was finished
-    trace: Trace | None = None  # of the best candidate, [P, B, T]
+    trace: Trace | Passes | None = None  # nar: of the best candidate, [P, B, T]; speculative: the drafts of each pass
     policy: DraftPolicy | None = None  # for the next batch
     merge_repeats: bool = False  # tokens of an output that equal the one before them are to be dropped
 
@@ -58,14 +60,18 @@ class Output:
     tokens: list[int]  # without bos and eos
     statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and others by mode
     others: tuple["Output", ...] = ()  # with nbest > 1 the next best outputs, without statistics
-    # With trace: for each pass tokens (text), scores (log-probabilities) and remasked (flags), a list over the slots
-    trace: tuple[dict[str, list], ...] = ()
+    # Log-probability of each of `tokens` and of eos; empty where tokens were merged. Of search beam in mode dag all are 0.
+    token_scores: list[float] = field(default_factory=list)
+    # With trace a record of each pass. nar: tokens (text), scores (log-probabilities) and remasked (flags), a list over the
+    # slots. speculative: tokens (text) that the pass emitted, eos counted; drafted (text), the tokens that it verified;
+    # accepted, how many of them it emitted. Empty if greedy search ran, because drafts would not have paid.
+    trace: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class SentenceResult:
     """The result of one sentence, as numbers on the host."""
 
-    ranked: list[tuple[list[int], float]]  # tokens and score, best first
+    ranked: list[tuple[list[int], float, list[float]]]  # tokens, score and token scores, best first
     statistics: dict[str, int]
-    trace: list[dict[str, list]]
+    trace: list[dict[str, Any]]

@@ -31,6 +31,9 @@ class Letters:
     def encode_batch(self, lines):
         return [self.encode(line) for line in lines]
 
+    def pieces(self, ids):
+        return [self.decode_batch([[i]])[0] for i in ids]
+
     def decode_batch(self, ids):
         return ["".join(chr(ord("a") + i - 5) if i >= 5 else "?" for i in line) for line in ids]
 
@@ -185,7 +188,30 @@ def test_greedy_is_teacher_forcing_step_by_step(generator):
     logits[0, special.eos] = -np.inf
     assert logits.argmax(-1)[:-1].tolist() == output.tokens
     chosen = [*output.tokens, special.eos]
-    assert output.score == pytest.approx(log_probs[np.arange(len(chosen)), chosen].mean(), abs=1e-4)
+    scores = log_probs[np.arange(len(chosen)), chosen]
+    assert output.score == pytest.approx(scores.mean(), abs=1e-4)
+    np.testing.assert_allclose(output.token_scores, scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("draft_from", ["ctc", "nar"])
+def test_a_trace_of_speculation_records_what_each_pass_verified_and_emitted(generator, draft_from):
+    settings = {"mode": "speculative", "draft_from": draft_from}
+    plain = generator.generate(LINES, **settings)
+    accepted = 0
+    for line, output, untraced in zip(LINES, generator.generate(LINES, trace=True, **settings), plain, strict=True):
+        assert output.tokens == untraced.tokens
+        emitted = [piece for one in output.trace for piece in one["tokens"]]
+        end = generator.tokenizer.pieces([generator.net.specials.eos])
+        assert emitted == ([*generator.tokenizer.pieces(output.tokens), *end] if line.strip() else [])
+        for one in output.trace:
+            accepted += one["accepted"]
+            assert len(one["tokens"]) == one["accepted"] + 1
+            assert one["tokens"][: one["accepted"]] == one["drafted"][: one["accepted"]]
+            # The token behind the accepted ones differs from the draft, but at its end and the output's.
+            rest = one["drafted"][one["accepted"] :]
+            assert not rest or rest[0] != one["tokens"][-1] or one["tokens"][-1:] == end
+    assert accepted == sum(output.statistics.get("drafted", 0) for output in plain) > 0
+    assert generator.generate(LINES, trace=True, mode="speculative", draft="never")[0].trace == ()
 
 
 def test_a_second_generator_does_not_compile_again(generator):

@@ -41,7 +41,7 @@ def fixed(tmp_path_factory):
 
 def _copied(_, sentences, indices, decode, trace):
     sources = [sentences.sources[i] for i in indices]
-    yield indices, [SentenceResult([(source, 0.0)] * decode.nbest, {}, []) for source in sources]
+    yield indices, [SentenceResult([(source, 0.0, [])] * decode.nbest, {}, []) for source in sources]
 
 
 def _not_run(run):

@@ -115,6 +115,7 @@ MODES: dict[str, Mode] = {
             "ctc": ("blank_penalty",),  # of drafts by the CTC half
         },
         only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
+        traces=True,
     ),
     "infill": Mode(
         infill.run,

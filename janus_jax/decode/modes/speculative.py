@@ -100,10 +100,11 @@ def run(request: DecodeRequest) -> DecodeResult:
         settings=compiled_settings(decode.ar, decode.rules == "released"),
         lines=lines_of(request),
         seed=decode.ar.seed,
+        trace=request.trace,
     )
     # CTC and DAG rows are computed once, before the search; heads need no pass.
     before, draft_passes = {"nar": (0, settings.draft_passes), "heads": (0, 0)}.get(origin, (1, 0))
-    return DecodeResult(hypotheses, statistics_of(counts, draft_passes, before), policy=policy)
+    return DecodeResult(hypotheses, statistics_of(counts, draft_passes, before), counts.passes, policy)
 
 
 def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"]:
@@ -279,7 +280,7 @@ def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter
     )
 
 
-@functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "settings"))
+@functools.partial(jax.jit, static_argnames=("binding", "constraints", "acceptance", "settings", "trace"))
 def _run_speculative(
     arrays: tuple,
     max_lengths: Array,
@@ -292,6 +293,7 @@ def _run_speculative(
     constraints: Constraints,
     acceptance: Acceptance,
     settings: ArDecode,
+    trace: bool,
 ) -> tuple[Hypotheses, Statistics, DraftPolicy]:
     """As `speculative_search` returns them."""
     bound, net = binding(arrays), binding.net
@@ -314,4 +316,5 @@ def _run_speculative(
         cached=bound.cached,
         grow_fn=bound.grow_fn,
         stages=bound.stages,
+        trace=trace,
     )

@@ -32,14 +32,38 @@ from janus_jax.types import Array, Hypotheses, Specials
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Passes:
+    """The drafts of each pass, P passes at most. A pass emits the accepted tokens of its draft and one token more."""
+
+    drafted: Array  # [B, P, W] int32, -1 behind the end of a draft; a greedy step has none
+    emitted: Array  # [B, P] int32, tokens that the pass emitted; 0: the sentence was finished
+    count: Array  # [] int32, passes so far
+
+    @classmethod
+    def initial(cls, batch: int, limit: int, width: int) -> "Passes":
+        """Before the first pass; each pass emits a token, so there are at most `limit`."""
+        return cls(jnp.full((batch, limit, width), -1), jnp.zeros((batch, limit), jnp.int32), jnp.int32(0))
+
+    def after(self, drafted: Array, emitted: Array) -> "Passes":
+        """With one more pass: drafted [B, up to W], emitted [B]."""
+        width = self.drafted.shape[-1] - drafted.shape[-1]
+        drafted = jnp.pad(drafted, ((0, 0), (0, width)), constant_values=-1).astype(jnp.int32)
+        return Passes(
+            self.drafted.at[:, self.count].set(drafted), self.emitted.at[:, self.count].set(emitted), self.count + 1
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Statistics:
-    """Counts of a search."""
+    """Counts of a search, and its passes if they were asked for."""
 
     rounds: Array  # [B] int32
     drafts: Array  # [B] int32, rounds that made a new draft
     drafted: Array  # [B] int32, drafted tokens that were accepted
     steps: Array  # [B] int32, greedy steps
     tokens: Array  # [B] int32, emitted, eos counted
+    passes: Passes | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -83,6 +107,7 @@ def speculative_search(
     cached: int = 0,
     grow_fn: GrowFn | None = None,
     stages: Sequence[int] = (),
+    trace: bool = False,
 ) -> tuple[Hypotheses, Statistics, DraftPolicy]:
     """Greedy search in fewer passes; to be called under `jax.jit`.
 
@@ -110,6 +135,7 @@ def speculative_search(
       lenpen: as in `greedy_search`.
       cached: tokens before bos in the cache (ar_start eos).
       grow_fn, stages: as in `beam.beam_search`.
+      trace: keep the drafts of each pass.
 
     Returns:
       Hypotheses [B, 1, L], counts, and the policy's state for the next search.
@@ -127,6 +153,7 @@ def speculative_search(
     )  # fmt: skip
     policy = policy or DraftPolicy.initial()
     none = jnp.zeros(max_lengths.shape[0], jnp.int32)
+    passes = Passes.initial(max_lengths.shape[0], limit, costs.widths[-1]) if trace else None
     state = _State(
         tokens=jnp.full((max_lengths.shape[0], limit), specials.pad, jnp.int32),
         token_scores=jnp.zeros((max_lengths.shape[0], limit), jnp.float32),
@@ -135,7 +162,7 @@ def speculative_search(
         draft=drafter.start(),
         redraft=jnp.bool_(not drafted and not drafter.free),
         policy=policy if drafter.free else policy.with_expected(costs),
-        statistics=Statistics(none, none, none, none, none),
+        statistics=Statistics(none, none, none, none, none, passes),
         cache=cache,
     )
 
@@ -199,7 +226,7 @@ class _Search:
         if not self.drafter.free:  # else a pause counts searches
             policy = replace(policy, pause=jnp.maximum(policy.pause - 1, 0))
         s = replace(s, policy=policy, redraft=jnp.bool_(not self.drafter.free), statistics=statistics)
-        s = self._emit(s, token, log_probs_of(logits, token), counts, cache)
+        s = self._emit(s, token, log_probs_of(logits, token), counts, cache, token[:, :0])
         return replace(s, draft=self.drafter.after(s.draft, s.emitted, rows[:, 0])) if self.drafter.free else s
 
     def round(self, s: _State) -> _State:
@@ -217,7 +244,7 @@ class _Search:
             left = self.drafter.left(after.draft, after.emitted)
             policy, redraft = s.policy.after_round(self.costs, width, s.redraft, mean, left)
         statistics = replace(
-            s.statistics,
+            after.statistics,
             rounds=s.statistics.rounds + ~s.done,
             drafts=s.statistics.drafts + (~s.done & s.redraft),
             drafted=s.statistics.drafted + count,
@@ -235,6 +262,7 @@ class _Search:
         """Feeds `width` drafted tokens, and emits the accepted ones of the best draft."""
         drafted, is_drafted = self.drafter.block(s.draft, s.emitted, width)
         batch, drafts = drafted.shape[:2]
+        recorded = jnp.where(is_drafted, drafted, -1)
         drafted = jnp.where(is_drafted, drafted, self.specials.eos)
         last = jnp.broadcast_to(s.emitted.last(self.specials)[:, None], (batch, drafts, 1))
         fed = jnp.concatenate([last, drafted], axis=-1)
@@ -262,19 +290,26 @@ class _Search:
         counts = of_best(counts)
         row = jnp.take_along_axis(of_best(rows), (counts - 1)[:, None, None], axis=1)[:, 0]
         counts = jnp.where(s.done, 0, counts)
-        s = self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache)
+        s = self._emit(s, of_best(new), of_best(log_probs_of(logits, new)), counts, cache, of_best(recorded))
         return replace(s, draft=self.drafter.after(s.draft, s.emitted, row))
 
-    def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache) -> _State:
-        """Appends the first `counts` [B] of new [B, W+1]; a hypothesis that emits eos, or is full, is done."""
+    def _emit(self, s: _State, new: Array, scores: Array, counts: Array, cache: Cache, drafted: Array) -> _State:
+        """Appends the first `counts` [B] of new [B, W+1], of which drafted [B, W] were proposed.
+
+        A hypothesis that emits eos, or is full, is done.
+        """
         counts = jnp.minimum(counts, jnp.maximum(self.max_lengths - s.lengths, 0))
         at = jnp.arange(self.limit) - s.lengths[:, None]
         fresh = (at >= 0) & (at < counts[:, None])
         at = jnp.clip(at, 0, new.shape[1] - 1)
         tokens = jnp.where(fresh, jnp.take_along_axis(new, at, axis=1), s.tokens)
         length = s.lengths + counts
+        statistics = s.statistics
+        if statistics.passes is not None:
+            statistics = replace(statistics, passes=statistics.passes.after(drafted, counts))
         return replace(
             s,
+            statistics=statistics,
             tokens=tokens,
             token_scores=jnp.where(fresh, jnp.take_along_axis(scores, at, axis=1), s.token_scores),
             lengths=length,
