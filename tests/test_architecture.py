@@ -19,15 +19,16 @@ from janus_jax.train import optimizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "janus_jax"
-# Top to bottom; train and convert stand last, side by side, and do not import each other.
-PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert")
+# Top to bottom; train, convert and play stand last, side by side, and do not import each other.
+PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train", "convert", "play")
+LAST = {"train", "convert", "play"}
 FOUNDATION = {
     "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
     "checkpoint", "first_version", "files",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"
-COMMANDS = ("data", "decode", "evaluate", "train")
+COMMANDS = ("data", "decode", "evaluate", "train", "play")
 # The files of an export stand alone: they import torch and transformers, and Hugging Face wants them in one file.
 EXPORTED = PACKAGE / "convert/hf"
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if EXPORTED not in path.parents)
@@ -66,8 +67,8 @@ def test_every_module_is_in_a_package_or_in_the_foundation():
 def test_imports_only_from_packages_above_and_the_foundation(path):
     package = package_of(path)
     above = set() if package is None else set(PACKAGES[: PACKAGES.index(package) + 1])
-    if package == "convert":
-        above.remove("train")
+    if package in LAST:
+        above -= LAST - {package}
     names = {n for n in imported(path) if n.startswith("janus_jax.") and n != TABLE and not n.startswith(f"{TABLE}.")}
     assert {n.split(".")[1] for n in names} & set(PACKAGES) <= above
 
@@ -93,7 +94,7 @@ def test_commands_have_help_and_report_mistakes(command, capsys):
     assert f"janus_jax.{command}" in capsys.readouterr().out
     assert status(main, []) == 2
     assert re.search("--(config|checkpoint|references)", capsys.readouterr().err)
-    needed = {"decode": ["--checkpoint=x"], "evaluate": ["--references=x"]}.get(command, [])
+    needed = {"decode": ["--checkpoint=x"], "play": ["--checkpoint=x"], "evaluate": ["--references=x"]}.get(command, [])
     assert status(main, [*needed, "--no_such_flag=1"]) == 2
     assert "no_such_flag" in capsys.readouterr().err
 

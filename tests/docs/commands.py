@@ -42,6 +42,8 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoding.md", "Autoregressive: `--mode=ar`"),
         ("decoding.md", "Mask-predict: `--mode=nar`"),
         ("decoding.md", "Score"),
+        ("playground.md", "Start it"),
+        ("playground.md", "From programs"),
     ),
     "drafts": (
         ("decoding.md", "CTC: `--mode=ctc`"),
@@ -69,6 +71,7 @@ NOT_RUN: dict[str, str] = {
     "./launch/glge.sh": "trains for hours; tests/evaluate/test_submission.py runs it on a small folder",
     "./launch/reproduce.sh": "trains for days; tests/data/test_translation.py runs it on a small archive",
     "python -m janus_jax.data.translation": "needs the original downloads; tests/data/test_translation.py runs it on small ones",
+    "python -m janus_jax.play": "serves until it is stopped; tests/play opens the page",
     "./launch/test.sh": "it runs the tests; its paths are checked",
     "pip install": "needs a package registry; the file of requirements is checked",
     "python -m pytest": "runs other tests; its paths are checked",

@@ -1,0 +1,249 @@
+"""The playground's page, of Gradio, and its JSON endpoint `/generate`."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+import jax
+
+from janus_jax.command_line import one_line
+from janus_jax.play import markup
+from janus_jax.play.playground import Decoded, InputError, Playground, Trial
+
+_MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}  # one call of the model at a time
+_PRIVATE = {"api_visibility": "private"}  # only /generate is for programs
+_TABS = {"ar": "Step by step", "nar": "Mask-predict", "ctc": "CTC", "dag": "DAG", "speculative": "Speculation"}
+_ADDRESSES = 10_000  # whose calls are remembered
+
+
+class Rate:
+    """At most so many calls a minute from one address."""
+
+    def __init__(self, calls: int, clock: Callable[[], float] = time.monotonic):
+        """Args:
+        calls: a minute; 0: no limit.
+        clock: seconds.
+        """
+        self._calls, self._clock = calls, clock
+        self._times: dict[str, deque[float]] = {}
+
+    def check(self, address: str) -> None:
+        """Counts a call.
+
+        Raises:
+          InputError: there were too many calls within the last minute.
+        """
+        if not self._calls:
+            return
+        now = self._clock()
+        if len(self._times) > _ADDRESSES:
+            self._times = {name: times for name, times in self._times.items() if now - times[-1] < 60}
+        times = self._times.setdefault(address, deque())
+        while times and now - times[0] >= 60:
+            times.popleft()
+        if len(times) >= self._calls:
+            wait = max(int(60 - (now - times[0])) + 1, 1)
+            raise InputError(f"{self._calls} calls a minute are the limit here: wait {wait} seconds")
+        times.append(now)
+
+
+@dataclass
+class Session:
+    """What one visitor sees."""
+
+    sentence: str = ""
+    results: dict[str, Decoded] = field(default_factory=dict)  # by the trial's name
+    words: list[tuple[str, int]] = field(default_factory=list)  # of the output that gaps are cut into
+
+
+def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 30) -> gr.Blocks:
+    """The page.
+
+    Args:
+      playground: the model.
+      examples: sentences to choose from.
+      rate: calls a minute from one address; 0: no limit.
+    """
+    limiter = Rate(rate)
+    trained = playground.generator.trained
+    first = next((trial for trial in playground.trials() if trial.name != "beam"), None)
+
+    def guarded(call: Callable[..., Any]) -> Any:
+        """The result of a call; what the user can mend becomes a message on the page."""
+        try:
+            return call()
+        except (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
+            raise gr.Error(one_line(error), duration=None, print_exception=False) from error
+
+    def compare(sentence: str, beam: int, passes: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        def checked() -> str:
+            limiter.check(request.client.host)
+            playground.check_settings("ar", {"beam": beam, "passes": passes})
+            return playground.check(sentence)
+
+        session = Session(sentence=guarded(checked))
+        for trial in playground.trials(beam, passes):
+            session.results[trial.name] = guarded(lambda trial=trial: playground.decode(session.sentence, trial))
+            yield markup.table(list(session.results.values())), session
+
+    def fill(session: Session, kept: list[int], request: gr.Request) -> str:
+        def filled() -> str:
+            limiter.check(request.client.host)
+            if not session.results:
+                raise InputError("no output yet: generate one first")
+            removed = [place for place in range(len(session.words)) if place not in kept]
+            target = playground.with_gaps(session.words, removed)
+            return markup.filled(playground.fill(session.sentence, target), target)
+
+        return guarded(filled)
+
+    def generate(sentence: str, mode: str, settings: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        """One sentence by one mode: text, score, tokens, others (with nbest), statistics, seconds, trace."""
+
+        def decoded() -> dict[str, Any]:
+            limiter.check(request.client.host)
+            keywords = playground.check_settings(mode, settings or {})
+            trace = mode in ("nar", "speculative")
+            trial = Trial("call", mode, mode, keywords, trace)
+            return playground.as_json(playground.decode(playground.check(sentence), trial))
+
+        return guarded(decoded)
+
+    with gr.Blocks(analytics_enabled=False, title="janus_jax playground") as page:
+        state = gr.State(Session())
+        gr.Markdown(f"# janus_jax playground\n{_facts(playground)}")
+        sentence = gr.Textbox(
+            label="sentence", lines=2, max_length=32 * playground.most_tokens, autofocus=True, elem_id="sentence"
+        )
+        if examples:
+            gr.Examples([[one] for one in examples], [sentence], label="test sentences of this model")
+        with gr.Accordion("settings", open=False), gr.Row():
+            beam = gr.Slider(1, 10, 5, step=1, label="beam: hypotheses of AR, CTC and DAG")
+            passes = gr.Slider(1, 20, 4, step=1, label="passes of mask-predict")
+        button = gr.Button("Generate", variant="primary", elem_id="generate")
+        table = gr.HTML(elem_id="table")
+        done = gr.on(
+            [button.click, sentence.submit],
+            compare,
+            [sentence, beam, passes],
+            [table, state],
+            **_MODEL,
+            **_PRIVATE,
+        )
+        with gr.Tabs():
+            for mode, label in _TABS.items():
+                if mode in trained:
+                    with gr.Tab(label):
+                        _view(playground, mode, state, done, guarded)
+            with gr.Tab("n-best"):
+                ranks = gr.HTML(elem_id="nbest")
+                done.success(
+                    lambda session: markup.ranking([one for one in session.results.values() if one.output.others]),
+                    state,
+                    ranks,
+                    **_PRIVATE,
+                )
+            if playground.filling_mode and first:
+                with gr.Tab("Infilling"):
+                    _gaps(playground, first, state, done, fill)
+        gr.api(generate, api_name="generate", **_MODEL)
+    return page
+
+
+def launch(page: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, **settings: Any) -> str:
+    """Serves the page in a thread and returns its address.
+
+    Args:
+      page: of `build`.
+      host: address to bind to.
+      port: None: the first free one from 7860.
+      **settings: others of Gradio's `launch`.
+
+    Raises:
+      OSError: the port is in use.
+    """
+    page.queue(max_size=32)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        footer_links=["api"],
+        max_file_size="1kb",  # nothing is uploaded here
+        ssr_mode=False,
+        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=markup.STYLE,
+        **settings,
+    )
+    return address
+
+
+def _facts(playground: Playground) -> str:
+    """The model in a line."""
+    generator = playground.generator
+    count = sum(leaf.size for leaf in jax.tree.leaves(generator.params)) / 1e6
+    return (
+        f"{count:.1f} million parameters, trained for {', '.join(generator.trained)}. A sentence may have "
+        f"{playground.most_tokens} tokens."
+    )
+
+
+def _view(
+    playground: Playground, mode: str, state: gr.State, done: Any, guarded: Callable[[Callable[..., Any]], Any]
+) -> None:
+    """The tab of a mode: what its passes looked like; a slider goes through them where they follow each other."""
+    if mode in ("ar", "nar"):
+        draw, what = (markup.steps, "step") if mode == "ar" else (markup.refinement, "pass")
+
+        def length(decoded: Decoded) -> int:
+            return len(decoded.output.token_scores if mode == "ar" else decoded.output.trace)
+
+        slider = gr.Slider(1, 2, 1, step=1, label=what, interactive=False, elem_id=f"slider-{mode}")
+        area = gr.HTML(elem_id=f"view-{mode}")
+
+        def moved(session: Session, count: int) -> str:
+            decoded = session.results.get(mode)
+            return draw(decoded, count) if decoded else ""
+
+        def last(session: Session) -> tuple[Any, str]:
+            decoded = session.results[mode]
+            count = length(decoded)
+            # A slider from 1 to 1 cannot be drawn.
+            shown = gr.Slider(maximum=max(count, 2), value=count, interactive=count > 1)
+            return shown, draw(decoded, count)
+
+        done.success(last, state, [slider, area], **_PRIVATE)
+        slider.input(moved, [state, slider], area, show_progress="hidden", trigger_mode="always_last", **_PRIVATE)
+        return
+
+    area = gr.HTML(elem_id=f"view-{mode}")
+
+    def shown(session: Session) -> str:
+        decoded = session.results[mode]
+        if mode == "speculative":
+            return markup.speculation(decoded)
+        if mode == "ctc":
+            return guarded(lambda: markup.ctc(playground.ctc_rows(session.sentence), decoded))
+        outputs = [session.results[name] for name in ("dag_beam",) if name in session.results]
+        return guarded(lambda: markup.dag(playground.dag_vertices(session.sentence), outputs))
+
+    done.success(shown, state, area, **_MODEL, **_PRIVATE)
+
+
+def _gaps(playground: Playground, first: Trial, state: gr.State, done: Any, fill: Callable[..., str]) -> None:
+    """The tab that takes words out of an output and fills the gaps."""
+    kept = gr.CheckboxGroup([], label=f"output of {first.label}: take words away", elem_id="words")
+    button = gr.Button("Fill the gaps", elem_id="fill")
+    area = gr.HTML(elem_id="filled")
+
+    def words(session: Session) -> tuple[Session, Any, str]:
+        session.words = playground.words(session.results[first.name].output.tokens)
+        choices = [(word, place) for place, (word, _) in enumerate(session.words)]
+        return session, gr.CheckboxGroup(choices=choices, value=[place for _, place in choices]), ""
+
+    done.success(words, state, [state, kept, area], **_PRIVATE)
+    button.click(fill, [state, kept], area, **_MODEL, **_PRIVATE)
