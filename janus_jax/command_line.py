@@ -1,12 +1,14 @@
 """What the command lines share: mistakes of the user are one line on stderr, with the fix, and exit status 2.
 
 `run` is for commands that take an experiment file, `--config=FILE.py[:preset] --config.group.key=value`; `ArgumentParser` is
-for all others.
+for all others. An experiment file `configs/NAME.py` that the current directory does not have is taken from the package.
 """
 
 import argparse
 import ast
+import contextlib
 import difflib
+import importlib
 import itertools
 import os
 import re
@@ -14,7 +16,7 @@ import sys
 import traceback
 import types as types_module
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,6 +29,9 @@ from janus_jax import describe
 from janus_jax.config import Config, ConfigError, resolve
 from janus_jax.settings import all_settings
 
+# The folder that holds the `configs` of the package: setup.py puts it into a wheel; in a checkout it is the checkout.
+_PACKAGE = Path(__file__).parent
+_SHIPPED = next(folder for folder in (_PACKAGE / "experiments", _PACKAGE.parent) if folder.is_dir())
 _SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
 _HELP_SETTINGS = re.compile(r"--?help_settings(?:=(.*))?")
 
@@ -159,12 +164,14 @@ def _parse(
     """The config and the flags; the help text where the arguments ask for it."""
     if help_settings := next(filter(None, map(_HELP_SETTINGS.fullmatch, argv)), None):
         return describe.help_text(help_settings[1] or "")
+    argv = _with_shipped_file(argv)
     sys.modules.pop("config_config", None)  # ml_collections would execute this file in the module of the one before
     plain, numbers = _take_numbers(argv)
     program = f"python -m {module}"
     values = _values(define, [program, *plain])
     try:
-        rest = values([program, *plain])
+        with _importable_configs():
+            rest = values([program, *plain])
     except (Exception, SystemExit) as error:  # of absl, or of the experiment file, which is a program
         place = _place(error, _config_file(argv))
         if not place and isinstance(error, AttributeError) and error.name == "get_config":
@@ -185,6 +192,8 @@ def _parse(
         raise ConfigError(f"{' and '.join(sorted(missing))} must be set; {program} --help shows all flags")
     if not isinstance(values.config, ml_collections.ConfigDict):
         absent = "cannot be read; name an experiment file, FILE.py[:preset]"  # a stand-in that raises when it is read
+        near = difflib.get_close_matches(file.split(":")[0], _shipped_files(), n=1)
+        absent += f"; did you mean {near[0]}?" if near else ""
         wrong = (
             f"get_config() must return the ConfigDict of janus_jax.config.default_config(), changed; it returned "
             f"{type(values.config).__name__}"
@@ -198,13 +207,39 @@ def _parse(
     return resolve(values.config), values
 
 
+def _with_shipped_file(argv: list[str]) -> list[str]:
+    """The arguments, with the path in the package of a file `configs/NAME.py` that the current directory does not have."""
+    value = _config_file(argv)
+    file = Path(value.split(":")[0])
+    if file.parent != Path("configs") or file.exists() or not (_SHIPPED / file).is_file():
+        return argv
+    spellings = (value, f"--config={value}", f"-config={value}")
+    return [word.replace(value, str(_SHIPPED / value)) if word in spellings else word for word in argv]
+
+
+def _shipped_files() -> list[str]:
+    return [f"configs/{path.name}" for path in (_SHIPPED / "configs").glob("*.py")]
+
+
+@contextlib.contextmanager
+def _importable_configs() -> Iterator[None]:
+    """Lets experiment files import modules of `configs`: of the current directory, or else of the package."""
+    before = list(sys.path)
+    sys.path += [os.getcwd(), str(_SHIPPED)]  # `configs` is a namespace package: both folders together
+    importlib.invalidate_caches()  # the folders may have got files since the last experiment file of this process
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 def _values(define: Callable[[flags.FlagValues], None], argv: list[str]) -> flags.FlagValues:
     # Not absl's global flags: two commands in one process, as in tests, would define --config twice.
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config",
         None,
-        "Experiment file, FILE.py[:preset].",
+        "Experiment file, FILE.py[:preset]; those of the package are configs/NAME.py.",
         flag_values=values,
         sys_argv=argv,
     )

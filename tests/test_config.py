@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from janus_jax import command_line, describe
 from janus_jax import config as config_lib
 from janus_jax.config import ConfigError, default_config, from_json, objective_terms, resolve, to_json
 from janus_jax.settings import all_settings
+from tests.docs.pages import ROOT
 
 
 def changed(**settings):
@@ -247,6 +249,7 @@ def test_command_line_overrides(file):
         (["--config={file}:other"], "unknown preset 'other'; choose from small, broken"),
         (["--config={file}:broken"], "nothing"),
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
+        (["--config=configs/demo_den.py"], "--config=configs/demo_den.py: cannot be read; name an experiment file, FILE.py[:preset]; did you mean configs/demo_deen.py?"),
         (["--config={file}", "--confg.data.seed=2"], "--confg.data.seed: unknown flag; did you mean --config.data.seed?"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
@@ -309,6 +312,29 @@ def test_a_broken_experiment_file_is_named_with_its_line(tmp_path, body, message
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"^--config=.*{message}"):
         command_line.load_config("file.py")
+
+
+def test_experiment_files_of_the_package_are_found_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = command_line.load_config(f"{ROOT}/configs/demo_deen.py:masks")
+    assert command_line.load_config("configs/demo_deen.py:masks") == shipped
+    assert command_line.load_config("./configs/demo_deen.py:masks", ["--config.train.seed=3"]).train.seed == 3
+    for absent in ("configs/absent.py", "configs/../setup.py", "demo_deen.py"):
+        with pytest.raises(ConfigError, match="cannot be read"):
+            command_line.load_config(absent)
+    path = list(sys.path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/demo_deen.py").write_text(
+        "from configs import steps_of_mine\nget_config = steps_of_mine.get_config"
+    )
+    (tmp_path / "configs/steps_of_mine.py").write_text(
+        "from configs import mine\n\n"
+        "def get_config():\n  config = mine.get_config()\n  config.train.steps = 4321\n  return config"
+    )
+    # The file of the current directory comes first, and imports from there and from the package.
+    assert command_line.load_config("configs/demo_deen.py").train.steps == 4321
+    assert command_line.load_config("configs/mine.py").train.steps != 4321
+    assert sys.path == path
 
 
 def test_an_experiment_file_inherits_nothing_from_the_one_before(file, tmp_path):
