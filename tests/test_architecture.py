@@ -60,7 +60,7 @@ def imported(path):
 
 def test_every_module_is_in_a_package_or_in_the_foundation():
     parts = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert parts - {"__init__", "__pycache__"} == set(PACKAGES) | FOUNDATION
+    assert parts - {"__init__", "__main__", "__pycache__"} == set(PACKAGES) | FOUNDATION
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
