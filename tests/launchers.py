@@ -9,6 +9,9 @@ import pytest
 
 from tests.docs.pages import ROOT
 
+# Variables of processes that tests start: one CPU device, and a compiler that does not optimise.
+FAST = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
 
 def needs_environment(requirements: str) -> Any:
     """A mark: the test is skipped where a script would first install a file of requirements."""
@@ -18,6 +21,5 @@ def needs_environment(requirements: str) -> Any:
 
 def launch(script: str, *arguments: Any) -> subprocess.CompletedProcess:
     """Runs a script on one CPU device, and compiles without optimisation."""
-    fast = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = ["bash", str(ROOT / "launch" / script), *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | fast, capture_output=True, text=True, timeout=1800, check=False)
+    return subprocess.run(command, env=os.environ | FAST, capture_output=True, text=True, timeout=1800, check=False)

@@ -27,7 +27,8 @@ from janus_jax.train.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 # For the processes that the tests start: a process without torch starts in half the time.
-PYTHON_PATH = f"{Path(__file__).with_name('no_torch')}{os.pathsep}{ROOT}"
+NO_TORCH = Path(__file__).with_name("no_torch")
+PYTHON_PATH = f"{NO_TORCH}{os.pathsep}{ROOT}"
 MOMENTS = ("start-up", "compile", "steps", "save")
 _PATIENCE = 240  # seconds
 _EXPERIMENT = """
