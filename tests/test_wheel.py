@@ -14,7 +14,7 @@ import pytest
 
 import janus_jax
 from tests.docs.commands import TINY
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, section
 from tests.faults.killed_runs import NO_TORCH
 from tests.launchers import FAST
 
@@ -89,9 +89,10 @@ def test_the_commands_run_in_an_empty_directory(environment, tmp_path):
     small = [*TINY, "--config.data.demo_sizes=(200, 4, 4)", "--config.train.steps=3"]
     run("janus-jax", "prepare", "--config=configs/demo_deen.py", *small)
     # An experiment of the user's own, which starts from one of the package.
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/own.py").write_text("from configs import demo_deen\nget_config = demo_deen.get_config\n")
-    run("janus-jax", "train", "--config=configs/own.py:ctc", "--workdir=run", *small)
+    (own,) = (block for block in section("own_data.md", "Without the checkout") if block.language == "python")
+    (tmp_path / "fi_sv.py").write_text(own.text)
+    data = "--config.data.prepared=prepared/demo_deen"
+    run("janus-jax", "train", "--config=fi_sv.py:ctc", "--workdir=run", data, *small)
     output = run("janus-jax", "decode", "--checkpoint=run", "--mode=ar", "--max_length_b=4", input="Montag\n\n3 Uhr\n")
     assert output.count("\n") == 3
     run("janus-jax", "convert", "export", "--checkpoint=run", "--format=hf", "--output=exported")

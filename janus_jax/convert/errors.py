@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-INSTALL = "pip install -r requirements-convert.txt"
+INSTALL = 'pip install -r requirements-convert.txt (or, without the checkout, pip install "janus_jax[convert]")'
 
 
 class ConvertError(ValueError):

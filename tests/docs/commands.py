@@ -16,6 +16,7 @@ SHARED = (("own_data.md", "Two files"), ("training.md", "Objectives"))
 CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
     "training": (
         ("own_data.md", "One TSV file"),
+        ("own_data.md", "Without the checkout"),
         ("data.md", "Tokenizers"),
         ("data.md", "Distilled data"),
         ("training.md", "Training"),
@@ -73,6 +74,7 @@ NOT_RUN: dict[str, str] = {
     "python -m janus_jax.data.translation": "needs the original downloads; tests/data/test_translation.py runs it on small ones",
     "python -m janus_jax.play": "serves until it is stopped; tests/play opens the page",
     "./launch/test.sh": "it runs the tests; its paths are checked",
+    "pip wheel": "writes into the checkout; tests/test_wheel.py builds a wheel of a copy",
     "pip install": "needs a package registry; the file of requirements is checked",
     "python -m pytest": "runs other tests; its paths are checked",
     "python tests/golden_check.py": "tests/test_golden.py calls it with this file; the path is checked",
@@ -96,6 +98,7 @@ INLINE_NOT_RUN: dict[str, str] = {
     "python -m janus_jax.describe": "writes a page of the checkout; tests/test_config.py compares it with the settings",
     "python -m benchmarks.draw_rows": "tests/test_draw_rows.py runs it",
     "ruff": "./launch/test.sh runs it",
+    "janus-jax": "names the command; tests/test_commands.py tests it, and blocks have its flags",
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",
 }
 
@@ -178,12 +181,14 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
 
 
 def parts(command: str) -> tuple[str, list[str], dict[str, str]]:
-    """Module, arguments and redirections (sign -> file) of `python -m MODULE ...` or `python FILE ...`."""
+    """Module, arguments and redirections (sign -> file) of `python -m MODULE`, `python FILE` or `janus-jax`."""
     words = shlex.split(command)
+    if words[0] == "janus-jax":
+        words[:1] = ["python", "-m", "janus_jax.__main__"]
     assert words[0] == "python", f"{command}: not a command that a test can run; say why in NOT_RUN"
     if words[1] == "-m":
         module, rest = words[2], words[3:]
-        if module.startswith("janus_jax."):
+        if module.startswith("janus_jax.") and not module.endswith(".__main__"):
             module += ".__main__"
     else:
         module, rest = words[1].removesuffix(".py").replace("/", "."), words[2:]

@@ -10,7 +10,9 @@ PAGES = {"README.md": ROOT / "README.md"} | {path.name: path for path in sorted(
 GENERATED = {"configuration.md"}
 WRITTEN = [name for name in PAGES if name not in GENERATED]
 # A command in a sentence or a table.
-INLINE = re.compile(r"`((?:python|pip|sbatch|kubectl|mpirun|mkdocs|ruff|\./launch/\S+) [^`]+|\./launch/\w+\.sh)`")
+INLINE = re.compile(
+    r"`((?:python|pip|janus-jax|sbatch|kubectl|mpirun|mkdocs|ruff|\./launch/\S+) [^`]+|\./launch/\w+\.sh)`"
+)
 
 
 @dataclass(frozen=True)

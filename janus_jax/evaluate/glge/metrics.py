@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Lines = Sequence[str]
-_INSTALL = "pip install -r requirements-glge.txt"
+_INSTALL = 'pip install -r requirements-glge.txt (or, without the checkout, pip install "janus_jax[glge]")'
 
 
 class MissingLibraryError(ValueError):
