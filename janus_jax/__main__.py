@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decode": ("janus_jax.decode", "generate an output for each line of a file"),
     "evaluate": ("janus_jax.evaluate", "score lines, or decode with a checkpoint and score"),
     "convert": ("janus_jax.convert", "import, export and average checkpoints"),
+    "play": ("janus_jax.play", "try a checkpoint in the browser"),
 }
 
 
