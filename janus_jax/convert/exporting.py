@@ -44,7 +44,7 @@ _HF_CODE = Path(__file__).parent / "hf"
 _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
 # Fields of ModelConfig that only JAX needs, or that another field of JanusConfig expresses.
 _NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
-_NAMED_SPLITS = ("demo", "tfds")  # sources whose splits have names; those of the others are files
+_NAMED_SPLITS = ("demo", "cmudict", "tfds")  # sources whose splits have names; those of the others are files
 _NEEDED = {
     "hf": "safetensors.numpy",
     "bart": "safetensors.numpy",

@@ -1,4 +1,4 @@
-"""Where text comes from: parallel files, TSV files, GLGE, TFDS datasets, the built-in corpus; plain text for denoising.
+"""Where text comes from: parallel files, TSV files, GLGE, TFDS datasets, the built-in corpus, CMUdict; plain text for denoising.
 
 A `SplitSource` can be iterated any number of times. It yields `(number, source, target)`: the number of the pair and the raw
 bytes (or str) of its sides; `where(number)` is the place that a user can look up. The target is None for a line that does not
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from janus_jax.config import DataConfig
-from janus_jax.data import demo
+from janus_jax.data import demo, pronunciations
 from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
@@ -244,6 +244,13 @@ def _open_demo(config: DataConfig, names: dict[str, str], _download: bool) -> di
     return {split: source(split) for split in names}
 
 
+def _open_cmudict(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
+    path = pronunciations.dictionary_path()
+    pairs_of = pronunciations.pairs(config.cmudict_stress)
+    inputs = {str(path): path.stat().st_size}
+    return {split: SplitSource(pairs_of[split].__iter__, lambda number: f"{path}:{number}", inputs) for split in names}
+
+
 def _open_tfds(config: DataConfig, names: dict[str, str], download: bool) -> dict[str, SplitSource]:
     builder = _tfds_builder(config, download)
     features = builder.info.features
@@ -329,5 +336,6 @@ SOURCES: dict[str, Callable[[DataConfig, dict[str, str], bool], dict[str, SplitS
     "glge": _open_files,
     "tfds": _open_tfds,
     "demo": _open_demo,
+    "cmudict": _open_cmudict,
     "text": _open_text,
 }

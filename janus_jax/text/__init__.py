@@ -37,6 +37,8 @@ def train(lines: Sequence[str], config: TextConfig) -> Tokenizer:
         return read(config.model)
     if config.model_type == "byte_bpe":
         return bpe_tokenizer.train(lines, config)
+    if config.model_type == "word":
+        return dictionary_tokenizer.train(lines, config)
     return sentencepiece_tokenizer.train(lines, config)
 
 

@@ -1,10 +1,12 @@
-"""The dictionary of a fairseq translation model, for text that is already tokenized and split into subwords."""
+"""A dictionary of words, for text that is already tokenized: that of a fairseq model, or one of the words of a text."""
 
 import pathlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
+from janus_jax.config import TextConfig
 from janus_jax.text import dictionary
 from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError, checked_ids, list_of_texts
 from janus_jax.types import Specials
@@ -85,3 +87,21 @@ def read(path: str | pathlib.Path) -> DictionaryTokenizer:
     except OSError as error:
         raise TokenizerError(f"cannot read {str(path)!r} ({error.strerror}); name fairseq's dict.txt") from error
     return DictionaryTokenizer(data, repr(str(path)))
+
+
+def train(lines: Sequence[str], config: TextConfig) -> DictionaryTokenizer:
+    """A dictionary with `<mask>` and the most frequent words of the lines, at most `config.vocab_size` tokens.
+
+    Words of one frequency are in the order of the alphabet, so that the same lines give the same dictionary.
+
+    Raises:
+      TokenizerError: no text.
+    """
+    count = min(len(lines), config.train_lines)
+    counts = Counter(word for i in range(count) for word in lines[i * len(lines) // count].split())
+    for name in (*FIRST, MASK):
+        del counts[name]  # a special token that the text spells is unknown
+    if not counts:
+        raise TokenizerError("no text to train a tokenizer on; check the training split")
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: config.vocab_size - len(FIRST) - 1]
+    return DictionaryTokenizer("".join(f"{word} {n}\n" for word, n in [(MASK, 0), *ranked]).encode())
