@@ -6,13 +6,15 @@
     python -m janus_jax.evaluate --checkpoint=DIR --source=dev.de --references=dev.en --setting=ctc:blank_penalty=0 \\
         --setting=ctc:blank_penalty=1 --save_best=DIR_TUNED
     python -m janus_jax.evaluate --checkpoint=DIR --pairs=test.tsv
+    python -m janus_jax.evaluate --checkpoint=DIR --source=test.letters --references=test.phonemes --error_rates
     python -m janus_jax.evaluate --task=squadqg --hypotheses=out.txt --source=test.src --references=test.tgt
     python -m janus_jax.evaluate --glge=data/glge/easy --predictions=out/ar --predictions=out/nar
 
 Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar),
 1, 4 and 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint
 that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
-split. Sentences a second do not include compilation. --task adds the metrics of a GLGE task, by the rules of the
+split. Sentences a second do not include compilation. --error_rates adds the token and the sequence error rate, and
+--save_best goes by the latter. Equal sources are one sequence that has several references. --task adds the metrics of a GLGE task, by the rules of the
 benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in the files that GLGE
 takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses is for text that was
 cut into Moses words. It adds BLEU of these words. For sacreBLEU and chrF they are joined to plain text. Exit status: 0, or
@@ -38,7 +40,7 @@ from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
 from janus_jax.evaluate import glge, trace_html
-from janus_jax.evaluate.scores import check_aligned, score, tokenized
+from janus_jax.evaluate.scores import check_aligned, error_rates, score, tokenized
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
 
 
@@ -69,13 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", help="also write the decoded lines there, a file for each setting")
     parser.add_argument(
         "--save_best",
-        help="directory of a new checkpoint: the same model, with the setting of the best BLEU as its default",
+        help="directory of a new checkpoint: the same model, with the setting of the best BLEU (with --error_rates: of the lowest "
+        "sequence error rate) as its default",
     )
     parser.add_argument(
         "--task", choices=glge.TASKS, help="also the metrics of this GLGE task, by the rules of the benchmark's scripts"
     )
     parser.add_argument(
         "--clean", action="store_true", help="with --task or --glge: without the quirks of these scripts"
+    )
+    parser.add_argument(
+        "--error_rates",
+        "--error-rates",
+        action="store_true",
+        help="also token and sequence error rate (0-100); tokens are separated by spaces, and equal sources share their references",
     )
     parser.add_argument("--glge", help="folder of a version of GLGE, as data/glge/easy")
     parser.add_argument(
@@ -103,10 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 _FORMS = {
     "traces": {"trace_html"},
     "glge": {"predictions", "clean", "json"},
-    "hypotheses": {"references", "source", "task", "clean", "moses", "plain_references", "json"},
+    "hypotheses": {"references", "source", "task", "clean", "error_rates", "moses", "plain_references", "json"},
     "checkpoint": {
         "source", "references", "pairs", "setting", "mode", "runs", "batch_tokens", "output_dir", "save_best", "task", "clean",
-        "moses", "plain_references", "json",
+        "error_rates", "moses", "plain_references", "json",
     },
 }  # fmt: skip
 _NEEDS = {
@@ -146,9 +155,10 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
         parser.error("--moses and --plain_references go together")
     if form == "hypotheses":
         needed = "task" in given and glge.TASKS[args.task].needs_sources
-        if needed != ("source" in given):
-            text = f"--task={args.task} needs --source, since equal sources share their references"
-            parser.error(text if needed else "--source: --hypotheses are scored without sources; leave it out")
+        if needed and "source" not in given:
+            parser.error(f"--task={args.task} needs --source, since equal sources share their references")
+        if "source" in given and not needed and "error_rates" not in given:
+            parser.error("--source: --hypotheses are scored without sources; leave it out")
     if args.runs < 1:
         parser.error(f"--runs={args.runs}: at least one run is needed")
     return {
@@ -242,20 +252,23 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         result |= _more_scores(args, hypotheses, references, sources, plain)
         if output:
             write_lines(output, hypotheses)
-    best = max(range(len(results)), key=lambda i: results[i]["bleu"])
+    if args.error_rates:
+        best = min(range(len(results)), key=lambda i: results[i]["sequence_error_rate"])
+    else:
+        best = max(range(len(results)), key=lambda i: results[i]["bleu"])
     if args.json:
         print(json.dumps(results, indent=2))
     else:
-        print(
-            format_table(
-                results, [name for name in results[0] if name.startswith(f"{args.task}/") or name == "bleu_words"]
-            )
-        )
+        named = ("bleu_words", "token_error_rate", "sequence_error_rate")
+        more = [name for name in results[0] if name.startswith(f"{args.task}/") or name in named]
+        print(format_table(results, more))
         print(
             f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
     if args.save_best:
         about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
+        if args.error_rates:
+            about["sequence_error_rate"] = results[best]["sequence_error_rate"]
         _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
 
 
@@ -266,11 +279,13 @@ def _more_scores(
     sources: list[str] | None,
     plain_references: list[str] | None,
 ) -> dict[str, Any]:
-    """The metrics of --task, as task/metric with task/mean, its share of GLGE's overall score; and those of --moses."""
+    """The metrics of --task, as task/metric with task/mean, its share of GLGE's overall score; of --moses, --error_rates."""
     more: dict[str, Any] = {}
     if args.task:
         scores = glge.score(args.task, hypotheses, references, sources, strict=not args.clean)
         more |= {f"{args.task}/{name}": value for name, value in {**scores, "mean": glge.mean(scores)}.items()}
+    if args.error_rates:
+        more |= error_rates(hypotheses, references, sources)
     if plain_references is not None:
         more |= tokenized(hypotheses, references, plain_references, args.moses)
     return more

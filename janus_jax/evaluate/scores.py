@@ -1,7 +1,8 @@
-"""Scores of output against references: sacreBLEU, chrF, ROUGE, and counts that explain them."""
+"""Scores of output against references: sacreBLEU, chrF, ROUGE, error rates, and counts that explain them."""
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -74,6 +75,45 @@ def exact_match(hypotheses: Lines, references: Lines) -> dict[str, float]:
     """Share (0-1) of lines that equal their reference, without white space at the ends."""
     same = sum(h.strip() == r.strip() for h, r in zip(hypotheses, references, strict=True))
     return {"exact_match": same / len(references)}
+
+
+def error_rates(hypotheses: Lines, references: Lines, sources: Lines | None = None) -> dict[str, float]:
+    """Token and sequence error rate (0-100) of lines whose tokens are separated by white space.
+
+    They are the phoneme and word error rate of grapheme-to-phoneme conversion, or the word and sentence error rate of
+    speech recognition. Equal sources are one sequence that has several references; its hypothesis is that of the first
+    line. A sequence is wrong if it equals no reference. Its token errors are the edit distance (insertions, deletions,
+    substitutions) to the nearest reference, of equally near ones the first; they are divided by the tokens of these
+    references, summed over all sequences.
+
+    Args:
+      hypotheses: lines.
+      references: one for each line.
+      sources: one for each line; None: every line is a sequence of its own.
+
+    Returns:
+      `token_error_rate` and `sequence_error_rate`.
+
+    Raises:
+      AlignmentError: no reference has a token.
+    """
+    from nltk.metrics.distance import edit_distance  # its imports take a second
+
+    sequences: dict[Any, tuple[list[str], list[list[str]]]] = {}
+    for key, hypothesis, reference in zip(
+        range(len(references)) if sources is None else sources, hypotheses, references, strict=True
+    ):
+        sequences.setdefault(key, (hypothesis.split(), []))[1].append(reference.split())
+    errors, tokens, wrong = 0, 0, 0
+    for hypothesis, choices in sequences.values():
+        distances = [edit_distance(hypothesis, choice) for choice in choices]
+        nearest = min(range(len(choices)), key=distances.__getitem__)
+        errors += distances[nearest]
+        tokens += len(choices[nearest])
+        wrong += distances[nearest] > 0
+    if not tokens:
+        raise AlignmentError("all references are empty; nothing can be scored")
+    return {"token_error_rate": 100 * errors / tokens, "sequence_error_rate": 100 * wrong / len(sequences)}
 
 
 def repetition(hypotheses: Lines, references: Lines) -> dict[str, float]:
