@@ -102,7 +102,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
     if not any("valid/loss" in record and record["step"] == config.train.steps for record in records):
         print(f"{name}: stopped; the same command resumes it")
         return
-    curve = {r["step"]: _named(r, "valid/") for r in records if "valid/loss" in r}
+    curve = {r["step"]: named(r, "valid/") for r in records if "valid/loss" in r}
     figures = {
         "cell": name,
         "seed": config.train.seed,
@@ -114,7 +114,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "validation": curve,
         "rows": scores(config, workdir, decodings(config.objective.name, CELLS[name].preset)),
     }
-    _write(path, figures)
+    write(path, figures)
 
 
 def _targets(cell: Cell) -> str:
@@ -127,7 +127,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def _write(path: Path, figures: dict[str, Any]) -> None:
+def write(path: Path, figures: dict[str, Any]) -> None:
+    """Writes figures as JSON, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -140,7 +141,7 @@ def add_scores(path: Path, config: Config, workdir: Path) -> None:
     rows = {row["setting"]: row for row in figures["rows"]}
     settings = decodings(config.objective.name, CELLS[figures["cell"]].preset)
     rows |= {row["setting"]: row for row in scores(config, workdir, [s for s in settings if s not in rows])}
-    _write(path, figures | {"rows": [rows[setting] for setting in settings]})
+    write(path, figures | {"rows": [rows[setting] for setting in settings]})
 
 
 def scores(config: Config, workdir: Path, settings: Sequence[str]) -> list[dict[str, Any]]:
@@ -155,9 +156,12 @@ def scores(config: Config, workdir: Path, settings: Sequence[str]) -> list[dict[
     return rows
 
 
-def hypotheses(generator: Generator, workdir: Path, setting: str, sources: list[str]) -> list[str]:
-    """The translations of the test split by a run's model; kept in the run's directory, a file for each setting."""
-    path = workdir / "outputs" / f"{setting.replace(':', '-')}.txt"
+def hypotheses(generator: Generator, workdir: Path, setting: str, sources: Sequence[str], name: str = "") -> list[str]:
+    """The outputs of a run's model for these sources; kept in the run's directory, in a file of this name.
+
+    By default the file has the name of the setting, and the sources are the test split.
+    """
+    path = workdir / "outputs" / f"{(name or setting).replace(':', '-')}.txt"
     newest = step_directories(workdir / "checkpoints")[-1]
     if path.exists() and path.stat().st_mtime > newest.stat().st_mtime:
         return read_lines(str(path))
@@ -224,7 +228,8 @@ def decodings(objective: str, preset: str = "study") -> tuple[str, ...]:
     }[objective]
 
 
-def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
+def named(record: dict[str, Any], prefix: str) -> dict[str, float]:
+    """The metrics of a record whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): round(value, 5) for name, value in record.items() if name.startswith(prefix)}
 
 
@@ -256,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=3, help="timed runs; the median counts")
     args = parser.parse_args(argv)
     if args.compare:
-        _write(RESULTS / study_report.COMPARE_FILE, {"comparisons": compare(args)})
+        write(RESULTS / study_report.COMPARE_FILE, {"comparisons": compare(args)})
         return 0
     if args.table or args.plot or args.plot_speed:
         cells = study_report.load(RESULTS)
@@ -276,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         names = args.cell or _short_cells()
         configs = {name: config_of(CELLS[name], 0, args.data, args.prepared, args.workdir) for name in names}
         file = study_report.STEP_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_STEP_FILE
-        _write(RESULTS / file, study_report.step_seconds(configs, args.step_seconds))
+        write(RESULTS / file, study_report.step_seconds(configs, args.step_seconds))
         return 0
     if args.speed:
         names = args.cell or _short_cells()
@@ -290,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         test = tuple(f"{config.data.test}.{language}" for language in languages)
         file = study_report.SPEED_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_SPEED_FILE
-        _write(RESULTS / file, study_report.speed(cells, test, args.sentences, args.runs))
+        write(RESULTS / file, study_report.speed(cells, test, args.sentences, args.runs))
         return 0
     for name in args.cell or CELLS:
         config = config_of(CELLS[name], args.seed, args.data, args.prepared, args.workdir)

@@ -46,7 +46,7 @@ def load(experiment):
 
 def test_all_experiments_are_here():
     assert {path.stem for path in FILES} == {
-        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "glge", "headline", "heads", "mine", "mt", "multi30k_deen"
+        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "g2p_cmudict", "glge", "headline", "heads", "mine", "mt", "multi30k_deen"
     }  # fmt: skip
     pairs = ("iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen")
     translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_masks", "_released")}

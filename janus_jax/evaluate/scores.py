@@ -81,15 +81,11 @@ def error_rates(hypotheses: Lines, references: Lines, sources: Lines | None = No
     """Token and sequence error rate (0-100) of lines whose tokens are separated by white space.
 
     They are the phoneme and word error rate of grapheme-to-phoneme conversion, or the word and sentence error rate of
-    speech recognition. Equal sources are one sequence that has several references; its hypothesis is that of the first
-    line. A sequence is wrong if it equals no reference. Its token errors are the edit distance (insertions, deletions,
-    substitutions) to the nearest reference, of equally near ones the first; they are divided by the tokens of these
-    references, summed over all sequences.
+    speech recognition: the errors of all sequences divided by the tokens of their references, and the share of sequences
+    with an error (`sequence_errors`).
 
     Args:
-      hypotheses: lines.
-      references: one for each line.
-      sources: one for each line; None: every line is a sequence of its own.
+      hypotheses, references, sources: of `sequence_errors`.
 
     Returns:
       `token_error_rate` and `sequence_error_rate`.
@@ -97,23 +93,41 @@ def error_rates(hypotheses: Lines, references: Lines, sources: Lines | None = No
     Raises:
       AlignmentError: no reference has a token.
     """
-    from nltk.metrics.distance import edit_distance  # its imports take a second
-
-    sequences: dict[Any, tuple[list[str], list[list[str]]]] = {}
-    for key, hypothesis, reference in zip(
-        range(len(references)) if sources is None else sources, hypotheses, references, strict=True
-    ):
-        sequences.setdefault(key, (hypothesis.split(), []))[1].append(reference.split())
-    errors, tokens, wrong = 0, 0, 0
-    for hypothesis, choices in sequences.values():
-        distances = [edit_distance(hypothesis, choice) for choice in choices]
-        nearest = min(range(len(choices)), key=distances.__getitem__)
-        errors += distances[nearest]
-        tokens += len(choices[nearest])
-        wrong += distances[nearest] > 0
+    counts = sequence_errors(hypotheses, references, sources)
+    tokens = sum(length for _, length in counts)
     if not tokens:
         raise AlignmentError("all references are empty; nothing can be scored")
-    return {"token_error_rate": 100 * errors / tokens, "sequence_error_rate": 100 * wrong / len(sequences)}
+    wrong = sum(errors > 0 for errors, _ in counts)
+    return {
+        "token_error_rate": 100 * sum(errors for errors, _ in counts) / tokens,
+        "sequence_error_rate": 100 * wrong / len(counts),
+    }
+
+
+def sequence_errors(hypotheses: Lines, references: Lines, sources: Lines | None = None) -> list[tuple[int, int]]:
+    """The token errors of each sequence, and the tokens of the reference that they are counted against.
+
+    Equal sources are one sequence that has several references; its hypothesis is that of their first line. Its errors are
+    the edit distance (insertions, deletions, substitutions) to the nearest reference, of equally near ones the first.
+
+    Args:
+      hypotheses: lines, with white space between tokens.
+      references: one for each line.
+      sources: one for each line; None: every line is a sequence of its own.
+    """
+    from nltk.metrics.distance import edit_distance  # its imports take a second
+
+    keys: Sequence[Any] = range(len(references)) if sources is None else sources
+    sequences: dict[Any, tuple[list[str], list[list[str]]]] = {}
+    for key, hypothesis, reference in zip(keys, hypotheses, references, strict=True):
+        sequences.setdefault(key, (hypothesis.split(), []))[1].append(reference.split())
+    return [
+        min(
+            ((edit_distance(hypothesis, choice), len(choice)) for choice in choices),
+            key=lambda counts: counts[0],
+        )
+        for hypothesis, choices in sequences.values()
+    ]
 
 
 def repetition(hypotheses: Lines, references: Lines) -> dict[str, float]:

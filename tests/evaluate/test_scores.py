@@ -1,11 +1,12 @@
 """Scores against values worked out by hand or by sacreBLEU's own sentence examples."""
 
 import math
+import random
 import time
 
 import pytest
 
-from janus_jax.evaluate import measure, score
+from janus_jax.evaluate import error_rates, measure, score
 from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate, tokenized
 
 
@@ -91,3 +92,53 @@ def test_latency_leaves_the_warm_up_out():
         measure(work, [])
     with pytest.raises(TypeError, match="lines: 'ab' is a plain string"):
         measure(work, "ab")
+
+
+def test_error_rates_worked_out_by_hand():
+    sources = ["t o", "t o", "a", "b"]
+    hypotheses = ["T AH", "ignored", "EY", "B IY Z"]
+    # "t o": one substitution against either, the first of two phonemes; "a": right; "b": one insertion to two.
+    assert error_rates(hypotheses, ["T UW", "D AH", "EY", "B IY"], sources) == {
+        "token_error_rate": pytest.approx(100 * 2 / 5),
+        "sequence_error_rate": pytest.approx(100 * 2 / 3),
+    }
+    # The nearest reference counts, here the longer one, which is right.
+    assert error_rates(["T UW W", "-"], ["T", "T UW W"], ["x", "x"]) == {
+        "token_error_rate": 0, "sequence_error_rate": 0
+    }  # fmt: skip
+    # Without sources each line is a sequence of its own.
+    assert error_rates(["A", "A"], ["A", "B"])["sequence_error_rate"] == 50
+    assert error_rates(["", "A"], ["A B", "A"])["token_error_rate"] == pytest.approx(100 * 2 / 3)
+
+
+def test_error_rates_equal_those_of_a_plain_program():
+    def distance(a, b):
+        table = {(i, 0): i for i in range(len(a) + 1)} | {(0, j): j for j in range(len(b) + 1)}
+        for i in range(1, len(a) + 1):
+            for j in range(1, len(b) + 1):
+                table[i, j] = min(
+                    table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (a[i - 1] != b[j - 1])
+                )
+        return table[len(a), len(b)]
+
+    rng = random.Random(0)
+    lines = [[" ".join(rng.choices("ABC", k=rng.randrange(1, 9))) for _ in range(60)] for _ in range(2)]
+    lines[0][::3] = lines[1][::3]
+    sources = [str(i // 2 if i < 40 else i) for i in range(60)]
+    errors = tokens = wrong = 0
+    for key in dict.fromkeys(sources):
+        places = [i for i, source in enumerate(sources) if source == key]
+        hypothesis = lines[0][places[0]].split()
+        pairs = [(distance(hypothesis, lines[1][i].split()), len(lines[1][i].split())) for i in places]
+        best = next(pair for pair in pairs if pair[0] == min(pairs)[0])
+        errors, tokens, wrong = errors + best[0], tokens + best[1], wrong + (best[0] > 0)
+    assert 0 < wrong < len(set(sources))
+    assert error_rates(*lines, sources) == {
+        "token_error_rate": pytest.approx(100 * errors / tokens),
+        "sequence_error_rate": pytest.approx(100 * wrong / len(set(sources))),
+    }
+
+
+def test_error_rates_need_a_reference_with_tokens():
+    with pytest.raises(AlignmentError, match="all references are empty"):
+        error_rates(["A"], [" "])

@@ -68,6 +68,21 @@ def test_bytes_hold_the_whole_tokenizer(path):
     assert again.encode("der us") == [4, 6]
 
 
+def test_training_takes_the_most_frequent_words():
+    lines = ["B b <mask> a", "a AH", "<s> a b"]
+    tokenizer = text.train(lines, TextConfig(model_type="word", vocab_size=100))
+    assert tokenizer.specials == Specials()  # with a mask token of its own
+    assert tokenizer.words[5:] == ["a", "b", "AH", "B"]
+    assert tokenizer.decode(tokenizer.encode("B AH a")) == "B AH a"
+    assert tokenizer.encode("<mask> c") == [3, 3]
+    assert text.load(tokenizer.to_bytes()).words == tokenizer.words
+    fewer = TextConfig(model_type="word", vocab_size=7)
+    assert text.train(lines, fewer).words[5:] == ["a", "b"]
+    assert text.train([*lines, "c"] * 100, TextConfig(model_type="word", train_lines=3)).vocab_size <= 9
+    with pytest.raises(text.TokenizerError, match="no text to train"):
+        text.train(["<s>", " "], fewer)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
