@@ -62,3 +62,9 @@ def peak_gigabytes() -> float:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
     return float("nan")
+
+
+def device_peak_gigabytes() -> float | None:
+    """Peak memory of the first device in this process; None where the device does not report it, as a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 1e9 if stats and "peak_bytes_in_use" in stats else None

@@ -121,6 +121,7 @@ def measure(objective: str, args: argparse.Namespace) -> dict[str, float | str]:
         "compile_seconds": compile_seconds,
         "temporary_gigabytes": step.memory_analysis().temp_size_in_bytes / 1e9,
         "peak_gigabytes": common.peak_gigabytes(),
+        "device_peak_gigabytes": common.device_peak_gigabytes(),
     }
 
 
@@ -145,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.sentences = args.sentences or (2 if args.preset else SENTENCES)
     objectives = args.objectives or ("janus" if args.preset else ",".join(OBJECTIVES))
     parallel.start()
-    rate = common.matmul_flops_per_second()
+    rate = common.matmul_flops_per_second(Janus(make_config("janus", args).model, Specials()).dtype)
     rows = []
     for objective in objectives.split(","):
         row = measure(objective, args)
@@ -156,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['gflop']:.0f} GFLOP  {row['gflop_per_second']:.0f} GFLOP/s = {row['share_of_matmul']:.0%} of a "
             f"matrix product  (M {row['masked_real']:.1f} real, {row['masked_padded']} padded; compiled in "
             f"{row['compile_seconds']:.0f} s; {row['temporary_gigabytes']:.2f} GB of temporary memory; the process "
-            f"holds at most {row['peak_gigabytes']:.2f} GB)"
+            f"holds at most {row['peak_gigabytes']:.2f} GB"
+            + (f", the device {row['device_peak_gigabytes']:.2f} GB)" if row["device_peak_gigabytes"] else ")")
         )
     settings = dataclasses.asdict(make_config("janus", args).model)
     figures = {"machine": common.machine(), "matmul_gflop_per_second": rate / 1e9, "model": settings, "rows": rows}

@@ -81,6 +81,7 @@ NOT_RUN: dict[str, str] = {
     "mkdocs build": "tests/docs/test_site.py builds the site",
     "mkdocs serve": "waits for a browser; tests/docs/test_site.py builds the site",
     "python benchmarks/train_step.py": MINUTES,
+    "python benchmarks/accelerator.py": "takes minutes; its parts are parsed in tests/test_accelerator.py; parsed",
     "python benchmarks/decode.py": MINUTES,
     "python benchmarks/bart.py": "takes minutes at the published size; tests/test_bart_benchmark.py runs a small one; parsed",
     "python benchmarks/scaling.py --max_devices": "compiles for an hour; tests/test_scaling.py checks the results; parsed",
