@@ -24,7 +24,7 @@ PACKAGES = ("text", "data", "model", "objective", "decode", "evaluate", "train",
 LAST = {"train", "convert", "play"}
 FOUNDATION = {
     "config", "settings", "checks", "describe", "command_line", "types", "parallel", "processes", "host_memory",
-    "checkpoint", "first_version", "files",
+    "checkpoint", "first_version", "files", "metrics", "provenance",
 }  # fmt: skip
 # A table of names that settings and checks read too: plain data, although it lies in a package.
 TABLE = "janus_jax.objective.terms"

@@ -4,7 +4,7 @@ A step directory holds everything: parameters, their moving average, optimizer s
 and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,20 @@ class Loaded:
     tokenizer: bytes
     step: int
     about: dict[str, Any]  # metadata: step, versions, origin
+
+    @property
+    def checksum(self) -> int | None:
+        """Of the parameters, as stored; None in older checkpoints."""
+        return _checksum(self.about)
+
+
+# What checkpoints of a run store about the training: a copy or an average of them keeps it.
+_ORIGIN = ("data", "revision", "versions", "jax")
+
+
+def origin(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the metadata of a checkpoint say about the training, for the metadata of a copy or an average."""
+    return {name: about[name] for name in _ORIGIN if name in about}
 
 
 def load(path: str | Path) -> Loaded:
@@ -95,6 +109,20 @@ def tokenizer(path: str | Path) -> bytes:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
     return _read_checked(find(path), _tokenizer)
+
+
+def checksum(path: str | Path) -> int | None:
+    """The checksum of a checkpoint's parameters (see `find`), as stored; None in older ones.
+
+    Raises:
+      CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    return _read_checked(find(path), lambda step: _checksum(ocp.checkpointables_metadata(step).custom_metadata or {}))
+
+
+def _checksum(about: Mapping[str, Any]) -> int | None:
+    sums = about.get("sums", {})
+    return sums.get("ema", sums.get("params"))
 
 
 def config(path: str | Path) -> Config:

@@ -17,7 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 import janus_jax
 from janus_jax import config as config_lib
-from janus_jax import processes
+from janus_jax import processes, provenance
 from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.checkpoint.files import CheckpointError, bytes_array, first_line, step_directories
 from janus_jax.config import Config, TrainConfig
@@ -44,9 +44,18 @@ class Checkpoints:
       tokenizer: the tokenizer as bytes. Every checkpoint stores them.
       evaluations: the metrics of the evaluations so far, by step. The caller adds later ones, each after its checkpoint
         is saved: an evaluation that fails costs no steps.
+      data: digest of the prepared data. Every checkpoint stores it, with the git revision and the versions of this process.
     """
 
-    def __init__(self, directory: Path, config: Config, tokenizer: bytes, evaluations: dict[int, Mapping[str, float]]):
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        tokenizer: bytes,
+        evaluations: dict[int, Mapping[str, float]],
+        *,
+        data: str | None = None,
+    ):
         # Orbax logs every retention decision and a page for each error. It also raises the errors.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._assets = {
@@ -54,6 +63,7 @@ class Checkpoints:
             "tokenizer": bytes_array(tokenizer),
         }
         self._train, self._evaluations = config.train, evaluations
+        self._origin = {"data": data, "revision": provenance.revision(), "versions": provenance.versions()}
         self.directory = Path(directory).absolute()
         self.notes: list[str] = []  # messages of `restore`, for the log
         self._checkpointer: Any = None
@@ -184,8 +194,8 @@ class Checkpoints:
         custom_metadata = {
             "step": step,
             "janus_jax": janus_jax.__version__,
-            "jax": jax.__version__,
             "made_by": "train",
+            **self._origin,
             "window": interval or {},
             "sums": checksums(items),
             "asset_sums": byte_checksums(self._assets),

@@ -40,7 +40,8 @@ def average(run: str, last: int, output: str | Path) -> None:
         )
     loaded = [checkpoint.load(path) for path in directories[-last:]]
     newest = loaded[-1]
-    about = {"step": newest.step, "made_by": "average", "of_steps": [one.step for one in loaded]}
+    about = checkpoint.origin(newest.about)
+    about |= {"step": newest.step, "made_by": "average", "of_steps": [one.step for one in loaded]}
     mean = checkpoint.average([one.params for one in loaded])
     checkpoint.write(output, mean, newest.config, newest.tokenizer, about)
 

@@ -247,8 +247,10 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
+    model = checkpoint.checksum(args.checkpoint)  # `convert export --scores` compares it
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
+        result |= {"model": model, "lines": len(sources)}
         result |= _more_scores(args, hypotheses, references, sources, plain)
         if output:
             write_lines(output, hypotheses)
@@ -321,7 +323,7 @@ def _save_with_setting(source: str, output: str, decode: DecodeConfig, about: di
     """Writes a copy of the checkpoint `source` whose settings of decoding are `decode`."""
     loaded = checkpoint.load(source)
     config = dataclasses.replace(loaded.config, decode=decode)
-    about = {"step": loaded.step, "made_by": "evaluate"} | about
+    about = checkpoint.origin(loaded.about) | {"step": loaded.step, "made_by": "evaluate"} | about
     checkpoint.write(output, loaded.params, config, loaded.tokenizer, about)
 
 

@@ -18,12 +18,13 @@ from janus_jax import parallel, processes, text
 from janus_jax.checkpoint import Checkpoints, write_error
 from janus_jax.config import Config, ConfigError, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
+from janus_jax.metrics import evaluations
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
 from janus_jax.objective.joint import active_terms, check_two_targets
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.initial import initial_params
-from janus_jax.train.log import IntervalMeans, RunLog, evaluations, plot_curves
+from janus_jax.train.log import IntervalMeans, RunLog, plot_curves
 from janus_jax.train.meter import Meter, SpikeDetector, peak_flops
 from janus_jax.train.profile import Profiler
 from janus_jax.train.step import abstract_state, init_state, jit_train_step, state_from_params
@@ -150,7 +151,11 @@ class _TrainingRun:
             # All processes use the list of the first one, as the checkpoints do.
             self.evaluations = dict(map(tuple, processes.all_gather(list(recorded.items()))[0]))
             self.checkpoints = Checkpoints(
-                workdir / "checkpoints", self.config, self.prepared.tokenizer_bytes, self.evaluations
+                workdir / "checkpoints",
+                self.config,
+                self.prepared.tokenizer_bytes,
+                self.evaluations,
+                data=self.prepared.contents,
             )
             self.state, interval = self._first_state(abstract, initial)
         for step in [step for step in self.evaluations if step > int(self.state.step)]:

@@ -37,11 +37,12 @@ def test_average_on_the_command_line(tmp_path, capsys):
     (run / "checkpoints").mkdir(parents=True)
     for step, factor in ((1, 5.0), (2, 1.0), (3, 3.0)):
         scaled = jax.tree.map(lambda p, f=factor: f * p, params)
-        checkpoint.write(run / "checkpoints" / str(step), scaled, config, b"tokens", {"step": step})
+        checkpoint.write(run / "checkpoints" / str(step), scaled, config, b"tokens", {"step": step, "data": "0123"})
     output = tmp_path / "average"
     assert main(["average", f"--checkpoint={run}", "--last=2", f"--output={output}"]) == 0
     loaded = checkpoint.load(output)
     assert (loaded.step, loaded.about["of_steps"], loaded.tokenizer) == (3, [2, 3], b"tokens")
+    assert loaded.about["data"] == "0123"
     np.testing.assert_allclose(
         loaded.params["embed_tokens"]["embedding"], 2 * params["embed_tokens"]["embedding"], rtol=1e-6
     )

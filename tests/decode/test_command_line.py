@@ -100,6 +100,7 @@ def test_evaluation_of_a_checkpoint_under_several_settings(saved, tmp_path, caps
     assert evaluate_main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["setting"] for row in rows] == ["ar:beam=1", "nar:passes=2,length_beam=1"]
+    assert {(row["model"], row["lines"]) for row in rows} == {(checkpoint.load(saved).checksum, 6)}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["ar_beam1.txt", "nar_passes2_length_beam1.txt"]
     assert evaluate_main([*arguments]) == 0
     table = capsys.readouterr().out

@@ -23,7 +23,7 @@ from orbax.checkpoint import v1 as ocp
 
 from janus_jax import checkpoint
 from janus_jax.config import Config, to_json
-from janus_jax.train.log import read_metrics
+from janus_jax.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 # For the processes that the tests start: a process without torch starts in half the time.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from janus_jax import checkpoint
+from janus_jax import checkpoint, provenance
 from janus_jax.checkpoint import CheckpointError, Checkpoints
 from janus_jax.checkpoint.files import bytes_array
 from janus_jax.config import Config
@@ -73,6 +73,7 @@ def test_checkpoints_of_averages_and_imports_have_checksums(tmp_path):
     checkpoint.write(tmp_path / "7", {"bias": jnp.ones(3)}, Config(), TOKENIZER, {"step": 7})
     loaded = checkpoint.load(tmp_path)
     assert loaded.tokenizer == TOKENIZER
+    assert loaded.checksum == checkpoint.checksum(tmp_path) == checkpoint.checksums({"params": loaded.params})["params"]
     assert loaded.about["sums"].keys() == {"params"}
     change(tmp_path / "7", "tokenizer")
     with pytest.raises(CheckpointError, match="the bytes of tokenizer differ"):
@@ -83,6 +84,20 @@ def test_a_checkpoint_without_checksums_is_read(tmp_path):
     assets = {"config": bytes_array(b"{}"), "tokenizer": bytes_array(TOKENIZER)}
     ocp.save_checkpointables(tmp_path / "7", {"params": {"bias": jnp.ones(3)}, "assets": assets})
     assert checkpoint.load(tmp_path).tokenizer == checkpoint.tokenizer(tmp_path) == TOKENIZER
+    assert checkpoint.checksum(tmp_path) is None
+
+
+def test_a_checkpoint_and_its_copies_say_what_they_were_made_with(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", Config(), TOKENIZER, {}, data="0123456789ab")
+    checkpoints.restore(abstract())
+    checkpoints.save(state(3))
+    checkpoints.close()
+    loaded = checkpoint.load(tmp_path / "run")
+    assert loaded.about["versions"]["jax"] == jax.__version__
+    assert loaded.about["revision"] == provenance.revision()
+    assert loaded.about["data"] == "0123456789ab"
+    checkpoint.write(tmp_path / "copy", loaded.params, Config(), TOKENIZER, checkpoint.origin(loaded.about))
+    assert checkpoint.origin(checkpoint.load(tmp_path / "copy").about) == checkpoint.origin(loaded.about)
 
 
 @pytest.mark.parametrize("name", ["assets", "params"])

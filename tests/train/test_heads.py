@@ -10,9 +10,9 @@ from janus_jax import checkpoint, data
 from janus_jax.config import ConfigError
 from janus_jax.decode import Generator
 from janus_jax.decode.keywords import with_keywords
+from janus_jax.metrics import read_metrics
 from janus_jax.train import train
 from janus_jax.train.__main__ import main
-from janus_jax.train.log import read_metrics
 from tests.train import runs
 
 

@@ -8,12 +8,12 @@ import pytest
 
 from janus_jax import checkpoint, data
 from janus_jax.config import ConfigError, default_config, resolve
+from janus_jax.metrics import read_metrics
 from janus_jax.model import Janus
 from janus_jax.text import load
 from janus_jax.train import train
 from janus_jax.train.__main__ import main
 from janus_jax.train.initial import adopt_model, initial_params
-from janus_jax.train.log import read_metrics
 from tests import tiny
 from tests.faults.killed_runs import copy_until
 from tests.train import runs

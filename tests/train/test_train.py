@@ -17,10 +17,10 @@ from janus_jax import checkpoint, parallel
 from janus_jax.checkpoint.run import kept_steps
 from janus_jax.config import ConfigError, TrainConfig
 from janus_jax.data import prepare
+from janus_jax.metrics import read_metrics
 from janus_jax.train import NonFiniteLossError, train
 from janus_jax.train import evaluation as evaluation_module
 from janus_jax.train import loop as loop_module
-from janus_jax.train.log import read_metrics
 from tests.faults.killed_runs import copy_until, experiment
 from tests.train import runs
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from janus_jax import metrics
 from janus_jax.config import Config, ConfigError, to_json
-from janus_jax.train import log, workdir
+from janus_jax.train import workdir
 
 
 @pytest.fixture
@@ -49,12 +50,12 @@ def test_a_line_that_is_no_record_is_named_but_a_last_one_is_a_cut(tmp_path, lin
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(f"{GOOD}\n".encode() + line + f"\n{GOOD}\n".encode())
     with pytest.raises(ConfigError, match=rf"^{path}:2: not a record of metrics \(.*\); remove this line"):
-        log.read_metrics(path)
+        metrics.read_metrics(path)
     path.write_bytes(f"{GOOD}\n".encode() + line)
-    assert log.read_metrics(path) == [json.loads(GOOD)]
+    assert metrics.read_metrics(path) == [json.loads(GOOD)]
 
 
 def test_metrics_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(ConfigError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
-        log.read_metrics(tmp_path / "metrics.jsonl")
+        metrics.read_metrics(tmp_path / "metrics.jsonl")
