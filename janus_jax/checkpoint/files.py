@@ -40,8 +40,8 @@ class Loaded:
         return _checksum(self.about)
 
 
-# What checkpoints of a run store about the training: a copy or an average of them keeps it.
-_ORIGIN = ("data", "revision", "versions", "jax")
+# What checkpoints store about the training of the model: a copy or an average of them keeps it.
+_ORIGIN = ("data", "revision", "versions", "jax", "from")
 
 
 def origin(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from janus_jax import checkpoint, command_line
 from janus_jax.convert import files
 from janus_jax.convert.exporting import FORMATS, export_model
+from janus_jax.convert.hub import CardOptions
 from janus_jax.convert.importing import SOURCES, ImportRequest, import_model
 
 
@@ -56,7 +57,14 @@ def _run(args: argparse.Namespace) -> None:
     if args.command == "average":
         average(args.checkpoint, args.last, args.output)
     elif args.command == "export":
-        print(export_model(args.checkpoint, args.format, args.output))
+        options = CardOptions(
+            license=args.license,
+            datasets=tuple(args.datasets.split(",")) if args.datasets else (),
+            repo_id=args.repo_id,
+            scores=args.scores,
+        )
+        chosen = options if options != CardOptions() else None
+        print(export_model(args.checkpoint, args.format, args.output, chosen))
     else:
         request = ImportRequest(
             source=args.source,
@@ -99,6 +107,28 @@ def _parser() -> command_line.ArgumentParser:
     exporting.add_argument("--checkpoint", required=True, help="a step directory, or a run's work directory")
     exporting.add_argument("--format", choices=tuple(FORMATS), required=True, help="the format to write")
     exporting.add_argument("--output", **output)
+    card = exporting.add_argument_group("for the model card (README.md) of the format hf")
+    card.add_argument(
+        "--license",
+        default="",
+        help="the Hub's name of the weights' license, as cc-by-4.0; default: the card says that none is chosen",
+    )
+    card.add_argument(
+        "--scores",
+        type=Path,
+        metavar="FILE",
+        help="JSON of python -m janus_jax.evaluate; test.json holds the scores of the text 'test'",
+    )
+    card.add_argument(
+        "--datasets", default="", metavar="ID,ID", help="the Hub's names of the training data, as wmt/wmt16"
+    )
+    card.add_argument(
+        "--repo_id",
+        "--repo-id",
+        default="",
+        metavar="OWNER/NAME",
+        help="name that the model gets on the Hub, for the card's code",
+    )
 
     averaging = commands.add_parser("average", help="average the last checkpoints of a run")
     averaging.add_argument("--checkpoint", required=True, help="the work directory of the run")

@@ -1,7 +1,7 @@
 """Exports janus_jax checkpoints in other programs' formats.
 
-- hf: a directory that transformers loads with trust_remote_code: weights, both Python files, tokenizer, generation
-  settings.
+- hf: a directory that transformers loads with trust_remote_code, and that the Hugging Face Hub takes: weights, both Python
+  files, tokenizer, generation settings, model card.
 - bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs
   ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position "target", the
   decoder's position table moves up by one row. The length head and what only parallel rows use (CTC's blank and
@@ -31,10 +31,12 @@ from janus_jax import checkpoint, text
 from janus_jax import config as config_lib
 from janus_jax.config import Config, DataConfig, ModelConfig
 from janus_jax.convert import card, fairseq_settings, files, fitting, huggingface
-from janus_jax.convert.errors import ConvertError, library
+from janus_jax.convert.errors import ConvertError, library, require
 from janus_jax.convert.fairseq import COPIES, PARALLEL_ONLY, SHARED, parallel_only, params_to_released
 from janus_jax.convert.hf_tokenizer import tokenizer_files
+from janus_jax.convert.hub import CardOptions
 from janus_jax.convert.report import Report
+from janus_jax.convert.scores import Score, scores_of_file, scores_of_run
 from janus_jax.decode import trained_modes
 from janus_jax.model import Janus, draft_vocab
 from janus_jax.text import BpeTokenizer, DictionaryTokenizer, Tokenizer
@@ -46,10 +48,10 @@ _HF_FILES = ("configuration_janus.py", "modeling_janus.py")
 _NOT_IN_HF = ("mask_token", "vocab_multiple", "dtype", "remat", "attention")
 _NAMED_SPLITS = ("demo", "cmudict", "tfds")  # sources whose splits have names; those of the others are files
 _NEEDED = {
-    "hf": "safetensors.numpy",
-    "bart": "safetensors.numpy",
-    "safetensors": "safetensors.numpy",
-    "fairseq": "torch",
+    "hf": ("safetensors.numpy", "huggingface_hub"),
+    "bart": ("safetensors.numpy",),
+    "safetensors": ("safetensors.numpy",),
+    "fairseq": ("torch",),
 }
 _EARLY_STOPPING = {"best": "never", "current": False, "released": True}
 
@@ -64,6 +66,8 @@ class ExportedModel:
     model: ModelConfig  # with the size of its vocabulary
     specials: Specials  # the model's, whose mask may be unk
     arrays: dict[str, np.ndarray]  # by released name; the embedding once
+    options: CardOptions
+    scores: list[Score]
 
     @property
     def config(self) -> Config:
@@ -71,19 +75,37 @@ class ExportedModel:
         return self.loaded.config
 
 
-def export_model(checkpoint_path: str | Path, format_name: str, output: str | Path) -> Report:
+def export_model(
+    checkpoint_path: str | Path, format_name: str, output: str | Path, options: CardOptions | None = None
+) -> Report:
     """Writes a checkpoint's model to the directory `output`.
 
+    Args:
+      checkpoint_path: a step directory, or a run's work directory.
+      format_name: of FORMATS.
+      output: the directory to write.
+      options: for the model card of the format hf.
+
     Raises:
-      ConvertError: the format is unknown, `output` exists, the model holds numbers that are not finite, or the format
-        cannot hold it; nothing is written.
+      ConvertError: the format is unknown or a library is missing, `output` exists, the Hub would refuse the options, the
+        model holds numbers that are not finite, or the format cannot hold it; nothing is written.
       CheckpointError: `checkpoint_path` holds no complete checkpoint.
     """
     if format_name not in FORMATS:
         raise ConvertError(f"--format={format_name}: choose from {', '.join(FORMATS)}")
+    if options and format_name != "hf":
+        raise ConvertError(f"--format={format_name}: has no model card; leave out what is for it, or choose hf")
     files.refuse_existing(output)
-    library(_NEEDED[format_name])
-    loaded = checkpoint.load(checkpoint_path)
+    require(*_NEEDED[format_name])
+    options = options or CardOptions()
+    options.check()
+    step_directory = checkpoint.find(checkpoint_path)
+    loaded = checkpoint.load(step_directory)
+    scores = []
+    if format_name == "hf":
+        scores = scores_of_run(step_directory, loaded) + (
+            scores_of_file(options.scores, loaded) if options.scores else []
+        )
     tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {checkpoint_path}")
     model = replace(loaded.config.model, vocab_size=loaded.config.model.vocab_size or tokenizer.vocab_size)
     specials = Janus(model, tokenizer.specials).specials
@@ -92,7 +114,9 @@ def export_model(checkpoint_path: str | Path, format_name: str, output: str | Pa
     report = Report()
     with files.new_directory(output) as directory:
         FORMATS[format_name](
-            ExportedModel(Path(output).name, loaded, tokenizer, model, specials, arrays), directory, report
+            ExportedModel(Path(output).name, loaded, tokenizer, model, specials, arrays, options, scores),
+            directory,
+            report,
         )
         (directory / files.TOKENIZER).write_bytes(loaded.tokenizer)
     return report
@@ -106,6 +130,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         "architectures": ["JanusForConditionalGeneration"],
         "auto_map": {
             "AutoConfig": "configuration_janus.JanusConfig",
+            "AutoModel": "modeling_janus.JanusForConditionalGeneration",
             "AutoModelForSeq2SeqLM": "modeling_janus.JanusForConditionalGeneration",
         },
         **{name: value for name, value in settings.items() if name not in _NOT_IN_HF},
@@ -126,8 +151,8 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
     files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
     _write_tokenizer(exported.tokenizer, directory)
     count = sum(array.size for array in exported.arrays.values())
-    loaded = replace(exported.loaded, config=config)
-    readme = card.model_card(exported.name, loaded, exported.model.vocab_size, count)
+    size = exported.model.vocab_size, count
+    readme = card.model_card(exported.name, exported.loaded, config, *size, exported.options, exported.scores)
     (directory / "README.md").write_text(readme, encoding="utf-8")
     report.used += list(exported.arrays)
 

@@ -101,7 +101,7 @@ def save_pt(path, arrays, args=None, legacy=False, **others):
     return path
 
 
-def write_checkpoint(path, tokenizer, *, step=12, config=None, change=lambda arrays: arrays, **model):
+def write_checkpoint(path, tokenizer, *, step=12, config=None, about=None, change=lambda arrays: arrays, **model):
     """Writes a checkpoint of a random tiny model for `tokenizer`, after `change` of its arrays; returns network and parameters."""
     net = network(tokenizer.specials.mask, vocab_size=tokenizer.vocab_size, **model)
     params = params_from_released(change(arrays_of(net)), net.config)
@@ -111,7 +111,9 @@ def write_checkpoint(path, tokenizer, *, step=12, config=None, change=lambda arr
         "data": {"max_source_length": 30, "max_target_length": 24},
         "decode": {"ar": {"beam": 3, "lenpen": 0.7, "stop": "current"}},
     } | (config or {})
-    checkpoint.write(path, params, resolve(groups), tokenizer.to_bytes(), {"step": step, "made_by": "train"})
+    checkpoint.write(
+        path, params, resolve(groups), tokenizer.to_bytes(), {"step": step, "made_by": "train"} | (about or {})
+    )
     return net, params
 
 

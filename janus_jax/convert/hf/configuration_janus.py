@@ -30,7 +30,7 @@ class JanusConfig(PretrainedConfig):
 
     # transformers has another model of the name "janus".
     model_type = "janus_jax"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (Trainer adds a list to it)
     attribute_map = {  # noqa: RUF012
         "hidden_size": "d_model",
         "num_attention_heads": "heads",
