@@ -12,6 +12,7 @@ from janus_jax.checkpoint import Loaded
 from janus_jax.config import DataConfig
 from janus_jax.convert.errors import ConvertError, library
 from janus_jax.convert.scores import Score
+from janus_jax.convert.values import shown
 
 # The Hub refuses a card with another license. From https://huggingface.co/docs/hub/repositories-licenses, August 2026.
 LICENSES = """
@@ -42,17 +43,18 @@ class CardOptions:
         if self.license and self.license not in LICENSES:
             near = difflib.get_close_matches(self.license.lower(), LICENSES, n=1)
             raise ConvertError(
-                f"--license={self.license}: not a name that the Hub knows{f'; did you mean {near[0]}?' if near else ';'} "
+                f"--license={shown(self.license)}: not a name that the Hub knows{f'; did you mean {near[0]}?' if near else ';'} "
                 "https://huggingface.co/docs/hub/repositories-licenses lists them"
             )
         validators = library("huggingface_hub.utils")
-        for flag, name in (("repo_id", self.repo_id), *(("datasets", name) for name in self.datasets)):
+        names = [("repo_id", self.repo_id)] if self.repo_id else []
+        for flag, name in [*names, *(("datasets", name) for name in self.datasets)]:
             try:
-                validators.validate_repo_id(name or None)
+                validators.validate_repo_id(name)
             except validators.HFValidationError as error:
-                raise ConvertError(f"--{flag}={name}: {error} Give a name as OWNER/NAME") from error
-        if "" in self.datasets:
-            raise ConvertError("--datasets: an empty name; separate names by single commas")
+                raise ConvertError(
+                    f"--{flag}: {shown(name)} is no name on the Hub; give OWNER/NAME, of letters, digits and - _ . only"
+                ) from error
 
 
 def languages(loaded: Loaded) -> dict[str, str]:

@@ -77,7 +77,7 @@ def scores_of_file(path: Path, loaded: Loaded) -> list[Score]:
         raise ConvertError(f"--scores={path}: not JSON ({error}); write it with {_COMMAND}") from error
     of_quickstart = isinstance(content, dict) and "rows" in content
     rows = content["rows"] if of_quickstart else content
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "setting" in row for row in rows):
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         raise ConvertError(f"--scores={path}: not the scores of a checkpoint; write them with {_COMMAND}")
     if of_quickstart:
         same = [content.get("step"), content.get("config_hash")] == [loaded.step, config_lib.config_hash(loaded.config)]
@@ -95,6 +95,10 @@ def scores_of_file(path: Path, loaded: Loaded) -> list[Score]:
 
 
 _COMMAND = "python -m janus_jax.evaluate --checkpoint=DIR --pairs=FILE --json"
+
+
+def _is_row(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("setting"), str)
 
 
 def _is_number(value: Any) -> bool:

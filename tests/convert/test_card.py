@@ -162,14 +162,15 @@ def test_scores_of_the_quickstart(run, rows, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--license=Apache-2"], "--license=Apache-2: .* did you mean apache-2.0?"),
-        (["--repo_id=a/b/c"], "--repo_id=a/b/c: "),
-        (["--datasets=a,"], "--datasets: an empty name"),
-        (["--datasets=a, b"], "--datasets= b: "),
+        (["--license=Apache-2"], "--license='Apache-2': .* did you mean apache-2.0?"),
+        (["--repo_id=a/b/c"], "--repo_id: 'a/b/c' is no name"),
+        (["--datasets=a,"], "--datasets: '' is no name"),
+        (["--datasets=a, b"], "--datasets: ' b' is no name"),
         (["--license=mit", "--format=safetensors"], "--format=safetensors: has no model card"),
         (["--scores=none.json"], "none.json: cannot be read"),
         (["--scores=text.json"], "text.json: not JSON"),
         (["--scores=file.json"], "file.json: not the scores of a checkpoint"),
+        (["--scores=kind.json"], "kind.json: not the scores of a checkpoint"),
         (["--scores=other.json"], "other.json: the scores of another model"),
         (["--scores=before.json"], "before.json: the scores of another model"),
     ],
@@ -177,7 +178,12 @@ def test_scores_of_the_quickstart(run, rows, tmp_path):
 def test_what_the_hub_would_refuse_writes_nothing(flags, message, run, rows, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = [{name: value for name, value in row.items() if name != "model"} for row in rows]  # of an older version
-    contents = {"file": rows[0] | {"setting": None}, "other": [*rows, rows[0] | {"model": 1}], "before": before}
+    contents = {
+        "file": rows[0],
+        "kind": [rows[0] | {"setting": 1}],
+        "other": [*rows, rows[0] | {"model": 1}],
+        "before": before,
+    }
     for name, content in contents.items():
         Path(f"{name}.json").write_text(json.dumps(content))
     Path("text.json").write_text("bleu: 3")

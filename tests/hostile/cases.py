@@ -287,9 +287,10 @@ class Maker:
 
     def convert_flag(self) -> Case:
         output = f"{self.work}/converted"
-        value = self.rng.choice(VALUES)
+        value, card = self.rng.choice(VALUES), self.rng.choice(("license", "scores", "datasets", "repo_id"))
         flag, argv = self.rng.choice(
             [
+                (card, ["export", "--checkpoint=fixed/run", "--format=hf", f"--{card}={value}"]),
                 ("last", ["average", "--checkpoint=fixed/run", f"--last={value}"]),
                 ("checkpoint", ["average", f"--checkpoint={value}", "--last=1"]),
                 ("checkpoint", ["export", f"--checkpoint={value}", "--format=safetensors"]),

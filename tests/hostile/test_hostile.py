@@ -28,6 +28,7 @@ LEFT = (".partial", ".state.json", ".lock")  # what a failed command may leave, 
 def fixed(tmp_path_factory):
     """The desk as the current directory, with models that do not compute."""
     pytest.importorskip("safetensors")
+    pytest.importorskip("huggingface_hub")
     folder = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
