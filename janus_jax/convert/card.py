@@ -235,7 +235,8 @@ def _data(loaded: Loaded) -> str:
     if "from" in loaded.about:
         return f"not recorded here; imported from {loaded.about['from']}"
     data = loaded.config.data
-    corpus = {"tfds": data.tfds_name, "demo": "built-in corpus"}.get(data.source, "the author's files")
+    names = {"tfds": data.tfds_name, "demo": "built-in corpus", "cmudict": "CMU Pronouncing Dictionary"}
+    corpus = names.get(data.source, "the author's files")
     pair = "" if data.source == "text" else f", {data.source_lang} to {data.target_lang}"
     return f"{data.source}: {corpus}{pair}"
 

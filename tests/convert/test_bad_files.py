@@ -426,7 +426,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 ):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.setitem(sys.modules, name, None)
-    line = f"this conversion needs {package} .*: {re.escape(errors.INSTALL)}$"
+    line = f"this conversion needs {package} .*: {re.escape(errors.install_command())}$"
     source, model = ("hf", exports["hf"]) if package == "safetensors" else ("fairseq", exports["fairseq"])
     assert re.search(line, run(source, model).strip())
     formats = ("hf", "bart", "safetensors") if package == "safetensors" else ("fairseq",)
