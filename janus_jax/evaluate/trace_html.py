@@ -61,7 +61,7 @@ def render(records: Sequence[dict[str, Any]], title: str = "Mask-predict, pass b
     # "<" would begin markup that ends or changes the script which holds the data.
     data = json.dumps(pages, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     text = "".join(token for page in pages for one in page["passes"] for token in one["tokens"])
-    marks = [meaning for mark, meaning in _MARKS.items() if mark in text]
+    marks = [f"<li>{meaning}</li>" for mark, meaning in _MARKS.items() if mark in text]
     parts = {"TITLE": html.escape(title), "MARKS": " ".join(marks), "DATA": data}
     return re.sub("__(TITLE|MARKS|DATA)__", lambda match: parts[match[1]], _PAGE)
 
@@ -93,74 +93,122 @@ _MARKS = {
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>__TITLE__</title>
 <style>
-  body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff; }
-  .row { display: flex; flex-wrap: wrap; gap: .25rem; margin: .25rem 0; align-items: baseline; }
-  .row > b { width: 5rem; font-weight: 500; color: #666; }
-  .row[aria-current] > b { color: #000; font-weight: 700; }
-  .row:not([aria-current]) { opacity: .7; }
-  .token { padding: .1rem .35rem; border-radius: .25rem; border: 1px solid transparent; white-space: pre; }
-  .again { border: 1px dashed #999; color: #777; }
-  .changed { font-weight: 700; }
-  button { font: inherit; padding: .2rem .8rem; }
-  .legend { color: #666; font-size: .9em; }
+  :root { --text: #1b1b1b; --page: #fff; --quiet: #595959; --line: #767676; --focus: #0b57d0; --sure: 0, 150, 60; --most: .7; }
+  @media (prefers-color-scheme: dark) {
+    :root { --text: #ececec; --page: #17191c; --quiet: #b4b4b4; --line: #9a9a9a; --focus: #8ab4f8; --sure: 0, 170, 80; --most: .55; }
+  }
+  body { font: 1rem/1.5 system-ui, sans-serif; max-width: 64rem; margin: 1.5rem auto; padding: 0 1rem; color: var(--text); background: var(--page); }
+  h1 { font-size: 1.4rem; margin: 0 0 .5rem; }
+  nav { position: sticky; top: 0; display: flex; flex-wrap: wrap; gap: .4rem; align-items: center; padding: .5rem 0; background: var(--page); border-bottom: 1px solid var(--line); z-index: 1; }
+  button { font: inherit; padding: .3rem .8rem; color: inherit; background: none; border: 1px solid var(--line); border-radius: .4rem; cursor: pointer; }
+  button[aria-disabled=true] { color: var(--quiet); border-style: dotted; cursor: default; }
+  :focus-visible { outline: 3px solid var(--focus); outline-offset: 2px; }
+  p { overflow-wrap: anywhere; }
+  .pass { display: flex; gap: .75rem; padding: .4rem 0 .4rem .6rem; border-left: 4px solid transparent; scroll-margin-top: 6rem; }
+  .pass[aria-current] { border-left-color: var(--text); }
+  .pass h2 { flex: none; width: 9.5rem; margin: 0; font-size: 1em; font-weight: 400; }
+  .pass[aria-current] h2 { font-weight: 700; }
+  .pass h2 small { display: block; font-weight: 400; }
+  .pass ol { display: flex; flex-wrap: wrap; gap: .35rem; flex: 1; min-width: 0; margin: 0; padding: 0; list-style: none; }
+  .pass li { position: relative; display: flex; flex-direction: column; }
+  .token { padding: .1rem .35rem; border: 2px solid transparent; border-radius: .25rem; min-height: 1.5em; text-align: center; white-space: pre-wrap; overflow-wrap: anywhere;
+    background: rgba(var(--sure), calc(var(--most) * var(--p, 0) + .05)); }
+  .changed { font-weight: 700; text-decoration: underline; text-decoration-thickness: 2px; }
+  .again { border: 2px dashed var(--text); }
+  small { color: var(--quiet); font-size: .8rem; text-align: center; }
+  .pass h2 small { text-align: left; }
+  .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
+  .legend { color: var(--quiet); font-size: .9em; }
+  .legend .token { color: var(--text); }
+  @media (max-width: 40rem) { .pass { flex-direction: column; gap: .2rem; } .pass h2 { width: auto; } .pass h2 small { display: inline; margin-left: .5rem; } }
 </style>
 <h1>__TITLE__</h1>
-<p>
-  <button id="previous">&larr; sentence</button> <button id="next">sentence &rarr;</button>
-  <button id="back">&uarr; pass</button> <button id="forward">pass &darr;</button>
+<nav aria-label="sentences and passes">
+  <button id="previous" aria-keyshortcuts="ArrowLeft" aria-label="previous sentence">&larr; sentence</button>
+  <button id="next" aria-keyshortcuts="ArrowRight" aria-label="next sentence">sentence &rarr;</button>
+  <button id="back" aria-keyshortcuts="ArrowUp" aria-label="previous pass">&uarr; pass</button>
+  <button id="forward" aria-keyshortcuts="ArrowDown" aria-label="next pass">pass &darr;</button>
   <span id="where" role="status"></span>
-</p>
-<p><b>source</b> <span id="source"></span></p>
+</nav>
+<noscript><p>This page needs JavaScript, which is switched off.</p></noscript>
+<p><b>source</b> <span id="source" dir="auto"></span></p>
 <div id="passes"></div>
-<p><b>output</b> <span id="output"></span></p>
+<p><b>output</b> <span id="output" dir="auto"></span></p>
 <p class="legend">Mask-predict fills all masked tokens at once, masks the least sure ones again, and fills them anew in the next pass.</p>
 <ul class="legend">
-  <li><span class="token" style="background: rgba(0, 150, 60, .8)">token</span> The greener a token, the more probable it was when
-    it was filled; the pointer on it shows the figure.</li>
-  <li><span class="token changed">token</span> Bold: this pass changed it.</li>
-  <li><span class="token again">token</span> Dashed: masked again after this pass, so the next pass fills it anew.</li>
-  <li>__MARKS__ The arrow keys move as the buttons do.</li>
+  <li><span class="token" style="--p: .97">token</span> <small>97%</small> The probability of the token when it was filled. The greener the
+    box, the more probable.</li>
+  <li><span class="token changed">token</span> Bold and underlined: this pass changed it.</li>
+  <li><span class="token again">token</span> <small>30% &times;</small> Dashed, with a cross: masked again after this pass, so the next pass fills it anew.</li>
+  __MARKS__
+  <li>The arrow keys move as the buttons do.</li>
 </ul>
 <script type="application/json" id="data">__DATA__</script>
 <script>
   const records = JSON.parse(document.getElementById("data").textContent);
   let sentence = 0, pass = 0;
   const get = id => document.getElementById(id);
+  function add(parent, tag, className, text) {
+    const child = document.createElement(tag);
+    if (className) child.className = className;
+    if (text !== undefined) child.textContent = text;
+    parent.append(child);
+    return child;
+  }
+  // The pixels of the widest token of each slot in any pass, so that the slots of all passes stand below each other.
+  function widths(passes) {
+    const pen = document.createElement("canvas").getContext("2d"), style = getComputedStyle(document.body);
+    pen.font = `bold ${style.fontSize} ${style.fontFamily}`;
+    return (passes[0]?.tokens ?? []).map((_, slot) => Math.max(...passes.map(one => pen.measureText(one.tokens[slot] ?? "").width)));
+  }
   function show() {
-    const record = records[sentence];
+    const record = records[sentence], last = record ? record.passes.length - 1 : 0;
+    const ends = { previous: sentence <= 0, next: sentence >= records.length - 1, back: pass <= 0, forward: pass >= last };
+    // Disabled buttons would lose the keyboard's focus.
+    for (const [id, end] of Object.entries(ends)) get(id).setAttribute("aria-disabled", end);
     if (!record) { get("where").textContent = "no sentences"; return; }
     const place = record.passes.length ? `pass ${pass + 1} of ${record.passes.length}` : "no passes: nothing was decoded";
     get("where").textContent = `line ${record.line} (${sentence + 1} of ${records.length}), ${place}`;
     get("source").textContent = record.source;
     get("output").textContent = record.text;
-    const rows = record.passes.slice(0, pass + 1).map((one, number) => {
-      const row = document.createElement("div");
-      row.className = "row";
+    const pixels = widths(record.passes), passes = document.createDocumentFragment();
+    record.passes.slice(0, pass + 1).forEach((one, number) => {
+      const row = add(passes, "section", "pass");
       if (number === pass) row.setAttribute("aria-current", "step");
-      const name = document.createElement("b");
-      name.textContent = `pass ${number + 1}`;
-      row.append(name);
+      const masks = one.remasked.filter(Boolean).length;
+      add(add(row, "h2", "", `pass ${number + 1}`), "small", "", `${masks || "none"} of ${one.tokens.length} masked again`);
+      const list = add(row, "ol");
+      list.dir = "auto";
       one.tokens.forEach((text, slot) => {
-        const token = document.createElement("span"), score = one.scores[slot], sure = score === null ? 0 : Math.exp(score);
-        const before = number ? record.passes[number - 1].tokens[slot] : text;
-        token.className = "token" + (one.remasked[slot] ? " again" : "") + (before !== text ? " changed" : "");
-        token.style.background = `rgba(0, 150, 60, ${(0.05 + 0.75 * sure).toFixed(3)})`;
+        const item = add(list, "li");
+        item.style.minWidth = `max(3.1rem, min(${Math.ceil(pixels[slot])}px + .7rem + 5px, 100%))`;
+        const score = one.scores[slot], sure = score === null ? 0 : Math.exp(score);
+        const before = number ? record.passes[number - 1].tokens[slot] : text, again = one.remasked[slot];
+        const token = add(item, "span", "token" + (again ? " again" : "") + (before !== text ? " changed" : ""), text);
+        token.style.setProperty("--p", sure.toFixed(3));
         token.title = score === null ? "its probability is not a number" : `probability ${sure.toFixed(3)}`;
-        token.textContent = text;
-        row.append(token);
+        const figure = add(item, "small", "", (score === null ? "?" : `${Math.round(100 * sure)}%`) + (again ? " \u00d7" : ""));
+        figure.dir = "ltr";
+        if (again) add(figure, "span", "spoken", " masked again");
       });
-      return row;
     });
-    get("passes").replaceChildren(...rows);
+    get("passes").replaceChildren(passes);
   }
   function move(sentences, passes) {
-    if (sentences) { sentence = Math.min(Math.max(sentence + sentences, 0), records.length - 1); pass = 0; }
+    const shown = [sentence, pass].join();
+    const chosen = Math.max(Math.min(sentence + sentences, records.length - 1), 0);
+    if (chosen !== sentence) { sentence = chosen; pass = 0; }
     const last = records[sentence] ? records[sentence].passes.length - 1 : 0;
-    pass = Math.min(Math.max(pass + passes, 0), Math.max(last, 0));
+    pass = Math.max(Math.min(pass + passes, last), 0);
+    if (shown === [sentence, pass].join()) return false;
     show();
+    document.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+    return true;
   }
   get("previous").onclick = () => move(-1, 0);
   get("next").onclick = () => move(1, 0);
@@ -168,7 +216,9 @@ _PAGE = """<!doctype html>
   get("forward").onclick = () => move(0, 1);
   const keys = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   document.addEventListener("keydown", event => {
-    if (keys[event.key]) { event.preventDefault(); move(...keys[event.key]); }
+    // With such a key, an arrow belongs to the browser: Alt and left is its way back.
+    if (!keys[event.key] || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    if (move(...keys[event.key])) event.preventDefault();  // else it scrolls the page
   });
   show();
 </script>

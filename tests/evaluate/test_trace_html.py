@@ -111,3 +111,135 @@ def test_a_browser_shows_it_and_steps(tmp_path):
     assert tokens == [
         (" again", "0.301", "▁dogs"), ("", "0.905", "▁dogs"), (" changed", "0.741", "▁two"), ("", "0.905", "▁dogs"),
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A Chromium that playwright steers."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
+    if BROWSER is None:
+        pytest.skip("needs chromium or chrome")
+    with playwright.sync_playwright() as steering:
+        browser = steering.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium, tmp_path):
+    """A function: records and settings of the browser -> their page, opened."""
+    contexts = []
+
+    def open_page(records, **settings):
+        (tmp_path / "page.html").write_text(trace_html.render(records), encoding="utf-8")
+        contexts.append(chromium.new_context(**settings))
+        page = contexts[-1].new_page()
+        page.goto(f"file://{tmp_path / 'page.html'}")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def where(page):
+    return page.get_by_role("status").inner_text()
+
+
+def test_keys_move_through_passes_and_sentences(opened):
+    page = opened([RECORD, {**RECORD, "line": 7}])
+    assert where(page) == "line 1 (1 of 2), pass 1 of 2"
+    page.keyboard.press("ArrowUp")  # there is no pass before the first
+    assert where(page) == "line 1 (1 of 2), pass 1 of 2"
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    assert where(page) == "line 1 (1 of 2), pass 2 of 2"
+    page.keyboard.press("Control+ArrowRight")  # belongs to the browser
+    page.keyboard.press("ArrowLeft")  # no sentence before the first: the pass stays
+    assert where(page) == "line 1 (1 of 2), pass 2 of 2"
+    page.keyboard.press("ArrowRight")
+    assert where(page) == "line 7 (2 of 2), pass 1 of 2"
+
+
+def test_buttons_work_without_a_mouse(opened):
+    page = opened([RECORD])
+    names = []
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"  # visible
+        names.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+    assert names == ["previous sentence", "next sentence", "previous pass", "next pass"]
+    page.keyboard.press("Enter")
+    page.keyboard.press("Enter")
+    assert where(page) == "line 1 (1 of 1), pass 2 of 2"
+    assert page.evaluate("document.activeElement.id") == "forward"  # at the end, the button keeps the focus
+    assert page.locator("[aria-disabled=true]").evaluate_all("all => all.map(one => one.id)") == [
+        "previous", "next", "forward",
+    ]  # fmt: skip
+
+
+def test_it_can_be_read_without_colours(opened):
+    page = opened([RECORD])
+    page.keyboard.press("ArrowDown")
+    figures = [" ".join(text.split()) for text in page.locator("#passes small").all_inner_texts()]
+    assert figures == [
+        "1 of 2 masked again", "30% \u00d7 masked again", "90%", "none of 2 masked again", "74%", "90%",
+    ]  # fmt: skip
+    styles = page.locator("#passes .token").evaluate_all(
+        "all => all.map(getComputedStyle).map(one => [one.borderTopStyle, one.textDecorationLine])"
+    )
+    assert styles == [["dashed", "none"], ["solid", "none"], ["solid", "underline"], ["solid", "none"]]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_color_schemes(opened, scheme):
+    page = opened([RECORD], color_scheme=scheme)
+    # Relative luminance and contrast by WCAG 2.2; a token's box lies on the page with its own opacity.
+    contrasts = page.evaluate(
+        """() => {
+          const numbers = text => text.match(/[\\d.]+/g).map(Number);
+          const light = color => color.map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+            .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
+          const style = one => getComputedStyle(one);
+          const page = numbers(style(document.body).backgroundColor);
+          return [...document.querySelectorAll("body, small, .legend, .token, button, #where")].map(one => {
+            const [r, g, b, a = 1] = numbers(style(one).backgroundColor);
+            const under = [r, g, b].map((c, i) => c * a + page[i] * (1 - a));
+            const [low, high] = [light(numbers(style(one).color).slice(0, 3)), light(under)].sort((x, y) => x - y);
+            return (high + .05) / (low + .05);
+          });
+        }"""
+    )
+    assert min(contrasts) >= 4.5
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background))) < 3 * 128) == (scheme == "dark")
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(opened):
+    tokens = ["\u2581a" * 60, *["\u2581token"] * 30]
+    one = {"tokens": tokens, "scores": [-0.1] * 31, "remasked": [False] * 31}
+    page = opened([{**RECORD, "source": "x" * 300, "passes": [one]}], viewport={"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    boxes = page.locator("#passes .token").evaluate_all("all => all.map(one => one.getBoundingClientRect().right)")
+    assert len(boxes) == 31
+    assert max(boxes) <= 360
+
+
+def test_slots_of_all_passes_stand_below_each_other(opened):
+    page = opened([RECORD])
+    page.keyboard.press("ArrowDown")
+    left = page.locator("#passes .token").evaluate_all("all => all.map(one => one.getBoundingClientRect().left)")
+    assert left[:2] == left[2:]
+    assert left[0] < left[1]
+
+
+def test_the_pass_that_a_key_adds_is_in_view(opened):
+    long = {name: RECORD["passes"][0][name] * 40 for name in ("tokens", "scores", "remasked")}
+    page = opened([{**RECORD, "passes": [long] * 3}], viewport={"width": 360, "height": 740})
+    for number in (2, 3):
+        page.keyboard.press("ArrowDown")
+        top, bottom = page.locator("[aria-current]").evaluate(
+            "one => [one.getBoundingClientRect().top, one.getBoundingClientRect().bottom]"
+        )
+        assert 0 <= top < 740 or 0 < bottom <= 740, number
+        assert page.get_by_role("navigation").evaluate("one => one.getBoundingClientRect().top") >= 0  # in view too
