@@ -135,14 +135,22 @@ class IntervalMeans:
         return {"steps": dict(self._steps), "sums": dict(self._sums), "skipped": self.skipped}
 
 
-# What curves.png shows: a panel for each unit, with the prefixes of its metrics. A panel without metrics is left out.
+# What curves.png shows, a panel each: title, unit, and how the names of its metrics begin behind "valid/". A panel without
+# metrics is left out.
 _PANELS = (
-    ("negative log-likelihood per token", ("nll/", "valid/nll/")),
-    ("divergences per token", ("loss/kl", "valid/loss/kl")),
-    ("length loss per sentence", ("loss/length", "valid/loss/length")),
-    ("drafted tokens that a round would accept", ("heads/", "valid/heads/")),
-    ("BLEU of the validation split", ("valid/bleu",)),
+    ("negative log-likelihood", "nats per token", "nll/"),
+    ("symmetric divergence", "nats per token", "loss/kl_"),
+    ("length loss", "nats per sentence", "loss/length"),
+    ("drafts that a round would accept", "tokens", "heads/"),
+    ("BLEU of the validation split", "BLEU", "bleu_"),
 )
+# What a metric is about -> color and marker, in the order of the legend. A family has one color in all panels. The colors
+# are those of Okabe and Ito, which the color-blind tell apart; the markers tell lines apart without colors.
+_LINES = {
+    "ar": ("#0072b2", "o"), "nar": ("#d55e00", "s"), "aux": ("#009e73", "^"), "ctc": ("#cc79a7", "D"), "dag": ("#b8860b", "v"),
+    "ar_nar": ("#d55e00", "s"), "ar_aux": ("#009e73", "^"), "nar_aux": ("#56b4e9", "P"), "ar_ctc": ("#cc79a7", "D"),
+    "ar_dag": ("#b8860b", "v"), "length": ("#0072b2", "o"), "accepted": ("#0072b2", "o"),
+}  # fmt: skip
 
 
 def plot_curves(workdir: Path) -> Path:
@@ -159,20 +167,50 @@ def plot_curves(workdir: Path) -> Path:
 def curves(records: list[dict[str, Any]]) -> "Figure":
     """The figure of `plot_curves`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    names = sorted({name for record in records for name in record})
-    panels = [(title, drawn) for title, prefixes in _PANELS if (drawn := [n for n in names if n.startswith(prefixes)])]
+    names = {name for record in records for name in record}
+    panels = []
+    for title, unit, prefix in _PANELS:
+        drawn = [name for name in names if name.removeprefix("valid/").startswith(prefix)]
+        panels += [(title, unit, sorted(drawn, key=_place))] if drawn else []
     columns = min(len(panels), 2) or 1
     rows = -(-len(panels) // columns) or 1
-    figure = Figure(figsize=(5 * columns, 4 * rows), layout="constrained")
-    for number, (title, drawn) in enumerate(panels, 1):
+    figure = Figure(figsize=(6 * columns, 4 * rows), layout="constrained")
+    last = max((record["step"] for record in records), default=1)
+    for number, (title, unit, drawn) in enumerate(panels, 1):
         axis = figure.add_subplot(rows, columns, number)
         for name in drawn:
-            points = [(record["step"], record[name]) for record in records if name in record]
-            axis.plot(*zip(*points, strict=True), label=name, marker="." if name.startswith("valid/") else None)
-        axis.set(xlabel="step", title=title)
-        axis.legend(fontsize="small")
+            steps, values = zip(*((r["step"], r[name]) for r in records if name in r), strict=True)
+            color, marker = _LINES.get(_subject(name), ("black", "x"))  # another version wrote the record
+            style: dict[str, Any] = {"linestyle": "--", "linewidth": 1.0}  # validation
+            if not name.startswith("valid/"):  # few hollow markers: training has many points
+                style = {"markerfacecolor": "white", "markevery": max(len(steps) // 8, 1)}
+            label = f"{_label(name)}: {values[-1]:.3g}"
+            axis.plot(steps, values, label=label, color=color, marker=marker, **style)
+        axis.margins(y=0.1)
+        axis.set(xlabel="step", ylabel=unit, title=title, xlim=(0, last * 1.03), ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small", title="last value", title_fontsize="small")
     return figure
+
+
+def _subject(name: str) -> str:
+    """What a metric is about, a key of `_LINES`: valid/nll/ar -> ar, loss/kl_ar_nar -> ar_nar, valid/bleu_nar -> nar."""
+    return name.rsplit("/", 1)[1].removeprefix("kl_").removeprefix("bleu_")
+
+
+def _place(name: str) -> tuple[int, bool]:
+    """Order in a legend: by `_LINES`, other names last; training before validation."""
+    return [*_LINES, _subject(name)].index(_subject(name)), name.startswith("valid/")
+
+
+def _label(name: str) -> str:
+    """The words of a legend: valid/nll/ar -> AR, validation; loss/kl_ar_nar -> AR and NAR."""
+    subject = _subject(name)
+    words = subject if subject in ("length", "accepted") else subject.upper().replace("_", " and ")
+    return f"{words}, validation" if name.startswith("valid/") else words
 
 
 def _truncate(path: Path, step: int) -> None:

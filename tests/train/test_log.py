@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from janus_jax.objective.terms import TERMS
 from janus_jax.train.log import IntervalMeans, RunLog, curves, plot_curves
 
 
@@ -76,9 +77,35 @@ def test_the_curves_have_a_panel_for_each_unit(tmp_path):
     def panels(records):
         return [[line.get_label() for line in axis.lines] for axis in curves(records).axes]
 
-    assert panels(records) == [["nll/ar", "valid/nll/ar"], ["loss/kl_ar_nar"], ["loss/length"]]
-    assert panels([*records, {"step": 2, "valid/bleu_ar": 30.0}])[3:] == [["valid/bleu_ar"]]
-    assert panels([{"step": 1, "nll/ar": 5.0}]) == [["nll/ar"]]
+    assert panels(records) == [
+        ["AR: 4", "AR, validation: 4.5"],
+        ["AR and NAR: 1"],
+        ["length: 3"],
+    ]
+    assert panels([*records, {"step": 2, "valid/bleu_ar": 30.0}])[3:] == [["AR, validation: 30"]]
+    assert panels([{"step": 1, "nll/ar": 5.0}]) == [["AR: 5"]]
+    assert panels([{"step": 1, "nll/ar": 5.0, "nll/other": 4.0}]) == [["AR: 5", "OTHER: 4"]]
     assert panels([]) == []
     (tmp_path / "metrics.jsonl").write_text("")
     assert plot_curves(tmp_path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_lines_of_a_panel_differ_without_colors_and_have_units():
+    families = [name for name, term in TERMS.items() if term.kind in ("token", "sentence") and name != "length"]
+    divergences = [name for name, term in TERMS.items() if term.kind == "divergence"]
+    names = [*(f"nll/{name}" for name in families), *(f"loss/{name}" for name in divergences), "loss/length"]
+    names += [
+        f"valid/{name}" for name in [*names, "heads/accepted", *(f"bleu_{name}" for name in ("ar", "nar", "ctc"))]
+    ]
+    figure = curves([{"step": step, **dict.fromkeys(names, 1.0)} for step in (1, 500)])
+    colors = {}
+    for axis in figure.axes:
+        assert axis.get_xlabel() == "step"
+        assert axis.get_ylabel()
+        assert axis.get_xlim()[0] == axis.get_ylim()[0] == 0
+        looks = {(line.get_linestyle(), line.get_marker()) for line in axis.lines}
+        assert len(looks) == len(axis.lines)
+        for line in axis.lines:
+            colors.setdefault(line.get_label().split(":")[0].split(",")[0], set()).add(line.get_color())
+    assert {"AR", "NAR", "AUX", "CTC", "DAG", "AR and NAR", "accepted"} <= set(colors)
+    assert all(len(used) == 1 and used != {"black"} for used in colors.values())  # a family has one color everywhere
