@@ -2,14 +2,15 @@
 
     python -m benchmarks.draw_rows
 
-Writes docs/images/rows.svg, the picture in docs/method.md. Its rows are queries, its columns keys and values.
+Writes docs/images/rows.svg, the picture in docs/method.md. Its rows are queries, its columns keys and values. A dot behind
+a row says that a loss reads it. notebooks/inspect_joint_pass.ipynb draws the rows of a sentence of its own with `draw`.
 
 Legend: R query rows, K key rows.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -38,7 +39,7 @@ STYLES = {  # row group -> title, color
     "aux_gold": ("AUX gold", "#f2a154"),
     "aux_query": ("AUX query", "#d95f02"),
 }
-CELL, LABEL, TOP, GAP = 20, 190, 92, 8  # pixels
+CELL, LABEL, TOP, GAP, LOSS = 20, 190, 92, 8, 40  # pixels
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Group:
     name: str
     tokens: tuple[str, ...]
     color: str
+    scored: tuple[bool, ...]  # whether a loss reads the row
 
 
 def row_layout_of_sentence() -> RowLayout:
@@ -63,41 +65,56 @@ def row_layout_of_sentence() -> RowLayout:
     return row_layout(batch, ModelConfig(), SPECIALS, ("ar", "nar", "aux"))
 
 
-def groups() -> tuple[list[Group], list[Group]]:
-    """The groups of query rows and of key rows, in the order of the joint pass."""
-    layout = row_layout_of_sentence()
-    drawn = {group.name: _drawn(group) for group in layout.groups}
+def names_of_sentence() -> dict[int, str]:
+    """The text of each token of `row_layout_of_sentence`."""
+    names = {FIRST_TOKEN + i: token for i, token in enumerate(SENTENCE)}
+    return names | {SPECIALS.eos: "eos", SPECIALS.mask: MASK}
+
+
+def groups(layout: RowLayout, sentence: Sequence[str], names: Mapping[int, str]) -> tuple[list[Group], list[Group]]:
+    """The groups of query rows and of key rows, in the order of the joint pass; the arguments are those of `draw`."""
+    drawn = {group.name: _drawn(group, sentence, names) for group in layout.groups}
     return list(drawn.values()), [drawn[name] for name in layout.key_slices]
 
 
-def _drawn(group: RowGroup) -> Group:
+def _drawn(group: RowGroup, sentence: Sequence[str], names: Mapping[int, str]) -> Group:
     title, color = STYLES[group.name]
     if group.tokens is None:
-        return Group(title, tuple(f"{MASK} → {SENTENCE[int(position)]}" for position in group.positions[0]), color)
-    names = {FIRST_TOKEN + i: token for i, token in enumerate(SENTENCE)} | {SPECIALS.eos: "eos", SPECIALS.mask: MASK}
-    return Group(title, tuple(names[int(token)] for token in group.tokens[0]), color)
+        tokens = tuple(f"{MASK} → {sentence[int(position)]}" for position in group.positions[0])
+    else:
+        tokens = tuple(names[int(token)] for token in group.tokens[0])
+    places = range(group.rows) if group.read is None else group.read[0].tolist()
+    scored = tuple(group.predicts and row in places for row in range(group.rows))
+    return Group(title, tokens, color, scored)
 
 
-def attention_matrix() -> np.ndarray:
-    """[R, K] bool, True where a query row may attend to a key row, as training computes it."""
-    layout = row_layout_of_sentence()
+def attention_matrix(layout: RowLayout) -> np.ndarray:
+    """[R, K] bool, True where a query row may attend to a key row of the first sentence, as training computes it."""
     matrix = np.zeros((layout.rows, layout.memory_rows), bool)
     for block in layout.attention():
         matrix[block.start : block.stop, block.key_start : block.key_stop] = np.asarray(block.mask[0])
     return matrix
 
 
-def draw() -> str:
-    """The picture as SVG text."""
-    rows, columns = groups()
-    matrix = attention_matrix()
+def draw(layout: RowLayout, sentence: Sequence[str], names: Mapping[int, str]) -> str:
+    """The picture as SVG text.
+
+    Args:
+      layout: rows of the families ar, nar and aux, of one sentence.
+      sentence: the text of each target token, bos and eos included.
+      names: the text of each token that a row reads, by its id.
+    """
+    rows, columns = groups(layout, sentence, names)
+    matrix = attention_matrix(layout)
     x_of, y_of = _offsets(columns, LABEL), _offsets(rows, TOP)
-    width, height = x_of[-1] + CELL + 12, y_of[-1] + CELL + 12
+    right = x_of[-1] + CELL
+    width, height = right + LOSS, y_of[-1] + CELL + 12
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="sans-serif" font-size="11">',
         f'<rect width="{width}" height="{height}" fill="white"/>',
         "<title>Which rows of the decoder attend to which: rows are queries, columns are keys</title>",
+        f'<text x="{right + LOSS / 2}" y="{TOP - 6}" text-anchor="middle">loss</text>',
     ]
     first = 0
     for group in columns:
@@ -111,12 +128,14 @@ def draw() -> str:
     for group in rows:
         y = y_of[first]
         parts.append(f'<text x="6" y="{y + 14}" font-weight="bold" fill="{group.color}">{escape(group.name)}</text>')
-        for i, token in enumerate(group.tokens):
+        for i, (token, scored) in enumerate(zip(group.tokens, group.scored, strict=True)):
             row, top = first + i, y_of[first + i]
             parts.append(f'<text x="{LABEL - 6}" y="{top + 14}" text-anchor="end">{escape(token)}</text>')
             for column, left in enumerate(x_of):
                 fill = group.color if matrix[row, column] else "#eeeeee"
                 parts.append(f'<rect x="{left}" y="{top}" width="{CELL - 2}" height="{CELL - 2}" fill="{fill}"/>')
+            if scored:
+                parts.append(f'<circle cx="{right + LOSS / 2}" cy="{top + CELL / 2 - 1}" r="4"/>')
         first += len(group.tokens)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
@@ -139,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="where the picture is, as one JSON object, the last line")
     args = parser.parse_args(argv)
     partial = args.output.with_suffix(".partial")
-    partial.write_text(draw(), encoding="utf-8", newline="\n")
+    partial.write_text(draw(row_layout_of_sentence(), SENTENCE, names_of_sentence()), encoding="utf-8", newline="\n")
     partial.replace(args.output)
     finish({"output": str(args.output)}, args.json)
     return 0

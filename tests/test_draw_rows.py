@@ -11,8 +11,9 @@ def test_committed_picture_is_current(tmp_path):
 
 
 def test_picture_shows_the_rules():
-    rows, columns = draw_rows.groups()
-    matrix = draw_rows.attention_matrix()
+    layout = draw_rows.row_layout_of_sentence()
+    rows, columns = draw_rows.groups(layout, draw_rows.SENTENCE, draw_rows.names_of_sentence())
+    matrix = draw_rows.attention_matrix(layout)
     assert matrix.shape == tuple(sum(len(group.tokens) for group in drawn) for drawn in (rows, columns))
     ends = np.cumsum([0, *(len(group.tokens) for group in columns)])
     starts = np.cumsum([0, *(len(group.tokens) for group in rows)])
@@ -27,3 +28,11 @@ def test_picture_shows_the_rules():
     assert not blocks["NAR visible + mask", "AUX gold"].any()
     np.testing.assert_array_equal(blocks["AUX gold", "AUX gold"], np.tri(3, dtype=bool))
     np.testing.assert_array_equal(blocks["AUX query", "AUX gold"], np.tri(3, k=-1, dtype=bool))
+    # A loss reads the AR query rows, the NAR rows of masked tokens and the AUX query rows, and no others.
+    scored = {group.name: [i for i, read in enumerate(group.scored) if read] for group in rows}
+    assert scored == {
+        "AR query": [0, 1, 2, 3, 4, 5], "AR content": [], "NAR visible + mask": list(draw_rows.MASKED), "AUX gold": [],
+        "AUX query": [0, 1, 2],
+    }  # fmt: skip
+    picture = draw_rows.draw(layout, draw_rows.SENTENCE, draw_rows.names_of_sentence())
+    assert picture.count("<circle") == layout.read_rows == 12
