@@ -111,7 +111,7 @@ _PAGE = """<!doctype html>
   p { overflow-wrap: anywhere; }
   .pass { display: flex; gap: .75rem; padding: .4rem 0 .4rem .6rem; border-left: 4px solid transparent; scroll-margin-top: 6rem; }
   .pass[aria-current] { border-left-color: var(--text); }
-  .pass h2 { flex: none; width: 9.5rem; margin: 0; font-size: 1em; font-weight: 400; }
+  .pass h2 { flex: none; width: 10.5rem; margin: 0; font-size: 1em; font-weight: 400; }
   .pass[aria-current] h2 { font-weight: 700; }
   .pass h2 small { display: block; font-weight: 400; }
   .pass ol { display: flex; flex-wrap: wrap; gap: .35rem; flex: 1; min-width: 0; margin: 0; padding: 0; list-style: none; }
@@ -181,7 +181,7 @@ _PAGE = """<!doctype html>
       const row = add(passes, "section", "pass");
       if (number === pass) row.setAttribute("aria-current", "step");
       const masks = one.remasked.filter(Boolean).length;
-      add(add(row, "h2", "", `pass ${number + 1}`), "small", "", `${masks || "none"} of ${one.tokens.length} masked again`);
+      add(add(row, "h2", "", `pass ${number + 1}`), "small", "", `${masks} of ${one.tokens.length} masked again`);
       const list = add(row, "ol");
       list.dir = "auto";
       one.tokens.forEach((text, slot) => {
