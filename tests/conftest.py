@@ -88,7 +88,7 @@ LONGEST_FIRST = (
     "tests/train/test_initial.py",
     "tests/faults/test_processes.py",
     "tests/test_notebook.py::test_bart_to_nar_runs",
-    "tests/test_notebook.py::test_quickstart_runs",
+    "tests/test_notebook.py",
     "tests/convert/test_hf_model.py",
     "tests/test_golden.py::test_every_array_is_within_its_tolerance",
     "tests/decode/test_speculative.py",
