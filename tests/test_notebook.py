@@ -59,7 +59,7 @@ def run(name, parameters, monkeypatch):
     return cells, "\n".join(texts)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "inspect_joint_pass", "make_it_fast"])
+@pytest.mark.parametrize("name", ["quickstart", "inspect_joint_pass", "make_it_fast", "play"])
 def test_the_stored_settings_are_those_of_the_program(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     notebook = nbformat.read(f"notebooks/{name}.ipynb", as_version=4)
@@ -114,6 +114,18 @@ def test_make_it_fast_runs(shared, monkeypatch):
     assert rows["greedy"][1] == "1.00"
     assert rows["drafts, always"][3] != "-"  # drafts were made
     assert all(same == "2 of 2" or "are ties" in same for *_, same in rows.values())
+
+
+def test_play_runs(shared, monkeypatch):
+    pytest.importorskip("gradio", reason="requirements-play.txt is not installed")
+    cell = cell_of(
+        CHECKPOINT="", CONFIG="configs/demo_deen.py:masks", WORKDIR=f"{shared}/ar", SETTINGS=tiny(shared),
+        EXAMPLES=["3 Stunden"],
+    )  # fmt: skip
+    cells, text = run("play", cell, monkeypatch)
+    assert re.search(r"^http://127\.0\.0\.1:\d+/$", text, re.MULTILINE)
+    assert re.findall(r"^(\w+): .*\(\d+ decoder passes\)$", text, re.MULTILINE) == ["ar", "nar"]
+    assert any("<iframe" in output.get("data", {}).get("text/html", "") for c in cells for output in c.outputs)
 
 
 def test_bart_to_nar_runs(tmp_path, monkeypatch):
