@@ -89,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--checkpoint and --source go together")
     if args.checkpoint and not (Path(args.checkpoint).exists() and Path(args.source).exists()):
         parser.error(f"--checkpoint={args.checkpoint} --source={args.source}: there is no such run or file")
+    if not args.output.absolute().parent.is_dir():
+        parser.error(f"--output={args.output}: there is no such folder")
     args.checkpoint, args.source = (path and str(Path(path).resolve()) for path in (args.checkpoint, args.source))
     end = time.monotonic() + 60 * args.minutes
     figures: dict[str, Any] = {}

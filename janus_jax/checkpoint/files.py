@@ -41,12 +41,13 @@ class Loaded:
 
 
 # What checkpoints store about the training of the model: a copy or an average of them keeps it.
-_ORIGIN = ("data", "revision", "versions", "jax", "from")
+_ORIGIN = ("data", "revision", "versions", "jax", "from", "of_steps", "moving_average")
 
 
 def origin(about: Mapping[str, Any]) -> dict[str, Any]:
     """What the metadata of a checkpoint say about the training, for the metadata of a copy or an average."""
-    return {name: about[name] for name in _ORIGIN if name in about}
+    kept = {name: about[name] for name in _ORIGIN if name in about}
+    return kept | ({"moving_average": True} if "ema" in about.get("sums", {}) else {})
 
 
 def load(path: str | Path) -> Loaded:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from janus_jax import checkpoint
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
 from janus_jax.config import Config, CtcDecode, DagDecode
@@ -209,7 +210,7 @@ def _facts(loaded: Loaded, shared: Config, vocab_size: int, parameters: int) -> 
     weights = "those of the last step"
     if "of_steps" in about:
         weights = f"the mean of the checkpoints of steps {', '.join(map(str, about['of_steps']))}"
-    elif "ema" in about.get("sums", {}):
+    elif "moving_average" in checkpoint.origin(about):
         weights = "the moving average of the training steps"
     imported = "from" in about
     return {

@@ -98,7 +98,8 @@ def export_model(
     files.refuse_existing(output)
     require(*_NEEDED[format_name])
     options = options or CardOptions()
-    options.check()
+    if format_name == "hf":
+        options.check()
     step_directory = checkpoint.find(checkpoint_path)
     loaded = checkpoint.load(step_directory)
     scores = []

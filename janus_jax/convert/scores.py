@@ -82,7 +82,8 @@ def scores_of_file(path: Path, loaded: Loaded) -> list[Score]:
     if of_quickstart:
         same = [content.get("step"), content.get("config_hash")] == [loaded.step, config_lib.config_hash(loaded.config)]
     else:
-        same = all("model" in row and row["model"] == loaded.checksum for row in rows)
+        # An old checkpoint has no checksum: whose the scores are cannot be told.
+        same = loaded.checksum is not None and all(row.get("model") == loaded.checksum for row in rows)
     if not same:
         raise ConvertError(f"--scores={path}: the scores of another model; write those of this one with {_COMMAND}")
     split = "test" if of_quickstart else path.stem

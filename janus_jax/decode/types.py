@@ -46,6 +46,7 @@ class DecodeResult:
     trace: Trace | Passes | None = None  # nar: of the best candidate, [P, B, T]; speculative: the drafts of each pass
     policy: DraftPolicy | None = None  # for the next batch
     merge_repeats: bool = False  # tokens of an output that equal the one before them are to be dropped
+    has_token_scores: bool = True  # False: the search sums over paths, and no token has a share of the score
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Output:
     tokens: list[int]  # without bos and eos
     statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and others by mode
     others: tuple["Output", ...] = ()  # with nbest > 1 the next best outputs, without statistics
-    # Log-probability of each of `tokens` and of eos; empty where tokens were merged. Of search beam in mode dag all are 0.
+    # Log-probability of each of `tokens` and of eos behind them. It is 0 for eos in modes nar, ctc and infill, which predict
+    # none, and for given tokens in infill. Empty where tokens were merged, and for the beams of modes ctc and dag.
     token_scores: list[float] = field(default_factory=list)
     # With trace a record of each pass. nar: tokens (text), scores (log-probabilities) and remasked (flags), a list over the
     # slots. speculative: tokens (text) that the pass emitted, eos counted; drafted (text), the tokens that it verified;

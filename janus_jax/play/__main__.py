@@ -7,6 +7,7 @@ The page shows the outputs beside each other with their times, and what the pass
 import argparse
 import importlib.util
 import logging
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -53,6 +54,7 @@ def _run(args: argparse.Namespace) -> None:
             "the playground needs Gradio: pip install -r requirements-play.txt, or outside a checkout "
             'pip install "janus_jax[play]"'
         )
+    _check_address(args.host, args.port)
     lines = read_lines(args.examples) if args.examples else None
     parallel.start()
     playground = Playground(Generator.from_checkpoint(args.checkpoint))
@@ -70,6 +72,16 @@ def _run(args: argparse.Namespace) -> None:
     address = page.launch(blocks, host=args.host, port=args.port)
     print(f"open {address} in a browser; Ctrl+C ends the server", file=sys.stderr)
     blocks.block_thread()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises ValueError if the server cannot listen there, before the model is loaded."""
+    try:
+        with socket.create_server((host, port or 0)):
+            pass
+    except OSError as error:
+        where = f"--port={port}" if port else f"--host={host}"
+        raise ValueError(f"{where}: cannot listen on {host} ({error.strerror or error}); name another one") from error
 
 
 def _test_sources(path: str) -> list[str]:

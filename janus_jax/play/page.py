@@ -1,5 +1,6 @@
 """The playground's page, of Gradio, and its JSON endpoint `/generate`."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -8,10 +9,12 @@ from typing import Any
 
 import gradio as gr
 import jax
+from starlette.middleware import Middleware
 
 from janus_jax.command_line import one_line
 from janus_jax.play import markup
-from janus_jax.play.playground import Decoded, InputError, Playground, Trial
+from janus_jax.play.gate import Gate
+from janus_jax.play.playground import CtcRows, DagVertices, Decoded, InputError, Playground, Trial
 
 _MODEL = {"concurrency_limit": 1, "concurrency_id": "model"}  # one call of the model at a time
 _PRIVATE = {"api_visibility": "private"}  # only /generate is for programs
@@ -27,7 +30,7 @@ class Rate:
         calls: a minute; 0: no limit.
         clock: seconds.
         """
-        self._calls, self._clock = calls, clock
+        self._calls, self._clock, self._lock = calls, clock, threading.Lock()
         self._times: dict[str, deque[float]] = {}
 
     def check(self, address: str) -> None:
@@ -36,8 +39,11 @@ class Rate:
         Raises:
           InputError: there were too many calls within the last minute.
         """
-        if not self._calls:
-            return
+        if self._calls:
+            with self._lock:
+                self._count(address)
+
+    def _count(self, address: str) -> None:
         now = self._clock()
         if len(self._times) > _ADDRESSES:
             self._times = {name: times for name, times in self._times.items() if now - times[-1] < 60}
@@ -57,6 +63,8 @@ class Session:
     sentence: str = ""
     results: dict[str, Decoded] = field(default_factory=dict)  # by the trial's name
     words: list[tuple[str, int]] = field(default_factory=list)  # of the output that gaps are cut into
+    ctc: CtcRows | None = None
+    dag: DagVertices | None = None
 
 
 def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 30) -> gr.Blocks:
@@ -88,6 +96,9 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
         for trial in playground.trials(beam, passes):
             session.results[trial.name] = guarded(lambda trial=trial: playground.decode(session.sentence, trial))
             yield markup.table(list(session.results.values())), session
+        session.ctc = guarded(lambda: playground.ctc_rows(session.sentence)) if "ctc" in session.results else None
+        session.dag = guarded(lambda: playground.dag_vertices(session.sentence)) if "dag" in session.results else None
+        yield markup.table(list(session.results.values())), session
 
     def fill(session: Session, kept: list[int], request: gr.Request) -> str:
         def filled() -> str:
@@ -119,7 +130,7 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
             label="sentence", lines=2, max_length=32 * playground.most_tokens, autofocus=True, elem_id="sentence"
         )
         if examples:
-            gr.Examples([[one] for one in examples], [sentence], label="test sentences of this model")
+            gr.Examples([[one] for one in examples], [sentence], label="examples")
         with gr.Accordion("settings", open=False), gr.Row():
             beam = gr.Slider(1, 10, 5, step=1, label="beam: hypotheses of AR, CTC and DAG")
             passes = gr.Slider(1, 20, 4, step=1, label="passes of mask-predict")
@@ -137,7 +148,7 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
             for mode, label in _TABS.items():
                 if mode in trained:
                     with gr.Tab(label):
-                        _view(playground, mode, state, done, guarded)
+                        _view(mode, state, done)
             with gr.Tab("n-best"):
                 ranks = gr.HTML(elem_id="nbest")
                 done.success(
@@ -153,31 +164,40 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
     return page
 
 
-def launch(page: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, **settings: Any) -> str:
+def launch(
+    page: gr.Blocks,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool | None = False,
+    inline: bool = False,
+) -> str:
     """Serves the page in a thread and returns its address.
 
     Args:
       page: of `build`.
       host: address to bind to.
       port: None: the first free one from 7860.
-      **settings: others of Gradio's `launch`.
+      share: also make a public address through Gradio's servers; None: only in a notebook that needs it.
+      inline: show the page in the notebook.
 
     Raises:
       OSError: the port is in use.
     """
-    page.queue(max_size=32)
+    page.queue(max_size=32, api_open=False)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
+        share=share,
+        inline=inline,
         prevent_thread_lock=True,
         quiet=True,
-        show_error=True,
         footer_links=["api"],
-        max_file_size="1kb",  # nothing is uploaded here
+        run_history=False,
         ssr_mode=False,
+        app_kwargs={"middleware": [Middleware(Gate)]},
         theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=markup.STYLE,
-        **settings,
     )
     return address
 
@@ -192,9 +212,7 @@ def _facts(playground: Playground) -> str:
     )
 
 
-def _view(
-    playground: Playground, mode: str, state: gr.State, done: Any, guarded: Callable[[Callable[..., Any]], Any]
-) -> None:
+def _view(mode: str, state: gr.State, done: Any) -> None:
     """The tab of a mode: what its passes looked like; a slider goes through them where they follow each other."""
     if mode in ("ar", "nar"):
         draw, what = (markup.steps, "step") if mode == "ar" else (markup.refinement, "pass")
@@ -227,11 +245,11 @@ def _view(
         if mode == "speculative":
             return markup.speculation(decoded)
         if mode == "ctc":
-            return guarded(lambda: markup.ctc(playground.ctc_rows(session.sentence), decoded))
+            return markup.ctc(session.ctc, decoded) if session.ctc else ""
         outputs = [session.results[name] for name in ("dag_beam",) if name in session.results]
-        return guarded(lambda: markup.dag(playground.dag_vertices(session.sentence), outputs))
+        return markup.dag(session.dag, outputs) if session.dag else ""
 
-    done.success(shown, state, area, **_MODEL, **_PRIVATE)
+    done.success(shown, state, area, **_PRIVATE)
 
 
 def _gaps(playground: Playground, first: Trial, state: gr.State, done: Any, fill: Callable[..., str]) -> None:

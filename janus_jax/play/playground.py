@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from janus_jax.config import ConfigError
 from janus_jax.decode import Generator, Output
 from janus_jax.decode.batching import bucket, pad_sources
 from janus_jax.decode.gaps import GAP
@@ -23,9 +24,21 @@ from janus_jax.model import Janus
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Params
 
-# Settings that the page and its JSON endpoint may change, with their largest values: each costs time and memory.
-LIMITS = {"beam": 10, "passes": 20, "length_beam": 10, "nbest": 10, "draft_passes": 4}
-CHOICES = ("lenpen", "search", "rerank", "draft", "blank_penalty", "no_repeat_ngram")
+# Settings that the page and its JSON endpoint may change, and to what: large values cost time and memory, and each new one
+# compiles a program, which stays.
+VALUES: dict[str, Sequence[Any]] = {
+    "beam": range(1, 11),
+    "nbest": range(1, 11),
+    "passes": range(1, 21),
+    "length_beam": range(1, 11),
+    "draft_passes": range(1, 5),
+    "lenpen": (0.0, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0),
+    "blank_penalty": (0.0, 0.5, 1.0, 1.5, 2.0),
+    "no_repeat_ngram": range(5),
+    "search": ("greedy", "lookahead", "viterbi", "beam"),
+    "rerank": ("none", "ar"),
+    "draft": ("auto", "always", "never"),
+}
 _CHARACTERS_PER_TOKEN = 32  # a longer text isn't even tokenized
 
 
@@ -94,25 +107,33 @@ class Playground:
         return self.generator.max_source_length - 2
 
     def trials(self, beam: int = 5, passes: int = 4) -> list[Trial]:
-        """What the page compares: the modes that the model was trained for.
+        """What the page compares: the modes that the model can decode by.
 
         Args:
           beam: hypotheses of each beam search; each gives so many outputs.
           passes: of mask-predict.
         """
-        trials = [Trial("ar", "AR, greedy", "ar", {"beam": 1})]
-        if beam > 1:
-            trials.append(Trial("beam", f"AR, beam {beam}", "ar", {"beam": beam, "nbest": beam}))
-        trials.append(Trial("speculative", "speculation", "speculative", {"draft": "always"}, trace=True))
-        trials.append(Trial("nar", f"mask-predict, passes: {passes}", "nar", {"passes": passes}, trace=True))
-        trials.append(Trial("ctc", "CTC, best path", "ctc", {"beam": 1}))
-        if beam > 1:
-            trials.append(Trial("ctc_beam", f"CTC, beam {beam}", "ctc", {"beam": beam, "nbest": beam}))
-        trials.append(Trial("dag", "DAG, lookahead", "dag", {"search": "lookahead"}))
-        if beam > 1:
-            settings = {"search": "beam", "beam": beam, "nbest": beam}
-            trials.append(Trial("dag_beam", f"DAG, beam {beam}", "dag", settings))
-        return [trial for trial in trials if trial.mode in self.generator.trained]
+        one = {"nbest": 1}  # whatever the checkpoint's own settings are
+        ar = {**one, "sample": False}
+        trials = [
+            Trial("ar", "AR, greedy", "ar", {**ar, "beam": 1}),
+            Trial("beam", f"AR, beam {beam}", "ar", {**ar, "beam": beam, "nbest": beam}),
+            Trial("speculative", "speculation", "speculative", {**ar, "draft": "always"}, trace=True),
+            Trial("nar", f"mask-predict, passes: {passes}", "nar", {**one, "passes": passes}, trace=True),
+            Trial("ctc", "CTC, best path", "ctc", {**one, "beam": 1, "rerank": "none"}),
+            Trial("ctc_beam", f"CTC, beam {beam}", "ctc", {"beam": beam, "nbest": beam}),
+            Trial("dag", "DAG, lookahead", "dag", {**one, "search": "lookahead", "rerank": "none"}),
+            Trial("dag_beam", f"DAG, beam {beam}", "dag", {"search": "beam", "beam": beam, "nbest": beam}),
+        ]
+        able = []
+        for trial in trials:
+            if trial.settings.get("beam") == 1 and trial.name.endswith("beam"):
+                continue  # the search without a beam stands there
+            # The settings of a checkpoint may exclude a mode, as no_repeat_ngram excludes speculation.
+            with contextlib.suppress(ConfigError):
+                self.generator.settings({"mode": trial.mode, **trial.settings})
+                able.append(trial)
+        return able
 
     def check(self, sentence: Any) -> str:
         """The sentence without spaces at its ends.
@@ -146,11 +167,11 @@ class Playground:
         if not isinstance(mode, str) or not isinstance(settings, Mapping):
             raise InputError('a call has a mode and settings, for example "ar" and {"beam": 4}')
         for name, value in settings.items():
-            if name not in LIMITS and name not in CHOICES:
-                raise InputError(f"{name}: not to be set here; the settings are {', '.join([*LIMITS, *CHOICES])}")
+            if name not in VALUES:
+                raise InputError(f"{name}: not to be set here; the settings are {', '.join(VALUES)}")
             # bool is an int in Python
-            if name in LIMITS and (type(value) is not int or not 1 <= value <= LIMITS[name]):
-                raise InputError(f"{name}: {value!r:.40} is no whole number from 1 to {LIMITS[name]}")
+            if isinstance(value, bool | list | dict) or value not in VALUES[name]:
+                raise InputError(f"{name}: {value!r:.40} is not one of {', '.join(map(str, VALUES[name]))}")
         return dict(settings)
 
     def decode(self, sentence: str, trial: Trial, target: str | None = None) -> Decoded:

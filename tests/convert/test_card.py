@@ -2,6 +2,7 @@
 directory can be uploaded as it is."""
 
 import base64
+import dataclasses
 import http.server
 import importlib.metadata
 import json
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 from janus_jax import checkpoint
 from janus_jax import config as config_lib
 from janus_jax.config import resolve
-from janus_jax.convert import CardOptions, ConvertError, ImportRequest, errors, export_model, import_model
+from janus_jax.convert import CardOptions, ConvertError, ImportRequest, card, errors, export_model, import_model
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.card import PACKAGES
 from janus_jax.text import train
@@ -327,6 +328,28 @@ def test_all_missing_libraries_are_named_before_any_work(installed, hide, tmp_pa
     assert "safetensors and huggingface_hub" in error
     assert error.endswith(f": {command}\n")
     assert error.count("\n") == 1
+
+
+def test_formats_without_a_card_do_not_need_the_hubs_library(hide, run, tmp_path, capsys):
+    hide("huggingface_hub")
+    argv = ["export", f"--checkpoint={run}", "--format=safetensors", f"--output={tmp_path / 'out'}"]
+    assert main(argv) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("about", "says"),
+    [
+        ({"sums": {"params": 1}}, "those of the last step"),
+        ({"sums": {"params": 1, "ema": 2}}, "the moving average"),
+        ({"sums": {"params": 1}, "of_steps": [2, 4]}, "steps 2, 4"),
+    ],
+)
+def test_a_copy_says_the_same_of_its_weights(about, says, exports):
+    loaded = checkpoint.load(exports["hf"].parent / "run")
+    copy = checkpoint.origin(about) | {"sums": {"params": 3}}
+    for one in (about, copy):
+        loaded = dataclasses.replace(loaded, about=one)
+        assert says in card._facts(loaded, loaded.config, 10, 100)["weights"]
 
 
 def test_the_command_is_right_in_any_directory(tmp_path, monkeypatch):

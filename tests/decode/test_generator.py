@@ -193,6 +193,21 @@ def test_greedy_is_teacher_forcing_step_by_step(generator):
     np.testing.assert_allclose(output.token_scores, scores, atol=1e-4)
 
 
+def test_token_scores_are_log_probabilities_or_absent(generator):
+    settings = [
+        {"mode": "ar", "beam": 2}, {"mode": "nar"}, {"mode": "ctc", "beam": 1}, {"mode": "dag", "search": "viterbi"},
+        {"mode": "ctc", "beam": 2, "rerank": "ar"}, {"mode": "ctc", "beam": 2}, {"mode": "dag", "search": "beam"},
+    ]  # fmt: skip
+    known = []
+    for setting in settings:
+        [output] = generator.generate(["hello"], **setting)
+        known.append(bool(output.token_scores))
+        if known[-1]:
+            assert len(output.token_scores) == len(output.tokens) + 1
+            assert all(score < 0 for score in output.token_scores[:-1])
+    assert known == [True] * 5 + [False] * 2
+
+
 @pytest.mark.parametrize("draft_from", ["ctc", "nar"])
 def test_a_trace_of_speculation_records_what_each_pass_verified_and_emitted(generator, draft_from):
     settings = {"mode": "speculative", "draft_from": draft_from}

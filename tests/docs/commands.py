@@ -43,8 +43,6 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("decoding.md", "Autoregressive: `--mode=ar`"),
         ("decoding.md", "Mask-predict: `--mode=nar`"),
         ("decoding.md", "Score"),
-        ("playground.md", "Start it"),
-        ("playground.md", "From programs"),
     ),
     "drafts": (
         ("decoding.md", "CTC: `--mode=ctc`"),
@@ -59,6 +57,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("g2p.md", "Score"),
         ("g2p.md", "Compare the families"),
     ),
+    "playground": (("playground.md", "Start it"), ("playground.md", "From programs")),
     "speculation": (("speed.md", "Does speculation pay?"),),
     "pytorch": (
         ("bart.md", "Import"),

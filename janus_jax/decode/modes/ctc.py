@@ -20,7 +20,7 @@ def run(request: DecodeRequest) -> DecodeResult:
         blank_penalty=ctc.blank_penalty,
         limit=limit,
     )
-    return best_or_reranked(request, encoded, hypotheses, ctc.rerank)
+    return best_or_reranked(request, encoded, hypotheses, ctc.rerank, has_token_scores=ctc.beam == 1)
 
 
 def check(net: Janus, decode: DecodeConfig, longest: int) -> None:

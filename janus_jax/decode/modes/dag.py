@@ -24,7 +24,9 @@ def run(request: DecodeRequest) -> DecodeResult:
     # At most one token a row; the last row gives eos, and the first bos, which is no token of a hypothesis.
     limit = max(1, min(net.config.dag_slots(request.source.shape[1]), request.max_target_length) - 1)
     encoded, hypotheses = run_dag(params, request.source, net=net, settings=decode.dag, limit=limit)
-    return best_or_reranked(request, encoded, hypotheses, decode.dag.rerank)
+    return best_or_reranked(
+        request, encoded, hypotheses, decode.dag.rerank, has_token_scores=decode.dag.search != "beam"
+    )
 
 
 def check(net: Janus, decode: DecodeConfig, longest: int) -> None:

@@ -83,7 +83,12 @@ def offered_tokens(
 
 
 def best_or_reranked(
-    request: DecodeRequest, encoded: Encoded, hypotheses: Hypotheses, rerank: Literal["none", "ar"]
+    request: DecodeRequest,
+    encoded: Encoded,
+    hypotheses: Hypotheses,
+    rerank: Literal["none", "ar"],
+    *,
+    has_token_scores: bool,
 ) -> DecodeResult:
     """The best hypotheses of a search of one pass, or those that the AR half scores best.
 
@@ -92,11 +97,13 @@ def best_or_reranked(
       encoded: the sources.
       hypotheses: [B, K, L], best first.
       rerank: who chooses.
+      has_token_scores: whether the search gave its tokens scores; the AR half always does.
     """
     net, decode = request.net, request.decode
     if rerank == "none":
         best = jax.tree.map(lambda x: x[:, : decode.nbest], hypotheses)
-        return DecodeResult(best, {"passes": np.ones(len(request.source), np.int32)})
+        passes = np.ones(len(request.source), np.int32)
+        return DecodeResult(best, {"passes": passes}, has_token_scores=has_token_scores)
     candidates = run_rerank(
         request.params, encoded, as_candidates(hypotheses, net.specials.bos), net=net, lenpen=decode.ar.lenpen
     )
