@@ -71,14 +71,14 @@ def config_of(cell: str, seed: int, prepared: str | None = None) -> Config:
     return config_lib.resolve(config)
 
 
-def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> None:
-    """Trains a cell or resumes its run, scores it and writes its file."""
+def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> bool:
+    """Trains a cell or resumes its run, scores it and writes its file; False if the training was stopped before its end."""
     train(config, workdir)
     records = read_metrics(workdir / "metrics.jsonl")
     curve = {r["step"]: study.named(r, "valid/") for r in records if "valid/loss" in r}
     if config.train.steps not in curve:
         print(f"{cell}: stopped; the same command resumes it")
-        return
+        return False
     generator = Generator.from_checkpoint(workdir)
     rows = []
     for setting in DECODINGS[config.objective.name]:
@@ -100,6 +100,7 @@ def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> None:
         "rows": rows,
     }
     study.write(path, figures)
+    return True
 
 
 def phonemes(generator: Generator, workdir: Path, setting: str, split: str, sources: Sequence[str]) -> list[str]:
@@ -190,7 +191,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"{name}: {'done' if done else 'missing'}")
             elif not done:
                 prepare(config)
-                run_cell(cell, config, args.workdir / name, path)
+                if not run_cell(cell, config, args.workdir / name, path):
+                    return 1
     return 0
 
 

@@ -76,8 +76,8 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
       rate: calls a minute from one address; 0: no limit.
     """
     limiter = Rate(rate)
-    trained = playground.generator.trained
-    first = next((trial for trial in playground.trials() if trial.name != "beam"), None)
+    trials = {trial.name: trial for trial in playground.trials()}
+    first = next(iter(trials.values()), None)  # a search without a beam
 
     def guarded(call: Callable[..., Any]) -> Any:
         """The result of a call; what the user can mend becomes a message on the page."""
@@ -146,7 +146,7 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
         )
         with gr.Tabs():
             for mode, label in _TABS.items():
-                if mode in trained:
+                if mode in trials:
                     with gr.Tab(label):
                         _view(mode, state, done)
             with gr.Tab("n-best"):
