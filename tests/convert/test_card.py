@@ -344,8 +344,8 @@ def test_formats_without_a_card_do_not_need_the_hubs_library(hide, run, tmp_path
         ({"sums": {"params": 1}, "of_steps": [2, 4]}, "steps 2, 4"),
     ],
 )
-def test_a_copy_says_the_same_of_its_weights(about, says, exports):
-    loaded = checkpoint.load(exports["hf"].parent / "run")
+def test_a_copy_says_the_same_of_its_weights(about, says, run):
+    loaded = checkpoint.load(run)
     copy = checkpoint.origin(about) | {"sums": {"params": 3}}
     for one in (about, copy):
         loaded = dataclasses.replace(loaded, about=one)

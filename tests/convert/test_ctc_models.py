@@ -123,7 +123,7 @@ def test_the_code_of_the_model_card_runs(export_of):
     _, exported, _, _, _ = export_of("post-norm")
     card = (exported / "README.md").read_text(encoding="utf-8")
     assert "janus_ctc: trained for ar, ctc, speculative" in card
-    code = card.split("```python\n")[1].split("```")[0]
+    code = "".join(part.split("```")[0] for part in card.split("```python\n")[1:])
     assert "model.generate(" in code
     assert "model.generate_ctc(" in code
     assert "model.generate_nar(" not in code  # not trained

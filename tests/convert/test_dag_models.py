@@ -186,7 +186,7 @@ def test_the_code_of_the_model_card_runs(settings, bpe, tmp_path, transformers):
     assert "janus_dag: trained for ar, dag" in card
     arguments = 'search="beam", length_beta=1.0, num_beams=3, dag_tokens=2, rerank="ar"'
     assert (arguments if settings else 'search="lookahead", length_beta=1.0, beta=1.0') in card
-    code = card.split("```python\n")[1].split("```")[0]
+    code = "".join(part.split("```")[0] for part in card.split("```python\n")[1:])
     exec(compile(code.replace('"hf"', repr(str(tmp_path / "hf"))), "README.md", "exec"), {})
 
 

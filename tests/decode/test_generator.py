@@ -77,7 +77,10 @@ def gapped(line):
 def test_order_and_count_are_kept_and_batching_changes_nothing(generator, mode):
     together = generator.generate(LINES, mode=mode, **inputs_of(mode))
     assert len(together) == len(LINES)
-    assert together[0] == together[6]
+    # Equal sentences of one batch; rounding may tell their places in it apart.
+    first, again = (dataclasses.replace(together[place], token_scores=[]) for place in (0, 6))
+    assert first == again
+    np.testing.assert_allclose(together[0].token_scores, together[6].token_scores, atol=1e-5)
     for line, output in zip(LINES, together, strict=True):
         if not line.strip():
             assert (output.text, output.score, output.tokens) == ("", 0.0, [])
