@@ -31,9 +31,9 @@ from janus_jax import checkpoint, text
 from janus_jax.command_line import load_config, report_mistakes
 from janus_jax.config import TextConfig
 from janus_jax.convert.hf_tokenizer import tokenizer_files
+from janus_jax.metrics import read_metrics
 from janus_jax.model.presets import PRESETS
 from janus_jax.train.dry_run import dry_run
-from janus_jax.train.log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("base", "base_frozen")

@@ -1,4 +1,4 @@
-"""Grapheme to phoneme on CMUdict: joint models beside models of one family, trained to the end on two CPU cores.
+"""Grapheme to phoneme on CMUdict: joint models beside models of one family, on CPU cores.
 
     python benchmarks/g2p.py [--cell=ar_ctc ...] [--seed=0 ...] [--workdir=runs/g2p]   # train and score missing cells
     python benchmarks/g2p.py --table    # the finished cells as a Markdown table
@@ -31,8 +31,8 @@ from janus_jax.data import prepare
 from janus_jax.decode import Generator
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate.scores import sequence_errors
+from janus_jax.metrics import read_metrics
 from janus_jax.train import train
-from janus_jax.train.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results" / "g2p"
 CELLS = ("ar", "ctc", "masks", "dag", "ar_ctc", "ar_masks", "ar_dag")
@@ -107,7 +107,8 @@ def phonemes(generator: Generator, workdir: Path, setting: str, split: str, sour
     """The output of a run's model for each line of a split; kept in the run's directory, a file for each setting."""
     words = list(dict.fromkeys(sources))  # a word with several pronunciations is decoded once
     outputs = study.hypotheses(generator, workdir, setting, words, f"{split}-{setting}")
-    return [dict(zip(words, outputs, strict=True))[source] for source in sources]
+    output_of = dict(zip(words, outputs, strict=True))
+    return [output_of[source] for source in sources]
 
 
 def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from janus_jax import config as config_lib
 from janus_jax.decode import Generator
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
-from janus_jax.train.log import read_metrics
+from janus_jax.metrics import read_metrics
 
 # The settings of the published comparison. "Iteration n" of the released code is n + 1 passes.
 AR = ("ar:beam=5", "ar:beam=1")

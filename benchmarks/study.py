@@ -39,8 +39,8 @@ from janus_jax.decode import Generator
 from janus_jax.decode.distill import distill
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting, score
+from janus_jax.metrics import read_metrics
 from janus_jax.train import train
-from janus_jax.train.log import read_metrics
 
 RESULTS = Path(__file__).resolve().parent / "results" / "study"
 PATH_SETTINGS = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")

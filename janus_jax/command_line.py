@@ -89,7 +89,7 @@ def report_mistakes(body: Callable[[], None]) -> int:
     try:
         body()
     except (OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -140,7 +140,7 @@ def run(
             return 0
         return body(*parsed)
     except (ConfigError, *mistakes) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
 
 
@@ -180,7 +180,9 @@ def _parse(
             ) from error
         if not place and not isinstance(error, (flags.Error, KeyError, AttributeError, ValueError, TypeError)):
             raise
-        raise ConfigError(place + one_line(error) if place else _unknown_setting(argv) or one_line(error)) from error
+        raise ConfigError(
+            place + message_of(error) if place else _unknown_setting(argv) or message_of(error)
+        ) from error
     if values.help:
         return f"{doc.strip()}\n\n{_flag_help(values)}\n\n{_SETTINGS_HELP}"
     if rest[1:]:
@@ -316,7 +318,7 @@ def _unknown_setting(argv: list[str]) -> str | None:
     return None
 
 
-def one_line(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """An error in one line; a traceback in it is reduced to its last line."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
     if unknown := re.search(r'Key "(.*?)" does not exist and cannot be added', text):

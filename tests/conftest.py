@@ -3,6 +3,7 @@ the order in which the workers of a parallel run take the tests."""
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -45,6 +46,25 @@ def _few_compiled_programs():
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session")
+def chromium_path():
+    """The Chromium of the system."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if found is None:
+        pytest.skip("needs Chromium or Chrome on PATH (Debian: apt install chromium)")
+    return found
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_path):
+    """A Chromium that playwright steers."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
+    with playwright.sync_playwright() as steering:
+        browser = steering.chromium.launch(executable_path=chromium_path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

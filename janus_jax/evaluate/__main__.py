@@ -12,13 +12,13 @@
 
 Without --setting a checkpoint's form compares, of the modes that the model was trained for: greedy search and beam 5 (ar),
 1, 4 and 10 passes (nar), best path and beam 5 (ctc), all four searches (dag). --save_best writes a copy of the checkpoint
-that decodes by the setting with the highest BLEU unless told otherwise; choose it on validation text, not on the test
-split. Sentences a second do not include compilation. --error_rates adds the token and the sequence error rate;
---save_best then takes the setting with the lowest sequence error rate. Equal sources are one sequence that has several references. --task adds the metrics of a GLGE task, by the rules of the
-benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in the files that GLGE
-takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses is for text that was
-cut into Moses words. It adds BLEU of these words. For sacreBLEU and chrF they are joined to plain text. Exit status: 0, or
-2 if the input cannot be used.
+that decodes by the setting with the highest BLEU; choose it on validation text, not on the test split. Sentences a second do
+not include compilation. --error_rates adds the token and the sequence error rate; --save_best then takes the setting with
+the lowest sequence error rate. Equal sources are one sequence that has several references. --task adds the metrics of a GLGE
+task, by the rules of the benchmark's scripts or, with --clean, without their quirks. --glge checks folders of predictions, in
+the files that GLGE takes (xsum.easy.test), and scores all tasks whose targets are there, with the overall score. --moses is
+for text that was cut into Moses words. It adds BLEU of these words. For sacreBLEU and chrF they are joined to plain text.
+Exit status: 0, or 2 if the input cannot be used.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """The playground's page, of Gradio, and its JSON endpoint `/generate`."""
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -11,7 +12,8 @@ import gradio as gr
 import jax
 from starlette.middleware import Middleware
 
-from janus_jax.command_line import one_line
+from janus_jax.command_line import message_of
+from janus_jax.decode import MODES
 from janus_jax.play import markup
 from janus_jax.play.gate import Gate
 from janus_jax.play.playground import CtcRows, DagVertices, Decoded, InputError, Playground, Trial
@@ -67,6 +69,56 @@ class Session:
     dag: DagVertices | None = None
 
 
+class _Calls:
+    """What the page's buttons and the JSON endpoint call; what the user can mend becomes a message on the page."""
+
+    def __init__(self, playground: Playground, rate: Rate):
+        self._playground, self._rate = playground, rate
+
+    def compare(self, sentence: str, beam: int, passes: int, request: gr.Request) -> Iterator[tuple[str, Session]]:
+        """Decodes a sentence by one mode after the other: the table so far, and the session."""
+        playground = self._playground
+        with _messages():
+            self._rate.check(request.client.host)
+            playground.check_settings("ar", {"beam": beam, "passes": passes})
+            session = Session(sentence=playground.check(sentence))
+        for trial in playground.trials(beam, passes):
+            with _messages():
+                session.results[trial.name] = playground.decode(session.sentence, trial)
+                if trial.name == "ctc":
+                    session.ctc = playground.ctc_rows(session.sentence)
+                if trial.name == "dag":
+                    session.dag = playground.dag_vertices(session.sentence)
+            yield markup.table(list(session.results.values())), session
+
+    def fill(self, session: Session, kept: list[int], request: gr.Request) -> str:
+        """Takes words out of the output and fills the gaps."""
+        with _messages():
+            self._rate.check(request.client.host)
+            if not session.results:
+                raise InputError("no output yet: generate one first")
+            removed = [place for place in range(len(session.words)) if place not in kept]
+            target = self._playground.with_gaps(session.words, removed)
+            return markup.filled(self._playground.fill(session.sentence, target), target)
+
+    def generate(self, sentence: str, mode: str, settings: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        """One sentence by one mode: text, score, tokens, others (with nbest), statistics, seconds, trace."""
+        playground = self._playground
+        with _messages():
+            self._rate.check(request.client.host)
+            keywords = playground.check_settings(mode, settings or {})
+            trial = Trial("call", mode, mode, keywords, trace=mode in MODES and MODES[mode].traces)
+            return playground.as_json(playground.decode(playground.check(sentence), trial))
+
+
+@contextlib.contextmanager
+def _messages() -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
+        raise gr.Error(message_of(error), duration=None, print_exception=False) from error
+
+
 def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 30) -> gr.Blocks:
     """The page.
 
@@ -75,54 +127,9 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
       examples: sentences to choose from.
       rate: calls a minute from one address; 0: no limit.
     """
-    limiter = Rate(rate)
+    calls = _Calls(playground, Rate(rate))
     trials = {trial.name: trial for trial in playground.trials()}
     first = next(iter(trials.values()), None)  # a search without a beam
-
-    def guarded(call: Callable[..., Any]) -> Any:
-        """The result of a call; what the user can mend becomes a message on the page."""
-        try:
-            return call()
-        except (ValueError, TypeError, OSError, jax.errors.JaxRuntimeError) as error:
-            raise gr.Error(one_line(error), duration=None, print_exception=False) from error
-
-    def compare(sentence: str, beam: int, passes: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
-        def checked() -> str:
-            limiter.check(request.client.host)
-            playground.check_settings("ar", {"beam": beam, "passes": passes})
-            return playground.check(sentence)
-
-        session = Session(sentence=guarded(checked))
-        for trial in playground.trials(beam, passes):
-            session.results[trial.name] = guarded(lambda trial=trial: playground.decode(session.sentence, trial))
-            yield markup.table(list(session.results.values())), session
-        session.ctc = guarded(lambda: playground.ctc_rows(session.sentence)) if "ctc" in session.results else None
-        session.dag = guarded(lambda: playground.dag_vertices(session.sentence)) if "dag" in session.results else None
-        yield markup.table(list(session.results.values())), session
-
-    def fill(session: Session, kept: list[int], request: gr.Request) -> str:
-        def filled() -> str:
-            limiter.check(request.client.host)
-            if not session.results:
-                raise InputError("no output yet: generate one first")
-            removed = [place for place in range(len(session.words)) if place not in kept]
-            target = playground.with_gaps(session.words, removed)
-            return markup.filled(playground.fill(session.sentence, target), target)
-
-        return guarded(filled)
-
-    def generate(sentence: str, mode: str, settings: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        """One sentence by one mode: text, score, tokens, others (with nbest), statistics, seconds, trace."""
-
-        def decoded() -> dict[str, Any]:
-            limiter.check(request.client.host)
-            keywords = playground.check_settings(mode, settings or {})
-            trace = mode in ("nar", "speculative")
-            trial = Trial("call", mode, mode, keywords, trace)
-            return playground.as_json(playground.decode(playground.check(sentence), trial))
-
-        return guarded(decoded)
-
     with gr.Blocks(analytics_enabled=False, title="janus_jax playground") as page:
         state = gr.State(Session())
         gr.Markdown(f"# janus_jax playground\n{_facts(playground)}")
@@ -136,14 +143,8 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
             passes = gr.Slider(1, 20, 4, step=1, label="passes of mask-predict")
         button = gr.Button("Generate", variant="primary", elem_id="generate")
         table = gr.HTML(elem_id="table")
-        done = gr.on(
-            [button.click, sentence.submit],
-            compare,
-            [sentence, beam, passes],
-            [table, state],
-            **_MODEL,
-            **_PRIVATE,
-        )
+        inputs, outputs = [sentence, beam, passes], [table, state]
+        done = gr.on([button.click, sentence.submit], calls.compare, inputs, outputs, **_MODEL, **_PRIVATE)
         with gr.Tabs():
             for mode, label in _TABS.items():
                 if mode in trials:
@@ -151,16 +152,11 @@ def build(playground: Playground, examples: Sequence[str] = (), *, rate: int = 3
                         _view(mode, state, done)
             with gr.Tab("n-best"):
                 ranks = gr.HTML(elem_id="nbest")
-                done.success(
-                    lambda session: markup.ranking([one for one in session.results.values() if one.output.others]),
-                    state,
-                    ranks,
-                    **_PRIVATE,
-                )
+                done.success(_ranking, state, ranks, **_PRIVATE)
             if playground.filling_mode and first:
                 with gr.Tab("Infilling"):
-                    _gaps(playground, first, state, done, fill)
-        gr.api(generate, api_name="generate", **_MODEL)
+                    _gaps(playground, first, state, done, calls)
+        gr.api(calls.generate, api_name="generate", **_MODEL)
     return page
 
 
@@ -212,6 +208,11 @@ def _facts(playground: Playground) -> str:
     )
 
 
+def _ranking(session: Session) -> str:
+    """The outputs of the searches with a beam."""
+    return markup.ranking([one for one in session.results.values() if one.output.others])
+
+
 def _view(mode: str, state: gr.State, done: Any) -> None:
     """The tab of a mode: what its passes looked like; a slider goes through them where they follow each other."""
     if mode in ("ar", "nar"):
@@ -246,13 +247,13 @@ def _view(mode: str, state: gr.State, done: Any) -> None:
             return markup.speculation(decoded)
         if mode == "ctc":
             return markup.ctc(session.ctc, decoded) if session.ctc else ""
-        outputs = [session.results[name] for name in ("dag_beam",) if name in session.results]
+        outputs = [one for name, one in session.results.items() if name == "dag_beam"]
         return markup.dag(session.dag, outputs) if session.dag else ""
 
     done.success(shown, state, area, **_PRIVATE)
 
 
-def _gaps(playground: Playground, first: Trial, state: gr.State, done: Any, fill: Callable[..., str]) -> None:
+def _gaps(playground: Playground, first: Trial, state: gr.State, done: Any, calls: _Calls) -> None:
     """The tab that takes words out of an output and fills the gaps."""
     kept = gr.CheckboxGroup([], label=f"output of {first.label}: take words away", elem_id="words")
     button = gr.Button("Fill the gaps", elem_id="fill")
@@ -264,4 +265,4 @@ def _gaps(playground: Playground, first: Trial, state: gr.State, done: Any, fill
         return session, gr.CheckboxGroup(choices=choices, value=[place for _, place in choices]), ""
 
     done.success(words, state, [state, kept, area], **_PRIVATE)
-    button.click(fill, [state, kept], area, **_MODEL, **_PRIVATE)
+    button.click(calls.fill, [state, kept], area, **_MODEL, **_PRIVATE)

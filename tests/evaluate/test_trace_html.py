@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 
 import pytest
@@ -20,7 +19,6 @@ RECORD = {
         {"tokens": ["▁two", "▁dogs"], "scores": [-0.3, -0.1], "remasked": [False, False]},
     ],
 }  # fmt: skip
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def write(tmp_path, *records):
@@ -98,12 +96,12 @@ def test_what_is_not_a_trace_is_named(tmp_path, line):
         trace_html.read_traces(tmp_path / "trace.jsonl")
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium or chrome")
-def test_a_browser_shows_it_and_steps(tmp_path):
+def test_a_browser_shows_it_and_steps(chromium_path, tmp_path):
     page = trace_html.render([RECORD])
     steps = "<script>document.getElementById('forward').click()</script></html>"
     (tmp_path / "page.html").write_text(page.replace("</html>", steps))
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"file://{tmp_path / 'page.html'}"]
+    page = f"file://{tmp_path / 'page.html'}"
+    command = [chromium_path, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "line 1 (1 of 1), pass 2 of 2" in shown
     assert "zwei &lt;b&gt;Hunde&lt;/b&gt;&lt;/script&gt;" in shown  # as text, not as markup
@@ -111,18 +109,6 @@ def test_a_browser_shows_it_and_steps(tmp_path):
     assert tokens == [
         (" again", "0.301", "▁dogs"), ("", "0.905", "▁dogs"), (" changed", "0.741", "▁two"), ("", "0.905", "▁dogs"),
     ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A Chromium that playwright steers."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright (requirements-dev.txt)")
-    if BROWSER is None:
-        pytest.skip("needs chromium or chrome")
-    with playwright.sync_playwright() as steering:
-        browser = steering.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The page in headless Chromium, its JSON endpoint, and the command."""
 
 import json
-import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -38,20 +37,8 @@ def address(few):
     blocks.close(verbose=False)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium)")
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-def test_a_reader_types_generates_moves_the_slider_and_fills_a_gap(few, address, browser):
-    tab = browser.new_page()
+def test_a_reader_types_generates_moves_the_slider_and_fills_a_gap(few, address, chromium):
+    tab = chromium.new_page()
     foreign = []
     tab.on("request", lambda request: foreign.append(request.url) if not request.url.startswith(address) else None)
     tab.goto(address)
@@ -96,8 +83,8 @@ def test_a_reader_types_generates_moves_the_slider_and_fills_a_gap(few, address,
     tab.close()
 
 
-def test_broken_input_shows_the_message_and_changes_nothing(address, browser):
-    tab = browser.new_page()
+def test_broken_input_shows_the_message_and_changes_nothing(address, chromium):
+    tab = chromium.new_page()
     tab.goto(address)
     tab.locator("#sentence textarea").fill("one\ntwo")
     tab.get_by_role("button", name="Generate").click()
