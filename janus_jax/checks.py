@@ -209,6 +209,11 @@ def _check_training(config: Config) -> None:
             f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, whose "
             "checkpoints it chooses from; make it one, or set it to 0"
         )
+    if t.patience and (not t.keep_best or t.eval_every % t.checkpoint_every):
+        raise ConfigError(
+            f"config.train.patience: {t.patience} would lose the best checkpoint; let train.keep_best (now {t.keep_best}) be at "
+            f"least 1, and train.eval_every ({t.eval_every}) a multiple of train.checkpoint_every ({t.checkpoint_every})"
+        )
 
 
 def _check_parallel(config: Config) -> None:

@@ -570,6 +570,12 @@ class TrainConfig:
         "which lists them.",
     )
     best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
+    patience: int = setting(
+        0,
+        "The run ends after so many evaluations in a row without a better best_metric (early stopping). 0: at the last step.",
+        unit="evaluations",
+        at_least=0,
+    )
     only: str = setting(
         "",
         "A regular expression: only parameters whose names it matches are trained, all others stay as init_from has them. "

@@ -106,6 +106,8 @@ def test_unknown_keys_name_the_nearest():
         ({"optimizer__schedule": "cosine", "optimizer__end_learning_rate": 1.0}, "config.optimizer.end_learning_rate: 1.0 exceeds the peak"),
         ({"optimizer__warmup_init": 0.1}, "config.optimizer.warmup_init: 0.1 exceeds the peak"),
         ({"optimizer__power": 0.0}, "config.optimizer.power: 0.0 must be above 0"),
+        ({"train__patience": 2, "train__keep_best": 0}, "config.train.patience: 2 would lose the best checkpoint; let train.keep_best (now 0) be"),
+        ({"train__patience": 2, "train__checkpoint_every": 1500}, "config.train.patience: 2 would lose the best checkpoint"),
         ({"train__keep_every": 3000}, "config.train.keep_every: 3000 is not a multiple of train.checkpoint_every 2000"),
         ({"model__ar_start": "eos", "model__ar_slot_position": "input"}, "config.model.ar_slot_position: "),
         ({"parallel__tensor": 3}, "config.parallel.tensor: 3 does not divide model.heads 4"),

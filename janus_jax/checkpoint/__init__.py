@@ -15,13 +15,14 @@ from janus_jax.checkpoint.files import (
     tokenizer,
     write,
 )
-from janus_jax.checkpoint.run import Checkpoints, write_error
+from janus_jax.checkpoint.run import Checkpoints, best_first, write_error
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Loaded",
     "average",
+    "best_first",
     "checksum",
     "checksums",
     "config",

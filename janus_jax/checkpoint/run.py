@@ -310,6 +310,15 @@ def kept_steps(
       train: the retention settings.
       evaluations: metrics by step. A step without an evaluation is none of the best.
     """
+    ordered = sorted(steps)
+    # Of equal ones the newest is kept.
+    best = best_first([step for step in ordered[::-1] if step in evaluations], train, evaluations)
+    every = [step for step in ordered if train.keep_every and step % train.keep_every == 0]
+    return frozenset([*ordered[-train.keep_last :], *best[: train.keep_best], *every])
+
+
+def best_first(steps: Sequence[int], train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]) -> list[int]:
+    """Evaluated steps in the order of `train.best_metric`; equal ones stay in the order in which they are given."""
     worst = math.inf if train.best_mode == "min" else -math.inf
 
     def value(step: int) -> float:
@@ -317,11 +326,7 @@ def kept_steps(
         metric = evaluations[step].get(train.best_metric, worst)
         return metric if math.isfinite(metric) else worst
 
-    ordered = sorted(steps)
-    # Of equal ones the newest is best: the sort is stable.
-    best = sorted((step for step in ordered[::-1] if step in evaluations), key=value, reverse=train.best_mode == "max")
-    every = [step for step in ordered if train.keep_every and step % train.keep_every == 0]
-    return frozenset([*ordered[-train.keep_last :], *best[: train.keep_best], *every])
+    return sorted(steps, key=value, reverse=train.best_mode == "max")
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:

@@ -41,9 +41,15 @@ class Evaluation:
           params: of the model, as ShapeDtypeStructs. The evaluation step is traced with them, not run.
 
         Raises:
-          ConfigError: it is not; the message names the nearest one, or what keeps it from being measured.
+          ConfigError: it is not; the message names the nearest one, or what keeps it from being measured. Or
+            `train.patience` waits for evaluations of a split that is absent.
         """
         train = self._config.train
+        if train.patience and "valid" not in self._prepared.splits:
+            raise ConfigError(
+                f"config.train.patience: {self._prepared.directory} has no validation split to evaluate; set data.valid and "
+                "prepare again, or set train.patience=0"
+            )
         # The default exists in every evaluation, and without one it changes nothing.
         if not train.keep_best or train.best_metric == TrainConfig().best_metric:
             return

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from janus_jax import parallel, processes, text
-from janus_jax.checkpoint import Checkpoints, write_error
+from janus_jax.checkpoint import Checkpoints, best_first, write_error
 from janus_jax.config import Config, ConfigError, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, train_batches
 from janus_jax.metrics import evaluations
@@ -224,6 +224,8 @@ class _TrainingRun:
         pending: _StepInFlight | None = None
         if start and self._evaluates(start) and start not in self.evaluations:
             self._evaluate(start)  # the run ended after it had saved this step
+        if self._ends_early(start):
+            return
         self.meter.restart()
         for step in range(start + 1, settings.steps + 1):
             with self.meter.waiting():
@@ -250,6 +252,24 @@ class _TrainingRun:
                 self.log.message(f"stopped on request after step {step}; the same command resumes the run")
                 self.stopped = True
                 return
+            if pauses and self._ends_early(step):
+                return
+
+    def _ends_early(self, step: int) -> bool:
+        """Whether the last `train.patience` evaluations are no better than one before them; the log then says so."""
+        settings, evaluated = self.config.train, sorted(self.evaluations)
+        if not settings.patience or step == settings.steps or step not in self.evaluations:
+            return False
+        best = best_first(evaluated, settings, self.evaluations)[0]
+        since = len(evaluated) - 1 - evaluated.index(best)
+        if since < settings.patience:
+            return False
+        kept = best_first(evaluated[::-1], settings, self.evaluations)[0]  # of equal ones the newest has a checkpoint
+        self.log.message(
+            f"ended at step {step}: {settings.best_metric} is not better than at step {best}, {since} evaluations before; "
+            f"the best checkpoint is {self.workdir / 'checkpoints' / str(kept)}"
+        )
+        return True
 
     def _flops(self, batch: Any, terms: tuple[str, ...]) -> float:
         micro, rows, source = batch.source.shape

@@ -35,6 +35,7 @@ FREE_SETTINGS = {
     "train.keep_last",
     "train.log_every",
     "train.max_bad_steps",
+    "train.patience",
     "train.spike",
     "train.steps",
 }  # those that name places too: the prepared data are compared themselves, see `Prepared.contents`

@@ -145,6 +145,29 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     assert int(checkpoint.find(tmp_path).name) == 12
 
 
+def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, monkeypatch, capsys):
+    losses = {2: 3.0, 4: 2.0, 6: 2.0, 8: float("nan"), 10: 1.0, 12: 2.0}
+    steps = []
+
+    def measured(evaluation, _params):
+        steps.append(2 * len(steps) + 2)
+        return {"valid/loss": losses[steps[-1]]}
+
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", measured)
+    every = {"train__eval_every": 2, "train__checkpoint_every": 1}
+    config = runs.config(prepared, objective__name="ar", train__patience=2, **every)
+    _, stopped = loop_module.train_or_stop(config, tmp_path)
+    assert not stopped  # it was not interrupted
+    assert steps == [2, 4, 6, 8]
+    assert f"ended at step 8: valid/loss is not better than at step 4, 2 evaluations before; the best checkpoint is {tmp_path}/checkpoints/6" in capsys.readouterr().err  # fmt: skip
+    assert (tmp_path / "checkpoints/6").is_dir()  # as good as step 4
+    train(config, tmp_path)
+    assert steps == [2, 4, 6, 8]
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, patience=3)), tmp_path)
+    assert steps == [2, 4, 6, 8, 10, 12]  # step 10 was better
+    assert int(checkpoint.find(tmp_path).name) == 12
+
+
 @pytest.fixture
 def poisoned(monkeypatch):
     """Parameters of which one becomes infinite at step 5."""
@@ -227,6 +250,17 @@ def test_a_best_metric_that_is_never_measured_is_named_before_the_first_step(
     with pytest.raises(ConfigError, match=f"^config.train.best_metric: .*{message}"):
         train(config, tmp_path) if start == "train" else dry_run_module.dry_run(config)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_patience_needs_a_validation_split(tmp_path):
+    config = runs.config(tmp_path / "data", train__patience=1, data__source="tsv", data__train=str(tmp_path / "train"))
+    (tmp_path / "train").write_text("eins\tone\nzwei\ttwo\n" * 30)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, valid="", test=""))
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=20))
+    prepare(config)
+    with pytest.raises(ConfigError, match=r"^config.train.patience: .*data has no validation split"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_a_failed_evaluation_costs_no_steps_and_is_made_up_for(prepared, whole, tmp_path, monkeypatch):
