@@ -153,7 +153,7 @@ def _check_data(config: Config) -> None:
         )
     if d.hold_out == 1:
         raise ConfigError(
-            "config.data.hold_out: 1 keeps every document out of training; set it to 2 or more, or to 0 for no validation split"
+            "config.data.hold_out: 1 keeps everything out of training; set it to 2 or more, or to 0 for no validation split"
         )
     if d.source == "text" and d.max_source_length < d.max_target_length:
         raise ConfigError(

@@ -145,8 +145,8 @@ class DataConfig:
     )
     hold_out: int = setting(
         0,
-        "Plain text without a validation split: every n-th document is kept out of training and becomes one. 0: no document is.",
-        unit="documents",
+        "Files without a validation split: every n-th document or pair is kept out of training and becomes one. 0: none is.",
+        unit="documents or pairs",
         at_least=0,
     )
     tfds_name: str = setting("", 'Name of a TFDS translation dataset, "name/config:version".')

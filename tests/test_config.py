@@ -89,7 +89,7 @@ def test_unknown_keys_name_the_nearest():
         ({"train__seed": 10**5000}, "config.train.seed: a number of 16610 bits must be at least 0 and at most 4294967295"),
         ({"optimizer__learning_rate": 1e300}, "config.optimizer.learning_rate: 1e+300 must be at most 3.4e+38, since it is a float32"),
         ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must be above 0 and at most 1"),
-        ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps every document out of training"),
+        ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps everything out of training"),
         ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),
         ({"parallel__fsdp": -2}, "config.parallel.fsdp: -2 must be at least -1 (devices)"),

@@ -44,7 +44,7 @@ def settings(config: Config) -> dict[str, Any]:
         data.discard("cmudict_stress")
     if config.data.source == "text":
         data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio", "too_long"}
-    else:
+    elif config.data.source not in sources.FILES or not config.data.hold_out:
         data.discard("hold_out")
     chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
     chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}

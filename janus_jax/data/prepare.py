@@ -205,7 +205,8 @@ def _empty(split: str, stats: clean.FilterStats) -> DataError:
     first = next((entry["examples"][0]["where"] for entry in stats.dropped.values()), "")
     usual = max(stats.dropped, key=lambda reason: stats.dropped[reason]["count"], default="")
     fix = clean.MALFORMED.get(
-        usual, "check the files, and data.max_source_length, max_target_length and max_length_ratio"
+        usual,
+        "check the files, and data.max_source_length, max_target_length, max_length_ratio and hold_out",
     )
     return DataError(
         f"config.data.{split}: no pair of the {split} split is left of {stats.read} "

@@ -118,7 +118,8 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
 
 def _open_files(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
     opener = {"parallel": _open_parallel, "tsv": _open_tsv, "glge": _open_glge}[config.source]
-    return {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
+    opened = {split: opener(f"config.data.{split}", name, config) for split, name in names.items()}
+    return _hold_out(opened, config.hold_out, iter)
 
 
 def _open_parallel(key: str, prefix: str, config: DataConfig) -> SplitSource:
@@ -191,19 +192,25 @@ def _open_tsv(key: str, name: str, _config: DataConfig) -> SplitSource:
 
 def _open_text(config: DataConfig, names: dict[str, str], _download: bool) -> dict[str, SplitSource]:
     opened = {split: _documents(f"config.data.{split}", pattern) for split, pattern in names.items()}
-    if config.hold_out and "valid" not in opened:
-        whole, every = opened["train"], config.hold_out
+    return _hold_out(opened, config.hold_out, lambda whole: (pair for pair in whole if pair[1].strip()))
 
-        def part(held_out: bool) -> SplitSource:
-            def pairs() -> Iterator[Pair]:
-                documents = (pair for pair in whole if pair[1].strip())
-                return (pair for i, pair in enumerate(documents, 1) if (i % every == 0) == held_out)
 
-            return SplitSource(pairs, whole.where, whole.inputs)
+def _hold_out(
+    opened: dict[str, SplitSource], every: int, counted: Callable[[SplitSource], Iterator[Pair]]
+) -> dict[str, SplitSource]:
+    """The splits; where there is no validation split, every n-th one of the `counted` pairs of the train split becomes it."""
+    if not every or "valid" in opened:
+        return opened
+    whole = opened["train"]
 
-        # The short split first, so that its errors show before the long one is read.
-        opened = {"valid": part(True), "train": part(False), **{s: o for s, o in opened.items() if s != "train"}}
-    return opened
+    def part(held_out: bool) -> SplitSource:
+        def pairs() -> Iterator[Pair]:
+            return (pair for i, pair in enumerate(counted(whole), 1) if (i % every == 0) == held_out)
+
+        return SplitSource(pairs, whole.where, whole.inputs)
+
+    # The short split first, so that its errors show before the long one is read.
+    return {"valid": part(True), "train": part(False), **{s: o for s, o in opened.items() if s != "train"}}
 
 
 def _documents(key: str, pattern: str) -> SplitSource:

@@ -86,6 +86,25 @@ def test_tsv_line_without_two_sides_is_marked(tmp_path):
     assert pairs == [(1, b"a", b"b"), (2, b"no tab", None), (3, b"c\td\te", None), (4, b"", b"x")]
 
 
+@pytest.mark.parametrize("source", ["parallel", "tsv"])
+def test_every_nth_pair_is_held_out_where_there_is_no_validation_split(tmp_path, source):
+    lines = [(f"eins {i}", f"one {i}") for i in range(7)]
+    if source == "tsv":
+        (tmp_path / "train").write_text("".join(f"{a}\t{b}\n" for a, b in lines))
+    else:
+        for side, language in enumerate(("de", "en")):
+            (tmp_path / f"train.{language}").write_text("".join(f"{pair[side]}\n" for pair in lines))
+    opened = sources.open_splits(config(tmp_path, source, hold_out=3))
+    assert list(opened) == ["valid", "train"]
+    assert [number for number, *_ in opened["valid"]] == [3, 6]
+    assert [number for number, *_ in opened["train"]] == [1, 2, 4, 5, 7]
+    assert next(iter(opened["valid"]))[1:] == (b"eins 2", b"one 2")
+    (tmp_path / "valid").write_text("null\tzero\n")
+    if source == "tsv":
+        named = sources.open_splits(config(tmp_path, source, hold_out=3, valid=str(tmp_path / "valid")))
+        assert len(list(named["train"])) == 7
+
+
 def test_marks_of_glge_are_changed_as_the_benchmark_does(tmp_path):
     (tmp_path / "train.src").write_text("one . <S_SEP> two ##fold .\nc\n")
     (tmp_path / "train.tgt").write_text("first play ##ing <S_SEP> second\nd\n")
