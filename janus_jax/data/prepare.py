@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from janus_jax import files, text
-from janus_jax.config import Config
+from janus_jax.config import Config, DataConfig
 from janus_jax.data import clean, identity, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, format_report, length_histogram
@@ -151,14 +151,14 @@ def _write_pairs(
             counts[split] = clean.write_clean(source, stats[split], file)
         log(f"{split}: read {stats[split].read} pairs, {counts[split]} of them clean")
         if not counts[split]:
-            raise _empty(split, stats[split])
+            raise _empty(split, stats[split], config.data)
     tokenizer = tokenizer_of_pairs(work / "train.tsv", counts["train"], config, log)
     lengths: dict[str, np.ndarray] = {}
     unknown = 0
     for split in splits:
         encoded = _encode(split, work, partial, splits[split], stats[split], tokenizer, config)
         if not stats[split].kept:
-            raise _empty(split, stats[split])
+            raise _empty(split, stats[split], config.data)
         unknown += encoded.pop("unknown")
         lengths |= encoded
     # Before the files are written, so that a batch plan that fails does so early.
@@ -200,14 +200,15 @@ def _finish(
     return {"tokenizer": {"vocab_size": tokenizer.vocab_size, "unknown_tokens": unknown}}
 
 
-def _empty(split: str, stats: clean.FilterStats) -> DataError:
+def _empty(split: str, stats: clean.FilterStats, data: DataConfig) -> DataError:
     reasons = ", ".join(f"{entry['count']} {reason}" for reason, entry in stats.dropped.items()) or "nothing to read"
     first = next((entry["examples"][0]["where"] for entry in stats.dropped.values()), "")
     usual = max(stats.dropped, key=lambda reason: stats.dropped[reason]["count"], default="")
     fix = clean.MALFORMED.get(
-        usual,
-        "check the files, and data.max_source_length, max_target_length, max_length_ratio and hold_out",
+        usual, "check the files, and data.max_source_length, max_target_length and max_length_ratio"
     )
+    if split == "valid" and not data.valid:
+        fix += f"; or lower config.data.hold_out ({data.hold_out})"
     return DataError(
         f"config.data.{split}: no pair of the {split} split is left of {stats.read} "
         f"({reasons}{'; see ' + first if first else ''}); {fix}"

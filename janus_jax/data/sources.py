@@ -74,6 +74,11 @@ def open_splits(config: DataConfig, *, download: bool = False) -> dict[str, Spli
     names = {split: getattr(config, split) for split in SPLITS if getattr(config, split)}
     if "train" not in names:
         raise DataError("config.data.train: name the training split; only valid and test may be absent")
+    if config.hold_out and config.source not in FILES:
+        raise DataError(
+            f"config.data.hold_out: {config.hold_out}, but data.source={config.source} has a validation split of its own; set "
+            "hold_out=0"
+        )
     if names.get("test") == DataConfig().test and config.source in FILES:
         # It was not set. A test split is not needed to train.
         with contextlib.suppress(DataError):

@@ -105,6 +105,11 @@ def test_every_nth_pair_is_held_out_where_there_is_no_validation_split(tmp_path,
         assert len(list(named["train"])) == 7
 
 
+def test_hold_out_is_refused_where_splits_are_no_files():
+    with pytest.raises(DataError, match=r"^config.data.hold_out: 3, but data.source=demo has a validation split"):
+        sources.open_splits(DataConfig(source="demo", hold_out=3))
+
+
 def test_marks_of_glge_are_changed_as_the_benchmark_does(tmp_path):
     (tmp_path / "train.src").write_text("one . <S_SEP> two ##fold .\nc\n")
     (tmp_path / "train.tgt").write_text("first play ##ing <S_SEP> second\nd\n")
