@@ -4,7 +4,7 @@
     python -m janus_jax.train --config=configs/bart_tiny_entext.py --workdir=runs/bart_tiny
 
 Data: data/entext.txt.xz, plain text, a paragraph or document a line. --config.data.train names another file or a pattern of
-files. configs/headline.py fine-tunes the result.
+files. configs/bart_tiny_tasks.py fine-tunes the result.
 
 Cost: 2600 steps, 55 minutes of one core, 3 GB. Scores, validation NLL per token: AR 2.64, NAR 5.23, AUX 4.35.
 """

@@ -46,7 +46,7 @@ def load(experiment):
 
 def test_all_experiments_are_here():
     assert {path.stem for path in FILES} == {
-        "bart_finetune", "bart_janus", "bart_tiny_entext", "demo_deen", "g2p_cmudict", "glge", "headline", "heads", "mine", "mt", "multi30k_deen"
+        "bart_finetune", "bart_janus", "bart_tiny_entext", "bart_tiny_tasks", "demo_deen", "g2p_cmudict", "glge", "heads", "mine", "mt", "multi30k_deen"
     }  # fmt: skip
     pairs = ("iwslt14_deen", "wmt14_ende", "wmt14_deen", "wmt16_enro", "wmt16_roen")
     translation = {f"mt.py:{pair}{variant}" for pair in pairs for variant in ("", "_masks", "_released")}
@@ -65,8 +65,9 @@ def test_docstring_gives_commands_cost_and_scores(path):
         assert f"python -m janus_jax.{command} --config=configs/{path.name}" in module.__doc__
     assert re.search(r"^Cost: .*Scores[:,( ]", module.__doc__, re.DOTALL | re.MULTILINE)
     for name in presets(path):
-        pair = re.sub("_(masks|released|bart)$", "", name) if path.stem in ("mt", "glge") else name
-        assert pair in module.__doc__
+        if path.stem in ("mt", "glge", "bart_tiny_tasks"):
+            name = re.sub("(_(masks|released|bart|dag|scratch))+$", "", name)
+        assert name in module.__doc__
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

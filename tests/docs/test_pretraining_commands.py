@@ -9,5 +9,5 @@ def test_commands_run(bart_desk, monkeypatch):
     importing = next(command for command in commands if "janus_jax.convert import" in command)
     run_command(importing, bart_desk, monkeypatch)
     run_chain("pretraining", bart_desk, monkeypatch)
-    for name in ("bart_janus", "bart_tiny", "headline_pretrained", "headline_scratch"):
+    for name in ("bart_janus", "bart_tiny", "headline", "headline_scratch"):
         assert (bart_desk / "runs" / name / "metrics.jsonl").is_file(), name

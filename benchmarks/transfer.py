@@ -1,0 +1,250 @@
+"""What a pretrained model brings to small tasks: AR, mask-predict, CTC and DAG, beside the same models from scratch.
+
+    python benchmarks/transfer.py --pretrained=runs/bart_tiny [--cell=headline ...] [--seed=0 ...]
+    python benchmarks/transfer.py --table               # the finished cells as Markdown tables
+    python benchmarks/transfer.py --plot=FILE.svg       # BLEU of the parallel modes against BLEU of AR during training
+    python benchmarks/transfer.py --list                # the cells, and which are done
+
+A cell is a preset of configs/bart_tiny_tasks.py with a seed. It is trained in a directory of its own in --workdir until the
+loss of held-out pairs no longer falls; an interrupted training goes on with the same command. Then every decoding setting
+of the best checkpoint scores the task's valid.tsv, which training has not seen: ROUGE F1 with the 95% interval of 1000
+bootstrap samples of the pairs (rouge-score's aggregator). A finished cell has a file in benchmarks/results/transfer/. The
+program runs it again only if its settings change; a new setting of the package is no change while it has its default.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
+
+import numpy as np
+
+from benchmarks import common, study
+from configs import bart_tiny_tasks
+from janus_jax import config as config_lib
+from janus_jax import parallel
+from janus_jax.checkpoint import best_first
+from janus_jax.config import Config
+from janus_jax.data import prepare
+from janus_jax.decode import Generator
+from janus_jax.decode.io import read_lines
+from janus_jax.metrics import read_metrics
+from janus_jax.train.loop import train_or_stop
+
+RESULTS = Path(__file__).resolve().parent / "results" / "transfer"
+TASKS = ("qg", "wikidesc", "headline")  # the shortest first
+CELLS = tuple(f"{task}{family}{start}" for task in TASKS for family in ("", "_dag") for start in ("", "_scratch"))
+SEEDS = (0, 1)
+ROUGE = ("rouge1", "rouge2", "rougeL")
+# The decoding settings that score the models of an objective, with their names in the table.
+DECODINGS = {
+    "janus_all": {
+        "ar:beam=5": "AR, beam 5",
+        "ar:beam=1": "AR, greedy",
+        "nar:passes=1,length_beam=3": "mask-predict, 1 pass",
+        "nar:passes=4,length_beam=3": "4 passes",
+        "nar:passes=10,length_beam=3": "10 passes",
+        "ctc:beam=1": "CTC, 1 pass",
+        "ctc:beam=20": "CTC, beam 20",
+        "ctc:beam=20,rerank=ar": "CTC, beam 20, AR reranks",
+    },
+    "janus_dag": {
+        "ar:beam=5": "AR beside DAG, beam 5",
+        "dag:search=lookahead": "DAG, lookahead",
+        "dag:search=beam,beam=20": "DAG, beam 20",
+        "dag:search=beam,beam=20,rerank=ar": "DAG, beam 20, AR reranks",
+    },
+}
+
+
+def config_of(
+    cell: str, seed: int, pretrained: str | None = None, data: Path = Path("data"), prepared: Path = Path("prepared")
+) -> Config:
+    """The config of a cell.
+
+    Args:
+      cell: a preset of configs/bart_tiny_tasks.py.
+      seed: of parameters, dropout, order and masks.
+      pretrained: run whose model, or only its tokenizer, the cell starts from; default: the preset's.
+      data: folder with a folder for each task, which holds train.tsv and valid.tsv.
+      prepared: parent of the prepared datasets, which are created if absent.
+    """
+    config = bart_tiny_tasks.get_config(cell)
+    config.train.seed = config.data.seed = seed
+    task = cell.split("_")[0]
+    config.data.train, config.data.test = (str(data / task / f"{name}.tsv") for name in ("train", "valid"))
+    config.data.prepared = str(prepared / task)
+    if pretrained and config.init_from:
+        config.init_from = pretrained
+    elif pretrained:
+        config.text.model = pretrained
+    return config_lib.resolve(config)
+
+
+def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> bool:
+    """Trains a cell or resumes its run, scores it and writes its file; False if the training was stopped before its end."""
+    _, stopped = train_or_stop(config, workdir)
+    if stopped:
+        print(f"{cell}: stopped; the same command resumes it")
+        return False
+    evaluations = {r["step"]: r for r in read_metrics(workdir / "metrics.jsonl") if "valid/loss" in r}
+    best = best_first(sorted(evaluations, reverse=True), config.train, evaluations)[
+        0
+    ]  # of equal ones the newest is kept
+    generator = Generator.from_checkpoint(workdir / "checkpoints" / str(best))
+    text = Path(config.data.prepared) / "text"
+    sources, references = (
+        read_lines(str(text / f"test.{side}")) for side in (config.data.source_lang, config.data.target_lang)
+    )
+    rows = []
+    for setting in DECODINGS[config.objective.name]:
+        rows.append({"setting": setting} | rouge(study.hypotheses(generator, workdir, setting, sources), references))
+        print(cell, rows[-1], flush=True)
+    figures = {
+        "cell": cell,
+        "seed": config.train.seed,
+        "settings": study.changed_settings(config),
+        "config_hash": config_lib.config_hash(config),
+        "machine": common.machine(),
+        "best_step": best,
+        "last_step": max(evaluations),
+        "validation": {step: study.named(record, "valid/") for step, record in sorted(evaluations.items())},
+        "pairs": len(references),
+        "rows": rows,
+    }
+    study.write(path, figures)
+    return True
+
+
+def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L (0-100), mean F1 over the pairs, each with the ends of its 95% interval (`rougeL_low`, `_high`).
+
+    The intervals are those of rouge-score's aggregator, 1000 bootstrap samples of the pairs, always the same ones.
+    """
+    from rouge_score.rouge_scorer import RougeScorer  # its imports take a second
+    from rouge_score.scoring import BootstrapAggregator
+
+    scorer, aggregator = RougeScorer(list(ROUGE)), BootstrapAggregator()
+    for hypothesis, reference in zip(hypotheses, references, strict=True):
+        aggregator.add_scores(scorer.score(reference, hypothesis))
+    np.random.seed(0)  # noqa: NPY002, the aggregator draws from NumPy's global generator
+    figures = {}
+    for name, score in aggregator.aggregate().items():
+        for end, value in (("", score.mid), ("_low", score.low), ("_high", score.high)):
+            figures[f"{name}{end}"] = round(100 * float(value.fmeasure), 3)
+    return figures
+
+
+def load(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """The files of the finished cells, in the order of `CELLS`: cell -> its seeds."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    cells = {cell: [figures for figures in every if figures["cell"] == cell] for cell in CELLS}
+    return {cell: sorted(seeds, key=lambda figures: figures["seed"]) for cell, seeds in cells.items() if seeds}
+
+
+def tables(cells: dict[str, list[dict[str, Any]]]) -> str:
+    """ROUGE of the finished cells as a Markdown table for each task; the seeds of a cell are separated by commas."""
+    parts = []
+    for task in TASKS:
+        starts = ("", "_scratch")
+        done = {cell: seeds for cell, seeds in cells.items() if cell.split("_")[0] == task}
+        if not done:
+            continue
+        lines = [f"| {task} | pretrained: ROUGE-1 / 2 / L | from scratch: ROUGE-1 / 2 / L |", "|---|--:|--:|"]
+        for family, objective in (("", "janus_all"), ("_dag", "janus_dag")):
+            for setting, name in DECODINGS[objective].items():
+                values = [_scores(done.get(f"{task}{family}{start}", []), setting) for start in starts]
+                if any(values):
+                    lines.append(f"| {name} | {' | '.join(value or 'not run' for value in values)} |")
+        runs = [figures for seeds in done.values() for figures in seeds]
+        widest = max(row["rougeL_high"] - row["rougeL_low"] for figures in runs for row in figures["rows"])
+        steps = [
+            f"{', '.join(str(figures['best_step']) for figures in seeds)} (`{cell}`)" for cell, seeds in done.items()
+        ]
+        lines.append(f"\n{runs[0]['pairs']} pairs; 95% intervals of ROUGE-L are at most {widest:.1f} wide. ")
+        parts.append("\n".join(lines) + f"Best steps: {'; '.join(steps)}.")
+    return "\n\n".join(parts)
+
+
+def _scores(seeds: Sequence[dict[str, Any]], setting: str) -> str:
+    rows = [row for figures in seeds for row in figures["rows"] if row["setting"] == setting]
+    return ", ".join(" / ".join(f"{row[name]:.1f}" for name in ROUGE) for row in rows)
+
+
+def plot(cells: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Draws BLEU of each parallel mode against BLEU of AR at every evaluation, as an SVG file: a panel for each task."""
+    import matplotlib as mpl
+    import matplotlib.figure
+
+    tasks = [task for task in TASKS if any(cell.split("_")[0] == task for cell in cells)]
+    figure = mpl.figure.Figure(figsize=(4 * len(tasks), 4), layout="constrained")
+    colours = {"nar": "tab:blue", "ctc": "tab:orange", "dag": "tab:green"}
+    names = {"nar": "mask-predict", "ctc": "CTC", "dag": "DAG"}
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        labels = set()
+        for cell, seeds in cells.items():
+            if cell.split("_")[0] != task:
+                continue
+            start = "from scratch" if cell.endswith("_scratch") else "pretrained"
+            for figures in seeds:
+                curve = list(figures["validation"].values())
+                for mode in (mode for mode in names if f"bleu_{mode}" in curve[0]):
+                    label = f"{names[mode]}, {start}"
+                    axes.plot(
+                        [point["bleu_ar"] for point in curve], [point[f"bleu_{mode}"] for point in curve], ".-",
+                        color=colours[mode], linestyle="-" if start == "pretrained" else ":", linewidth=1,
+                        label=None if label in labels else label,
+                    )  # fmt: skip
+                    labels.add(label)
+        axes.set(title=task, xlabel="AR half: BLEU of beam 5")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("parallel half: BLEU")
+    figure.axes[0].legend(fontsize=8)
+    # No date and fixed ids: the same figures give the same file.
+    with mpl.rc_context({"svg.hashsalt": "transfer"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the cells; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrained", help="run of configs/bart_tiny_entext.py; default: the presets'")
+    parser.add_argument("--cell", action="append", choices=CELLS, help="repeatable; all by default")
+    parser.add_argument("--seed", action="append", type=int, help=f"repeatable; {SEEDS} by default")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"), help="parent of the runs' directories")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the tasks' folders")
+    parser.add_argument("--prepared", type=Path, default=Path("prepared"), help="parent of the prepared datasets")
+    parser.add_argument("--list", action="store_true", help="only list the cells")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the finished cells")
+    parser.add_argument("--plot", type=Path, help="only draw the finished cells as an SVG file")
+    args = parser.parse_args(argv)
+    if args.table:
+        print(tables(load(RESULTS)))
+    if args.plot:
+        plot(load(RESULTS), args.plot)
+    if args.table or args.plot:
+        return 0
+    if not args.list:
+        parallel.start()
+    # All cells of a seed first, so that the tables are complete early.
+    for seed in args.seed or SEEDS:
+        for cell in args.cell or CELLS:
+            config = config_of(cell, seed, args.pretrained, args.data, args.prepared)
+            name = f"{cell}_seed{seed}"
+            path = RESULTS / f"{name}.json"
+            done = study.is_done(path, config)
+            if args.list:
+                print(f"{name}: {'done' if done else 'missing'}")
+            elif not done:
+                prepare(config)
+                if not run_cell(cell, config, args.workdir / name, path):
+                    return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

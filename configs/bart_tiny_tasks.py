@@ -1,0 +1,98 @@
+"""Three small tasks in English: a small pretrained model goes on to each of them, beside the same model from scratch.
+
+    python -m janus_jax.data --config=configs/bart_tiny_tasks.py:headline
+    python -m janus_jax.train --config=configs/bart_tiny_tasks.py:headline --workdir=runs/headline
+    python -m janus_jax.train --config=configs/bart_tiny_tasks.py:headline_scratch --workdir=runs/headline_scratch
+
+Presets:
+  headline      descriptions of software to their one-line summaries: 29 thousand pairs
+  wikidesc      first paragraphs about a thing to its short description: 7 thousand pairs
+  qg            passages to a question about them: 800 pairs
+
+  Each trains AR, mask-predict and CTC from runs/bart_tiny, a run of configs/bart_tiny_entext.py (--config.init_from names
+  another). With _dag, as headline_dag, AR and DAG; with _scratch, as headline_scratch or headline_dag_scratch, from random
+  parameters, with only the tokenizer of that run (--config.text.model names another).
+
+Data: data/headline/train.tsv and so on, a line each: source TAB target. Every twentieth pair is held out for validation,
+which ends the run when its loss no longer falls (train.patience), so that data/headline/valid.tsv can be scored afterwards.
+
+Cost: COST. Scores: SCORES (docs/pretraining.md).
+"""
+
+import dataclasses
+import functools
+
+from configs import recipes
+from janus_jax.config import default_config, preset
+from janus_jax.model.presets import PRESETS
+
+# The longest source in tokens, rows of the parallel half a source token, and steps between evaluations: about a pass.
+TASKS = {"headline": (128, 0.5, 500), "wikidesc": (128, 0.5, 250), "qg": (512, 0.25, 50)}
+
+
+def _task(task):
+    longest, ratio, interval = TASKS[task]
+    config = default_config()
+    config.data.source = "tsv"
+    config.data.train = f"data/{task}/train.tsv"
+    config.data.valid = ""
+    config.data.test = f"data/{task}/valid.tsv"
+    config.data.hold_out = 20
+    config.data.prepared = f"prepared/{task}"
+    config.data.max_source_length = longest
+    config.data.max_target_length = 64
+    config.data.too_long = "cut"
+    config.data.tokens_per_batch = 4096
+    config.data.buckets = 3
+
+    config.model.update(dataclasses.asdict(PRESETS["bart_tiny"]))
+
+    recipes.mask_predict(config)
+    config.objective.name = "janus_all"
+    config.objective.weights.kl_ar_ctc = 0.0
+    config.objective.projection_rows = 1024
+    config.model.ctc_ratio = ratio
+    config.model.ctc_input = "encoder"
+    config.model.ctc_positions = "own"
+    config.data.mask_sampler = "uniform"  # one pass starts from masks alone
+
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"  # does not depend on the length, which patience decides
+    config.optimizer.warmup_steps = 200
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema_decay = 0.99
+
+    config.init_from = "runs/bart_tiny"
+
+    config.train.steps = 20_000
+    config.train.patience = 3
+    config.train.log_every = 50
+    config.train.eval_every = interval
+    config.train.checkpoint_every = interval
+    config.train.keep_last = 1
+    config.train.eval_sentences = 400
+    return config
+
+
+def _dag(task):
+    config = recipes.dag(_task(task))
+    config.model.dag_ratio = config.model.ctc_ratio
+    config.model.ctc_ratio = 0.0
+    return config
+
+
+def _scratch(make, task):
+    config = make(task)
+    config.init_from = ""
+    config.text.model = "runs/bart_tiny"
+    return config
+
+
+def get_config(name="headline"):
+    """The preset named after the colon of --config=configs/bart_tiny_tasks.py:headline."""
+    presets = {}
+    for task in TASKS:
+        for family, make in (("", _task), ("_dag", _dag)):
+            presets[f"{task}{family}"] = functools.partial(make, task)
+            presets[f"{task}{family}_scratch"] = functools.partial(_scratch, make, task)
+    return preset(name, presets)
