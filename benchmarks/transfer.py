@@ -195,7 +195,7 @@ def plot(cells: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 for mode in (mode for mode in names if f"bleu_{mode}" in curve[0]):
                     label = f"{names[mode]}, {start}"
                     axes.plot(
-                        [point["bleu_ar"] for point in curve], [point[f"bleu_{mode}"] for point in curve], ".-",
+                        [point["bleu_ar"] for point in curve], [point[f"bleu_{mode}"] for point in curve], marker=".",
                         color=colours[mode], linestyle="-" if start == "pretrained" else ":", linewidth=1,
                         label=None if label in labels else label,
                     )  # fmt: skip

@@ -21,17 +21,25 @@ Cost: COST. Scores: SCORES (docs/pretraining.md).
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 from configs import recipes
 from janus_jax.config import default_config, preset
 from janus_jax.model.presets import PRESETS
 
-# The longest source in tokens, rows of the parallel half a source token, and steps between evaluations: about a pass.
-TASKS = {"headline": (128, 0.5, 500), "wikidesc": (128, 0.5, 250), "qg": (512, 0.25, 50)}
+
+class Task(NamedTuple):
+    """What differs between the tasks."""
+
+    source_length: int  # in tokens
+    ratio: float  # rows of CTC or DAG a source token
+    interval: int  # steps between evaluations, about a pass over the pairs
+
+
+TASKS = {"headline": Task(128, 0.5, 500), "wikidesc": Task(128, 0.5, 250), "qg": Task(512, 0.25, 50)}
 
 
 def _task(task):
-    longest, ratio, interval = TASKS[task]
     config = default_config()
     config.data.source = "tsv"
     config.data.train = f"data/{task}/train.tsv"
@@ -39,7 +47,7 @@ def _task(task):
     config.data.test = f"data/{task}/valid.tsv"
     config.data.hold_out = 20
     config.data.prepared = f"prepared/{task}"
-    config.data.max_source_length = longest
+    config.data.max_source_length = TASKS[task].source_length
     config.data.max_target_length = 64
     config.data.too_long = "cut"
     config.data.tokens_per_batch = 4096
@@ -51,7 +59,7 @@ def _task(task):
     config.objective.name = "janus_all"
     config.objective.weights.kl_ar_ctc = 0.0
     config.objective.projection_rows = 1024
-    config.model.ctc_ratio = ratio
+    config.model.ctc_ratio = TASKS[task].ratio
     config.model.ctc_input = "encoder"
     config.model.ctc_positions = "own"
     config.data.mask_sampler = "uniform"  # one pass starts from masks alone
@@ -67,8 +75,8 @@ def _task(task):
     config.train.steps = 20_000
     config.train.patience = 3
     config.train.log_every = 50
-    config.train.eval_every = interval
-    config.train.checkpoint_every = interval
+    config.train.eval_every = TASKS[task].interval
+    config.train.checkpoint_every = TASKS[task].interval
     config.train.keep_last = 1
     config.train.eval_sentences = 400
     return config

@@ -53,8 +53,8 @@ def finished(tmp_path_factory):
     data = {split: str(folder / f"{split}.tsv") for split in ("train", "valid", "test")}
     config = runs.config(
         folder / "prepared", data__source="tsv", data__train=data["train"], data__valid="", data__test=data["test"],
-        data__hold_out=8, data__demo_sizes=(100, 4, 4), model__ctc_ratio=2.0, model__max_positions=128,
-        objective__name="janus_all", train__steps=8, train__patience=1, train__eval_every=1, train__checkpoint_every=1,
+        data__hold_out=8, data__demo_sizes=(100, 4, 4), model__dag_ratio=2.0, model__max_positions=128,
+        objective__name="janus_dag", train__steps=8, train__patience=1, train__eval_every=1, train__checkpoint_every=1,
         train__log_every=1, train__eval_sentences=2, train__keep_last=1, optimizer__warmup_steps=1, optimizer__learning_rate=1.0,
     )  # fmt: skip
     write_sample(dataclasses.replace(config.data, valid=data["valid"]))
@@ -62,32 +62,35 @@ def finished(tmp_path_factory):
         patch.setattr(transfer, "RESULTS", folder / "results")
         patch.setattr(transfer, "config_of", lambda *_: config)
         patch.setattr(transfer, "prepare", lambda config: prepare(config, log=lambda _: None))
-        assert transfer.main(["--cell=qg", "--seed=0", f"--workdir={folder / 'runs'}"]) == 0
+        assert transfer.main(["--cell=qg_dag", "--seed=0", f"--workdir={folder / 'runs'}"]) == 0
     return folder, config
 
 
 def test_a_finished_cell_is_scored_at_its_best_step_and_is_not_run_again(finished, monkeypatch, capsys):
     folder, config = finished
-    figures = json.loads((folder / "results/qg_seed0.json").read_text())
-    assert [row["setting"] for row in figures["rows"]] == list(transfer.DECODINGS["janus_all"])
-    records = {r["step"]: r for r in read_metrics(folder / "runs/qg_seed0/metrics.jsonl") if "valid/loss" in r}
+    figures = json.loads((folder / "results/qg_dag_seed0.json").read_text())
+    assert [row["setting"] for row in figures["rows"]] == list(transfer.DECODINGS["janus_dag"])
+    records = {r["step"]: r for r in read_metrics(folder / "runs/qg_dag_seed0/metrics.jsonl") if "valid/loss" in r}
     assert figures["last_step"] == max(records) < config.train.steps
     assert records[figures["best_step"]]["valid/loss"] == min(r["valid/loss"] for r in records.values())
-    assert {"bleu_ar", "bleu_nar", "bleu_ctc"} <= figures["validation"][str(figures["best_step"])].keys()
+    assert {"bleu_ar", "bleu_dag"} <= figures["validation"][str(figures["best_step"])].keys()
     assert figures["pairs"] == len((folder / "test.tsv").read_text().splitlines())
-    assert len((folder / "runs/qg_seed0/outputs/ctc-beam=1.txt").read_text().splitlines()) == figures["pairs"]
+    assert (
+        len((folder / "runs/qg_dag_seed0/outputs/dag-search=lookahead.txt").read_text().splitlines())
+        == figures["pairs"]
+    )
     monkeypatch.setattr(transfer, "RESULTS", folder / "results")
     monkeypatch.setattr(transfer, "config_of", lambda *_: config)
     monkeypatch.setattr(transfer, "train_or_stop", lambda *_: pytest.fail("trained again"))
-    assert transfer.main(["--cell=qg", "--seed=0", f"--workdir={folder / 'runs'}"]) == 0
-    assert transfer.main(["--list", "--cell=qg", "--cell=headline", "--seed=0"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["qg_seed0: done", "headline_seed0: missing"]
+    assert transfer.main(["--cell=qg_dag", "--seed=0", f"--workdir={folder / 'runs'}"]) == 0
+    assert transfer.main(["--list", "--cell=qg_dag", "--cell=headline", "--seed=0"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["qg_dag_seed0: done", "headline_seed0: missing"]
 
 
 def test_a_stopped_cell_writes_no_result_file(finished, tmp_path, monkeypatch, capsys):
     _, config = finished
     monkeypatch.setattr(transfer, "train_or_stop", lambda config, workdir: ({}, True))
-    assert not transfer.run_cell("qg", config, tmp_path / "run", tmp_path / "qg.json")
+    assert not transfer.run_cell("qg_dag", config, tmp_path / "run", tmp_path / "qg.json")
     assert "stopped" in capsys.readouterr().out
     assert not (tmp_path / "qg.json").exists()
 
@@ -95,18 +98,18 @@ def test_a_stopped_cell_writes_no_result_file(finished, tmp_path, monkeypatch, c
 def test_the_tables_have_both_starts_and_seeds_side_by_side(finished, tmp_path):
     folder, _ = finished
     cells = {}
-    for cell, best in (("qg", 9.0), ("qg_scratch", 4.0)):
-        figures = json.loads((folder / "results/qg_seed0.json").read_text())
+    for cell, best in (("qg_dag", 9.0), ("qg_dag_scratch", 4.0)):
+        figures = json.loads((folder / "results/qg_dag_seed0.json").read_text())
         for row in figures["rows"]:
             row.update(rouge1=best, rouge2=1.0, rougeL=best - 1, rougeL_low=best - 2.5, rougeL_high=best)
         cells[cell] = [figures, figures]
     lines = transfer.tables(cells).splitlines()
-    assert lines[2] == "| AR, beam 5 | 9.0 / 1.0 / 8.0, 9.0 / 1.0 / 8.0 | 4.0 / 1.0 / 3.0, 4.0 / 1.0 / 3.0 |"
+    assert lines[2] == "| AR beside DAG, beam 5 | 9.0 / 1.0 / 8.0, 9.0 / 1.0 / 8.0 | 4.0 / 1.0 / 3.0, 4.0 / 1.0 / 3.0 |"
     assert "95% intervals of ROUGE-L are at most 2.5 wide" in lines[-1]
-    assert not any("DAG" in line for line in lines)
+    assert not any("CTC" in line for line in lines)
     assert transfer.tables(transfer.load(tmp_path)) == ""
     transfer.plot(cells, tmp_path / "a.svg")
-    assert "mask-predict, from scratch" in (tmp_path / "a.svg").read_text()
+    assert "DAG, from scratch" in (tmp_path / "a.svg").read_text()
 
 
 def test_result_files_belong_to_cells_with_the_same_settings():
