@@ -31,12 +31,18 @@ from janus_jax.model.presets import PRESETS
 class Task(NamedTuple):
     """What differs between the tasks."""
 
-    source_length: int  # in tokens
+    source_length: int  # in tokens; the first sentences of a description say what the thing is
+    target_length: int
     ratio: float  # rows of CTC or DAG a source token
+    tokens_per_batch: int
     interval: int  # steps between evaluations, about a pass over the pairs
 
 
-TASKS = {"headline": Task(128, 0.5, 500), "wikidesc": Task(128, 0.5, 250), "qg": Task(512, 0.25, 50)}
+TASKS = {
+    "headline": Task(64, 26, 0.5, 2048, 500),
+    "wikidesc": Task(64, 26, 0.5, 2048, 200),
+    "qg": Task(512, 40, 0.25, 4096, 50),
+}
 
 
 def _task(task):
@@ -48,10 +54,10 @@ def _task(task):
     config.data.hold_out = 20
     config.data.prepared = f"prepared/{task}"
     config.data.max_source_length = TASKS[task].source_length
-    config.data.max_target_length = 64
+    config.data.max_target_length = TASKS[task].target_length
     config.data.too_long = "cut"
-    config.data.tokens_per_batch = 4096
-    config.data.buckets = 3
+    config.data.tokens_per_batch = TASKS[task].tokens_per_batch
+    config.data.buckets = 2
 
     config.model.update(dataclasses.asdict(PRESETS["bart_tiny"]))
 
