@@ -92,9 +92,7 @@ def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> bool:
         print(f"{cell}: stopped; the same command resumes it")
         return False
     evaluations = {r["step"]: r for r in read_metrics(workdir / "metrics.jsonl") if "valid/loss" in r}
-    best = best_first(sorted(evaluations, reverse=True), config.train, evaluations)[
-        0
-    ]  # of equal ones the newest is kept
+    best = best_first(list(evaluations), config.train, evaluations)[0]
     generator = Generator.from_checkpoint(workdir / "checkpoints" / str(best))
     text = Path(config.data.prepared) / "text"
     sources, references = (

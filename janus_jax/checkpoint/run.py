@@ -311,14 +311,13 @@ def kept_steps(
       evaluations: metrics by step. A step without an evaluation is none of the best.
     """
     ordered = sorted(steps)
-    # Of equal ones the newest is kept.
-    best = best_first([step for step in ordered[::-1] if step in evaluations], train, evaluations)
+    best = best_first([step for step in ordered if step in evaluations], train, evaluations)
     every = [step for step in ordered if train.keep_every and step % train.keep_every == 0]
     return frozenset([*ordered[-train.keep_last :], *best[: train.keep_best], *every])
 
 
 def best_first(steps: Sequence[int], train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]) -> list[int]:
-    """Evaluated steps in the order of `train.best_metric`; equal ones stay in the order in which they are given."""
+    """Evaluated steps in the order of `train.best_metric`; of equal ones the oldest comes first."""
     worst = math.inf if train.best_mode == "min" else -math.inf
 
     def value(step: int) -> float:
@@ -326,7 +325,7 @@ def best_first(steps: Sequence[int], train: TrainConfig, evaluations: Mapping[in
         metric = evaluations[step].get(train.best_metric, worst)
         return metric if math.isfinite(metric) else worst
 
-    return sorted(steps, key=value, reverse=train.best_mode == "max")
+    return sorted(sorted(steps), key=value, reverse=train.best_mode == "max")  # a reversed sort is stable too
 
 
 def _checkpointables(state: TrainState) -> dict[str, Any]:

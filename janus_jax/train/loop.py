@@ -264,10 +264,9 @@ class _TrainingRun:
         since = len(evaluated) - 1 - evaluated.index(best)
         if since < settings.patience:
             return False
-        kept = best_first(evaluated[::-1], settings, self.evaluations)[0]  # of equal ones the newest has a checkpoint
         self.log.message(
             f"ended at step {step}: {settings.best_metric} is not better than at step {best}, {since} evaluations before; "
-            f"the best checkpoint is {self.workdir / 'checkpoints' / str(kept)}"
+            f"the best checkpoint is {self.workdir / 'checkpoints' / str(best)}"
         )
         return True
 

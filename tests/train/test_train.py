@@ -159,8 +159,8 @@ def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, m
     _, stopped = loop_module.train_or_stop(config, tmp_path)
     assert not stopped  # it was not interrupted
     assert steps == [2, 4, 6, 8]
-    assert f"ended at step 8: valid/loss is not better than at step 4, 2 evaluations before; the best checkpoint is {tmp_path}/checkpoints/6" in capsys.readouterr().err  # fmt: skip
-    assert (tmp_path / "checkpoints/6").is_dir()  # as good as step 4
+    assert f"ended at step 8: valid/loss is not better than at step 4, 2 evaluations before; the best checkpoint is {tmp_path}/checkpoints/4" in capsys.readouterr().err  # fmt: skip
+    assert (tmp_path / "checkpoints/4").is_dir()  # step 6 is as good
     train(config, tmp_path)
     assert steps == [2, 4, 6, 8]
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, patience=3)), tmp_path)
@@ -287,6 +287,9 @@ def test_the_best_checkpoints_are_those_of_the_best_evaluations():
     assert kept(1, "max") == [1, 5, 6]
     assert kept(2) == [1, 2, 5, 6]
     assert kept(1, keep_every=3) == [2, 3, 5, 6]
+    ties = {step: {"valid/loss": 1.0} for step in (1, 2, 3)}
+    for mode in ("min", "max"):
+        assert kept_steps([3, 1, 2], TrainConfig(keep_last=1, keep_best=1, best_mode=mode), ties) == {1, 3}
 
 
 def test_checkpoints_that_a_killed_run_had_not_removed_yet_are_removed(prepared, whole, tmp_path):
