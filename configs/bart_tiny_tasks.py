@@ -16,7 +16,7 @@ Presets:
 Data: data/headline/train.tsv and so on, a line each: source TAB target. Every twentieth pair is held out for validation,
 which ends the run when its loss no longer falls (train.patience), so that data/headline/valid.tsv can be scored afterwards.
 
-Cost: COST. Scores: SCORES (docs/pretraining.md).
+Cost: about 0.5 seconds a step and core of headline and wikidesc. Scores: not measured yet.
 """
 
 import dataclasses

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Trains on all workers of a Cloud TPU slice, from your machine. JAX reads the workers from the metadata of the slice.
 #
-#   ./launch/tpu_pod.sh NAME ZONE --config=configs/mt.py:wmt14_ende --workdir=/mnt/data/runs/wmt14_ende
+#   ./launch/tpu_pod.sh NAME ZONE --config=configs/mt.py:wmt14_ende --workdir=/mnt/data/runs/wmt14_ende \
+#     --config.data.prepared=/mnt/data/prepared/wmt14_ende
 #   ./launch/tpu_pod.sh --setup NAME ZONE                 # once: copies this checkout to every worker and installs it
 #   ./launch/tpu_pod.sh --dry_run NAME ZONE --config=...  # prints the command of the workers and runs nothing
 #
-# The workdir and the prepared data must be on a file system that all workers have mounted, here /mnt/data: Filestore,
+# Prepare the data first, once, on one worker. The workdir and the prepared data must be on a file system that all workers have mounted, here /mnt/data: Filestore,
 # or a bucket with hierarchical namespace, mounted by gcsfuse. (In other buckets renames are not atomic, and a rename
 # commits a checkpoint.) The workers need Python 3.11 or 3.12. The run continues when this connection ends: the same
 # command shows its log again, or resumes a run that stopped.

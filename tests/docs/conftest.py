@@ -38,7 +38,7 @@ def bare_desk(tmp_path_factory):
             if (name, lang) != ("test", "en"):  # not public
                 shutil.copy(folder / f"my/{name}.{lang}", glge / f"{name}.{ending}")
     shutil.copy(folder / "my/test.en", folder / "output.en")
-    shutil.copy(folder / "my/test.en", folder / "my/test.plain.en")
+    shutil.copy(folder / "data/iwslt14/test.en", folder / "data/iwslt14/test.plain.en")
     (folder / "corpus").mkdir()
     english = (folder / "my/train.en").read_text().splitlines()
     (folder / "corpus/a.txt").write_text("".join(f"{'. '.join(english[i : i + 4])}.\n" for i in range(0, 200, 2)))

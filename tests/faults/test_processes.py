@@ -233,7 +233,10 @@ def test_the_scripts_of_launchers_are_valid(capsys):
     assert container["command"] == ["python", "-m", "janus_jax.train"]
     assert main(["--help"]) == 0
     known = capsys.readouterr().out
-    assert {arg.split("=")[0] for arg in container["args"]} == {"--config", "--workdir", "--status_when_stopped"}
+    arguments = dict(arg.split("=", 1) for arg in container["args"])
+    assert arguments.keys() == {"--config", "--config.data.prepared", "--workdir", "--status_when_stopped"}
+    for name in ("--config.data.prepared", "--workdir"):  # all pods see them
+        assert arguments[name].startswith(f"{container['volumeMounts'][0]['mountPath']}/"), name
     assert all(f"--{flag}" in known for flag in ("config", "workdir", "status_when_stopped"))
 
 
