@@ -68,7 +68,11 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("pytorch.md", "Serve in PyTorch"),
         ("pytorch.md", "Share a model"),
     ),
-    "pretraining": (("pretraining.md", "Pretraining"), ("pretraining.md", "Does it help?")),
+    "pretraining": (
+        ("pretraining.md", "Pretraining"),
+        ("pretraining.md", "In small"),
+        ("pretraining.md", "Does it help?"),
+    ),
 }
 
 # Commands that no test runs unchanged: start of the command -> the reason, and what a test checks instead.
