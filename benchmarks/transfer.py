@@ -174,11 +174,14 @@ def _scores(seeds: Sequence[dict[str, Any]], setting: str) -> str:
 
 
 def plot(cells: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draws BLEU of each parallel mode against BLEU of AR at every evaluation, as an SVG file: a panel for each task."""
+    """Draws BLEU of each parallel mode against BLEU of AR at every evaluation, as an SVG file.
+
+    There is a panel for each task that was run from both starts.
+    """
     import matplotlib as mpl
     import matplotlib.figure
 
-    tasks = [task for task in TASKS if any(cell.split("_")[0] == task for cell in cells)]
+    tasks = [task for task in TASKS if any({f"{task}{f}", f"{task}{f}_scratch"} <= cells.keys() for f in ("", "_dag"))]
     figure = mpl.figure.Figure(figsize=(4 * len(tasks), 4), layout="constrained")
     colours = {"nar": "tab:blue", "ctc": "tab:orange", "dag": "tab:green"}
     names = {"nar": "mask-predict", "ctc": "CTC", "dag": "DAG"}
