@@ -12,7 +12,6 @@ again only if its settings change; a new setting of the package is no change whi
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,13 +133,6 @@ def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequenc
     return figures
 
 
-def load(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """The files of the finished cells, in the order of `CELLS`: cell -> its seeds."""
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    cells = {cell: [figures for figures in every if figures["cell"] == cell] for cell in CELLS}
-    return {cell: sorted(seeds, key=lambda figures: figures["seed"]) for cell, seeds in cells.items() if seeds}
-
-
 def table(cells: dict[str, list[dict[str, Any]]]) -> str:
     """PER and WER of every cell and decoding setting as a Markdown table; the seeds of a cell are separated by commas."""
     lines = [
@@ -177,24 +169,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="only print the table of the finished cells")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(load(RESULTS)))
+        print(table(study.load_cells(RESULTS, CELLS)))
         return 0
     if not args.list:
         parallel.start()
-    # All cells of a seed first, so that the table is complete early.
-    for seed in args.seed or SEEDS:
-        for cell in args.cell or CELLS:
-            config = config_of(cell, seed, args.prepared)
-            name = f"{cell}_seed{seed}"
-            path = RESULTS / f"{name}.json"
-            done = study.is_done(path, config)
-            if args.list:
-                print(f"{name}: {'done' if done else 'missing'}")
-            elif not done:
-                prepare(config)
-                if not run_cell(cell, config, args.workdir / name, path):
-                    return 1
-    return 0
+
+    def run(cell: str, config: Config, name: str) -> bool:
+        prepare(config)
+        return run_cell(cell, config, args.workdir / name, RESULTS / f"{name}.json")
+
+    configs = (
+        (cell, config_of(cell, seed, args.prepared))
+        for seed in args.seed or SEEDS  # all cells of a seed first, so that the table is complete early
+        for cell in args.cell or CELLS
+    )
+    return study.run_missing(configs, RESULTS, run, only_list=args.list)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,37 @@ def hypotheses(generator: Generator, workdir: Path, setting: str, sources: Seque
     partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     partial.replace(path)
     return lines
+
+
+def load_cells(results: Path, cells: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The files of the finished cells, in the order of `cells`: cell -> its seeds."""
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    found = {cell: [figures for figures in every if figures["cell"] == cell] for cell in cells}
+    return {cell: sorted(seeds, key=lambda figures: figures["seed"]) for cell, seeds in found.items() if seeds}
+
+
+def run_missing(
+    configs: Iterable[tuple[str, Config]], results: Path, run: Callable[[str, Config, str], bool], *, only_list: bool
+) -> int:
+    """Runs the cells that have no file of their settings, or lists which have one.
+
+    Args:
+      configs: a cell and its config, in the order of the runs.
+      results: folder of the files.
+      run: trains and scores a cell, given the cell, its config and the name of its file; False if it was stopped.
+      only_list: print what is done and missing, and run nothing.
+
+    Returns:
+      The exit status: 1 if a cell was stopped.
+    """
+    for cell, config in configs:
+        name = f"{cell}_seed{config.train.seed}"
+        done = is_done(results / f"{name}.json", config)
+        if only_list:
+            print(f"{name}: {'done' if done else 'missing'}")
+        elif not done and not run(cell, config, name):
+            return 1
+    return 0
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ program runs it again only if its settings change; a new setting of the package 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,9 +118,10 @@ def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> bool:
 
 
 def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """ROUGE-1, -2 and -L (0-100), mean F1 over the pairs, each with the ends of its 95% interval (`rougeL_low`, `_high`).
+    """ROUGE-1, -2 and -L (0-100), F1, each with the ends of its 95% interval (`rougeL_low`, `rougeL_high`).
 
-    The intervals are those of rouge-score's aggregator, 1000 bootstrap samples of the pairs, always the same ones.
+    They are those of rouge-score's aggregator: the median and the percentiles of the means of 1000 bootstrap samples of the
+    pairs, always the same ones.
     """
     from rouge_score.rouge_scorer import RougeScorer  # its imports take a second
     from rouge_score.scoring import BootstrapAggregator
@@ -135,13 +135,6 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, flo
         for end, value in (("", score.mid), ("_low", score.low), ("_high", score.high)):
             figures[f"{name}{end}"] = round(100 * float(value.fmeasure), 3)
     return figures
-
-
-def load(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """The files of the finished cells, in the order of `CELLS`: cell -> its seeds."""
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    cells = {cell: [figures for figures in every if figures["cell"] == cell] for cell in CELLS}
-    return {cell: sorted(seeds, key=lambda figures: figures["seed"]) for cell, seeds in cells.items() if seeds}
 
 
 def tables(cells: dict[str, list[dict[str, Any]]]) -> str:
@@ -224,27 +217,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="only draw the finished cells as an SVG file")
     args = parser.parse_args(argv)
     if args.table:
-        print(tables(load(RESULTS)))
+        print(tables(study.load_cells(RESULTS, CELLS)))
     if args.plot:
-        plot(load(RESULTS), args.plot)
+        plot(study.load_cells(RESULTS, CELLS), args.plot)
     if args.table or args.plot:
         return 0
     if not args.list:
         parallel.start()
-    # All cells of a seed first, so that the tables are complete early.
-    for seed in args.seed or SEEDS:
-        for cell in args.cell or CELLS:
-            config = config_of(cell, seed, args.pretrained, args.data, args.prepared)
-            name = f"{cell}_seed{seed}"
-            path = RESULTS / f"{name}.json"
-            done = study.is_done(path, config)
-            if args.list:
-                print(f"{name}: {'done' if done else 'missing'}")
-            elif not done:
-                prepare(config)
-                if not run_cell(cell, config, args.workdir / name, path):
-                    return 1
-    return 0
+
+    def run(cell: str, config: Config, name: str) -> bool:
+        prepare(config)
+        return run_cell(cell, config, args.workdir / name, RESULTS / f"{name}.json")
+
+    configs = (
+        (cell, config_of(cell, seed, args.pretrained, args.data, args.prepared))
+        for seed in args.seed or SEEDS  # all cells of a seed first, so that the tables are complete early
+        for cell in args.cell or CELLS
+    )
+    return study.run_missing(configs, RESULTS, run, only_list=args.list)
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ def test_the_table_has_the_seeds_of_a_cell_side_by_side(tmp_path):
         split = {"words": 9, "per": 8.125, "per_interval": 0.25, "wer": wer, "wer_interval": 0.75 + seed}
         row = {"setting": "ctc:beam=1", "valid": split, "test": split}
         (tmp_path / f"ctc_seed{seed}.json").write_text(json.dumps({"cell": "ctc", "seed": seed, "rows": [row]}))
-    lines = g2p.table(g2p.load(tmp_path)).splitlines()
+    lines = g2p.table(study.load_cells(tmp_path, g2p.CELLS)).splitlines()
     assert lines[2] == "| `ctc` | ctc:beam=1 | 8.12, 8.12 | 30.0, 31.3 | 8.12, 8.12 | 30.0, 31.3 |"
     assert lines[-1] == "Test: 9 words; 95% intervals are at most ±0.25 (PER) and ±1.8 (WER)."
-    assert g2p.table(g2p.load(tmp_path / "none")).count("\n") == 1
+    assert g2p.table(study.load_cells(tmp_path / "none", g2p.CELLS)).count("\n") == 1
 
 
 def test_result_files_belong_to_cells_with_the_same_settings():

@@ -107,7 +107,7 @@ def test_the_tables_have_both_starts_and_seeds_side_by_side(finished, tmp_path):
     assert lines[2] == "| AR beside DAG, beam 5 | 9.0 / 1.0 / 8.0, 9.0 / 1.0 / 8.0 | 4.0 / 1.0 / 3.0, 4.0 / 1.0 / 3.0 |"
     assert "95% intervals of ROUGE-L are at most 2.5 wide" in lines[-1]
     assert not any("CTC" in line for line in lines)
-    assert transfer.tables(transfer.load(tmp_path)) == ""
+    assert transfer.tables(study.load_cells(tmp_path, transfer.CELLS)) == ""
     transfer.plot(cells, tmp_path / "a.svg")
     assert "DAG, from scratch" in (tmp_path / "a.svg").read_text()
 
