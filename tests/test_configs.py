@@ -71,6 +71,21 @@ def test_docstring_gives_commands_cost_and_scores(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_page_of_training_names_every_preset(path):
+    lines = (ROOT / "docs/training.md").read_text().splitlines()
+    rows = [n for n, line in enumerate(lines) if line.startswith(f"| `configs/{path.name}")]
+    rows += [n + 1 for n in rows if lines[n + 1].startswith("| the same with")]
+    named = {name for n in rows for name in re.findall(r"[:`](_?\w+)`", lines[n])}
+    suffixes = tuple(name for name in named if name.startswith("_"))
+    assert rows
+    for name in filter(None, presets(path)):
+        stem = name
+        while stem not in named and stem.endswith(suffixes):
+            stem = stem.removesuffix(next(suffix for suffix in suffixes if stem.endswith(suffix)))
+        assert stem in named, name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_bare_name_of_a_file_is_its_default_preset(path):
     if path.stem == "mt":
         with pytest.raises(ConfigError, match=r"name a preset.*wmt14_ende"):
