@@ -53,4 +53,6 @@ print(sys.version, *(hashlib.sha256(name.read_bytes()).hexdigest() for name in n
     fi
   done
   PATH="$PWD/$folder/bin:$PATH"
+  # Compiled modules are kept, also where the caller asks Python for none: without them each process compiles 2000 files.
+  export PYTHONDONTWRITEBYTECODE="" PYTHONPYCACHEPREFIX="$PWD/$folder/pycache"
 }

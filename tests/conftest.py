@@ -95,7 +95,6 @@ LONGEST_FIRST = (
     "tests/train/test_train.py",
     "tests/model/test_bart.py",
     "tests/docs/test_drafts_commands.py",
-    "tests/docs/test_speculation_commands.py",
     "tests/docs/test_experiments_commands.py",
     "tests/decode/test_trained.py",
     "tests/objective/test_objective.py",

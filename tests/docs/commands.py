@@ -24,6 +24,7 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training.md", "Look before you train"),
         ("training.md", "A CTC half for a finished AR model"),
         ("training.md", "Draft heads for a finished AR model"),
+        ("speed.md", "Does speculation pay?"),
         ("training.md", "Average checkpoints"),
         ("scaling.md", "Sharding"),
     ),
@@ -58,7 +59,6 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("g2p.md", "Compare the families"),
     ),
     "playground": (("playground.md", "Start it"), ("playground.md", "From programs")),
-    "speculation": (("speed.md", "Does speculation pay?"),),
     "pytorch": (
         ("bart.md", "Import"),
         ("bart.md", "Fine-tune both halves"),
