@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.docs.pages import ROOT
+from tests.faults.killed_runs import NO_TORCH
 
 # Variables of processes that tests start: one CPU device, and a compiler that does not optimise.
 FAST = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
@@ -22,4 +23,5 @@ def needs_environment(requirements: str) -> Any:
 def launch(script: str, *arguments: Any) -> subprocess.CompletedProcess:
     """Runs a script on one CPU device, and compiles without optimisation."""
     command = ["bash", str(ROOT / "launch" / script), *map(str, arguments)]
-    return subprocess.run(command, env=os.environ | FAST, capture_output=True, text=True, timeout=1800, check=False)
+    environment = os.environ | FAST | {"PYTHONPATH": str(NO_TORCH)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)

@@ -26,13 +26,31 @@ def model(**changes):
 
     A process initialises each model once. Every call returns new arrays, which a test may change or donate.
     """
-    settings = {
+    initial = {name: value for name, value in _settings(changes).items() if name not in SAME_PARAMETERS}
+    return net(**changes), jax.tree.map(jnp.array, _parameters(ModelConfig(**initial)))
+
+
+def net(**changes):
+    """The model of `model` without parameters."""
+    return Janus(ModelConfig(**_settings(changes)), Specials())
+
+
+@functools.cache
+def _shapes(network):
+    return jax.eval_shape(network.init, jax.random.key(0))
+
+
+def abstract(**changes):
+    """The model of `model`, and the shapes of its parameters: enough where a function is traced and not run."""
+    network = net(**changes)
+    return network, _shapes(network)
+
+
+def _settings(changes):
+    return {
         "vocab_size": VOCAB, "d_model": 16, "ffn_dim": 32, "heads": 2, "encoder_layers": 2, "decoder_layers": 2,
         "max_positions": 40, "length_classes": 40, "dropout": 0.0, "vocab_multiple": 16, "dtype": "float32",
     } | changes  # fmt: skip
-    initial = {name: value for name, value in settings.items() if name not in SAME_PARAMETERS}
-    params = jax.tree.map(jnp.array, _parameters(ModelConfig(**initial)))
-    return Janus(ModelConfig(**settings), Specials()), params
 
 
 @functools.cache

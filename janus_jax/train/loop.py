@@ -27,7 +27,7 @@ from janus_jax.train.initial import initial_params
 from janus_jax.train.log import IntervalMeans, RunLog, plot_curves
 from janus_jax.train.meter import Meter, SpikeDetector, peak_flops
 from janus_jax.train.profile import Profiler
-from janus_jax.train.step import abstract_state, init_state, jit_train_step, state_from_params
+from janus_jax.train.step import abstract_state, jit_init_state, jit_train_step, state_from_params
 from janus_jax.train.workdir import (
     changed_settings,
     check_workdir_is_shared,
@@ -361,7 +361,7 @@ class _TrainingRun:
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         if initial is not None:
             return jax.jit(lambda p: state_from_params(self.config, p), out_shardings=shardings)(initial), {}
-        return jax.jit(lambda: init_state(self.net, self.config), out_shardings=shardings)(), {}
+        return jit_init_state(self.net, self.config, shardings)(), {}
 
 
 def _format_ids(example_ids: np.ndarray) -> str:

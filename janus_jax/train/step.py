@@ -40,6 +40,11 @@ def abstract_state(net: Janus, config: Config, mesh: jax.sharding.Mesh) -> Train
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
+def jit_init_state(net: Janus, config: Config, shardings: Any) -> Callable[[], TrainState]:
+    """`init_state` compiled for the shardings of a state."""
+    return jax.jit(lambda: init_state(net, config), out_shardings=shardings)
+
+
 def make_train_step(
     net: Janus, config: Config, terms: tuple[str, ...] | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

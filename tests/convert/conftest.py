@@ -1,12 +1,30 @@
 """transformers, set up for the tests of this package, and the exports that several modules read."""
 
+import dataclasses
 import functools
 import sys
 
 import pytest
 
-from janus_jax.convert import export_model
+from janus_jax.config import ModelConfig
+from janus_jax.convert import export_model, fairseq, fitting
+from tests import tiny
 from tests.convert import foreign, parallel_models
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _shapes_once():
+    """Traces the shapes of each architecture once; most tests import or make a foreign checkpoint."""
+    shapes = functools.cache(fairseq.released_shapes)
+    same = {name: getattr(ModelConfig(), name) for name in tiny.SAME_PARAMETERS}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (fitting, foreign):
+            patch.setattr(
+                module,
+                "released_shapes",
+                lambda config, specials: dict(shapes(dataclasses.replace(config, **same), specials)),
+            )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Damaged, foreign and hostile files: an import gives one line that names the place, or the right model."""
 
 import copy
-import functools
 import json
 import random
 import re
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint
-from janus_jax.convert import errors, files, fitting, importing, pickles
+from janus_jax.convert import errors, files, importing, pickles
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.exporting import export_model
 from janus_jax.convert.fairseq import LENGTHS, SHARED
@@ -33,9 +32,8 @@ KINDS = (
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Imports without writing, that compute the shapes of each model once; gives the parameters of the last import."""
+    """Imports without writing; gives the parameters of the last import."""
     last = {}
-    monkeypatch.setattr(fitting, "released_shapes", functools.cache(fitting.released_shapes))
     monkeypatch.setattr(importing.checkpoint, "write", lambda path, params, *_: last.update(params=params))
     return last
 

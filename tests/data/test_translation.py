@@ -209,7 +209,7 @@ def test_wrong_downloads_are_named(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_command_goes_from_the_archive_to_the_scores(tmp_path, again):
     raw, out = iwslt(tmp_path / "raw"), tmp_path / "out"
-    settings = [*TINY, "--config.text.vocab_size=60"]
+    settings = [*TINY, "--config.text.vocab_size=60", "--config.train.checkpoint_every=2"]
     run = launch("reproduce.sh", "iwslt14", raw, out, "--unchecked", *settings)
     assert run.returncode == 0, run.stderr
     table = (out / "scores.md").read_text()

@@ -43,7 +43,7 @@ def saved(tmp_path_factory):
         tokenizer.specials,
     )
     path = tmp_path_factory.mktemp("run") / "step"
-    checkpoint.write(path, net.init(jax.random.key(1)), settings, tokenizer.to_bytes(), {"made_by": "test"})
+    checkpoint.write(path, jax.jit(net.init)(jax.random.key(1)), settings, tokenizer.to_bytes(), {"made_by": "test"})
     return path
 
 

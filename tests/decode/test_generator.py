@@ -46,7 +46,7 @@ def generator():
     )  # fmt: skip
     net = Janus(config, Specials())
     # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
-    params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, net.init(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, jax.jit(net.init)(jax.random.key(0)))
     decode = {
         "batch_tokens": 256,
         "ar": {"beam": 2, "max_length_a": 1.0, "max_length_b": 4},
@@ -203,7 +203,7 @@ def test_token_scores_are_log_probabilities_or_absent(generator):
     ]  # fmt: skip
     known = []
     for setting in settings:
-        [output] = generator.generate(["hello"], **setting)
+        output = generator.generate(LINES, **setting)[0]
         known.append(bool(output.token_scores))
         if known[-1]:
             assert len(output.token_scores) == len(output.tokens) + 1

@@ -1,6 +1,7 @@
 """Speculative search equals greedy search, whatever is drafted."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -53,22 +54,29 @@ def toy_cache(drafts=1):
     }
 
 
+@functools.cache
 def greedy():
+    """Must be called once outside JAX's transformations before it is called inside."""
+
     def step(tokens, cache):
         logits, cache = toy(tokens, cache)
         return logits[:, 0], cache
 
-    return greedy_search(
-        step,
-        toy_cache(),
-        max_lengths=jnp.asarray(MAX_LENGTHS),
-        limit=LIMIT,
-        specials=SPECIALS,
-        constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
-    )
+    def search():
+        return greedy_search(
+            step,
+            toy_cache(),
+            max_lengths=jnp.asarray(MAX_LENGTHS),
+            limit=LIMIT,
+            specials=SPECIALS,
+            constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
+        )
+
+    return jax.device_get(jax.jit(search)())
 
 
 def speculative(draft, drafts=1, costs=CHEAP, acceptance=None, policy=None):
+    greedy()
     lengths = jnp.asarray(np.linspace(6, SLOTS, len(MAX_LENGTHS) * drafts).astype(int)).reshape(-1, drafts)
     return jax.jit(
         lambda: speculative_search(
@@ -121,7 +129,7 @@ def test_output_equals_that_of_greedy_search(draft, drafts):
 
 def toy_with_heads(right, policy=None):
     """Speculative search with heads that draft what greedy search emits in the first `right` places, and unk behind them."""
-    want = greedy().tokens[:, 0]
+    want = jnp.asarray(greedy().tokens[:, 0])
 
     def step(row, token):
         # A row holds the number of tokens emitted before it, and the head's number.

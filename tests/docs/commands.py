@@ -124,18 +124,19 @@ TINY = """
     --config.text.vocab_size=150 --config.text.byte_fallback=False --config.text.character_coverage=1.0
     --config.data.buckets=1 --config.data.tokens_per_batch=1024
     --config.model.d_model=16 --config.model.ffn_dim=32 --config.model.heads=2 --config.model.encoder_layers=1
-    --config.model.decoder_layers=1 --config.train.steps=6 --config.train.checkpoint_every=2 --config.train.eval_every=6
+    --config.model.decoder_layers=1 --config.train.steps=6 --config.train.checkpoint_every=6 --config.train.eval_every=6
     --config.train.eval_sentences=0 --config.train.log_every=2 --config.optimizer.warmup_steps=2
     --config.objective.ar_every=1 --config.objective.ar_first=0
 """.split()
 # More flags for small runs: part of the command -> flags.
 SMALLER: dict[str, list[str]] = {
+    "configs/mine.py --workdir=runs/mine ": ["--config.train.checkpoint_every=2"],  # three checkpoints to average
     "configs/bart_janus.py": [
         "--config.data.max_source_length=64", "--config.data.max_target_length=64", "--config.data.hold_out=20",
     ],
     # A byte-level tokenizer has 256 tokens for the bytes.
     "configs/bart_tiny_entext.py": ["--config.text.vocab_size=300", "--config.data.hold_out=20"],
-    "benchmarks/speculation.py": ["--sentences=2"],
+    "benchmarks/speculation.py": ["--sentences=1"],
     "benchmarks/data.py": ["--pairs=300", "--seconds=0.01"],
 }  # fmt: skip
 # Number of lines of `input.es` and `gaps.tsv` in the desk.
@@ -180,7 +181,7 @@ def run_python(block: Block) -> None:
 def run_command(command: str, folder: Path, monkeypatch) -> None:
     """Runs one command in this process with its redirections; the exit status must be 0."""
     module, arguments, files = parts(command)
-    small = [word for part, words in SMALLER.items() if part in command for word in words]
+    small = [word for part, words in SMALLER.items() if part in f"{command} " for word in words]
     tiny = TINY if any(word.startswith("--config=") for word in arguments) else []
     with (
         open(files.get("<", os.devnull)) as source,

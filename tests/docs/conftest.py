@@ -12,6 +12,14 @@ from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.data.sample import write_sample
 from tests.docs import commands
 from tests.docs.pages import ROOT
+from tests.train import runs
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _hurry():
+    with pytest.MonkeyPatch.context() as patch:
+        runs.hurry(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

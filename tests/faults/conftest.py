@@ -14,9 +14,9 @@ def small(prepared, **changes):
 
 
 @pytest.fixture(autouse=True, scope="package")
-def _shared_steps():
+def _hurry():
     with pytest.MonkeyPatch.context() as patch:
-        runs.share_compiled_steps(patch)
+        runs.hurry(patch)
         yield
 
 

@@ -30,6 +30,7 @@ SETTINGS = {
 }  # fmt: skip
 LONG = SETTINGS | {
     "objective__name": "ar", "train__steps": 20_000, "train__eval_every": 20_000, "train__checkpoint_every": 20,
+    "train__eval_sentences": 0,
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="the launcher is a bash script")
@@ -146,20 +147,6 @@ def test_several_processes_train_as_one_does(prepared, single, tmp_path, count, 
     assert len(written) == (count if sizes[1] > 1 or sizes[2] > 1 else 1), written
 
 
-def test_a_request_to_one_process_stops_all_and_one_process_resumes(prepared, tmp_path):
-    config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
-    run = ProcessesRun(2, config, workdir, tmp_path)
-    run.wait_for("step 8/")
-    os.kill(run.pid(1), signal.SIGTERM)
-    assert run.status(seconds=60) == 0, run.text()
-    stopped = int(re.search(r"stopped on request after step (\d+)", run.text())[1])
-    assert [path.name for path in checkpoint.step_directories(workdir)][-1] == str(stopped)
-    # This process, with eight devices, resumes the run of two for some steps.
-    more = runs.config(prepared, **(LONG | {"train__steps": stopped + 8}))
-    train(more, workdir)
-    assert_equals_uninterrupted(workdir, more, tmp_path / "whole")
-
-
 def assert_equals_uninterrupted(workdir, config, whole):
     """A run that was interrupted has the records and the last step of one that this process trains in `whole`."""
     train(config, whole)
@@ -170,7 +157,7 @@ def assert_equals_uninterrupted(workdir, config, whole):
 @pytest.mark.parametrize(
     "lost", [pytest.param(0, id="coordinator", marks=pytest.mark.slow), pytest.param(1, id="other")]
 )
-def test_a_lost_process_ends_the_others_and_another_count_resumes(prepared, tmp_path, lost):
+def test_a_lost_process_ends_the_others_a_request_to_one_stops_all_and_other_counts_resume(prepared, tmp_path, lost):
     config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
     run = ProcessesRun(2, config, workdir, tmp_path)
     run.wait_for("step 24/")
@@ -183,9 +170,16 @@ def test_a_lost_process_ends_the_others_and_another_count_resumes(prepared, tmp_
     assert f"[{1 - lost}] error: another process of this run is lost" in run.text(), run.text()
     saved = int(checkpoint.step_directories(workdir)[-1].name)
     assert saved >= 20
-    more = runs.config(prepared, **(LONG | {"train__steps": saved + 4}))
-    run = ProcessesRun(4, more, workdir, tmp_path)
-    assert run.status() == 0, run.text()
+    # Four processes resume the run of two.
+    run = ProcessesRun(4, config, workdir, tmp_path)
+    run.wait_for(f"step {saved + 4}/")
+    os.kill(run.pid(1), signal.SIGTERM)
+    assert run.status(seconds=60) == 0, run.text()
+    stopped = int(re.search(r"stopped on request after step (\d+)", run.text())[1])
+    assert [path.name for path in checkpoint.step_directories(workdir)][-1] == str(stopped)
+    # This process, with eight devices, resumes the run of four.
+    more = runs.config(prepared, **(LONG | {"train__steps": stopped + 4}))
+    train(more, workdir)
     assert_equals_uninterrupted(workdir, more, tmp_path / "whole")
 
 

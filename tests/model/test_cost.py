@@ -35,7 +35,7 @@ def product_operations(jaxpr):
 )
 def test_operations_of_a_step_are_counted(name, stream, rank):
     # Wide enough that the products outside the count (length head, CTC's label tokens) are small.
-    net, params = tiny.model(
+    net, params = tiny.abstract(
         d_model=64, ffn_dim=128, ar_stream=stream, vocab_size=256, parallel_adapter_rank=rank,
         **{f"{family}_ratio": 1.5 for family in ("ctc", "dag") if family in OBJECTIVES[name]},
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """NAR rows that read predictions of their own in place of masks."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,12 @@ TERMS = ("nar", "length")
 
 
 def shown_of(net, params, batch, share, seed=0, **objective):
-    encoded = net.encode(params, batch.source)
-    return np.array(
-        own_tokens(net, ObjectiveConfig(**objective), params, encoded, batch, share=share, rng=jax.random.key(seed))
-    )
+    return np.array(_shown(net, ObjectiveConfig(**objective), params, batch, share, jax.random.key(seed)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _shown(net, objective, params, batch, share, rng):
+    return own_tokens(net, objective, params, net.encode(params, batch.source), batch, share=share, rng=rng)
 
 
 def predictions(net, params, batch):

@@ -14,7 +14,7 @@ from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.families import source_group
 from janus_jax.objective import dag
 from janus_jax.objective.joint import batch_divisors, loss
-from janus_jax.train.step import init_state, make_train_step
+from janus_jax.train.step import make_train_step, state_from_params
 from tests import tiny
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 4
@@ -352,14 +352,14 @@ def test_glancing_changes_the_loss_and_leaves_gradients_finite(small):
 
 @pytest.mark.parametrize("name", ["dag", "janus_dag"])
 def test_training_steps_decrease_the_loss(name):
-    net, _ = tiny.model(dag_ratio=2.0, encoder_layers=1)
+    net, params = tiny.model(dag_ratio=2.0, encoder_layers=1)
     config = Config(
         model=net.config,
         objective=ObjectiveConfig(name=name, label_smoothing=0.0, glancing=0.5),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant"),
         train=TrainConfig(steps=20),
     )
-    state, step = init_state(net, config), jax.jit(make_train_step(net, config))
+    state, step = state_from_params(config, params), jax.jit(make_train_step(net, config))
     batch = jax.tree.map(lambda x: x[None], tiny.batch())
     values = []
     for _ in range(20):

@@ -1,6 +1,7 @@
 """The loss of draft heads against its definition, and what does not learn from it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,11 @@ def model(**changes):
 
 
 def value(net, params, batch, terms=("heads",), **objective):
-    objective = ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0), **objective)
+    return _value(net, params, batch, terms, ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0), **objective))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _value(net, params, batch, terms, objective):
     divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
     return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), terms=terms)
 
@@ -35,7 +40,7 @@ def test_the_loss_is_that_of_its_definition(variant, chunk):
     net, params = model(**variant)
     batch = tiny.batch()
     total, metrics = value(net, params, batch, projection_rows=chunk)
-    rows = np.asarray(net.train_rows(params, net.encode(params, batch.source), batch, families=("ar",))["ar"])
+    rows = np.asarray(tiny.joint_rows(net, params, batch, ("ar",))["ar"])
     target = np.asarray(batch.target)
     tokens = target if net.config.ar_start == "eos" else target[:, 1:]
     table = np.asarray(params["embed_tokens"]["embedding"])[: tiny.VOCAB]
@@ -98,7 +103,7 @@ def test_the_rows_of_known_tokens_are_those_of_single_steps():
 
 def test_heads_that_start_at_zero_do_not_move_a_row():
     net, params = tiny.model(draft_heads=2)
-    fresh = net.init(jax.random.key(0))["draft_heads"]
+    fresh = jax.jit(net.init)(jax.random.key(0))["draft_heads"]
     assert not np.asarray(fresh["outer"]["kernel"]).any()
     assert np.asarray(fresh["inner"]["kernel"]).any()
     rows = jnp.ones((1, 16))

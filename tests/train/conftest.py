@@ -6,7 +6,7 @@ from tests.train import runs
 
 
 @pytest.fixture(autouse=True, scope="package")
-def _shared_steps():
+def _hurry():
     with pytest.MonkeyPatch.context() as patch:
-        runs.share_compiled_steps(patch)
+        runs.hurry(patch)
         yield

@@ -1,8 +1,13 @@
 """Tiny experiments on a tiny dataset."""
 
-from janus_jax.config import leaves, resolve
+import importlib
+
+import jax
+
+from janus_jax.config import leaves, resolve, scheduled
 from janus_jax.train import evaluation, loop
-from janus_jax.train.workdir import FREE_SETTINGS
+
+dry_run = importlib.import_module("janus_jax.train.dry_run")  # the package exports a function of that name
 
 
 def config(prepared, **changes):
@@ -29,25 +34,40 @@ def config(prepared, **changes):
     return resolve(settings)
 
 
-def share_compiled_steps(patch):
-    """Lets runs of equal settings in one process share their step functions, which JAX then traces and compiles once.
+def hurry(patch):
+    """Lets runs of equal settings in this process share what JAX traces and compiles, and draws no curves.
 
     Args:
       patch: a MonkeyPatch.
     """
-    for module, name in ((loop, "jit_train_step"), (evaluation, "jit_eval_step")):
-        patch.setattr(module, name, _shared(getattr(module, name)))
+    for module, name in (
+        (loop, "abstract_state"), (loop, "jit_init_state"), (loop, "jit_train_step"), (evaluation, "jit_eval_step"),
+        (dry_run, "abstract_state"), (dry_run, "jit_train_step"),
+    ):  # fmt: skip
+        patch.setattr(module, name, _shared(name, getattr(module, name)))
+    patch.setattr(loop, "plot_curves", lambda workdir: None)
 
 
-def _shared(jit_step):
-    functions = {}
+_FUNCTIONS = {}
 
-    def shared(net, config, mesh, *rest):
-        settings = tuple(leaf for leaf in leaves(config) if leaf[0] not in FREE_SETTINGS - {"train.steps"})
+
+def _shared(name, function):
+    """`function(net, config, mesh or shardings, ...)`, called once for each model, mesh and settings that it reads."""
+
+    def shared(net, config, place, *rest):
+        mesh = place if isinstance(place, jax.sharding.Mesh) else jax.tree.leaves(place)[0].mesh
         _, *terms = rest or (None,)  # the shardings follow from the other arguments
-        key = repr((net.config, net.specials, settings, terms)), mesh
-        if key not in functions:
-            functions[key] = jit_step(net, config, mesh, *rest)
-        return functions[key]
+        key = name, mesh, repr((net.config, net.specials, _settings(config), terms))
+        if key not in _FUNCTIONS:
+            _FUNCTIONS[key] = function(net, config, place, *rest)
+        return _FUNCTIONS[key]
 
     return shared
+
+
+def _settings(config):
+    """The settings that steps read, beside those of the model."""
+    objective, train = scheduled(config), config.train
+    scheduled_weights = any(isinstance(value, tuple) for _, value in leaves(objective))
+    constant = config.optimizer.schedule in ("constant", "inverse_sqrt") and not scheduled_weights
+    return objective, config.optimizer, train.seed, train.only, train.deterministic, None if constant else train.steps

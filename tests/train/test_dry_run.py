@@ -90,6 +90,7 @@ def test_the_report_names_every_parameter_and_what_it_is_split_over(halved):
 def test_what_cannot_fit_is_refused_with_numbers_and_remedies(prepared, whole, monkeypatch):
     shown = []
     monkeypatch.setattr(module, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(module, "_temporary_bytes", lambda *_: whole.memory.temporary)  # the same step
     message = (
         r"needs \d+\.\d\d GiB of memory on each device, which has 0\.00 GiB.*config\.data\.tokens_per_batch \(now 1024\).*"
         r"config\.train\.accumulation \(now 2\).*config\.model\.remat.*config\.parallel\.fsdp \(now 1\)"
@@ -114,6 +115,7 @@ def test_the_command_writes_nothing(prepared, tmp_path, capsys, monkeypatch):
     assert main(arguments) == 0
     assert "mesh data 4 x fsdp 2 x tensor 1" in capsys.readouterr().out
     monkeypatch.setattr(module, "available_bytes", lambda: 2**20)
+    monkeypatch.setattr(module, "_temporary_bytes", lambda *_: 2**20)
     assert main(arguments) == 2
     assert "error: a training step needs" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir() if entry.name != "__pycache__"] == ["experiment.py"]

@@ -91,8 +91,10 @@ def command(finished, *more, init_from="run", workdir="other"):
 
 
 def test_a_model_without_a_trained_ar_half_is_refused(finished, capsys):
-    config = runs.config(finished / "data", objective__name="cmlm", train__steps=3, objective__ar_first=0.0)
-    train(config, finished / "parallel")
+    loaded = checkpoint.load(finished / "run")
+    objective = dataclasses.replace(loaded.config.objective, name="cmlm", ar_first=0.0)
+    config = dataclasses.replace(loaded.config, objective=objective)
+    checkpoint.write(finished / "parallel/3", loaded.params, config, loaded.tokenizer, {"step": 3})
     assert main(command(finished, init_from="parallel")) == 2
     assert "parallel has no trained AR half, and draft heads read AR rows" in capsys.readouterr().err
     assert not (finished / "other").exists()

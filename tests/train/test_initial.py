@@ -148,7 +148,8 @@ def test_size_and_form_of_the_model_are_those_of_the_checkpoint(pretrained, tmp_
         adopt_model(settings, set(), str(tmp_path / "run"))
 
 
-def test_the_command_takes_the_model_over(pretrained, tmp_path, capsys):
+def test_the_command_takes_the_model_over(pretrained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("janus_jax.train.__main__.dry_run", lambda config: None)
     config = finetuning(pretrained, tmp_path)
     data.prepare(config, log=str)
     stored = {name: value for name, value in dataclasses.asdict(config).items() if name != "model"}

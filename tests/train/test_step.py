@@ -13,9 +13,9 @@ from janus_jax.train.step import _moving_average, make_train_step, state_from_pa
 from tests import tiny
 
 
-def setup(**optimizer):
-    net, params = tiny.model()
-    config = resolve({"optimizer": {"warmup_steps": 1, **optimizer}})
+def setup(objective="janus", **optimizer):
+    net, params = tiny.model(encoder_layers=1, decoder_layers=1)
+    config = resolve({"objective": {"name": objective}, "optimizer": {"warmup_steps": 1, **optimizer}})
     config = dataclasses.replace(config, model=net.config)
     return net, config, state_from_params(config, params)
 
@@ -43,7 +43,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch():
 
 
 def test_a_bad_step_changes_nothing_but_the_step_count():
-    net, config, state = setup(ema_decay=0.9)
+    net, config, state = setup("ar", ema_decay=0.9)
     state.params["embed_tokens"]["embedding"] = state.params["embed_tokens"]["embedding"].at[7].set(jnp.nan)
     new, metrics = jax.jit(make_train_step(net, config))(state, stack(tiny.batch()))
     assert float(metrics["finite"]) == 0.0
@@ -57,7 +57,7 @@ def test_a_bad_step_changes_nothing_but_the_step_count():
 
 
 def test_the_moving_average_moves():
-    net, config, state = setup(ema_decay=0.75)
+    net, config, state = setup("ar", ema_decay=0.75)
     step = jax.jit(make_train_step(net, config))
     # 9 / (10 + step) of the new parameters, later 1 - ema_decay.
     for done, share in ((0, 0.9), (8, 0.5), (26, 0.25), (1000, 0.25)):
@@ -80,7 +80,7 @@ def test_a_slow_moving_average_has_no_bias():
 
 
 def test_dropout_follows_the_step():
-    net, params = tiny.model(dropout=0.3)
+    net, params = tiny.model(dropout=0.3, encoder_layers=1, decoder_layers=1)
     config = dataclasses.replace(resolve({}), model=net.config)
     step = jax.jit(make_train_step(net, config))
     batch = stack(tiny.batch())
@@ -118,7 +118,7 @@ def test_clipping_and_decay():
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_optimizers_lower_the_loss(name):
-    net, config, state = setup(name=name, weight_decay=0.0, learning_rate=3e-3)
+    net, config, state = setup("ar", name=name, weight_decay=0.0, learning_rate=3e-3)
     step = jax.jit(make_train_step(net, config))
     batch = stack(tiny.batch())
     losses = []
