@@ -111,7 +111,7 @@ def test_eight_devices_train_as_one_does(net, config, single, sizes, capfd):
 @pytest.mark.parametrize("family", ["ctc", "dag"])
 def test_eight_devices_train_rows_of_the_source_as_one_does(config, family, capfd):
     ratio = {f"{family}_ratio": 1.5}
-    net = tiny.net(dropout=0.1, encoder_layers=1, decoder_layers=1, heads=8, length_classes=52, **ratio)
+    net = tiny.net(dropout=0.1, encoder_layers=1, heads=8, length_classes=52, **ratio)
     config = dataclasses.replace(
         config, model=net.config, objective=ObjectiveConfig(name=f"janus_{family}", projection_rows=8)
     )

@@ -136,7 +136,7 @@ SMALLER: dict[str, list[str]] = {
     ],
     # A byte-level tokenizer has 256 tokens for the bytes.
     "configs/bart_tiny_entext.py": ["--config.text.vocab_size=300", "--config.data.hold_out=20"],
-    "benchmarks/speculation.py": ["--sentences=1"],
+    "benchmarks/speculation.py": ["--sentences=2"],
     "benchmarks/data.py": ["--pairs=300", "--seconds=0.01"],
 }  # fmt: skip
 # Number of lines of `input.es` and `gaps.tsv` in the desk.
