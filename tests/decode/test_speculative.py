@@ -12,6 +12,7 @@ from scipy import stats
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.decode.keywords import with_keywords
+from janus_jax.decode.modes import drafting
 from janus_jax.decode.modes.autoregression import cache_stages
 from janus_jax.decode.modes.drafting import seconds_per_round
 from janus_jax.decode.search.constraints import Constraints
@@ -127,7 +128,7 @@ def test_output_equals_that_of_greedy_search(draft, drafts):
     np.testing.assert_array_equal(did.tokens, expected.lengths[:, 0])
 
 
-def toy_with_heads(right, policy=None):
+def toy_with_heads(right, policy=None, before=0.0):
     """Speculative search with heads that draft what greedy search emits in the first `right` places, and unk behind them."""
     want = jnp.asarray(greedy().tokens[:, 0])
 
@@ -159,7 +160,7 @@ def toy_with_heads(right, policy=None):
             limit=LIMIT,
             specials=SPECIALS,
             constraints=Constraints.default(SPECIALS, VOCAB, min_length=2),
-            costs=PassCosts(step=1.0, draft=0.0, verify=(1.9,), widths=(4,)),
+            costs=PassCosts(step=1.0, draft=0.0, verify=(1.9,), widths=(4,), before=before),
             policy=policy,
         )
     )()
@@ -188,6 +189,14 @@ def test_searches_that_lose_time_are_followed_by_longer_and_longer_pauses_until_
         pauses.append(int(policy.pause))
     assert pauses == [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 0, 0]
     assert int(policy.next_pause) == FIRST_PAUSE
+
+
+def test_the_pass_before_the_first_round_is_a_cost():
+    # 8 tokens in 1 step and at least 2 rounds of 1.9 steps save 3.2 steps at most.
+    assert int(toy_with_heads(4, before=2.0)[2].pause) == 0
+    result, _, policy = toy_with_heads(4, before=9.0)
+    assert int(policy.pause) == FIRST_PAUSE
+    np.testing.assert_array_equal(result.tokens, greedy().tokens)
 
 
 def test_good_drafts_save_passes_and_bad_ones_cost_few():
@@ -228,15 +237,16 @@ def test_the_wide_verification_is_chosen_after_all_of_a_narrow_one_was_accepted(
 
 
 def test_costs_between_a_step_and_the_widest_verification_are_linear():
-    costs = PassCosts.linear(1.0, 4.0, 2.0, (15, 5))
+    costs = PassCosts.linear(1.0, 4.0, 2.0, 3.0, (15, 5))
     assert costs.widths == (5, 15)
     assert costs.verify == pytest.approx((2.0, 4.0))
+    assert costs.of_one_width(5.0).before == costs.before == 3.0
     # 5 accepted: (5+1) steps for 2 of verifying and 2 of drafting, or for 4 and 2.
     np.testing.assert_allclose(costs.gains(jnp.float32(5.0), True), [1.5, 1.0])
     np.testing.assert_allclose(costs.gains(jnp.float32(15.0), False), [3.0, 4.0])
     assert bool(costs.can_pay())
     assert float(costs.in_steps(jnp.int32(1), jnp.bool_(True))) == 6.0
-    assert not bool(PassCosts.linear(1.0, 16.0, 2.0, (15,)).can_pay())
+    assert not bool(PassCosts.linear(1.0, 16.0, 2.0, 0.0, (15,)).can_pay())
 
 
 def test_a_round_is_timed_without_the_time_around_the_rounds():
@@ -340,6 +350,10 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     auto = DecodeRequest(net, params, source, with_keywords(decode, {"draft": "auto"}), 24)
     timed = MODES["speculative"].run(auto)
     np.testing.assert_array_equal(timed.hypotheses.tokens, greedily.tokens)
+    before = [costs.before for (binding, *_), costs in drafting._measured.items() if binding.net is net]
+    assert len(before) == 1
+    # The rows of CTC and DAG take a pass before the first round.
+    assert (before[0] > 0) == bool(net.config.ctc_ratio or net.config.dag_ratio)
     paused = jax.device_get(dataclasses.replace(timed.policy, pause=np.int32(30)))
     resting = MODES["speculative"].run(dataclasses.replace(auto, policy=paused))
     np.testing.assert_array_equal(resting.hypotheses.tokens, greedily.tokens)

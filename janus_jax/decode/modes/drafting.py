@@ -84,7 +84,12 @@ _measured: dict[Any, PassCosts] = {}
 
 
 def costs_of(
-    settings: DraftSettings, widths: Sequence[int], binding: Binding, shapes: tuple, arrays: Callable[[], tuple]
+    settings: DraftSettings,
+    widths: Sequence[int],
+    binding: Binding,
+    shapes: tuple,
+    arrays: Callable[[], tuple],
+    before_fn: Callable[[tuple, Array], object] | None = None,
 ) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
@@ -98,6 +103,8 @@ def costs_of(
       binding: binds the model to `arrays`.
       shapes: of the batch; with the binding they decide the shapes of `arrays`.
       arrays: gives the parameters and the arrays of the batch.
+      before_fn: (arrays, n) -> computes n times what a search with drafts needs before its first round, and greedy search
+        does not; by default nothing.
     """
     if settings.draft == "never":
         return PassCosts.of_no_drafts(widths)
@@ -112,7 +119,8 @@ def costs_of(
         )
         whole = binding.makes_whole_drafts
         draft = seconds_per_round(lambda rounds: _run_drafts(given, rounds, binding=binding)) if whole else 0.0
-        _measured[key] = PassCosts.linear(step, widest, draft, widths)
+        before = seconds_per_round(lambda rounds: before_fn(given, rounds)) if before_fn else 0.0
+        _measured[key] = PassCosts.linear(step, widest, draft, before, widths)
     return _measured[key]
 
 

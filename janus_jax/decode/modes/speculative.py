@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from janus_jax.config import ArDecode, ConfigError
 from janus_jax.decode.batching import bucket
@@ -38,7 +39,7 @@ from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, ru
 from janus_jax.decode.modes.source_rows import check_source_rows, offered_tokens
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
-from janus_jax.decode.search.drafters import Drafter, HeadDrafts, WholeDrafts
+from janus_jax.decode.search.drafters import Drafter, Emitted, HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
 from janus_jax.decode.search.verify import Statistics, speculative_search
@@ -83,7 +84,8 @@ def run(request: DecodeRequest) -> DecodeResult:
         def of_batch() -> tuple[Params, Array, Encoded]:
             return params, request.source, _encode(params, request.source, net=net)
 
-        costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch)
+        row_pass = None if origin == "heads" else functools.partial(_run_row_passes, binding=binding)
+        costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch, row_pass)
         costs = costs.of_one_width(float(policy.expected))
         most = costs.widths[0] + 1  # tokens of a round, if all drafted ones are accepted
         if settings.draft == "auto" and most * costs.step <= costs.verify[0]:
@@ -194,12 +196,15 @@ class RowSpeculation:
     def __call__(self, arrays: tuple[Params, Array, Encoded]) -> Bound:
         params, source, encoded = arrays
         projected = self.net.project_source(params, encoded)
-        if self.origin == "heads":
-            drafter: Drafter = self._of_heads(params, encoded)
-        else:
-            rows, real = self.net.source_rows(params, self.origin, source, encoded, projected=projected)
-            drafter = self._of_ctc(params, rows, real) if self.origin == "ctc" else self._of_dag(params, rows, real)
+        drafter = self.drafter(params, source, encoded, projected)
         return _bound(self.net, params, encoded, projected, drafter, self.limit)
+
+    def drafter(self, params: Params, source: Array, encoded: Encoded, projected: Any) -> Drafter:
+        """The drafter of a batch; for CTC and DAG with the pass that computes their rows."""
+        if self.origin == "heads":
+            return self._of_heads(params, encoded)
+        rows, real = self.net.source_rows(params, self.origin, source, encoded, projected=projected)
+        return self._of_ctc(params, rows, real) if self.origin == "ctc" else self._of_dag(params, rows, real)
 
     def _of_heads(self, params: Params, encoded: Encoded) -> HeadDrafts:
         net = self.net
@@ -253,6 +258,23 @@ class RowSpeculation:
             return jnp.einsum("brd,bld->brl", rows, table[wanted]) - total[..., None]
 
         return scores
+
+
+@functools.partial(jax.jit, static_argnames="binding")
+def _run_row_passes(arrays: tuple[Params, Array, Encoded], rounds: Array, *, binding: RowSpeculation) -> Array:
+    """Computes the rows of CTC or DAG and a first draft so many times; to be timed."""
+    params, source, encoded = arrays
+    projected = binding.net.project_source(params, encoded)
+    none = jnp.zeros(len(source), jnp.int32)
+    nothing = Emitted(none[:, None], none, none < 0)
+
+    def body(_: Array, source: Array) -> Array:
+        drafter = binding.drafter(params, source, encoded, projected)
+        drafted, _ = drafter.block(drafter.start(), nothing, 1)
+        # Tokens are never below 0, but the compiler does not know: each pass depends on the one before.
+        return jnp.where(drafted[:, 0] < 0, binding.net.specials.pad, source)
+
+    return lax.fori_loop(0, rounds, body, source)
 
 
 def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:

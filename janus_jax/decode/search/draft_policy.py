@@ -28,6 +28,7 @@ class PassCosts:
     draft: Array | float  # of making a draft
     verify: tuple[Array | float, ...]  # of verifying each of `widths`
     widths: tuple[int, ...] = field(metadata={"static": True})  # W, ascending
+    before: Array | float = 0.0  # of what a search with drafts computes once, before its first round
 
     @staticmethod
     def of_no_drafts(widths: Sequence[int]) -> "PassCosts":
@@ -42,16 +43,16 @@ class PassCosts:
         return PassCosts(1.0, 0.0, (1.0,) * len(widths), tuple(widths))
 
     @staticmethod
-    def linear(step: float, widest: float, draft: float, widths: Sequence[int]) -> "PassCosts":
+    def linear(step: float, widest: float, draft: float, before: float, widths: Sequence[int]) -> "PassCosts":
         """Costs of all widths from those of a greedy step and of the widest verification: linear in the tokens between.
 
         Args:
-          step, widest, draft: seconds.
+          step, widest, draft, before: seconds.
           widths: W to choose from.
         """
         ordered = tuple(sorted(set(widths)))
         slope = (widest - step) / ordered[-1]
-        return PassCosts(step, draft, tuple(step + slope * width for width in ordered), ordered)
+        return PassCosts(step, draft, tuple(step + slope * width for width in ordered), ordered, before)
 
     def of_one_width(self, expected: float) -> "PassCosts":
         """The costs of the width alone that gains most if so many drafted tokens are accepted a round; below 0: not known.
@@ -61,7 +62,7 @@ class PassCosts:
         expected = self.widths[-1] if expected < 0 else expected
         gains = [(min(expected, width) + 1) / cost for width, cost in zip(self.widths, self.verify, strict=True)]
         best = max(range(len(gains)), key=lambda i: (gains[i], i))
-        return PassCosts(self.step, self.draft, (self.verify[best],), (self.widths[best],))
+        return PassCosts(self.step, self.draft, (self.verify[best],), (self.widths[best],), self.before)
 
     def gains(self, accepted: Array, redraft: Array | bool) -> Array:
         """How many greedy steps a round saves for each one that it costs, [n] float32.
@@ -149,7 +150,8 @@ class DraftPolicy:
         could = self._acceptable(costs, 0, accepted)
         mixed = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
         expected = jnp.where(rounds > 0, mixed, self.expected)
-        balance = 0.9 * self.balance + longest - rounds * costs.in_steps(0, False) - steps
+        spent = costs.before / costs.step + rounds * costs.in_steps(0, False) + steps
+        balance = 0.9 * self.balance + longest - spent
         failed = balance < -_PATIENCE
         after = self._after(expected, balance, failed, balance > _PATIENCE)
         return replace(after, balance=jnp.where(failed, 0.0, balance))
