@@ -11,7 +11,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from janus_jax.objective.terms import OBJECTIVES, own_term, read_families, term
-from janus_jax.settings import Config, DecodeConfig, ObjectiveConfig, Setting, Weight, all_settings, rows_of_source
+from janus_jax.settings import (
+    Config,
+    DataConfig,
+    DecodeConfig,
+    ObjectiveConfig,
+    Setting,
+    Weight,
+    all_settings,
+    rows_of_source,
+)
 
 # Of a whole number, and of any: arrays on devices hold int32 and float32. A setting's own bound may be higher (a seed's).
 LARGEST, LARGEST_FLOAT = 2**31 - 1, 3.4e38
@@ -151,6 +160,18 @@ def _check_data(config: Config) -> None:
         raise ConfigError(
             f"config.data.max_length_ratio: {d.max_length_ratio} drops every pair; set it to 1 or more, or to 0 for no limit"
         )
+    if d.source != "text" and d.source_lang == d.target_lang:
+        raise ConfigError(
+            f"config.data.target_lang: {d.target_lang!r} is data.source_lang too, and files are named by them; give the two "
+            "sides different names, for example src and tgt"
+        )
+    if d.source == "text":
+        for name in ("mask_sampler", "mask_ratio", "mask_span", "mask_suffix"):
+            if getattr(d, name) != getattr(DataConfig(), name):
+                raise ConfigError(
+                    f"config.data.{name}: {getattr(d, name)}, but data.source text is masked by data.noise_ratio and its "
+                    f"neighbours; leave it at {getattr(DataConfig(), name)}"
+                )
     if d.hold_out == 1:
         raise ConfigError(
             "config.data.hold_out: 1 keeps everything out of training; set it to 2 or more, or to 0 for no validation split"
@@ -208,6 +229,11 @@ def _check_training(config: Config) -> None:
         raise ConfigError(
             f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, whose "
             "checkpoints it chooses from; make it one, or set it to 0"
+        )
+    if t.keep_best and t.best_metric.startswith("valid/bleu") and t.best_mode == "min":
+        raise ConfigError(
+            f"config.train.best_mode: min, but {t.best_metric} grows as a model gets better, and the worst checkpoint would be "
+            'kept; set it to "max"'
         )
     if t.patience and (not t.keep_best or t.eval_every % t.checkpoint_every):
         raise ConfigError(

@@ -569,7 +569,9 @@ class TrainConfig:
         "Metric of the evaluations that says which checkpoints are best, for example valid/bleu_ar. A wrong name is an error, "
         "which lists them.",
     )
-    best_mode: Literal["min", "max"] = setting("min", "Whether the smallest or the largest best_metric is best.")
+    best_mode: Literal["min", "max"] = setting(
+        "min", "Whether the smallest or the largest best_metric is best; max for valid/bleu_*."
+    )
     patience: int = setting(
         0,
         "The run ends after so many evaluations in a row without a better best_metric (early stopping). 0: at the last step.",

@@ -10,6 +10,7 @@ from janus_jax.checkpoint import Loaded
 from janus_jax.config import Config, CtcDecode, DagDecode
 from janus_jax.convert import hub
 from janus_jax.convert.scores import Score
+from janus_jax.data.sources import glge_marks
 from janus_jax.decode import trained_modes
 
 # What the code of a card needs, in the versions that it is tested with: those of requirements-convert.txt.
@@ -264,9 +265,8 @@ def _limits(loaded: Loaded, languages: dict[str, str]) -> list[str]:
     if data.source == "text":
         limits.append("Trained to restore damaged text, and for no other task.")
     if data.source == "glge":
-        limits.append(
-            "Sources were trained without the marks ` ##` and `<S_SEP>` of GLGE. Take them out of the text first."
-        )
+        marks = " and ".join(f"`{mark}`" for mark in glge_marks(data))
+        limits.append(f"Sources were trained without the marks of GLGE: take {marks} out of the text first.")
     for family in ("ctc", "dag"):
         if family in modes:
             ratio = getattr(model, f"{family}_ratio")

@@ -120,7 +120,10 @@ def eval_batches(
       DataError: the split does not exist; other reasons: see `TrainBatches`.
     """
     examples = prepared.split(split)
-    plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
+    try:
+        plan = buckets.plan(examples.source_lengths, examples.target_lengths, config.data)
+    except DataError as error:
+        raise DataError(f"the batches of the {split} split: {error}") from error
     shares = [_share(bucket, process_index, process_count) for bucket in plan]
     builder = _BatchBuilder(prepared, examples, config)
     return (

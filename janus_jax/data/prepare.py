@@ -8,6 +8,7 @@ Legend: N examples of a split.
 import functools
 import importlib.metadata
 import itertools
+import os
 import pathlib
 import shutil
 import tempfile
@@ -47,7 +48,11 @@ def prepare(
       DataError: data is missing or unusable, or the directory holds something else.
       TokenizerError: the tokenizer cannot be trained or read.
     """
-    directory = pathlib.Path(config.data.prepared)
+    directory = pathlib.Path(config.data.prepared).resolve()  # a link stays, and what it points to is written
+    if os.path.ismount(directory):
+        raise DataError(
+            f"config.data.prepared: {directory} is a mount point, which is not replaced; name a folder in it"
+        )
     splits = sources.open_splits(config.data, download=download)
     inputs = _inputs(config, splits)
     if directory.exists() and (report := _existing(directory, config, splits, inputs, overwrite)):
@@ -64,6 +69,10 @@ def prepare(
         report = _about(config, splits, inputs) | write(partial, config, splits, log)
         report["seconds"] = round(time.monotonic() - started, 1)
         store.finish(partial, config, report)
+        # Another preparation may have come first.
+        if directory.exists() and (finished := _existing(directory, config, splits, inputs, overwrite)):
+            log(f"{directory} was prepared with these settings in the meantime; nothing to do")
+            return finished
         _replace(directory, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -162,7 +171,11 @@ def _write_pairs(
         unknown += encoded.pop("unknown")
         lengths |= encoded
     # Before the files are written, so that a batch plan that fails does so early.
-    table = bucket_table(lengths["train_source"], lengths["train_target"], config)
+    tables = {
+        split: bucket_table(lengths[f"{split}_source"], lengths[f"{split}_target"], config)
+        for split in splits
+        if split != "test"  # which training does not read
+    }
     store.write_examples(
         partial,
         {split: _examples(split, work, lengths) for split in splits},
@@ -171,7 +184,7 @@ def _write_pairs(
     shutil.rmtree(work)
     return _finish(partial, tokenizer, lengths, unknown) | {
         "splits": {split: _split_report(split, stats[split], lengths) for split in splits},
-        "buckets": table,
+        "buckets": tables["train"],
     }
 
 

@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,7 @@ from janus_jax.data import demo, pronunciations
 from janus_jax.data.errors import DataError
 
 Pair = tuple[Any, ...]  # number, source, target; number, document
-# What the benchmark's scripts take out of sources: the joint of pieces of words, and the mark between sentences of cnndm.
-GLGE_SOURCE_MARKS = (" ##", "<S_SEP>")
+_PIECE = " ##"  # before a piece that goes on with a word, in text that BERT's tokenizer has cut
 SPLITS = ("train", "valid", "test")
 FILES = ("parallel", "tsv", "glge", "text")  # sources whose splits are files, named by their paths
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
@@ -117,7 +117,7 @@ def read_lines(path: pathlib.Path) -> Iterator[bytes]:
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path}:{number + 1}: cannot read on ({error}); is the file complete?") from error
 
 
@@ -162,8 +162,18 @@ def _misaligned(source: pathlib.Path, source_lines: int, target: pathlib.Path, t
     )
 
 
-def _open_glge(key: str, prefix: str, _config: DataConfig) -> SplitSource:
-    """A split of GLGE, with the marks of its text changed as the benchmark's scripts do (uncase_tokenize_data.py)."""
+def glge_marks(config: DataConfig) -> tuple[str, ...]:
+    """What is taken out of sources of GLGE: the mark between sentences of cnndm, and the joint of pieces of words.
+
+    In gigaword `#` stands for a digit (`killed ## people`), and nothing is in pieces.
+    """
+    return ("<S_SEP>",) if "gigaword" in config.train else (_PIECE, "<S_SEP>")
+
+
+def _open_glge(key: str, prefix: str, config: DataConfig) -> SplitSource:
+    """A split of GLGE: pieces of words are joined, and the marks between sentences of cnndm changed as the benchmark does
+    (uncase_tokenize_data.py).
+    """
     source = find_file(f"{prefix}.src", key)
     try:
         target = find_file(f"{prefix}.tgt", key)
@@ -173,13 +183,14 @@ def _open_glge(key: str, prefix: str, _config: DataConfig) -> SplitSource:
             "decode the .src file"
         ) from error
     two = _open_two(source, target)
+    marks = [mark.encode() for mark in glge_marks(config)]
 
     def pairs() -> Iterator[Pair]:
         for number, left, right in two:
-            for mark in GLGE_SOURCE_MARKS:
-                left = left.replace(mark.encode(), b"")
-            # Between the sentences of cnndm.
-            yield number, left, right.replace(b" ##", b"").replace(b"<S_SEP>", b"[X_SEP]")
+            right = right.replace(b"<S_SEP>", b"[X_SEP]")
+            for mark in marks:
+                left, right = left.replace(mark, b""), right.replace(mark, b"")
+            yield number, left, right
 
     return SplitSource(pairs, two.where, two.inputs)
 

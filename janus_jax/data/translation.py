@@ -344,13 +344,19 @@ def make(name: str, downloads: Path, output: Path, *, checked: bool = True, proc
       The content of corpus.json.
 
     Raises:
-      DataError: see `check_downloads` and `read_pairs`; or a split that is not cleaned has another number of pairs than it
+      DataError: see `check_downloads` and `read_pairs`; files of these names are there already; or a split that is not cleaned has another number of pairs than it
         should have.
       OSError: a file cannot be written.
     """
     corpus = CORPORA[name]
     for left in output.glob(f"{_UNFINISHED}*"):
         print(f"{left}: left by a call that was killed; remove it unless the call still runs", file=sys.stderr)
+    names = [f"{split}.{language}" for split in (*SPLITS, "test.plain") for language in corpus.languages]
+    if present := [name for name in names if (output / name).exists()]:
+        raise DataError(
+            f"{output} holds {', '.join(present)} and no {FINISHED}: these files are of something else, or of a call that was "
+            "killed; move them away, or name another folder"
+        )
     sums = check_downloads(corpus, downloads, published=checked)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=_UNFINISHED) as folder:

@@ -13,7 +13,7 @@ import jax
 
 from janus_jax import checkpoint, parallel, text
 from janus_jax.config import ConfigError, DecodeConfig, ParallelConfig
-from janus_jax.data.sources import GLGE_SOURCE_MARKS
+from janus_jax.data.sources import glge_marks
 from janus_jax.decode.batching import Sentences, bare, framed, plan_batches, sentence_results
 from janus_jax.decode.gaps import GAP, with_fillings, with_gaps
 from janus_jax.decode.keywords import with_keywords
@@ -99,7 +99,7 @@ class Generator:
             max_source_length=loaded.config.data.max_source_length,
             max_target_length=loaded.config.data.max_target_length,
             trained=trained,
-            source_marks=GLGE_SOURCE_MARKS if loaded.config.data.source == "glge" else (),
+            source_marks=glge_marks(loaded.config.data) if loaded.config.data.source == "glge" else (),
             mesh=parallel.make_mesh(ParallelConfig(), list(devices)) if len(devices) > 1 else None,
         )
 
@@ -135,7 +135,7 @@ class Generator:
         """
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
-            self._encoded(lines),
+            self.encoded(lines),
             prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
@@ -213,7 +213,7 @@ class Generator:
         infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
-        sources = framed(self._encoded(lines), self.max_source_length, "sources", special, first_line)
+        sources = framed(self.encoded(lines), self.max_source_length, "sources", special, first_line)
         if not all(sources):
             raise ValueError(
                 f"line {sources.index([]) + first_line + 1}: an empty source, for which nothing can be scored"
@@ -225,12 +225,17 @@ class Generator:
         )
         return self._decode(sentences, decode, False, progress)
 
-    def _encoded(self, lines: Sequence[str]) -> list[list[int]]:
-        """Token ids of source lines."""
+    def encoded(self, lines: Sequence[str]) -> list[list[int]]:
+        """Token ids of source lines, without bos and eos; marks and white space are changed as they were for training.
+
+        Raises:
+          TypeError: a plain string in place of a list of lines.
+          ValueError: no tokenizer.
+        """
         texts = list_of_texts("lines", lines)
         for mark in self.source_marks:
             texts = [text.replace(mark, "") for text in texts]
-        return self._require_tokenizer().encode_batch(texts)
+        return self._require_tokenizer().encode_batch([" ".join(text.split()) for text in texts])
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -264,7 +269,7 @@ class Generator:
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if check := MODES[decode.mode].check:
-            ids = self._encoded(lines)
+            ids = self.encoded(lines)
             longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
             check(self.net, decode, min(longest, self.max_source_length))
 

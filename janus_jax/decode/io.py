@@ -3,6 +3,7 @@
 Lines are split only at line feeds, so that line numbers never change.
 """
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -32,11 +33,11 @@ class LinesError(ValueError):
 
 
 def split_lines(data: bytes, name: str) -> list[str]:
-    r"""Lines of UTF-8 text, split at "\n" alone (`b"a\nb\n"` -> ["a", "b"]); a "\r" before it is dropped.
+    r"""Lines of UTF-8 text, split at "\n" alone (`b"a\nb\n"` -> ["a", "b"]); a "\r" before it and a byte-order mark are dropped.
 
     Bytes that are not UTF-8 are replaced, with one warning that names the lines.
     """
-    raw = data.split(b"\n")
+    raw = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if raw[-1] == b"":
         raw.pop()
     lines, broken = [], []

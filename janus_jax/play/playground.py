@@ -300,10 +300,7 @@ class Playground:
     def _source(self, sentence: str) -> np.ndarray:
         """The sentence as source tokens [1, S], padded to one of few lengths."""
         special = self.generator.net.specials
-        for mark in self.generator.source_marks:
-            sentence = sentence.replace(mark, "")
-        ids = self.generator.tokenizer.encode_batch([sentence])[0]
-        ids = [special.bos, *ids, special.eos]
+        ids = [special.bos, *self.generator.encoded([sentence])[0], special.eos]
         return pad_sources([ids], 1, bucket(len(ids)), special.pad)
 
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from janus_jax import parallel, text
 from janus_jax.config import Config, ConfigError, only_terms
-from janus_jax.data import Prepared, TrainBatches
+from janus_jax.data import Prepared, TrainBatches, eval_batches
 from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
@@ -103,6 +103,8 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_rows(mesh, config.data.batch_multiple)
     buckets = TrainBatches(prepared, config, *parallel.batch_share(mesh)).buckets
+    if "valid" in prepared.splits:
+        eval_batches(prepared, config, "valid", *parallel.batch_share(mesh))  # raises errors of the batch plan
     largest = max(buckets, key=lambda bucket: _flops(config, bucket))
     net = Janus(config.model, text.load(prepared.tokenizer_bytes).specials)
     with jax.set_mesh(mesh):

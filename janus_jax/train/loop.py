@@ -17,7 +17,7 @@ import numpy as np
 from janus_jax import parallel, processes, text
 from janus_jax.checkpoint import Checkpoints, best_first, write_error
 from janus_jax.config import Config, ConfigError, only_terms, scheduled
-from janus_jax.data import Prepared, TrainBatches, train_batches
+from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.metrics import evaluations
 from janus_jax.model import Janus
 from janus_jax.model.cost import step_flops
@@ -188,6 +188,8 @@ class _TrainingRun:
         parallel.check_rows(self.mesh, config.data.batch_multiple)
         self.share = parallel.batch_share(self.mesh)
         TrainBatches(self.prepared, self.config, *self.share)  # raises errors of the batch plan
+        if "valid" in self.prepared.splits:
+            eval_batches(self.prepared, self.config, "valid", *self.share)  # the same
         self.prepared.split("train").load()  # raises errors of the files
 
     def run(self) -> tuple[dict[str, float], bool]:

@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from janus_jax import config as config_lib
-from janus_jax import data, text
+from janus_jax import data, text, train
 from janus_jax.data import __main__ as command
 from janus_jax.data import report, store
 from tests.data.conftest import small_config, with_data
@@ -244,6 +244,58 @@ def test_impossible_batch_shows_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "write_examples", lambda *_: pytest.fail("written"))
     with pytest.raises(data.DataError, match="tokens_per_batch: 256 cannot hold 8 rows"):
         data.prepare(parallel_config(tmp_path, tokens_per_batch=256), **QUIET)
+
+
+def test_a_validation_split_without_batches_shows_before_writing_and_before_training(tmp_path, monkeypatch):
+    write(tmp_path, CLEAN, [*CLEAN[:4], ("Wort " * 60, "word " * 60)])
+    config = parallel_config(tmp_path)
+    widest = data.prepare(config, **QUIET)["buckets"][-1]
+    longest = max(widest["source_length"], widest["target_length"])
+    narrow = with_data(config, buckets=(longest,))
+    with pytest.raises(
+        data.DataError, match=rf"^the batches of the valid split: config\.data\.buckets: the last bound {longest}"
+    ):
+        data.eval_batches(data.Prepared.open(config.data.prepared, narrow), narrow)
+    with pytest.raises(data.DataError, match=rf"the batches of the valid split: .* the last bound {longest}"):
+        train.train(narrow, tmp_path / "run")
+    monkeypatch.setattr(store, "write_examples", lambda *_: pytest.fail("written"))
+    with pytest.raises(data.DataError, match=f"config.data.buckets: the last bound {longest}"):
+        data.prepare(with_data(narrow, prepared=str(tmp_path / "other")), **QUIET)
+
+
+def test_what_another_preparation_wrote_in_the_meantime_stays(tmp_path, monkeypatch):
+    write(tmp_path, CLEAN)
+    config, other = parallel_config(tmp_path), parallel_config(tmp_path, max_source_length=100)
+    finish, first = store.finish, [config]
+
+    def comes_first(*arguments):
+        if first:
+            data.prepare(first.pop(), **QUIET)
+        finish(*arguments)
+
+    monkeypatch.setattr(store, "finish", comes_first)
+    said = []
+    data.prepare(config, log=said.append)  # the other one has the same settings
+    assert "was prepared with these settings in the meantime" in said[-1]
+    (tmp_path / "prepared").rename(tmp_path / "older")
+    first.append(other)
+    with pytest.raises(data.DataError, match=r"holds other data \(data\.max_source_length was 100, is 256\)"):
+        data.prepare(config, **QUIET)
+    assert data.Prepared.open(config.data.prepared, other).report["settings"]["data.max_source_length"] == 100
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_link_to_another_disk_stays_and_a_mount_point_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, CLEAN)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "prepared").symlink_to(tmp_path / "disk/data")
+    config = parallel_config(tmp_path)
+    data.prepare(config, **QUIET)
+    assert (tmp_path / "prepared").is_symlink()
+    assert len(data.Prepared.open(tmp_path / "disk/data", config).split("train")) == len(CLEAN)
+    monkeypatch.setattr(os.path, "ismount", lambda path: True)
+    with pytest.raises(data.DataError, match="is a mount point, which is not replaced; name a folder in it"):
+        data.prepare(parallel_config(tmp_path, prepared=str(tmp_path / "mounted")), **QUIET)
 
 
 def test_absent_valid_split(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import lzma
 import typing
+import zlib
 
 import numpy as np
 import pytest
@@ -116,6 +117,13 @@ def test_marks_of_glge_are_changed_as_the_benchmark_does(tmp_path):
     split = sources.open_splits(config(tmp_path, "glge"))["train"]
     assert list(split) == [(1, b"one .  twofold .", b"first playing [X_SEP] second"), (2, b"c", b"d")]
     assert split.where(2) == f"{tmp_path}/train.src:2"
+    # In gigaword # is a digit.
+    digits = tmp_path / "gigaword_data"
+    digits.mkdir()
+    (digits / "train.src").write_text("killed ## people in ##th week\n")
+    (digits / "train.tgt").write_text("## killed\n")
+    split = sources.open_splits(config(tmp_path, "glge", train=str(digits / "train")))["train"]
+    assert list(split) == [(1, b"killed ## people in ##th week", b"## killed")]
     (tmp_path / "test.src").write_text("one\n")
     with pytest.raises(
         DataError, match=r'test\.src is there, .*test\.tgt is not: .* say config\.data\.test="", and decode'
@@ -143,6 +151,13 @@ def test_broken_archive_is_named_with_the_line(tmp_path):
     (tmp_path / "train.xz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=r"train\.xz:\d+: cannot read on"):
         list(sources.open_splits(config(tmp_path, "tsv"))["train"])
+    spoilt = bytearray(gzip.compress(bytes(range(256)) * 40))
+    spoilt[18] ^= 0xFF  # in the compressed data
+    (tmp_path / "spoilt.gz").write_bytes(spoilt)
+    with pytest.raises(zlib.error):
+        gzip.decompress(spoilt)
+    with pytest.raises(DataError, match=r"spoilt\.gz:\d+: cannot read on"):
+        list(sources.read_lines(tmp_path / "spoilt.gz"))
     (tmp_path / "other.gz").write_bytes(b"plain text")
     with pytest.raises(DataError, match=r"other\.gz:1: cannot read on"):
         list(sources.read_lines(tmp_path / "other.gz"))

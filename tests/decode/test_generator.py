@@ -119,7 +119,7 @@ def test_marks_of_sources_are_taken_out_as_for_training(generator):
     one = Generator(
         generator.net, generator.params, generator.tokenizer, generator.decode_config, source_marks=(" ##", "<S_SEP>")
     )
-    marked, plain = ["hel ##lo wor ##ld", "a <S_SEP> b"], ["hello world", "a  b"]
+    marked, plain = ["hel ##lo wor ##ld", "a <S_SEP> b"], ["hello world", "a b"]
     assert [output.text for output in one.generate(marked)] == [output.text for output in generator.generate(plain)]
     assert [output.text for output in generator.generate(marked)] != [
         output.text for output in generator.generate(plain)

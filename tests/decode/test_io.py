@@ -10,6 +10,7 @@ from janus_jax.decode.io import LinesError, read_lines, split_lines, write_lines
 def test_lines_split_at_line_feeds_alone():
     data = "a\u2028b\x0bc\x85\n\n x\r\nlast".encode()
     assert split_lines(data, "x") == ["a\u2028b\x0bc\x85", "", " x", "last"]
+    assert split_lines(b"\xef\xbb\xbfa\n\xef\xbb\xbfb", "x") == ["a", "\ufeffb"]  # a byte-order mark stands first
     assert split_lines(b"", "x") == []
     assert split_lines(b"\n", "x") == [""]
 

@@ -113,7 +113,7 @@ def score(
 
     Args:
       task: a key of `TASKS`.
-      hypotheses: predictions, one a line; pieces of words, marked by ##, are joined.
+      hypotheses: predictions, one a line; pieces of words, marked by ##, are joined, but for gigaword, where # is a digit.
       references: one for each.
       sources: one for each; tasks squadqg and msqg need them.
       strict: the rules of the reference scripts (True), or the clean ones.
@@ -136,8 +136,10 @@ def score(
         raise AlignmentError(f"{text}; all need the same lines in the same order, and at least one")
     if not any(map(str.strip, columns["references"])):
         raise AlignmentError("all references are empty; nothing can be scored")
-    joined = [[join_wordpieces(line) for line in columns[name]] for name in ("hypotheses", "references")]
-    return TASKS[task].score(*joined, columns["sources"], strict)
+    predictions = columns["hypotheses"]
+    if task != "gigaword":
+        predictions = [join_wordpieces(line) for line in predictions]
+    return TASKS[task].score(predictions, columns["references"], columns["sources"], strict)
 
 
 def mean(scores: Scores) -> float | None:
