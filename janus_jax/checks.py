@@ -79,6 +79,13 @@ def scheduled(config: Config) -> ObjectiveConfig:
     return dataclasses.replace(objective, ar_first=0.0, weights=dataclasses.replace(objective.weights, **late))
 
 
+def last_change(objective: ObjectiveConfig) -> int:
+    """The step from which on all terms have their last weight."""
+    return max(
+        (weight[-1][0] for weight in objective_terms(objective).values() if isinstance(weight, tuple)), default=0
+    )
+
+
 def check(config: Config) -> None:
     """Checks each value against its range, then values that must agree.
 

@@ -19,6 +19,7 @@ import ml_collections
 from janus_jax.checks import (
     ConfigError,
     check,
+    last_change,
     leaves,
     objective_terms,
     only_terms,
@@ -86,6 +87,7 @@ __all__ = [
     "config_hash",
     "default_config",
     "from_json",
+    "last_change",
     "leaves",
     "migrate_first_version",
     "objective_terms",

@@ -58,6 +58,12 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
     return resolved
 
 
+def for_scores(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords for one output a sentence, and a search where they name a beam, whatever a checkpoint's own settings are."""
+    search = {"sample": False} if keywords.get("mode") == "ar" and "beam" in keywords else {}
+    return {"nbest": 1, **search, **keywords}
+
+
 def _unknown(name: str, mode: str) -> str:
     known = places(mode)
     if others := [other for other in MODES if name in places(other)]:

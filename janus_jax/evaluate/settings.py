@@ -5,6 +5,7 @@ from typing import Any
 
 from janus_jax.config import ConfigError
 from janus_jax.decode import MODES, Generator
+from janus_jax.decode.keywords import for_scores
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
 from janus_jax.text import list_of_texts
@@ -79,7 +80,7 @@ def evaluate_settings(
     for setting in settings:
 
         def decode(lines: Sequence[str], setting: Keywords = setting) -> list[str]:
-            return [output.text for output in generator.generate(lines, progress=progress, **setting)]
+            return [output.text for output in generator.generate(lines, progress=progress, **for_scores(setting))]
 
         latency = measure(decode, sources, runs=runs)
         metrics = score(latency.results, references)

@@ -70,7 +70,7 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.rate == 0.0 or not self.has_rng("dropout"):
             return x
-        threshold = round(self.rate * 2**16)
+        threshold = min(round(self.rate * 2**16), 2**16 - 1)
         bits = _half_words(self.make_rng("dropout"), x.shape)
         return jnp.where(bits >= threshold, x * (2**16 / (2**16 - threshold)), jnp.zeros_like(x))
 

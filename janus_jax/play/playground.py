@@ -239,7 +239,7 @@ class Playground:
         mode = self.filling_mode
         if mode is None:
             raise InputError("this model was not trained to fill gaps (objective janus or cmlm)")
-        settings = {} if mode == "infill" else {"passes": 4}
+        settings = {"nbest": 1} if mode == "infill" else {"nbest": 1, "passes": 4}
         return self.decode(sentence, Trial("fill", "infilling", mode, settings), target)
 
     def ctc_rows(self, sentence: str) -> CtcRows:

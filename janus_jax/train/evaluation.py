@@ -9,6 +9,7 @@ from janus_jax import parallel, processes
 from janus_jax.config import Config, ConfigError, ParallelConfig, TrainConfig, objective_terms
 from janus_jax.data import Prepared, eval_batches
 from janus_jax.decode import MODES, Generator, trained_modes
+from janus_jax.decode.keywords import for_scores
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.objective.terms import divisor_of
@@ -121,8 +122,8 @@ class Evaluation:
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)
         scores = {}
         for name in modes:
-            settings = MODES[name].validation or {}
-            outputs = generator.generate(sources[self._process :: self._processes], mode=name, **settings)
+            settings = for_scores({"mode": name, **(MODES[name].validation or {})})
+            outputs = generator.generate(sources[self._process :: self._processes], **settings)
             texts = [""] * count
             for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
                 texts[process :: self._processes] = part

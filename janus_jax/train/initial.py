@@ -23,6 +23,8 @@ from janus_jax.types import Params
 _EQUAL = (
     "vocab_size d_model ffn_dim heads encoder_layers decoder_layers norm activation scale_embedding layernorm_embedding"
 ).split()
+# How AR rows are read. A half that is kept as it is (train.only) reads them as it did; another one can learn to.
+_AR_FORM = "ar_stream ar_start ar_slot_position".split()
 # Settings of a model that its own form does not depend on; all others are adopted where draft heads alone are trained.
 _FREE = "vocab_size draft_heads draft_vocab dropout attention_dropout activation_dropout remat attention".split()
 # And of an objective: those that say when, or in how many steps, a term is computed.
@@ -49,14 +51,15 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
     """
     if not config.get("init_from", ""):
         return ""
-    resumes = checkpoint.is_checkpoint(workdir)
-    origin = workdir if resumes else config.init_from
-    try:
-        whole = checkpoint.config(origin)
-        stored = whole.model
-    except CheckpointError as error:
-        raise CheckpointError(f"{'' if resumes else 'config.init_from: '}{error}") from error
-    ours = resolve(config)
+    if checkpoint.is_checkpoint(workdir):
+        origin, whole = workdir, _newest_config(workdir)
+    else:
+        origin = config.init_from
+        try:
+            whole = checkpoint.config(origin)
+        except CheckpointError as error:
+            raise CheckpointError(f"config.init_from: {error}") from error
+    stored, ours = whole.model, resolve(config)
     if trains_heads_alone(ours):
         if "ar" not in trained_terms(whole):
             raise ConfigError(
@@ -64,15 +67,32 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
             )
         _adopt_all(config, whole, overridden)
         return f"training follows {origin}: its model, objective and decoding settings, and draft heads beside them"
-    check_model(ours.model, stored, origin, [name for name in _ADOPTED if f"model.{name}" in overridden])
+    adopted = _ADOPTED + (_AR_FORM if ours.train.only else [])
+    check_model(ours.model, stored, origin, [name for name in adopted if f"model.{name}" in overridden])
     changed = []
-    for name in sorted(_ADOPTED):
+    for name in sorted(adopted):
         now, then = config.model.get(name, getattr(ModelConfig(), name)), getattr(stored, name)
         if now != then:
             with config.model.unlocked():
                 config.model[name] = then
             changed.append(f"model.{name} {then!r} instead of {now!r}")
     return f"training follows {origin}: {', '.join(changed)}" if changed else ""
+
+
+def _newest_config(workdir: str) -> Config:
+    """The settings of a run's newest checkpoint that can be read, as the run itself resumes from it.
+
+    Raises:
+      CheckpointError: none can be read.
+    """
+    steps = checkpoint.step_directories(workdir)
+    for step in reversed(steps):
+        try:
+            return checkpoint.config(step)
+        except CheckpointError:
+            if step == steps[0]:
+                raise
+    return checkpoint.config(workdir)  # a step directory itself
 
 
 def _adopt_all(config: ml_collections.ConfigDict, stored: Config, overridden: Set[str]) -> None:
@@ -140,11 +160,15 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     source, target = loaded.config.model, net.config
     if not source.vocab_size:  # it is that of the tokenizer, which both have
         source = dataclasses.replace(source, vocab_size=target.vocab_size)
-    check_model(target, source, config.init_from)
+    check_model(target, source, config.init_from, _EQUAL + (_AR_FORM if config.train.only else []))
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
     stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
     absent: list[str] = []
-    notes: list[str] = []
+    notes = [
+        f"model.{name}: {getattr(target, name)!r} instead of {getattr(source, name)!r}, which the AR half has to learn"
+        for name in _AR_FORM
+        if getattr(target, name) != getattr(source, name)
+    ]
 
     def initial(path: Any, new: np.ndarray) -> np.ndarray:
         name = _name(path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from janus_jax import parallel, processes, text
 from janus_jax.checkpoint import Checkpoints, best_first, write_error
-from janus_jax.config import Config, ConfigError, only_terms, scheduled
+from janus_jax.config import Config, ConfigError, last_change, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
 from janus_jax.metrics import evaluations
 from janus_jax.model import Janus
@@ -258,9 +258,13 @@ class _TrainingRun:
                 return
 
     def _ends_early(self, step: int) -> bool:
-        """Whether the last `train.patience` evaluations are no better than one before them; the log then says so."""
-        settings, evaluated = self.config.train, sorted(self.evaluations)
-        if not settings.patience or step == settings.steps or step not in self.evaluations:
+        """Whether the last `train.patience` evaluations are no better than one before them; the log then says so.
+
+        Those from the step on count at which all terms have their last weight (`objective.ar_first`, schedules).
+        """
+        settings, settled = self.config.train, last_change(scheduled(self.config))
+        evaluated = sorted(number for number in self.evaluations if number >= settled)
+        if not settings.patience or step == settings.steps or step not in evaluated:
             return False
         best = best_first(evaluated, settings, self.evaluations)[0]
         since = len(evaluated) - 1 - evaluated.index(best)

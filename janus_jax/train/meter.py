@@ -145,8 +145,8 @@ def memory_gib() -> float:
 class SpikeDetector:
     """Detects losses far above those before them.
 
-    A loss is compared with the moving mean and standard deviation of the steps before it that had the same loss terms, since another
-    set of terms is another loss.
+    A loss is compared with the moving mean and standard deviation of the steps before it that had the same loss terms, since
+    another set of terms is another loss. Sets may take turns (`objective.ar_every`).
 
     Args:
       deviations: a loss so many standard deviations above the mean is a spike; 0: no loss is.
@@ -157,23 +157,15 @@ class SpikeDetector:
 
     def __init__(self, deviations: float):
         self._limit = deviations
-        self._terms: tuple[str, ...] | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._count, self._mean, self._square = 0, 0.0, 0.0
+        # For each set of terms: the steps so far, the mean of the loss and of its square.
+        self._seen: dict[tuple[str, ...], tuple[int, float, float]] = {}
 
     def check(self, loss: float, terms: tuple[str, ...]) -> float:
         """The standard deviations between the mean and a loss that is a spike; 0 for other losses. A spike doesn't move the mean."""
-        if terms != self._terms:
-            self._terms = terms
-            self._reset()
-        deviation = max(self._square - self._mean**2, 1e-12) ** 0.5
-        above = (loss - self._mean) / deviation
-        if self._limit and self._count >= self._WARM_UP and above > self._limit:
+        count, mean, square = self._seen.get(terms, (0, 0.0, 0.0))
+        above = (loss - mean) / max(square - mean**2, 1e-12) ** 0.5
+        if self._limit and count >= self._WARM_UP and above > self._limit:
             return above
-        self._count += 1
-        rate = 1 / min(self._count, self._WINDOW)
-        self._mean += rate * (loss - self._mean)
-        self._square += rate * (loss**2 - self._square)
+        rate = 1 / min(count + 1, self._WINDOW)
+        self._seen[terms] = (count + 1, mean + rate * (loss - mean), square + rate * (loss**2 - square))
         return 0.0

@@ -247,7 +247,7 @@ def test_impossible_batch_shows_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_validation_split_without_batches_shows_before_writing_and_before_training(tmp_path, monkeypatch):
-    write(tmp_path, CLEAN, [*CLEAN[:4], ("bleibt " * 40, "sentence " * 40)])
+    write(tmp_path, CLEAN, [*CLEAN[:4], ("bleibt " * 12, "sentence " * 12)])
     config = parallel_config(tmp_path)
     widest = data.prepare(config, **QUIET)["buckets"][-1]
     longest = max(widest["source_length"], widest["target_length"])

@@ -15,6 +15,9 @@ class Upper:
     """Stands in for a generator: upper case, or, with a beam, right."""
 
     def generate(self, lines, *, progress=None, **settings):
+        # A checkpoint's own settings may be others.
+        assert settings["nbest"] == 1
+        assert settings.get("sample", True) is not ("beam" in settings)
         if progress:
             progress(len(lines))
         return [Output(line if settings.get("beam") else line.upper(), 0.0, []) for line in lines]

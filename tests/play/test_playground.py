@@ -28,6 +28,7 @@ def test_the_settings_of_the_checkpoint_do_not_get_in_the_way(generator):
     # Speculation cannot watch n-grams.
     assert [trial.name for trial in trials] == ["ar", "beam", "nar", "ctc", "ctc_beam", "dag", "dag_beam"]
     assert not playground.decode(SENTENCE, trials[0]).output.others
+    assert not playground.fill(SENTENCE, "<mask>").output.others
 
 
 @pytest.mark.parametrize("name", ["ar", "nar", "ctc", "dag", "speculative"])

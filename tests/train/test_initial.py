@@ -148,6 +148,45 @@ def test_size_and_form_of_the_model_are_those_of_the_checkpoint(pretrained, tmp_
         adopt_model(settings, set(), str(tmp_path / "run"))
 
 
+def test_an_ar_half_that_is_kept_is_read_as_it_was(pretrained, tmp_path):
+    settings = default_config()
+    settings.init_from, settings.model.ar_stream = str(pretrained / "run"), "content"
+    free = settings.copy_and_resolve_references()
+    adopt_model(free, set(), str(tmp_path / "run"))
+    assert free.model.ar_stream == "content"  # the half may learn it
+    settings.train.only = "adapter"
+    settings.model.parallel_adapter_rank = 2
+    with pytest.raises(ConfigError, match=r"config\.model\.ar_stream: 'content', but .* has 'query'"):
+        adopt_model(settings, {"model.ar_stream", "model.ar_start"}, str(tmp_path / "run"))
+    note = adopt_model(settings, set(), str(tmp_path / "run"))
+    assert "model.ar_stream 'query' instead of 'content'" in note
+    assert settings.model.ar_start == "eos"
+    with pytest.raises(ConfigError, match=r"config\.model\.ar_stream: 'content', but .* has 'query'"):
+        initialised(
+            tmp_path / "kept", theirs={}, ours={"parallel_adapter_rank": 2, "ar_stream": "content"}, only="adapter"
+        )
+    _, _, notes = initialised(tmp_path / "free", theirs={}, ours={"ar_stream": "content"})
+    assert notes == ["model.ar_stream: 'content' instead of 'query', which the AR half has to learn"]
+
+
+def test_a_run_resumes_with_the_settings_of_its_newest_intact_checkpoint(pretrained, tmp_path):
+    copy_until(6, pretrained / "run", tmp_path / "run")
+    damaged, intact = (tmp_path / "run/checkpoints" / step for step in ("6", "3"))
+    for file in (damaged / "assets").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="6: damaged"):
+        checkpoint.config(tmp_path / "run")
+    settings = default_config()
+    settings.init_from = str(tmp_path / "gone")
+    assert "model.d_model 16 instead of 512" in adopt_model(settings, set(), str(tmp_path / "run"))
+    for file in (intact / "assets").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="3: damaged"):
+        adopt_model(settings, set(), str(tmp_path / "run"))
+
+
 def test_the_command_takes_the_model_over(pretrained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("janus_jax.train.__main__.dry_run", lambda config: None)
     config = finetuning(pretrained, tmp_path)
@@ -172,14 +211,15 @@ def test_layers_share_a_note(tmp_path):
     assert "decoder/layers_*/fc1_adapter/down/kernel: new (2)" in notes
 
 
-def initialised(path, *, theirs, ours, layers=1):
+def initialised(path, *, theirs, ours, layers=1, only=""):
     """A checkpoint of a tiny model with `theirs`, and the initial parameters of a run with `ours`: (old table, new table, notes)."""
     lengths = {"max_source_length": 16, "max_target_length": 16}
     net, params = tiny.model(encoder_layers=1, decoder_layers=layers, **theirs)
     config = resolve({"model": dataclasses.asdict(net.config), "data": lengths})
     checkpoint.write(path, params, config, b"tokens", {"step": 1})
     net = Janus(dataclasses.replace(net.config, **ours), net.specials)
-    config = resolve({"model": dataclasses.asdict(net.config), "data": lengths, "init_from": str(path)})
+    kept = {"train": {"only": only}, "optimizer": {"weight_decay": 0.0}} if only else {}
+    config = resolve({"model": dataclasses.asdict(net.config), "data": lengths, "init_from": str(path), **kept})
     initial, notes = initial_params(net, config, b"tokens")
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     assert jax.tree.map(np.shape, initial) == jax.tree.map(lambda leaf: leaf.shape, shapes)

@@ -96,6 +96,12 @@ def test_spikes():
     assert spikes.check(losses[-1] + 20, ("ar",)) > 8
     assert not spikes.check(losses[-1], ("ar",))  # the spike isn't learned from
     assert not spikes.check(losses[-1] + 20, ("ar", "nar"))  # another loss
+    in_turns = SpikeDetector(8.0)
+    for loss in losses:
+        assert not in_turns.check(loss, ("ar",))
+        assert not in_turns.check(loss + 20, ("ar", "nar"))
+    assert in_turns.check(losses[-1] + 20, ("ar",)) > 8
+    assert in_turns.check(losses[-1] + 40, ("ar", "nar")) > 8
     silent = SpikeDetector(0.0)
     assert not any(silent.check(loss, ("ar",)) for loss in [*losses, 1e9])
 

@@ -149,7 +149,7 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
 
 
 def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, monkeypatch, capsys):
-    losses = {2: 3.0, 4: 2.0, 6: 2.0, 8: float("nan"), 10: 1.0, 12: 2.0}
+    losses = {2: 1.0, 4: 2.0, 6: 2.0, 8: float("nan"), 10: 1.0, 12: 2.0}
     steps = []
 
     def measured(evaluation, _params):
@@ -158,6 +158,8 @@ def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, m
 
     monkeypatch.setattr(evaluation_module.Evaluation, "measure", measured)
     every = {"train__eval_every": 2, "train__checkpoint_every": 2}
+    # The evaluation at step 2 does not count: the loss has its last weights from step 3 on.
+    every["objective__weights"] = {"ar": ((0, 0.5), (3, 1.0))}
     config = runs.config(prepared, objective__name="ar", train__patience=2, **every)
     _, stopped = loop_module.train_or_stop(config, tmp_path)
     assert not stopped  # it was not interrupted
@@ -337,7 +339,7 @@ def test_a_missing_checkpoint_is_named(path, tmp_path):
 
 
 def test_other_objectives_train_and_decode_what_they_trained(prepared, tmp_path):
-    decoded = {"train__eval_every": 4, "train__eval_sentences": 4}
+    decoded = {"train__eval_every": 4, "train__eval_sentences": 4, "decode__nbest": 3}
     config = runs.config(prepared, objective__name="cmlm", objective__weights__nar=1.0, train__steps=4, **decoded)
     assert_trained_and_decoded(train(config, tmp_path), "nar")
 
