@@ -9,13 +9,25 @@ GAP = "<mask>"  # in text to complete: one missing token
 _RUN = re.compile(rf"{GAP}(?:\s*{GAP})*")
 
 
-def with_gaps(target: str, tokenizer: Tokenizer, mask: int) -> list[int]:
-    """Token ids of text in which each `<mask>` stands for a missing token, `mask`."""
-    ids: list[int] = []
-    for number, piece in enumerate(target.split(GAP)):
-        # Of the spaces around a gap only the one behind it is kept: it belongs to the next word.
-        ids += ([mask] if number else []) + (tokenizer.encode(piece.rstrip()) if piece.strip() else [])
-    return ids
+def with_gaps(targets: Sequence[str], tokenizer: Tokenizer, mask: int, first_line: int) -> list[list[int]]:
+    """Token ids of texts in which each `<mask>` stands for a missing token, `mask`.
+
+    Args:
+      targets: texts.
+      tokenizer: of the texts.
+      mask: id that the model reads in a gap.
+      first_line: line number of the first target, for messages.
+
+    Raises:
+      ValueError: text around the gaps becomes `mask`.
+    """
+    rows = []
+    for number, target in enumerate(targets, first_line):
+        ids: list[int] = []
+        for at, piece in enumerate(target.split(GAP)):
+            ids += ([mask] if at else []) + _ids(piece, at > 0, tokenizer, mask, f"line {number}")
+        rows.append(ids)
+    return rows
 
 
 def with_fillings(
@@ -37,7 +49,7 @@ def with_fillings(
       first_line: line number of the first target, for messages.
 
     Raises:
-      ValueError: a gap without text, a text without gap, or a target that is too long.
+      ValueError: a gap without text, a text without gap, a target that is too long, or text around the gaps becomes `mask`.
     """
     if len(fillings) != len(targets):
         raise ValueError(
@@ -60,12 +72,34 @@ def _with_filling(
         raise ValueError(f"{where}: {len(filling)} texts for {len(pieces) - 1} gaps; give one for each run of {GAP}")
     ids, inside = [], []
     for at, piece in enumerate(pieces):
-        ids += tokenizer.encode(piece.rstrip()) if piece.strip() else []
+        ids += _ids(piece, at > 0, tokenizer, mask, where)
         if at < len(filling):
-            space = " " if piece.endswith(" ") else ""
-            tokens = tokenizer.encode(space + filling[at].strip()) if filling[at].strip() else []
+            space = " " if piece[-1:].isspace() else ""
+            tokens = _ids(space + filling[at].strip(), at > 0 or bool(piece), tokenizer)
             if not tokens:
                 raise ValueError(f"{where}: nothing to fill gap {at + 1} with; leave the gap out of the target")
             ids += [mask] * len(tokens)
             inside += tokens
     return ids, inside
+
+
+def _ids(text: str, continues: bool, tokenizer: Tokenizer, mask: int | None = None, where: str = "") -> list[int]:
+    """Token ids of a part of a target, none for white space.
+
+    Args:
+      text: the part. Of the spaces around a gap only the one behind it is kept: it belongs to the next word.
+      continues: other text or a gap stands before it.
+      tokenizer: of the text.
+      mask: id that the part may not hold; None: it may.
+      where: its place, for messages.
+    """
+    if not text.strip():
+        return []
+    inside = continues and not text[0].isspace()
+    ids = (tokenizer.encode_inside if inside else tokenizer.encode)(text.rstrip())
+    if mask in ids:
+        raise ValueError(
+            f"{where}: {text.strip()!r} holds a word that the tokenizer does not know, and this model cannot tell an unknown word "
+            "from a gap; write it otherwise, or make it a gap"
+        )
+    return ids

@@ -139,7 +139,7 @@ class Generator:
             prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
             targets=None
             if targets is None
-            else [with_gaps(one, tokenizer, self.net.specials.mask) for one in list_of_texts("targets", targets)],
+            else with_gaps(list_of_texts("targets", targets), tokenizer, self.net.specials.mask, first_line + 1),
             trace=trace,
             first_line=first_line,
             progress=progress,

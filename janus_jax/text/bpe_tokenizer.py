@@ -65,6 +65,10 @@ class BpeTokenizer:
         """Token ids of one line, without bos and eos."""
         return self._tokenizer.encode(line, add_special_tokens=False).ids
 
+    def encode_inside(self, text: str) -> list[int]:
+        """As `encode`: no sign of a new word is put before text."""
+        return self.encode(text)
+
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
         return [

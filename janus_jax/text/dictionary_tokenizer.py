@@ -43,6 +43,10 @@ class DictionaryTokenizer:
         """Token ids of one line, without bos and eos."""
         return [self._ids.get(word, self.specials.unk) for word in line.split()]
 
+    def encode_inside(self, text: str) -> list[int]:
+        """As `encode`: no sign of a new word is put before text."""
+        return self.encode(text)
+
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
         return [self.encode(line) for line in list_of_texts("lines", lines)]

@@ -1,5 +1,6 @@
 """SentencePiece tokenizers: trained here, or existing ones, renumbered so that our special tokens come first."""
 
+import functools
 import io
 import pathlib
 import re
@@ -66,6 +67,20 @@ class SentencePieceTokenizer:
     def encode(self, line: str) -> list[int]:
         """Token ids of one line, without bos and eos."""
         return self._ours[self._processor.encode(line)].tolist() if line else []
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of text that follows other text without a space: `encode` would put U+2581 before it."""
+        return self._ours[self._inside.encode(text)].tolist() if text else []
+
+    @functools.cached_property
+    def _inside(self) -> sentencepiece.SentencePieceProcessor:
+        """The same model without the space that it puts before each text."""
+        proto = model_pb2.ModelProto()
+        proto.CopyFrom(self.proto)
+        proto.normalizer_spec.add_dummy_prefix = False
+        processor = sentencepiece.SentencePieceProcessor()
+        processor.LoadFromSerializedProto(proto.SerializeToString())
+        return processor
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""

@@ -28,6 +28,10 @@ class Tokenizer(Protocol):
         """Token ids of one line, without bos and eos."""
         ...
 
+    def encode_inside(self, text: str) -> list[int]:
+        """Token ids of text that follows other text without a space: no sign of a new word is put before it."""
+        ...
+
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order.
 

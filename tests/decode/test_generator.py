@@ -28,6 +28,8 @@ class Letters:
     def encode(self, line):
         return [5 + (ord(c) - ord("a")) % (VOCAB - 5) for c in line if not c.isspace()]
 
+    encode_inside = encode
+
     def encode_batch(self, lines):
         return [self.encode(line) for line in lines]
 

@@ -19,6 +19,8 @@ class Words:
     def encode(self, line):
         return [5 + (ord(a) * 7 + ord(b)) % (self.vocab_size - 5) for word in line.split() for a, b in _pairs(word)]
 
+    encode_inside = encode
+
     def encode_batch(self, lines):
         return [self.encode(line) for line in lines]
 

@@ -8,6 +8,7 @@ from sentencepiece import sentencepiece_model_pb2 as model_pb2
 
 from janus_jax import text
 from janus_jax.config import TextConfig
+from janus_jax.decode.gaps import with_fillings, with_gaps
 
 GIVEN = pathlib.Path(__file__).resolve().parents[2].parent / "shared/data/multi30k/deen4000.model"
 STEMS = (
@@ -76,6 +77,35 @@ def test_byte_fallback_leaves_nothing_unknown(tokenizer):
     without = text.train(LINES, TextConfig(vocab_size=60, byte_fallback=False))
     assert 3 in without.encode(line)
     assert "\u2047" in without.decode(without.encode(line))
+
+
+def test_text_around_gaps_keeps_its_spaces(tokenizer):
+    whole = "the day (12:30), and"
+    for target, parts in (
+        ("<mask>.", ["", "."]),
+        ("the <mask>, and", ["the", ", and"]),
+        ("the day (<mask>), and", ["the day (", "), and"]),
+    ):
+        ids = with_gaps([target], tokenizer, tokenizer.specials.mask, 1)[0]
+        assert tokenizer.decode(ids) == "".join(parts)
+        assert ids.count(tokenizer.specials.mask) == 1
+    # As the text without gaps would be, where the parts are tokens of their own.
+    (ids, inside), (spaced, _) = with_fillings(
+        ["the day (<mask>), and", "the day <mask> and"],
+        [["12:30"], ["12:30"]],
+        99,
+        tokenizer,
+        tokenizer.specials.mask,
+        1,
+    )
+    mark = iter(inside)
+    filled = [next(mark) if i == tokenizer.specials.mask else i for i in ids]
+    assert tokenizer.decode(filled) == whole
+    assert tokenizer.decode(spaced) == "the day and"
+    with pytest.raises(
+        ValueError, match=r"line 7: 'the' holds a word that the tokenizer does not know, and this model"
+    ):
+        with_gaps(["the <mask>"], tokenizer, tokenizer.encode("the")[0], 7)
 
 
 def test_decode_skips_specials_and_names_a_foreign_id(tokenizer):
