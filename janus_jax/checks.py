@@ -358,6 +358,13 @@ def _check_decode(decode: DecodeConfig) -> None:
             f"config.decode.ar.no_repeat_ngram: {decode.ar.no_repeat_ngram}, but mode speculative verifies tokens side by side; "
             "set it to 0 or choose mode ar"
         )
+    for mode in ("speculative", "infill"):
+        settings = getattr(decode, mode)
+        if (settings.accept_top > 1) != (settings.accept_gap > 0):
+            raise ConfigError(
+                f"config.decode.{mode}: accept_top {settings.accept_top} and accept_gap {settings.accept_gap} have no effect; set "
+                "both, accept_top above 1 and accept_gap above 0, or neither"
+            )
     relaxed = decode.speculative.accept_top > 1 and decode.speculative.accept_gap > 0
     if decode.mode == "speculative" and decode.ar.sample and relaxed:
         raise ConfigError(

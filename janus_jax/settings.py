@@ -670,7 +670,9 @@ class NarDecode:
         False,
         "Each pass also predicts the tokens that are not masked anew (CMLMC). For models trained with objective.nar_correction.",
     )
-    merge_repeats: bool = setting(False, "Drop a token that equals the one before it.")
+    merge_repeats: bool = setting(
+        False, "Drop a token that equals the one before it; not where targets with gaps are given."
+    )
     rerank: Literal["none", "ar"] = setting(
         "none",
         "Who chooses among the length candidates: mask-predict's score (none), or the score of the AR half (ar).",

@@ -92,6 +92,8 @@ def test_unknown_keys_name_the_nearest():
         ({"data__source_lang": "en", "data__target_lang": "en"}, "config.data.target_lang: 'en' is data.source_lang too"),
         ({"data__source": "text", "data__mask_ratio": 0.3}, "config.data.mask_ratio: 0.3, but data.source text is masked by data.noise_ratio"),
         ({"train__best_metric": "valid/bleu_ar"}, "config.train.best_mode: min, but valid/bleu_ar grows"),
+        ({"decode__infill__accept_top": 3}, "config.decode.infill: accept_top 3 and accept_gap 0.0 have no effect; set both"),
+        ({"decode__speculative__accept_gap": 0.5}, "config.decode.speculative: accept_top 1 and accept_gap 0.5 have no effect"),
         ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps everything out of training"),
         ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),

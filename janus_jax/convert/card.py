@@ -7,7 +7,7 @@ from typing import Any
 from janus_jax import checkpoint
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import Loaded
-from janus_jax.config import Config, CtcDecode, DagDecode
+from janus_jax.config import Config, CtcDecode, DagDecode, NarDecode
 from janus_jax.convert import hub
 from janus_jax.convert.scores import Score
 from janus_jax.data.sources import glge_marks
@@ -132,7 +132,7 @@ def model_card(
 
 def _calls(config: Config) -> list[tuple[str, str]]:
     """A title and a call of the model for each way of generating that it was trained for."""
-    modes, ar, nar = trained_modes(config), config.decode.ar, config.decode.nar
+    modes, ar = trained_modes(config), config.decode.ar
     calls = []
     if "ar" in modes:
         beams = {"num_beams": ar.beam if ar.beam > 1 else 5}
@@ -142,8 +142,7 @@ def _calls(config: Config) -> list[tuple[str, str]]:
             ("Autoregressively, by beam search", f"generate(**batch, {_python(beams)})"),
         ]
     if "nar" in modes:
-        settings = _python({"passes": nar.passes, "length_beam": nar.length_beam})
-        calls.append(("In parallel, by mask-predict", f"generate_nar(**batch, {settings})"))
+        calls.append(("In parallel, by mask-predict", f"generate_nar(**batch, {_nar_arguments(config.decode.nar)})"))
     if "ctc" in modes:
         calls.append(("In parallel, by CTC", f"generate_ctc(**batch, {_ctc_arguments(config.decode.ctc)})"))
     if "dag" in modes:
@@ -156,6 +155,15 @@ def _calls(config: Config) -> list[tuple[str, str]]:
     if "heads" in config_lib.trained_terms(config):
         calls.append(("The tokens of greedy search in fewer passes, by draft heads", "generate_speculative(**batch)"))
     return calls
+
+
+def _nar_arguments(nar: NarDecode) -> str:
+    """The arguments of `generate_nar` that equal the settings of mode nar."""
+    arguments: dict[str, Any] = {"passes": nar.passes, "length_beam": nar.length_beam}
+    for name in ("lengths", "mask_schedule", "early_stop", "revise", "merge_repeats"):
+        if getattr(nar, name) != getattr(NarDecode(), name):
+            arguments[name] = getattr(nar, name)
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
 def _ctc_arguments(ctc: CtcDecode) -> str:
@@ -282,6 +290,7 @@ def _limits(loaded: Loaded, languages: dict[str, str]) -> list[str]:
         if {"ar", *PARALLEL} & set(modes) > {"ar"}
         else []
     )
+    others += ["mask-predict reranked by the AR half"] if {"ar", "nar"} <= set(modes) else []
     others += ["gaps filled by AUX rows (`infill`)"] if "infill" in modes else []
     if others:
         limits.append(f"Only janus_jax has: {', '.join(others)}.")

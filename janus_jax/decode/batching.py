@@ -53,15 +53,22 @@ def framed(
     sentences: Sequence[Sequence[int]], longest: int, name: str, specials: Specials, first_line: int = 0
 ) -> list[list[int]]:
     """Token ids bos ... eos, cut to `longest` with one warning; [] for an empty sentence."""
+    cut = cut_to(sentences, longest - 2, name, specials, first_line)
+    return [[specials.bos, *sentence, specials.eos] if sentence else [] for sentence in cut]
+
+
+def cut_to(
+    sentences: Sequence[Sequence[int]], most_tokens: int, name: str, specials: Specials, first_line: int = 0
+) -> list[list[int]]:
+    """Token ids without bos, eos and padding, cut to `most_tokens` with one warning that names the lines."""
     ids = [bare(sentence, specials) for sentence in sentences]
-    most_tokens = longest - 2
     long = [number for number, sentence in enumerate(ids, first_line + 1) if len(sentence) > most_tokens]
     if long:
         some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
         log.warning(
             "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), name, most_tokens, some
         )
-    return [[specials.bos, *sentence[:most_tokens], specials.eos] if sentence else [] for sentence in ids]
+    return [sentence[:most_tokens] for sentence in ids]
 
 
 def bucket(length: int, *, at_least: int = 16, halves: bool = False) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from janus_jax import files
 from janus_jax.data import DataError, Prepared, Readers, check_one_target, retarget
 from janus_jax.decode.generator import Generator
-from janus_jax.decode.io import CHUNK, Item, read_lines, write_resumable
+from janus_jax.decode.io import CHUNK, Item, job_hash, read_lines, write_resumable
 
 
 def distill(
@@ -73,7 +73,12 @@ def distill(
 
     origin = {"checkpoint": checkpoint, "decode": dataclasses.asdict(decode)}
     signature = [origin, generator.fingerprint()]
-    write_resumable(items, translated, records, signature=signature, chunk=chunk, skipped=progress)
+    # Says which finished translations are there, until the new dataset is.
+    finished, job = translated.with_name(f"{translated.name}.finished"), job_hash(items, signature)
+    if not (translated.is_file() and finished.is_file() and finished.read_text() == job):
+        finished.unlink(missing_ok=True)
+        write_resumable(items, translated, records, signature=signature, chunk=chunk, skipped=progress)
+        files.write_bytes(finished, job.encode())
     targets = [list(map(int, line.split())) for line in read_lines(translated)]
     empty = 0
     for number, row in enumerate(data.split("train").examples()):
@@ -84,4 +89,5 @@ def distill(
         raise DataError(f"all {empty} outputs are empty: is {checkpoint} trained? {translated} holds them; remove it")
     report = retarget(data, output, targets, {**origin, "empty_outputs": empty}, readers)
     translated.unlink()
+    finished.unlink()
     return report

@@ -14,7 +14,7 @@ import jax
 from janus_jax import checkpoint, parallel, text
 from janus_jax.config import ConfigError, DecodeConfig, ParallelConfig
 from janus_jax.data.sources import glge_marks
-from janus_jax.decode.batching import Sentences, bare, framed, plan_batches, sentence_results
+from janus_jax.decode.batching import Sentences, bare, cut_to, framed, plan_batches, sentence_results
 from janus_jax.decode.gaps import GAP, with_fillings, with_gaps
 from janus_jax.decode.keywords import with_keywords
 from janus_jax.decode.modes import MODES, trained_modes
@@ -174,7 +174,7 @@ class Generator:
             framed(sources, self.max_source_length, "sources", special, first_line),
             prefixes=None
             if prefixes is None
-            else [bare(one, special)[: self.max_target_length - 2] for one in prefixes],
+            else cut_to(prefixes, self.max_target_length - 2, "prefixes", special, first_line),
             starts=None if targets is None else framed(targets, self.max_target_length, "targets", special, first_line),
             first_line=first_line,
         )

@@ -290,7 +290,7 @@ def write_resumable(
             return
         partial, state = (file.with_name(file.name + ending) for ending in (".partial", ".state.json"))
         with _locked(partial, output) as stream:
-            _write_chunks(items, stream, state, _mark(items, signature), decode, chunk, skipped)
+            _write_chunks(items, stream, state, job_hash(items, signature), decode, chunk, skipped)
             files.replace(partial, file)
             state.unlink(missing_ok=True)
     except OSError as error:
@@ -354,7 +354,7 @@ def _write_chunks(
         files.write_bytes(state, json.dumps(saved).encode())
 
 
-def _mark(items: Sequence[Item], signature: Any) -> str:
+def job_hash(items: Sequence[Item], signature: Any) -> str:
     """A hash of the items and of all that decides their records."""
     digest = hashlib.sha256(json.dumps(signature, sort_keys=True).encode())
     for item in items:

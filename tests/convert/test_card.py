@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 
 from janus_jax import checkpoint
 from janus_jax import config as config_lib
-from janus_jax.config import resolve
+from janus_jax.config import NarDecode, resolve
 from janus_jax.convert import CardOptions, ConvertError, ImportRequest, card, errors, export_model, import_model
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.card import PACKAGES
@@ -357,3 +357,10 @@ def test_the_command_is_right_in_any_directory(tmp_path, monkeypatch):
     path = errors.install_command().removeprefix("pip install -r ")
     assert Path(path).is_absolute()
     assert Path(path).read_text() == (ROOT / "requirements-convert.txt").read_text()
+
+
+def test_the_call_of_mask_predict_has_the_settings_of_the_checkpoint():
+    assert card._nar_arguments(NarDecode()) == "passes=10, length_beam=3"
+    changed = NarDecode(passes=4, length_beam=5, lengths="contiguous", revise=True, merge_repeats=True)
+    expected = "passes=4, length_beam=5, lengths='contiguous', revise=True, merge_repeats=True"
+    assert card._nar_arguments(changed) == expected

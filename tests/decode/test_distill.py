@@ -1,6 +1,7 @@
 """Distillation: a prepared set with training targets translated by a model; it resumes, and is trained on like any other."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from janus_jax.decode.distill import distill
 from janus_jax.decode.io import LinesError
 from janus_jax.train import train
 from tests.train import runs
+
+distill_module = importlib.import_module("janus_jax.decode.distill")
 
 SETTINGS = {"mode": "ar", "beam": 1, "max_length_a": 0.5, "max_length_b": 4}
 
@@ -123,6 +126,29 @@ def test_a_stopped_distillation_resumes(original, tmp_path, monkeypatch):
     assert counts == [25, 10]
     distill(generator, config.data.prepared, tmp_path / "at_once", **arguments)
     assert ids(tmp_path / "new") == ids(tmp_path / "at_once")
+
+
+def test_finished_translations_outlive_a_failure_of_what_follows(original, tmp_path, monkeypatch):
+    config, workdir = original
+    generator = Generator.from_checkpoint(workdir)
+    arguments = {"checkpoint": "c", **SETTINGS}
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill_module, "retarget", fails)
+        with pytest.raises(OSError, match="disk full"):
+            distill(generator, config.data.prepared, tmp_path / "new", **arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "generate_ids", lambda *_, **__: pytest.fail("translated again"))
+        distill(generator, config.data.prepared, tmp_path / "new", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+    # Translations of other settings are not taken for these.
+    (tmp_path / ".other.targets").write_text("5\n")
+    (tmp_path / ".other.targets.finished").write_text("of something else")
+    distill(generator, config.data.prepared, tmp_path / "other", **arguments)
+    assert ids(tmp_path / "new") == ids(tmp_path / "other")
 
 
 def test_unusable_datasets_are_named(original, tmp_path):

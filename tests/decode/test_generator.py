@@ -288,6 +288,17 @@ def test_infilling_keeps_the_tokens_around_the_gaps(generator):
     assert generator.score_infills(lines[:1], ["a<mask>c <mask>f"], [["q", "rs"]])[0].score < scored[0].score
 
 
+def test_given_tokens_stay_though_repeats_are_merged(generator):
+    output = generator.generate(["hello"], mode="nar", targets=["aa<mask>bb"], merge_repeats=True)[0]
+    assert len(output.tokens) == 5
+    assert output.tokens[:2] + output.tokens[3:] == Letters().encode("aabb")
+
+
+def test_a_prefix_that_is_cut_is_named(generator, caplog):
+    generator.generate(["a", "b"], prefixes=["c", "d" * 40], beam=1)
+    assert "1 of 2 prefixes are longer than 30 tokens and were cut: line 2" in caplog.text
+
+
 def test_infilling_without_targets_or_texts_is_an_error(generator):
     with pytest.raises(ValueError, match="targets: mode infill needs them; give one with <mask> in it"):
         generator.generate(["a"], mode="infill")

@@ -46,7 +46,9 @@ def run(request: DecodeRequest) -> DecodeResult:
     if decode.nar.rerank == "ar":
         candidates = run_rerank(params, encoded, candidates, net=net, lenpen=decode.ar.lenpen)
     hypotheses, passes, trace = _run_ranking(candidates, rules=rules_of(decode), count=decode.nbest)
-    return DecodeResult(hypotheses, {"passes": passes}, trace, merge_repeats=decode.nar.merge_repeats)
+    # Given tokens stay, repeated or not.
+    merge = decode.nar.merge_repeats and request.start is None
+    return DecodeResult(hypotheses, {"passes": passes}, trace, merge_repeats=merge)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "settings", "limit", "trace"))
