@@ -92,8 +92,7 @@ def check(config: Config) -> None:
     Raises:
       ConfigError: a value out of range, or settings that contradict each other.
     """
-    for setting in all_settings():
-        _check_range(setting, operator.attrgetter(setting.name)(config))
+    check_ranges(config)
     _check_data(config)
     _check_model(config)
     _check_optimizer(config)
@@ -104,6 +103,16 @@ def check(config: Config) -> None:
     _check_lengths(config)
     _check_decode(config.decode)
     _check_parallel(config)
+
+
+def check_ranges(config: Config) -> None:
+    """Checks each value against its range.
+
+    Raises:
+      ConfigError: a value out of range.
+    """
+    for setting in all_settings():
+        _check_range(setting, operator.attrgetter(setting.name)(config))
 
 
 def _check_range(setting: Setting, value: Any) -> None:
@@ -360,7 +369,7 @@ def _check_decode(decode: DecodeConfig) -> None:
         )
     for mode in ("speculative", "infill"):
         settings = getattr(decode, mode)
-        if (settings.accept_top > 1) != (settings.accept_gap > 0):
+        if decode.mode == mode and (settings.accept_top > 1) != (settings.accept_gap > 0):
             raise ConfigError(
                 f"config.decode.{mode}: accept_top {settings.accept_top} and accept_gap {settings.accept_gap} have no effect; set "
                 "both, accept_top above 1 and accept_gap above 0, or neither"

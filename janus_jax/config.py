@@ -19,6 +19,7 @@ import ml_collections
 from janus_jax.checks import (
     ConfigError,
     check,
+    check_ranges,
     last_change,
     leaves,
     objective_terms,
@@ -149,6 +150,9 @@ def to_json(config: Config) -> str:
 def from_json(text: str, *, ignore_unknown: bool = False) -> Config:
     """Reads what `to_json` wrote, in this version or the first.
 
+    The version that wrote it has checked that its settings agree. Later versions may check more, and its checkpoints still
+    load: only types and ranges are checked again.
+
     Args:
       text: JSON.
       ignore_unknown: leave out the settings that this version does not know.
@@ -160,7 +164,9 @@ def from_json(text: str, *, ignore_unknown: bool = False) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"config: expected groups of settings, got {raw!r:.40}")
     raw = migrate_first_version(raw)
-    return resolve(_known(Config, raw) if ignore_unknown else raw)
+    config = _build(Config, _known(Config, raw) if ignore_unknown else raw, "config")
+    check_ranges(config)
+    return config
 
 
 def _known(cls: type, raw: dict[str, Any]) -> dict[str, Any]:
