@@ -31,12 +31,15 @@ AR = ("ar:beam=5", "ar:beam=1")
 NAR = ("nar:passes=1,length_beam=1", *(f"nar:passes={n},length_beam=3" for n in (1, 2, 5, 10, 11)))
 CTC = ("ctc:beam=1", "ctc:beam=5")
 RERANKED_CTC = (*CTC, "ctc:beam=5,rerank=ar")
+DAG = ("dag:search=lookahead", "dag:search=beam,beam=20")
 SETTINGS = {
     "ar": AR,
     "cmlm": NAR,
     "janus": AR + NAR,
     "ctc": CTC,
     "janus_ctc": AR + RERANKED_CTC,
+    "dag": DAG,
+    "janus_dag": (*AR, *DAG, "dag:search=beam,beam=20,rerank=ar"),
     "janus_all": AR + NAR + RERANKED_CTC,
 }
 

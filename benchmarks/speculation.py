@@ -1,6 +1,6 @@
 """Speculative decoding and infilling on real text: equality with greedy search, passes and time.
 
-    python benchmarks/speculation.py --checkpoint=runs/multi30k_cpu --source=TEST.de [--references=TEST.en] \\
+    python benchmarks/speculation.py --checkpoint=runs/multi30k_masks --source=TEST.de [--references=TEST.en] \\
         [--batches=1,32] [--json]
 
 The program takes each drafter that the model has (heads, CTC, DAG and NAR rows) and compares outputs with those of greedy
@@ -123,6 +123,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         generator.net = dataclasses.replace(generator.net, config=model)
     lines = read_lines(args.source)[: args.sentences]
     references = read_lines(args.references)[: args.sentences] if args.references else None
+    if references and "infill" not in generator.trained:
+        raise SystemExit(f"--references: {args.checkpoint} was not trained to fill gaps (AUX rows); leave it out")
     drafts = [{"draft": "always"}] if args.always else [{}, {"draft": "always"}]
     origins = drafters(generator)
     rows = []

@@ -11,7 +11,7 @@ Data: plain text, a document a line, in files that a pattern names; the default 
 trained, and the model from scratch.
 
 Cost: the released recipe is 8 GPUs x 3 x 512 tokens x 16 micro-batches a step, at most a million steps, "16 GPU days".
-Batches are global here, so that any mesh trains the same. Scores: not measured.
+Batches are global here: a mesh of up to 8 devices trains the same; docs/scaling.md has the flags for more. Scores: not measured.
 """
 
 import dataclasses

@@ -94,7 +94,7 @@ def check(config: Config) -> None:
     """
     check_ranges(config)
     _check_data(config)
-    _check_model(config)
+    check_model(config)
     _check_optimizer(config)
     _check_training(config)
     _check_only(config)
@@ -176,11 +176,6 @@ def _check_data(config: Config) -> None:
         raise ConfigError(
             f"config.data.max_length_ratio: {d.max_length_ratio} drops every pair; set it to 1 or more, or to 0 for no limit"
         )
-    if d.source != "text" and d.source_lang == d.target_lang:
-        raise ConfigError(
-            f"config.data.target_lang: {d.target_lang!r} is data.source_lang too, and files are named by them; give the two "
-            "sides different names, for example src and tgt"
-        )
     if d.source == "text":
         for name in ("mask_sampler", "mask_ratio", "mask_span", "mask_suffix"):
             if getattr(d, name) != getattr(DataConfig(), name):
@@ -199,7 +194,12 @@ def _check_data(config: Config) -> None:
         )
 
 
-def _check_model(config: Config) -> None:
+def check_model(config: Config) -> None:
+    """Checks that the settings of the model agree.
+
+    Raises:
+      ConfigError: they do not.
+    """
     m = config.model
     if m.d_model % m.heads:
         raise ConfigError(
@@ -367,13 +367,6 @@ def _check_decode(decode: DecodeConfig) -> None:
             f"config.decode.ar.no_repeat_ngram: {decode.ar.no_repeat_ngram}, but mode speculative verifies tokens side by side; "
             "set it to 0 or choose mode ar"
         )
-    for mode in ("speculative", "infill"):
-        settings = getattr(decode, mode)
-        if decode.mode == mode and (settings.accept_top > 1) != (settings.accept_gap > 0):
-            raise ConfigError(
-                f"config.decode.{mode}: accept_top {settings.accept_top} and accept_gap {settings.accept_gap} have no effect; set "
-                "both, accept_top above 1 and accept_gap above 0, or neither"
-            )
     relaxed = decode.speculative.accept_top > 1 and decode.speculative.accept_gap > 0
     if decode.mode == "speculative" and decode.ar.sample and relaxed:
         raise ConfigError(

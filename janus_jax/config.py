@@ -19,6 +19,7 @@ import ml_collections
 from janus_jax.checks import (
     ConfigError,
     check,
+    check_model,
     check_ranges,
     last_change,
     leaves,
@@ -96,6 +97,7 @@ __all__ = [
     "preset",
     "resolve",
     "scheduled",
+    "stored",
     "to_json",
     "trained_terms",
     "trains_heads_alone",
@@ -151,7 +153,7 @@ def from_json(text: str, *, ignore_unknown: bool = False) -> Config:
     """Reads what `to_json` wrote, in this version or the first.
 
     The version that wrote it has checked that its settings agree. Later versions may check more, and its checkpoints still
-    load: only types and ranges are checked again.
+    load: only types, ranges and the model's settings are checked again.
 
     Args:
       text: JSON.
@@ -163,9 +165,18 @@ def from_json(text: str, *, ignore_unknown: bool = False) -> Config:
     raw = json.loads(text)
     if not isinstance(raw, dict):
         raise ConfigError(f"config: expected groups of settings, got {raw!r:.40}")
-    raw = migrate_first_version(raw)
-    config = _build(Config, _known(Config, raw) if ignore_unknown else raw, "config")
+    return stored(_known(Config, migrate_first_version(raw)) if ignore_unknown else raw)
+
+
+def stored(raw: dict[str, Any]) -> Config:
+    """`from_json` for what the JSON text holds.
+
+    Raises:
+      ConfigError: a wrong setting.
+    """
+    config = _build(Config, migrate_first_version(raw), "config")
     check_ranges(config)
+    check_model(config)
     return config
 
 

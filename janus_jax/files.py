@@ -144,10 +144,12 @@ def locked(path: StrPath) -> Iterator[BinaryIO]:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
                     raise
             # The process that held the lock may have renamed the file in the meantime.
+            same = False
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                    yield file
-                    return
+                same = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+            if same:
+                yield file
+                return
 
 
 def _check_replaceable(file: Path) -> None:

@@ -157,6 +157,9 @@ class DataConfig:
         unit="sentence pairs",
         at_least=0,
     )
+    glge_pieces: bool = setting(
+        True, "In text of glge ` ##` joins pieces of words. False: it stays, as in gigaword, where # is a digit."
+    )
     cmudict_stress: bool = setting(False, "Phonemes of cmudict keep the digits of stress (AH0, AH1, AH2).")
     prepared: str = setting(
         "prepared/demo", "Folder that `python -m janus_jax.data` writes and `python -m janus_jax.train` reads."

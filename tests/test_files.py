@@ -119,3 +119,8 @@ def test_a_lock_keeps_others_out_until_the_file_is_closed_or_renamed(tmp_path):
     with files.locked(path):
         pass
     assert (tmp_path / "done").read_bytes() == b"text"
+
+
+def test_an_error_in_a_locked_block_is_not_swallowed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="gone"), files.locked(tmp_path / "file"):
+        raise FileNotFoundError("gone")

@@ -20,7 +20,7 @@ from janus_jax import config as config_lib
 from janus_jax import processes, provenance
 from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.checkpoint.files import CheckpointError, bytes_array, first_line, step_directories
-from janus_jax.config import Config, TrainConfig
+from janus_jax.config import Config, TrainConfig, last_change, scheduled
 from janus_jax.types import TrainState
 
 # These errors come from the state of the machine and not from a damaged file.
@@ -63,6 +63,8 @@ class Checkpoints:
             "tokenizer": bytes_array(tokenizer),
         }
         self._train, self._evaluations = config.train, evaluations
+        # With patience the best ones are those that it compares.
+        self._settled = last_change(scheduled(config)) if config.train.patience else 0
         self._origin = {"data": data, "revision": provenance.revision(), "versions": provenance.versions()}
         self.directory = Path(directory).absolute()
         self.notes: list[str] = []  # messages of `restore`, for the log
@@ -115,7 +117,7 @@ class Checkpoints:
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_Retention(self._train, self._evaluations),
+            preservation_policy=_Retention(self._train, self._evaluations, self._settled),
             cleanup_tmp_directories=True,
             context=_SAVING,
         )
@@ -173,7 +175,7 @@ class Checkpoints:
         # A run that was evaluated and lost its log: which checkpoints are best is not known.
         if jax.process_index() or (self._train.keep_best and not self._evaluations):
             return
-        for step in set(steps) - kept_steps(steps, self._train, self._evaluations):
+        for step in set(steps) - kept_steps(steps, self._train, self._evaluations, self._settled):
             # A name that Orbax removes too, should this process be killed here.
             leftover = self.directory / f"{step}.orbax-checkpoint-tmp-0"
             (self.directory / str(step)).rename(leftover)
@@ -290,18 +292,19 @@ def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any
 class _Retention:
     """Orbax's form of `kept_steps`."""
 
-    def __init__(self, train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]):
-        self._train, self._evaluations = train, evaluations
+    def __init__(self, train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]], settled: int):
+        self._train, self._evaluations, self._settled = train, evaluations, settled
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         # Older runs stored the metrics in the checkpoints.
         stored = {one.step: one.metrics for one in checkpoints if one.metrics}
-        kept = kept_steps([one.step for one in checkpoints], self._train, {**stored, **self._evaluations})
+        evaluations = {**stored, **self._evaluations}
+        kept = kept_steps([one.step for one in checkpoints], self._train, evaluations, self._settled)
         return [one.step in kept for one in checkpoints]
 
 
 def kept_steps(
-    steps: Sequence[int], train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]]
+    steps: Sequence[int], train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]], settled: int = 0
 ) -> frozenset[int]:
     """The steps whose checkpoints are kept: the newest, the best, and the multiples of `train.keep_every`.
 
@@ -309,9 +312,10 @@ def kept_steps(
       steps: those that have a checkpoint.
       train: the retention settings.
       evaluations: metrics by step. A step without an evaluation is none of the best.
+      settled: and none before this step is.
     """
     ordered = sorted(steps)
-    best = best_first([step for step in ordered if step in evaluations], train, evaluations)
+    best = best_first([step for step in ordered if step in evaluations and step >= settled], train, evaluations)
     every = [step for step in ordered if train.keep_every and step % train.keep_every == 0]
     return frozenset([*ordered[-train.keep_last :], *best[: train.keep_best], *every])
 

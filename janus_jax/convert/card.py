@@ -136,11 +136,14 @@ def _calls(config: Config) -> list[tuple[str, str]]:
     calls = []
     if "ar" in modes:
         beams = {"num_beams": ar.beam if ar.beam > 1 else 5}
-        beams |= {} if ar.beam > 1 else {"early_stopping": "never"}  # otherwise generation_config.json has the rule
+        # Otherwise generation_config.json has the rule.
+        beams |= {"early_stopping": "never"} if ar.beam == 1 or ar.sample else {}
+        search = ", do_sample=False" if ar.sample else ""
         calls += [
-            ("Autoregressively, by greedy search", "generate(**batch, num_beams=1)"),
-            ("Autoregressively, by beam search", f"generate(**batch, {_python(beams)})"),
+            ("Autoregressively, by greedy search", f"generate(**batch, num_beams=1{search})"),
+            ("Autoregressively, by beam search", f"generate(**batch, {_python(beams)}{search})"),
         ]
+        calls += [("Autoregressively, by sampling", "generate(**batch)")] if ar.sample else []
     if "nar" in modes:
         calls.append(("In parallel, by mask-predict", f"generate_nar(**batch, {_nar_arguments(config.decode.nar)})"))
     if "ctc" in modes:

@@ -164,14 +164,17 @@ def generation_config(exported: ExportedModel) -> dict[str, Any]:
     released = exported.config.decode.rules == "released"
     max_length = min(exported.config.data.max_target_length, model.max_positions)
     banned = [specials.pad] if released else [specials.pad, specials.bos, specials.mask]
-    beams = {"early_stopping": _EARLY_STOPPING["released" if released else ar.stop]} if ar.beam > 1 else {}
+    if ar.sample:  # top_k 0 and top_p 1 limit nothing there either
+        search = {"num_beams": 1, "do_sample": True}
+        search |= {"temperature": ar.temperature, "top_k": ar.top_k, "top_p": ar.top_p}
+    else:
+        search = {"num_beams": ar.beam, "do_sample": False}
+        search |= {"early_stopping": _EARLY_STOPPING["released" if released else ar.stop]} if ar.beam > 1 else {}
     return {
         **{f"{name}_token_id": getattr(specials, name) for name in ("bos", "pad", "eos")},
         "decoder_start_token_id": specials.eos if model.ar_start == "eos" else specials.bos,
-        "num_beams": ar.beam,
+        **search,
         "length_penalty": ar.lenpen,
-        **beams,
-        "do_sample": False,
         "suppress_tokens": banned,
         "min_new_tokens": max(ar.min_length, 1),
         "no_repeat_ngram_size": ar.no_repeat_ngram,

@@ -171,7 +171,7 @@ def _from_export(
             "--heads, --max_positions, --ignore: this is an export of janus_jax, which holds its settings; leave these flags out"
         )
     try:
-        config = config_lib.resolve(config_lib.migrate_first_version(raw))
+        config = config_lib.stored(raw)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ConvertError(f"{path}: its janus_jax settings are damaged: {error}") from error
     tokenizer = _tokenizer(request, path.parent)

@@ -25,8 +25,8 @@ from janus_jax.settings import all_settings
 # Settings that change the prepared data; all others may differ between preparing and training.
 _TEXT_SETTINGS = "model model_type vocab_size character_coverage byte_fallback train_lines".split()
 _DATA_SETTINGS = (
-    "source source_lang target_lang train valid test hold_out tfds_name demo_sizes cmudict_stress max_source_length "
-    "max_target_length max_length_ratio too_long"
+    "source source_lang target_lang train valid test hold_out tfds_name demo_sizes glge_pieces cmudict_stress "
+    "max_source_length max_target_length max_length_ratio too_long"
 ).split()
 # Those that only name places. (The splits of a TFDS dataset are names in it.)
 PLACES = {"text.model", "data.train", "data.valid", "data.test"}
@@ -40,6 +40,8 @@ def settings(config: Config) -> dict[str, Any]:
         data.discard("tfds_name")
     if config.data.source != "demo":
         data.discard("demo_sizes")
+    if config.data.source != "glge":
+        data.discard("glge_pieces")
     if config.data.source != "cmudict":
         data.discard("cmudict_stress")
     if config.data.source == "text":

@@ -49,15 +49,20 @@ def prepare(
       TokenizerError: the tokenizer cannot be trained or read.
     """
     directory = pathlib.Path(config.data.prepared).resolve()  # a link stays, and what it points to is written
-    if os.path.ismount(directory):
+    if config.data.source != "text" and config.data.source_lang == config.data.target_lang:
         raise DataError(
-            f"config.data.prepared: {directory} is a mount point, which is not replaced; name a folder in it"
+            f"config.data.target_lang: {config.data.target_lang!r} is data.source_lang too, and files are named by them; give "
+            "the two sides different names, for example src and tgt"
         )
     splits = sources.open_splits(config.data, download=download)
     inputs = _inputs(config, splits)
     if directory.exists() and (report := _existing(directory, config, splits, inputs, overwrite)):
         log(f"{directory} is already prepared with these settings ({report['fingerprint']}); nothing to do")
         return report
+    if os.path.ismount(directory):
+        raise DataError(
+            f"config.data.prepared: {directory} is a mount point, which is not replaced; name a folder in it"
+        )
     directory.parent.mkdir(parents=True, exist_ok=True)
     for leftover in directory.parent.glob(f".{directory.name}.*.partial"):
         # Another preparation may be writing it, so it is not removed.

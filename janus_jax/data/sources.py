@@ -163,11 +163,8 @@ def _misaligned(source: pathlib.Path, source_lines: int, target: pathlib.Path, t
 
 
 def glge_marks(config: DataConfig) -> tuple[str, ...]:
-    """What is taken out of sources of GLGE: the mark between sentences of cnndm, and the joint of pieces of words.
-
-    In gigaword `#` stands for a digit (`killed ## people`), and nothing is in pieces.
-    """
-    return ("<S_SEP>",) if "gigaword" in config.train else (_PIECE, "<S_SEP>")
+    """What is taken out of sources of GLGE: the mark between sentences of cnndm, and the joint of pieces of words."""
+    return (_PIECE, "<S_SEP>") if config.glge_pieces else ("<S_SEP>",)
 
 
 def _open_glge(key: str, prefix: str, config: DataConfig) -> SplitSource:

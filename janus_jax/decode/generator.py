@@ -45,6 +45,7 @@ class Generator:
         max_target_length: int = 256,
         trained: tuple[str, ...] | None = None,
         source_marks: tuple[str, ...] = (),
+        one_space: bool = False,
         mesh: jax.sharding.Mesh | None = None,
     ):
         """Args:
@@ -56,12 +57,13 @@ class Generator:
         max_target_length: tokens, bos and eos counted, of the longest output.
         trained: modes that the model was trained for; any other is an error unless `allow_untrained` is set. None: all.
         source_marks: pieces of text that are taken out of each source, as they were for training.
+        one_space: runs of white space in a source become one space, as they did for training.
         mesh: devices; the sentences of a batch are split over its axes data and fsdp, parameters by the rules of
           `parallel`. None: one device.
         """
         self.trained = tuple(MODES) if trained is None else trained
         self.net, self.params, self.tokenizer, self.mesh = net, params, tokenizer, mesh
-        self.source_marks = source_marks
+        self.source_marks, self.one_space = source_marks, one_space
         if mesh is not None:
             self.params = jax.device_put(params, parallel.state_shardings(mesh, params))
         self._policies: dict[DecodeConfig, DraftPolicy | None] = {}
@@ -100,6 +102,7 @@ class Generator:
             max_target_length=loaded.config.data.max_target_length,
             trained=trained,
             source_marks=glge_marks(loaded.config.data) if loaded.config.data.source == "glge" else (),
+            one_space="data" in loaded.about,  # trained here, on text that preparation has cleaned
             mesh=parallel.make_mesh(ParallelConfig(), list(devices)) if len(devices) > 1 else None,
         )
 
@@ -235,7 +238,9 @@ class Generator:
         texts = list_of_texts("lines", lines)
         for mark in self.source_marks:
             texts = [text.replace(mark, "") for text in texts]
-        return self._require_tokenizer().encode_batch([" ".join(text.split()) for text in texts])
+        if self.one_space:
+            texts = [" ".join(text.split()) for text in texts]
+        return self._require_tokenizer().encode_batch(texts)
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

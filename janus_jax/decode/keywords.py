@@ -55,6 +55,13 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
             raise ConfigError(
                 f"{name}: it has no effect in mode {resolved.mode} unless {other} is {needed}; set that too"
             )
+    if resolved.mode in ("speculative", "infill"):
+        top, gap = resolved.chosen.accept_top, resolved.chosen.accept_gap
+        if (changes.get("accept_top", 1) > 1 and not gap) or (changes.get("accept_gap", 0) > 0 and top <= 1):
+            raise ConfigError(
+                f"accept_top {top} and accept_gap {gap}: one has no effect without the other; set accept_top above 1 and accept_gap "
+                "above 0, or neither"
+            )
     return resolved
 
 

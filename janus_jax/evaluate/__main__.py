@@ -39,6 +39,7 @@ from janus_jax.command_line import ArgumentParser, report_mistakes
 from janus_jax.config import DecodeConfig
 from janus_jax.decode import Generator
 from janus_jax.decode.io import LinesError, check_outputs, read_lines, write_lines
+from janus_jax.decode.keywords import for_scores
 from janus_jax.evaluate import glge, trace_html
 from janus_jax.evaluate.scores import check_aligned, error_rates, score, tokenized
 from janus_jax.evaluate.settings import describe, evaluate_settings, format_table, parse_setting, standard_settings
@@ -237,7 +238,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     if args.batch_tokens is not None:
         settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
     for setting in settings:
-        generator.check(sources, **setting)
+        generator.check(sources, **for_scores(setting))
     outputs = [Path(args.output_dir) / f"{_file_name(setting)}.txt" for setting in settings] if args.output_dir else []
     if outputs:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -271,7 +272,7 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
         if args.error_rates:
             about["sequence_error_rate"] = results[best]["sequence_error_rate"]
-        _save_with_setting(args.checkpoint, args.save_best, generator.settings(own[best]), about)
+        _save_with_setting(args.checkpoint, args.save_best, generator.settings(for_scores(own[best])), about)
 
 
 def _more_scores(

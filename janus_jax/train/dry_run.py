@@ -4,6 +4,7 @@ Only the compiler allocates memory, and nothing is written. Legend: A micro-batc
 S source length, T target length, M masked tokens at most.
 """
 
+import collections
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,21 +13,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax import parallel, text
-from janus_jax.config import Config, ConfigError, only_terms
+from janus_jax.config import Config, ConfigError, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, eval_batches
 from janus_jax.data.buckets import Bucket
 from janus_jax.model import Janus
 from janus_jax.model.cost import parameter_count, step_flops
-from janus_jax.objective.joint import check_two_targets
+from janus_jax.objective.joint import active_terms, check_two_targets
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.loop import resolve_with_data
 from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
 
 _MIB, _GIB = 2**20, 2**30
+_SAMPLED = 997  # steps whose terms are counted; a prime, so that terms which take turns are met as often as they come
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,19 @@ class Forecast:
 
     @property
     def flops(self) -> float:
-        """Operations of a training step on all devices together, mean over an epoch, as `model.cost` counts them."""
-        batches = sum(bucket.batches for bucket in self.buckets)
-        return sum(bucket.batches * _flops(self.config, bucket) for bucket in self.buckets) / batches
+        """Operations of a training step on all devices together, mean over the run, as `model.cost` counts them.
+
+        Steps compute the terms that have a weight at them (`ar_first`, `ar_every`, schedules): a sample of the steps counts.
+        """
+        batches, steps = sum(bucket.batches for bucket in self.buckets), self.config.train.steps
+        objective, kinds = scheduled(self.config), collections.Counter[tuple[str, ...] | None]()
+        for step in np.linspace(0, steps - 1, min(steps, _SAMPLED)).astype(int):
+            kinds[only_terms(self.config) or active_terms(objective, int(step))] += 1
+        return sum(
+            count * bucket.batches * _flops(self.config, bucket, terms)
+            for terms, count in kinds.items()
+            for bucket in self.buckets
+        ) / (batches * kinds.total())
 
     def report(self) -> str:
         """The forecast as text."""
@@ -98,7 +111,7 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     """
     prepared = Prepared.open(config.data.prepared, config)
     config = resolve_with_data(config, prepared)
-    if prepared.two_targets:
+    if prepared.two_targets and not only_terms(config):
         check_two_targets(config.objective)
     mesh = parallel.make_mesh(config.parallel)
     parallel.check_rows(mesh, config.data.batch_multiple)
@@ -172,9 +185,9 @@ def _temporary_bytes(net: Janus, config: Config, mesh: Mesh, state: TrainState, 
         raise ConfigError(f"{_remedies(config)} The compiler: {str(error).splitlines()[0]}") from error
 
 
-def _flops(config: Config, bucket: Bucket) -> float:
-    """Operations of a step of a bucket."""
-    micro_batch = step_flops(config, bucket.rows, bucket.source_length, bucket.target_length, bucket.masked)
+def _flops(config: Config, bucket: Bucket, terms: tuple[str, ...] | None = None) -> float:
+    """Operations of a step of a bucket that computes these terms; None: all."""
+    micro_batch = step_flops(config, bucket.rows, bucket.source_length, bucket.target_length, bucket.masked, terms)
     return config.train.accumulation * micro_batch
 
 

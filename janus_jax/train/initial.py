@@ -17,6 +17,7 @@ from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config, ConfigError, ModelConfig, leaves, resolve, trained_terms, trains_heads_alone
 from janus_jax.model import Janus, output_classes
+from janus_jax.objective.terms import OBJECTIVES
 from janus_jax.types import Params
 
 # Settings that decide what the parameters mean: they must be equal in both models.
@@ -67,7 +68,7 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
             )
         _adopt_all(config, whole, overridden)
         return f"training follows {origin}: its model, objective and decoding settings, and draft heads beside them"
-    adopted = _ADOPTED + (_AR_FORM if ours.train.only else [])
+    adopted = _ADOPTED + (_AR_FORM if ours.train.only and _has_ar(ours) else [])
     check_model(ours.model, stored, origin, [name for name in adopted if f"model.{name}" in overridden])
     changed = []
     for name in sorted(adopted):
@@ -77,6 +78,10 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
                 config.model[name] = then
             changed.append(f"model.{name} {then!r} instead of {now!r}")
     return f"training follows {origin}: {', '.join(changed)}" if changed else ""
+
+
+def _has_ar(config: Config) -> bool:
+    return "ar" in OBJECTIVES[config.objective.name]
 
 
 def _newest_config(workdir: str) -> Config:
@@ -160,14 +165,14 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     source, target = loaded.config.model, net.config
     if not source.vocab_size:  # it is that of the tokenizer, which both have
         source = dataclasses.replace(source, vocab_size=target.vocab_size)
-    check_model(target, source, config.init_from, _EQUAL + (_AR_FORM if config.train.only else []))
+    check_model(target, source, config.init_from, _EQUAL + (_AR_FORM if config.train.only and _has_ar(config) else []))
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
     stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
     absent: list[str] = []
     notes = [
         f"model.{name}: {getattr(target, name)!r} instead of {getattr(source, name)!r}, which the AR half has to learn"
         for name in _AR_FORM
-        if getattr(target, name) != getattr(source, name)
+        if _has_ar(config) and getattr(target, name) != getattr(source, name)
     ]
 
     def initial(path: Any, new: np.ndarray) -> np.ndarray:

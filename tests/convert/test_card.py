@@ -364,3 +364,15 @@ def test_the_call_of_mask_predict_has_the_settings_of_the_checkpoint():
     changed = NarDecode(passes=4, length_beam=5, lengths="contiguous", revise=True, merge_repeats=True)
     expected = "passes=4, length_beam=5, lengths='contiguous', revise=True, merge_repeats=True"
     assert card._nar_arguments(changed) == expected
+
+
+def test_a_checkpoint_that_samples_is_exported_as_one(tmp_path, bpe):
+    decode = {"ar": {"sample": True, "temperature": 0.7, "top_k": 5}}
+    foreign.write_checkpoint(tmp_path / "run/checkpoints/2", bpe, config={"data": LENGTHS, "decode": decode})
+    flags = [f"--checkpoint={tmp_path / 'run'}", "--format=hf", f"--output={tmp_path / 'export'}"]
+    assert main(["export", *flags]) == 0
+    stored = json.loads((tmp_path / "export/generation_config.json").read_text())
+    assert (stored["do_sample"], stored["num_beams"], stored["temperature"], stored["top_k"]) == (True, 1, 0.7, 5)
+    card = (tmp_path / "export/README.md").read_text()
+    assert "generate(**batch, num_beams=1, do_sample=False)" in card
+    assert "generate(**batch)" in card

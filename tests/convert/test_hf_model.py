@@ -308,6 +308,7 @@ AR = [
     {"beam": 3, "stop": "current", "nbest": 3, "lenpen": 0.4},
     {"beam": 4, "stop": "released"},
     {"beam": 2, "stop": "best", "lenpen": 2.0, "no_repeat_ngram": 2, "min_length": 4},
+    {"beam": 3, "stop": "best", "nbest": 3, "min_length": 12},  # more than the length limit of short sources
 ]
 
 

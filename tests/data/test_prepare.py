@@ -298,6 +298,14 @@ def test_a_link_to_another_disk_stays_and_a_mount_point_is_refused(tmp_path, mon
         data.prepare(parallel_config(tmp_path, prepared=str(tmp_path / "mounted")), **QUIET)
 
 
+def test_two_sides_of_one_name_are_refused(tmp_path):
+    write(tmp_path, CLEAN)
+    with pytest.raises(
+        data.DataError, match=r"config\.data\.target_lang: 'de' is data\.source_lang too, .* for example src"
+    ):
+        data.prepare(parallel_config(tmp_path, target_lang="de"), **QUIET)
+
+
 def test_absent_valid_split(tmp_path):
     write(tmp_path, CLEAN)
     config = parallel_config(tmp_path, valid="")

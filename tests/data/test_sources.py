@@ -118,11 +118,9 @@ def test_marks_of_glge_are_changed_as_the_benchmark_does(tmp_path):
     assert list(split) == [(1, b"one .  twofold .", b"first playing [X_SEP] second"), (2, b"c", b"d")]
     assert split.where(2) == f"{tmp_path}/train.src:2"
     # In gigaword # is a digit.
-    digits = tmp_path / "gigaword_data"
-    digits.mkdir()
-    (digits / "train.src").write_text("killed ## people in ##th week\n")
-    (digits / "train.tgt").write_text("## killed\n")
-    split = sources.open_splits(config(tmp_path, "glge", train=str(digits / "train")))["train"]
+    (tmp_path / "digits.src").write_text("killed ## people in ##th week\n")
+    (tmp_path / "digits.tgt").write_text("## killed\n")
+    split = sources.open_splits(config(tmp_path, "glge", train=str(tmp_path / "digits"), glge_pieces=False))["train"]
     assert list(split) == [(1, b"killed ## people in ##th week", b"## killed")]
     (tmp_path / "test.src").write_text("one\n")
     with pytest.raises(

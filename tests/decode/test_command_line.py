@@ -143,6 +143,10 @@ def timeless(row):
 
 
 def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys):
+    # Of a checkpoint whose own settings give several outputs, and samples.
+    loaded, own = checkpoint.load(saved), {"nbest": 3, "ar": {"sample": True}}
+    settings = dataclasses.replace(loaded.config, decode=config.resolve({"decode": own}).decode)
+    checkpoint.write(tmp_path / "own", loaded.params, settings, loaded.tokenizer, {"step": 1})
     (tmp_path / "src").write_text("\n".join(LINES[:6]) + "\n")
     # References of which one setting alone is right.
     (tmp_path / "ref").write_text(
@@ -150,10 +154,11 @@ def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys)
     )
     files = [f"--source={tmp_path / 'src'}", f"--references={tmp_path / 'ref'}"]
     settings = ["--setting=ar:beam=1", "--setting=nar:passes=3", "--setting=ar:beam=2"]
-    arguments = [f"--checkpoint={saved}", *files, *settings, "--batch_tokens=99", f"--save_best={tmp_path / 'best'}"]
+    given = f"--checkpoint={tmp_path / 'own'}"
+    arguments = [given, *files, *settings, "--batch_tokens=99", f"--save_best={tmp_path / 'best'}"]
     assert evaluate_main(arguments) == 0
-    before, after = checkpoint.load(saved), checkpoint.load(tmp_path / "best")
-    expected = dataclasses.replace(before.config.decode, mode="nar")
+    before, after = checkpoint.load(tmp_path / "own"), checkpoint.load(tmp_path / "best")
+    expected = dataclasses.replace(before.config.decode, mode="nar", nbest=1)
     assert after.config.decode == dataclasses.replace(expected, nar=dataclasses.replace(expected.nar, passes=3))
     assert dataclasses.replace(after.config, decode=before.config.decode) == before.config
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)

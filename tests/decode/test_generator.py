@@ -40,6 +40,13 @@ class Letters:
         return ["".join(chr(ord("a") + i - 5) if i >= 5 else "?" for i in line) for line in ids]
 
 
+class Spaces(Letters):
+    """Letters from 0, and the codes of white space."""
+
+    def encode_batch(self, lines):
+        return [[ord(c) if c.isspace() else ord(c) - ord("a") for c in line] for line in lines]
+
+
 @pytest.fixture(scope="module")
 def generator():
     config = ModelConfig(
@@ -119,8 +126,17 @@ def test_several_devices_share_the_sentences_and_change_nothing(generator, mode)
 
 def test_marks_of_sources_are_taken_out_as_for_training(generator):
     one = Generator(
-        generator.net, generator.params, generator.tokenizer, generator.decode_config, source_marks=(" ##", "<S_SEP>")
+        generator.net,
+        generator.params,
+        Spaces(),
+        generator.decode_config,
+        source_marks=(" ##", "<S_SEP>"),
+        one_space=True,
     )
+    assert one.encoded(["a <S_SEP>\tb "]) == [[0, 32, 1]]
+    one.one_space = False
+    assert one.encoded(["a <S_SEP>\tb "]) == [[0, 32, 9, 1, 32]]
+    one.one_space, one.tokenizer = True, Letters()
     marked, plain = ["hel ##lo wor ##ld", "a <S_SEP> b"], ["hello world", "a b"]
     assert [output.text for output in one.generate(marked)] == [output.text for output in generator.generate(plain)]
     assert [output.text for output in generator.generate(marked)] != [

@@ -72,6 +72,11 @@ def test_a_keyword_changes_the_field_of_the_chosen_mode():
         ({"sample": True, "beam": 3}, "beam: it has no effect in mode ar unless sample is False; set that too"),
         ({"mode": "nar", "lenpen": 0.5}, "lenpen: it has no effect in mode nar unless rerank is ar; set that too"),
         ({"mode": "dag", "beam": 3}, "beam: it has no effect in mode dag unless search is beam; set that too"),
+        ({"mode": "infill", "accept_top": 3}, "accept_top 3 and accept_gap 0.0: one has no effect without the other"),
+        (
+            {"mode": "speculative", "accept_gap": 0.5},
+            "accept_top 1 and accept_gap 0.5: one has no effect without the other",
+        ),
         ({"mode": "infill", "nbest": 2}, "config.decode.nbest: 2, but mode infill gives one output a sentence"),
     ],
 )

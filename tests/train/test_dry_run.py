@@ -68,6 +68,25 @@ def test_the_plan_and_its_operations_are_those_of_training(prepared, whole):
     each = [2 * step_flops(config, b.rows, b.source_length, b.target_length, b.masked) for b in plan]
     weights = [b.batches for b in plan]
     assert math.isclose(whole.flops, sum(f * w for f, w in zip(each, weights, strict=True)) / sum(weights))
+    # AR alone in the first half; then AR in every second step.
+    in_turns = dataclasses.replace(
+        config.objective,
+        name="janus_ctc",
+        ar_first=0.5,
+        ar_every=2,
+        weights=dataclasses.replace(config.objective.weights, kl_ar_ctc=0.0),
+    )
+    model = dataclasses.replace(config.model, ctc_ratio=2.0)
+    changed = dataclasses.replace(
+        config, model=model, objective=in_turns, train=dataclasses.replace(config.train, steps=4000)
+    )
+    shares = {("ar",): 0.5, ("ctc",): 0.25, ("ar", "ctc"): 0.25}
+    expected = sum(
+        share * w * 2 * step_flops(changed, b.rows, b.source_length, b.target_length, b.masked, terms)
+        for terms, share in shares.items()
+        for b, w in zip(plan, weights, strict=True)
+    )
+    assert dataclasses.replace(whole, config=changed).flops == pytest.approx(expected / sum(weights), rel=0.01)
     largest = max(zip(each, plan, strict=True), key=lambda pair: pair[0])[1]
     assert whole.largest.target_length == largest.target_length
     wide = 2 * largest.rows * (largest.source_length + largest.target_length + largest.masked + 2) * 4

@@ -80,8 +80,6 @@ def test_heads_are_asked_of_a_model_without_them(finished):
         generator.generate(["a"], mode="speculative", draft_from="heads")
     with pytest.raises(ConfigError, match="draft_lengths: 2, but the CTC half makes one draft"):
         generator.generate(["a"], mode="speculative", draft_lengths=2)
-    with pytest.raises(ConfigError, match="draft_passes: 3, but the CTC half makes drafts in one pass at most"):
-        generator.generate(["a"], mode="speculative", draft_passes=3)
     assert with_keywords(generator.decode_config, {"mode": "speculative"}).speculative.draft_from == "auto"
 
 

@@ -157,7 +157,7 @@ def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, m
         return {"valid/loss": losses[steps[-1]]}
 
     monkeypatch.setattr(evaluation_module.Evaluation, "measure", measured)
-    every = {"train__eval_every": 2, "train__checkpoint_every": 2}
+    every = {"train__eval_every": 2, "train__checkpoint_every": 2, "train__keep_last": 1}
     # The evaluation at step 2 does not count: the loss has its last weights from step 3 on.
     every["objective__weights"] = {"ar": ((0, 0.5), (3, 1.0))}
     config = runs.config(prepared, objective__name="ar", train__patience=2, **every)
@@ -165,7 +165,8 @@ def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, m
     assert not stopped  # it was not interrupted
     assert steps == [2, 4, 6, 8]
     assert f"ended at step 8: valid/loss is not better than at step 4, 2 evaluations before; the best checkpoint is {tmp_path}/checkpoints/4" in capsys.readouterr().err  # fmt: skip
-    assert (tmp_path / "checkpoints/4").is_dir()  # step 6 is as good
+    # Step 6 is as good as 4, and step 2 is not compared.
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["4", "8"]
     train(config, tmp_path)
     assert steps == [2, 4, 6, 8]
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, patience=3)), tmp_path)

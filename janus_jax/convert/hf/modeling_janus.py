@@ -462,7 +462,7 @@ class EndInTime(LogitsProcessor):
     """Forces eos as the last token within the length limit, and keeps the model's score for it.
 
     ForcedEOSTokenLogitsProcessor of transformers sets the log-probability of the forced eos to 0, so that beam search
-    would prefer outputs that are cut off.
+    would prefer outputs that are cut off. A shortest length forbids eos before: `before` keeps its score.
     """
 
     def __init__(self, limits: Tensor, eos_token_id: int):
@@ -471,11 +471,17 @@ class EndInTime(LogitsProcessor):
         eos_token_id: the id of eos.
         """
         self.limits, self.eos = limits, eos_token_id
+        self.eos_scores: Tensor | None = None
+
+    def before(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores, of which that of eos is remembered; the first processor of all."""
+        self.eos_scores = scores[:, self.eos].clone()
+        return scores
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         limits = self.limits.to(scores.device).repeat_interleave(scores.shape[0] // len(self.limits))
         last = input_ids.shape[1] + 1 >= limits
-        eos_scores = scores[:, self.eos]
+        eos_scores = scores[:, self.eos] if self.eos_scores is None else self.eos_scores
         eos_only = torch.full_like(scores, -math.inf)
         eos_only[:, self.eos] = torch.where(eos_scores == -math.inf, 0.0, eos_scores)
         return torch.where(last[:, None], eos_only, scores)
@@ -731,7 +737,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         mask = (kwargs.get("model_kwargs") or {}).get("attention_mask")
         prefix = kwargs.get("input_ids_seq_length", len(self.config.start_tokens)) - len(self.config.start_tokens)
         limits = self._limits(generation_config, mask, prefix)
-        processors.append(EndInTime(limits, eos if isinstance(eos, int) else eos[0]))
+        end = EndInTime(limits, eos if isinstance(eos, int) else eos[0])
+        processors.insert(0, end.before)
+        processors.append(end)
         return processors
 
     def _limits(self, generation_config: Any, mask: Tensor | None, prefix: int) -> Tensor:

@@ -113,7 +113,7 @@ def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"
     """What makes the drafts.
 
     Raises:
-      ConfigError: the model does not have it, or drafts of several lengths or passes are wanted and it makes no such ones.
+      ConfigError: the model does not have it, or drafts of several lengths are wanted and it makes only one.
     """
     net, settings = request.net, request.decode.speculative
     origin = settings.draft_from
@@ -133,12 +133,12 @@ def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"
             "config.decode.speculative.draft_from: heads, but the model has none (model.draft_heads 0); train them "
             "(configs/heads.py) or set it to auto"
         )
-    name = "draft heads make" if origin == "heads" else f"the {origin.upper()} half makes"
-    for field, what in (("draft_lengths", "one draft"), ("draft_passes", "drafts in one pass at most")):
-        if getattr(settings, field) > 1 and origin != "nar":
-            raise ConfigError(
-                f"config.decode.speculative.{field}: {getattr(settings, field)}, but {name} {what}; set it to 1, or draft_from to nar"
-            )
+    if settings.draft_lengths > 1 and origin != "nar":
+        name = "draft heads make" if origin == "heads" else f"the {origin.upper()} half makes"
+        raise ConfigError(
+            f"config.decode.speculative.draft_lengths: {settings.draft_lengths}, but {name} one draft; set it to 1, "
+            "or draft_from to nar"
+        )
     return origin
 
 
