@@ -41,7 +41,7 @@ from janus_jax.convert import fairseq_settings, files, fitting, huggingface, pic
 from janus_jax.convert.errors import ConvertError
 from janus_jax.convert.fairseq import params_from_released
 from janus_jax.convert.report import Report
-from janus_jax.text import Tokenizer
+from janus_jax.text import SentencePieceTokenizer, Tokenizer
 
 SOURCES = ("fairseq", "hf", "safetensors")
 # The objective of the released pretraining (docs/method.md, section 6).
@@ -122,6 +122,12 @@ def _from_fairseq(request: ImportRequest, report: Report) -> _ImportedModel:
             arrays |= files.as_float32(files.tensors(export["tensors"], path), report)
         return _from_export(arrays, raw, _step(export.get("step")), path, request, report)
     tokenizer = _tokenizer(request, path.parent)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        # fairseq numbers the lines of dict.txt from 4, and puts <mask> last.
+        raise ConvertError(
+            "--tokenizer: a SentencePiece model does not say which row of the embedding belongs to which piece; give the dict.txt that "
+            "the model was trained with, and text that is cut into pieces (spm_encode)"
+        )
     settings = fairseq_settings.settings_of(state)
     model, family = fairseq_settings.architecture(arrays, settings, request.heads, report)
     options = fitting.FitOptions(request.ignore, request.max_positions, mask_is_last=family != "translation")
@@ -220,7 +226,7 @@ def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
     if request.source == "fairseq" and not (directory / "encoder.json").is_file():
         raise ConvertError(
             f"{directory}: holds no tokenizer; give --tokenizer: the dict.txt of a translation model, a folder with BART's "
-            "dict.txt, encoder.json and vocab.bpe, or a SentencePiece model"
+            "dict.txt, encoder.json and vocab.bpe"
         )
     return text.read(directory, "--tokenizer")
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, text
+from janus_jax.config import TextConfig
 from janus_jax.convert import (
     ConvertError,
     ImportRequest,
@@ -308,6 +309,14 @@ def test_many_surplus_rows_mean_another_tokenizer(import_arrays, translation, tm
     arrays = translation | dict.fromkeys((SHARED, *COPIES), np.zeros((400, 16), np.float32))
     with pytest.raises(ConvertError, match="tokenizer does not fit: it has 40 tokens"):
         import_arrays(arrays)
+
+
+def test_rows_of_fairseq_are_not_those_of_a_sentencepiece_model(import_arrays, translation, tmp_path):
+    lines = ["the cat sat on the mat and sang a song", "a dog ran in the park and dug"] * 20
+    tokenizer = text.train(lines, TextConfig(vocab_size=40, byte_fallback=False))
+    (tmp_path / "spm.model").write_bytes(tokenizer.to_bytes())
+    with pytest.raises(ConvertError, match=r"does not say which row .* give the dict\.txt"):
+        import_arrays(translation, tokenizer=tmp_path / "spm.model")
 
 
 def test_positions_are_cut_and_never_extended(import_arrays, translation):
