@@ -273,13 +273,15 @@ def _dictionary(exported: ExportedModel) -> bytes:
         words = [by_id.get(number, "") for number in range(tokenizer.vocab_size)]
     else:
         words = tokenizer.pieces(range(tokenizer.vocab_size))
-    taken = {"<s>", "<pad>", "</s>", "<unk>"}
+    # Of a repeated word the last line counts.
+    place = {word: number for number, word in enumerate(words)} | {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
     lines = []
     for number in range(first, exported.model.vocab_size):
         word = words[number] if number < len(words) else ""
-        if not word or word in taken or "\n" in word or "\r" in word or word.endswith(" "):
+        if not word or place[word] != number or "\n" in word or "\r" in word or word.endswith(" "):
             word = f"madeupword{number:04d}"
-        taken.add(word)
+            while word in place:
+                word += "_"
         lines.append(f"{word} 1\n")
     return "".join(lines).encode()
 

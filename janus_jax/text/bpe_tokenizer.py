@@ -1,5 +1,6 @@
 """Byte-level BPE tokenizers (GPT-2, BART) by the `tokenizers` library: trained here, or published."""
 
+import functools
 import json
 import pathlib
 import re
@@ -47,6 +48,7 @@ class BpeTokenizer:
                 f"{origin}: its model is {type(self._tokenizer.model).__name__} and its decoder {type(decoder).__name__}; "
                 "only byte-level BPE (model BPE, decoder ByteLevel) is read from a tokenizer.json"
             )
+        self._prefixed = _without_prefix(fields) != fields  # a space is put before each text
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
         self.specials = _specials(tokens, fields, origin)
         self._tokenizer.encode_special_tokens = True  # encodes them as text
@@ -66,8 +68,16 @@ class BpeTokenizer:
         return self._tokenizer.encode(line, add_special_tokens=False).ids
 
     def encode_inside(self, text: str) -> list[int]:
-        """As `encode`: no sign of a new word is put before text."""
-        return self.encode(text)
+        """Token ids of text that follows other text: no space is put before it, also where `encode` puts one."""
+        return self._inside.encode(text, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _inside(self) -> tokenizers.Tokenizer:
+        if not self._prefixed:
+            return self._tokenizer
+        inside = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(json.loads(self._tokenizer.to_str()))))
+        inside.encode_special_tokens = True
+        return inside
 
     def encode_batch(self, lines: Sequence[str]) -> list[list[int]]:
         """Token ids of many lines, in their order."""
@@ -76,7 +86,7 @@ class BpeTokenizer:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The exact text, without bos, pad, eos and mask; unk becomes U+2047.
+        """The exact text, without bos, pad, eos and mask; unk becomes U+2047. A space that `encode` puts first is left out.
 
         Bytes that are not UTF-8 (a model may generate any) become U+FFFD.
 
@@ -84,7 +94,8 @@ class BpeTokenizer:
           TokenizerError: an id outside the vocabulary.
         """
         numbers = checked_ids(ids, self.vocab_size).tolist()
-        return b"".join([self._bytes[i] for i in numbers]).decode("utf-8", errors="replace")
+        text = b"".join([self._bytes[i] for i in numbers]).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if self._prefixed else text
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of many token sequences, in their order."""
@@ -157,6 +168,20 @@ def _without_extras(fields: dict[str, Any]) -> dict[str, Any]:
     model = fields["model"] | {"dropout": None, "unk_token": "<unk>"}
     changed = {"truncation": None, "padding": None, "post_processor": None, "model": model}
     return fields | changed | {"added_tokens": sorted(added, key=lambda token: token["id"])}
+
+
+def _without_prefix(part: Any) -> Any:
+    """A part of a tokenizer.json in which no pre-tokenizer puts a space before text."""
+    if isinstance(part, list):
+        return [_without_prefix(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    if "pre_tokenizer" in part:
+        return part | {"pre_tokenizer": _without_prefix(part["pre_tokenizer"])}
+    return {
+        name: False if name == "add_prefix_space" else _without_prefix(value) if name == "pretokenizers" else value
+        for name, value in part.items()
+    }
 
 
 def _specials(tokens: dict[str, int], fields: dict[str, Any], origin: str) -> Specials:

@@ -128,6 +128,8 @@ class _TrainingRun:
         self.workdir = workdir
         with processes.fail_together():
             self._open_data_and_devices(config)
+        # After that, since all processes read a checkpoint together.
+        with processes.fail_together():
             initial, notes = None, []
             if self.config.init_from and not has_checkpoint(workdir):
                 initial, notes = initial_params(self.net, self.config, self.prepared.tokenizer_bytes)

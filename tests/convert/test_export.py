@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, config
-from janus_jax.convert import ConvertError, ImportRequest, export_model, import_model
+from janus_jax.convert import ConvertError, ImportRequest, export_model, exporting, import_model
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
@@ -314,3 +315,14 @@ def test_released_names_in_the_weights(checkpoint_of, tmp_path):
     assert not set(COPIES) & set(arrays)
     assert arrays[TABLE].shape == (net.config.max_positions + 2, 16)
     assert load((tmp_path / "out" / TOKENIZER).read_bytes()).vocab_size == tokenizer.vocab_size
+
+
+def test_a_repeated_word_keeps_the_id_that_the_tokenizer_gives_it():
+    tokenizer = load(b"#janus_jax fairseq dictionary\na 1\nb 1\na 1 #fairseq:overwrite\nmadeupword0004 1\n")
+    assert tokenizer.encode("a b") == [6, 5]
+    exported = types.SimpleNamespace(
+        tokenizer=tokenizer, specials=tokenizer.specials, model=types.SimpleNamespace(vocab_size=8)
+    )
+    again = load(b"#janus_jax fairseq dictionary\n" + exporting._dictionary(exported))
+    assert again.encode("a b madeupword0004") == [6, 5, 7]
+    assert len(set(again.words)) == 8

@@ -67,6 +67,19 @@ def test_trained_tokenizer_numbers_specials_first_then_every_byte(tokenizer):
     assert tokenizer.vocab_size == len(tokens) == 320
 
 
+def test_a_space_that_the_file_puts_before_text_is_no_text():
+    fields = published()
+    bytewise = fields["pre_tokenizer"] | {"add_prefix_space": True}
+    for pre_tokenizer in (bytewise, {"type": "Sequence", "pretokenizers": [bytewise]}):
+        prefixed = text.load(json.dumps(fields | {"pre_tokenizer": pre_tokenizer}).encode())
+        plain = text.load(json.dumps(fields).encode())
+        vocab = bart_vocab()
+        assert prefixed.encode("ab") == [vocab["Ġab"]]
+        assert prefixed.decode(prefixed.encode("ab c")) == "ab c"
+        assert prefixed.encode_inside("ab") == plain.encode_inside("ab") == plain.encode("ab") == [vocab["ab"]]
+        assert plain.decode(plain.encode(" ab")) == " ab"
+
+
 @pytest.mark.parametrize("line", HARD)
 def test_any_text_round_trips_and_never_becomes_a_special_id(tokenizer, line):
     ids = tokenizer.encode(line)
