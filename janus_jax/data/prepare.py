@@ -48,7 +48,9 @@ def prepare(
       DataError: data is missing or unusable, or the directory holds something else.
       TokenizerError: the tokenizer cannot be trained or read.
     """
-    directory = pathlib.Path(config.data.prepared).resolve()  # a link stays, and what it points to is written
+    directory = pathlib.Path(config.data.prepared)
+    if directory.is_symlink():
+        directory = directory.resolve()  # the link stays, and what it points to is written
     if config.data.source != "text" and config.data.source_lang == config.data.target_lang:
         raise DataError(
             f"config.data.target_lang: {config.data.target_lang!r} is data.source_lang too, and files are named by them; give "

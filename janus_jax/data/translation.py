@@ -344,8 +344,8 @@ def make(name: str, downloads: Path, output: Path, *, checked: bool = True, proc
       The content of corpus.json.
 
     Raises:
-      DataError: see `check_downloads` and `read_pairs`; files of these names are there already; or a split that is not cleaned has another number of pairs than it
-        should have.
+      DataError: see `check_downloads` and `read_pairs`; files of these names are there already; or a split that is not
+        cleaned has another number of pairs than it should have.
       OSError: a file cannot be written.
     """
     corpus = CORPORA[name]
