@@ -2,7 +2,8 @@
 
 Written for transformers 5 (`PreTrainedTokenizerFast`; needs no code of janus_jax). These differences to janus_jax
 ("here") remain in transformers ("there"):
-- Text that spells a special token ("<mask>", "</s>"): the token itself there, plain text here.
+- Text that spells a special token ("<mask>", "</s>"), or for unigram normalises to one (its full-width form): the token
+  itself there, plain text here.
 - unk in decoding: dropped with `skip_special_tokens=True`, shown as "<unk>" otherwise; U+2047 here.
 - SentencePiece's byte pieces: text that spells one ("<0xE2>") is that byte there (unigram). A sequence of byte pieces
   that is not valid UTF-8 decodes entirely to U+FFFD there; here its complete characters are kept.
