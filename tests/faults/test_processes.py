@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint
+from janus_jax.command_line import load_config
 from janus_jax.config import ConfigError, ParallelConfig, leaves
 from janus_jax.train import train
 from janus_jax.train.__main__ import main
@@ -228,7 +229,18 @@ def test_the_scripts_of_launchers_are_valid(capsys):
     assert main(["--help"]) == 0
     known = capsys.readouterr().out
     arguments = dict(arg.split("=", 1) for arg in container["args"])
-    assert arguments.keys() == {"--config", "--config.data.prepared", "--workdir", "--status_when_stopped"}
+    batches = {f"--config.{name}" for name in ("data.batch_multiple", "data.tokens_per_batch", "train.accumulation")}
+    assert arguments.keys() == {"--config", "--config.data.prepared", "--workdir", "--status_when_stopped"} | batches
+    # A batch has rows for all devices, and a step as many rows as the config has on eight of them.
+    config = load_config(f"{ROOT}/{arguments['--config']}")
+    multiple, tokens, steps = (int(arguments[name]) for name in sorted(batches))
+    devices = job["parallelism"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
+    assert multiple % devices == 0
+    longest = config.data.max_target_length
+    rows = config.data.tokens_per_batch // longest // config.data.batch_multiple * config.data.batch_multiple
+    assert tokens // longest // multiple * multiple * steps == rows * config.train.accumulation > 0
+    slurm = (ROOT / "launch/slurm.sbatch").read_text()
+    assert all(f"{name}={arguments[name]}" in slurm for name in batches)
     for name in ("--config.data.prepared", "--workdir"):  # all pods see them
         assert arguments[name].startswith(f"{container['volumeMounts'][0]['mountPath']}/"), name
     assert all(f"--{flag}" in known for flag in ("config", "workdir", "status_when_stopped"))
