@@ -559,7 +559,10 @@ class TrainConfig:
     checkpoint_every: int = setting(2000, "A checkpoint is written every so many steps.", unit="steps", at_least=1)
     keep_last: int = setting(3, "Newest checkpoints that are kept.", unit="checkpoints", at_least=1)
     keep_best: int = setting(
-        1, "Checkpoints with the best best_metric that are kept beside them.", unit="checkpoints", at_least=0
+        1,
+        "Checkpoints with the best best_metric that are kept beside them, of the steps that are evaluated (eval_every).",
+        unit="checkpoints",
+        at_least=0,
     )
     keep_every: int = setting(
         0,
