@@ -111,7 +111,8 @@ def phonemes(generator: Generator, workdir: Path, setting: str, split: str, sour
 
 
 def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequence[str]) -> dict[str, Any]:
-    """PER and WER (0-100) with the half widths of their 95% intervals, and the number of words.
+    """PER and WER (0-100) with the half widths of their 95% intervals, the number of words, and the share of words (0-100)
+    whose output is as long as one of their pronunciations.
 
     The intervals are those of the normal distribution with the standard deviation of `_SAMPLES` bootstrap samples of the
     words, always the same ones.
@@ -126,7 +127,12 @@ def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequenc
     def percent(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return 100 * sums[0] / sums[1], 100 * sums[2] / sums[3]
 
-    figures = {"words": len(counts)}
+    lengths: dict[str, set[int]] = {}
+    for source, reference in zip(sources, references, strict=True):
+        lengths.setdefault(source, set()).add(len(reference.split()))
+    output_of = dict(zip(reversed(sources), reversed(hypotheses), strict=True))  # of a word's lines the first counts
+    right = sum(len(output_of[source].split()) in allowed for source, allowed in lengths.items())
+    figures = {"words": len(counts), "right_length": round(100 * right / len(counts), 3)}
     for name, value, samples in zip(("per", "wer"), percent(table.sum(axis=1)), percent(drawn), strict=True):
         figures[name] = round(float(value), 3)
         figures[f"{name}_interval"] = round(1.96 * float(np.std(samples)), 3)

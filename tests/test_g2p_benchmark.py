@@ -43,6 +43,10 @@ def test_rates_are_those_of_the_command_with_intervals_of_the_words():
     # A share p of n words has the standard deviation sqrt(p (1 - p) / n).
     share = figures["wer"] / 100
     assert figures["wer_interval"] == pytest.approx(196 * np.sqrt(share * (1 - share) / 200), rel=0.1)
+    by_word = [(hypotheses[i], references[i : i + 2]) for i in range(0, 400, 2)]
+    right = [any(len(one) == len(reference) for reference in two) for one, two in by_word]  # letters of one length
+    assert figures["right_length"] == pytest.approx(100 * np.mean(right))
+    assert 50 < figures["right_length"] < 100
     assert 0 < figures["per_interval"] < figures["per"]
     assert g2p.rates(hypotheses, references, sources) == figures
     assert g2p.rates(references[::2], references[::2], sources[::2])["wer_interval"] == 0

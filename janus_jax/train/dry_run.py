@@ -29,7 +29,7 @@ from janus_jax.train.step import abstract_state, jit_train_step
 from janus_jax.types import Batch, TrainState
 
 _MIB, _GIB = 2**20, 2**30
-_SAMPLED = 997  # steps whose terms are counted; a prime, so that terms which take turns are met as often as they come
+_COUNTED = 20_000  # steps whose terms are counted, drawn at random from more
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class Forecast:
     def flops(self) -> float:
         """Operations of a training step on all devices together, mean over the run, as `model.cost` counts them.
 
-        Steps compute the terms that have a weight at them (`ar_first`, `ar_every`, schedules): a sample of the steps counts.
+        Steps compute the terms that have a weight at them (`ar_first`, `ar_every`, schedules).
         """
         batches, steps = sum(bucket.batches for bucket in self.buckets), self.config.train.steps
         objective, kinds = scheduled(self.config), collections.Counter[tuple[str, ...] | None]()
-        for step in np.linspace(0, steps - 1, min(steps, _SAMPLED)).astype(int):
+        for step in np.random.default_rng(0).choice(steps, min(steps, _COUNTED), replace=False):
             kinds[only_terms(self.config) or active_terms(objective, int(step))] += 1
         return sum(
             count * bucket.batches * _flops(self.config, bucket, terms)
