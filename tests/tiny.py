@@ -59,10 +59,10 @@ def _parameters(config):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape) * (leaf.ndim == 1)
+        leaf + 0.1 * jax.random.normal(key, leaf.shape) if leaf.ndim == 1 else leaf
         for leaf, key in zip(leaves, keys, strict=True)
     ]
-    return jax.tree.unflatten(structure, moved)
+    return jax.device_get(jax.tree.unflatten(structure, moved))
 
 
 @functools.cache
@@ -97,7 +97,7 @@ def padded(original, source=0, target=0, masked=0, rows=0):
         if (array := getattr(original, field.name)) is None:
             continue
         pads = [(0, rows)] + ([(0, widths[field.name])] if array.ndim == 2 else [])
-        changed[field.name] = jnp.pad(array, pads, constant_values=fill[field.name])
+        changed[field.name] = jnp.asarray(np.pad(array, pads, constant_values=fill[field.name]))
     return Batch(**changed)
 
 
@@ -116,4 +116,5 @@ def joint_rows(net, params, batch, families, shown=None):
 
 def largest_difference(a, b):
     """The largest absolute difference over all leaves of two trees."""
-    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    a, b = jax.device_get((jax.tree.leaves(a), jax.tree.leaves(b)))
+    return max(float(np.abs(x - y).max()) for x, y in zip(a, b, strict=True))
