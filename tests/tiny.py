@@ -9,6 +9,7 @@ import numpy as np
 
 from janus_jax.config import ModelConfig
 from janus_jax.model import Janus
+from janus_jax.objective.joint import batch_divisors
 from janus_jax.types import Batch, Specials
 
 VOCAB = 40
@@ -112,6 +113,30 @@ def source_rows(net, params, batch, family, shown=None):
 def joint_rows(net, params, batch, families, shown=None):
     """The rows of a joint pass, by family."""
     return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(net, params, source):
+    """The encoder's output, without dropout."""
+    return net.encode(params, source)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def nar_rows(net, params, source, tokens, slots=None):
+    """The mask-predict rows of a target of tokens and masks, [B, T, D], or of the slots [B, M] alone, [B, M, D]."""
+    return net.nar_rows(params, net.encode(params, source), tokens, slots)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="blank")
+def project(net, params, rows, blank=False):
+    """The logits of rows, [..., V] with the columns of padding."""
+    return net.project(params, rows, blank=blank)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def divisors(net, objective, batch):
+    """The divisors of the loss terms."""
+    return batch_divisors(batch, net.config, objective, net.specials.pad)
 
 
 def largest_difference(a, b):

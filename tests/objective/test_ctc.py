@@ -50,11 +50,6 @@ def _with_row(table, row):
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def divisors_of(net, objective, batch):
-    return batch_divisors(batch, net.config, objective, PAD)
-
-
-@partial(jax.jit, static_argnums=(0, 1))
 def loss_of(net, objective, params, batch):
     """The loss of a training step without dropout."""
     divisors = batch_divisors(batch, net.config, objective, PAD)
@@ -85,12 +80,6 @@ def alignments(tokens, rows):
         if read == list(range(len(tokens))) and not merges:
             paths.append(path)
     return paths
-
-
-@partial(jax.jit, static_argnums=0)
-def project(net, params, rows):
-    """Logits of vocabulary and blank with the columns of padding, [..., V + more]."""
-    return net.project(params, rows, blank=True)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -177,7 +166,7 @@ def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
     for a, b in zip(ours_gradients, gradients, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-6)
-    logits = torch.tensor(np.array(project(net, params, rows)), requires_grad=True)
+    logits = torch.tensor(np.array(tiny.project(net, params, rows, blank=True)), requires_grad=True)
     theirs = torch.nn.functional.ctc_loss(
         torch.log_softmax(logits, -1).transpose(0, 1),
         torch.tensor(np.array(labels.tokens)).long(),
@@ -195,7 +184,7 @@ def test_equals_optax_on_the_whole_vocabulary_and_pytorch(small, at_once):
 
 def test_a_target_that_does_not_fit_has_no_weight_and_leaves_all_values_finite(small):
     net, params, batch, *_ = small
-    divisors = divisors_of(net, OBJECTIVE, batch)
+    divisors = tiny.divisors(net, OBJECTIVE, batch)
     gradient_of = jax.jit(jax.value_and_grad(lambda p: loss_of(net, OBJECTIVE, p, batch), has_aux=True))
     (value, metrics), gradient = jax.device_get(gradient_of(params))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((value, metrics, gradient)))
@@ -216,7 +205,7 @@ def test_the_divergence_is_between_rows_that_predict_the_same_token(small):
     logs = np.array(log_probs(net, params, rows))
     emissions, labels = emissions_of(net, params, batch, rows)
     best, labels = jax.device_get((best_alignment(emissions, labels), labels))
-    ar = np.array(project(net, params, tiny.joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
+    ar = np.array(tiny.project(net, params, tiny.joint_rows(net, params, batch, ("ar",))["ar"]))[..., :BLANK]
     masses, divergences = [], []
     for row in np.flatnonzero(labels.fits):
         for n, token in enumerate(inner(batch.target[row])):
@@ -228,7 +217,7 @@ def test_the_divergence_is_between_rows_that_predict_the_same_token(small):
     floor = float(low + high) / 2  # half of the rows are below it
     assert low < floor < high
     total = sum(kl for kl, mass in zip(divergences, masses, strict=True) if mass > floor)
-    divisors = divisors_of(net, OBJECTIVE, batch)
+    divisors = tiny.divisors(net, OBJECTIVE, batch)
     metrics = loss_of(net, dataclasses.replace(OBJECTIVE, ctc_floor=floor), params, batch)[1]
     np.testing.assert_allclose(metrics["loss/kl_ar_ctc"], total / float(divisors["ctc"]), rtol=1e-4)
 
@@ -285,7 +274,7 @@ def test_rows_read_encoder_states_and_their_own_positions():
     batch = tiny.batch()
     plain, params = tiny.model(ctc_ratio=2.0, ctc_positions="own")
     net = Janus(dataclasses.replace(plain.config, ctc_input="encoder"), plain.specials)
-    encoded = jax.device_get(jax.jit(net.encode)(params, batch.source))
+    encoded = jax.device_get(tiny.encode(net, params, batch.source))
     # Without the states the rows are those that read the mask token alone.
     nothing = dataclasses.replace(encoded, states=0 * encoded.states)
 
