@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.config import ModelConfig
@@ -28,7 +27,7 @@ def model(**changes):
     A process initialises each model once. Every call returns new arrays, which a test may change or donate.
     """
     initial = {name: value for name, value in _settings(changes).items() if name not in SAME_PARAMETERS}
-    return net(**changes), jax.tree.map(jnp.array, _parameters(ModelConfig(**initial)))
+    return net(**changes), jax.device_put(jax.tree.map(np.copy, _parameters(ModelConfig(**initial))))
 
 
 def net(**changes):
@@ -56,14 +55,9 @@ def _settings(changes):
 
 @functools.cache
 def _parameters(config):
-    params = jax.jit(Janus(config, Specials()).init)(jax.random.key(0))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        leaf + 0.1 * jax.random.normal(key, leaf.shape) if leaf.ndim == 1 else leaf
-        for leaf, key in zip(leaves, keys, strict=True)
-    ]
-    return jax.device_get(jax.tree.unflatten(structure, moved))
+    params = jax.device_get(jax.jit(Janus(config, Specials()).init)(jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype) if x.ndim == 1 else x, params)
 
 
 @functools.cache
@@ -86,7 +80,7 @@ def batch(rows=4, source=9, target=8, masked=5, seed=0):
         count = rng.integers(1, min(inner, masked) + 1)
         arrays.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
         arrays.masked_count[row] = count
-    return jax.tree.map(jnp.asarray, arrays)
+    return jax.device_put(arrays)
 
 
 def padded(original, source=0, target=0, masked=0, rows=0):
@@ -98,7 +92,7 @@ def padded(original, source=0, target=0, masked=0, rows=0):
         if (array := getattr(original, field.name)) is None:
             continue
         pads = [(0, rows)] + ([(0, widths[field.name])] if array.ndim == 2 else [])
-        changed[field.name] = jnp.asarray(np.pad(array, pads, constant_values=fill[field.name]))
+        changed[field.name] = jax.device_put(np.pad(array, pads, constant_values=fill[field.name]))
     return Batch(**changed)
 
 

@@ -1,11 +1,13 @@
 """Beam search on toy models whose optimum is known."""
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax.decode.search.beam import STOPS, beam_search
 from janus_jax.decode.search.constraints import Constraints
@@ -14,55 +16,52 @@ from janus_jax.types import Specials
 SPECIALS = Specials()
 
 
-def _search(log_probs, *, batch, beam, limit, **settings):
-    """Searches a model whose next-token logits depend on the sentence, the step and the last two tokens.
+def _looked_up(table, sentence, step, before, last):
+    """The logits of the table's entries, [sentences, steps, V + 1, V, V]."""
+    return table[sentence, step, before + 1, last]
 
-    log_probs: function of (sentence [N], step [N], before [N], last [N]) -> [N, V]. The cache holds what a real one
-    does: everything that the tokens before `last` left behind, row by row, so that a wrong reorder shows.
-    """
-    n = batch * beam
+
+@functools.partial(jax.jit, static_argnames=("model", "beam", "limit", "constraints", "lenpen", "stop"))
+def _run(table, max_lengths, *, model, beam, **settings):
+    n = len(max_lengths) * beam
     cache = {
-        "sentence": jnp.repeat(jnp.arange(batch), beam),
+        "sentence": jnp.repeat(jnp.arange(len(max_lengths)), beam),
         "step": jnp.zeros(n, jnp.int32),
         "before": jnp.full(n, -1, jnp.int32),
     }
 
     def step(tokens, cache):
         last = tokens[:, 0]
-        logits = log_probs(cache["sentence"], cache["step"], cache["before"], last)
+        logits = model(table, cache["sentence"], cache["step"], cache["before"], last)
         return logits, {"sentence": cache["sentence"], "step": cache["step"] + 1, "before": last}
 
-    vocab_size, forbidden = settings.pop("vocab_size"), settings.pop("forbidden", None)
-    watched = {name: settings.pop(name) for name in ("min_length", "no_repeat_ngram") if name in settings}
-    constraints = Constraints.default(SPECIALS, vocab_size, **watched)
+    def reorder(cache, rows):
+        return jax.tree.map(lambda x: x[rows], cache)
+
+    return beam_search(step, reorder, cache, beam=beam, max_lengths=max_lengths, specials=SPECIALS, **settings)
+
+
+def _search(table, *, batch, limit, vocab_size, model=_looked_up, max_lengths=None, forbidden=None, **settings):
+    """Searches a model whose next-token logits depend on the sentence, the step and the last two tokens.
+
+    model: function of (table, sentence [N], step [N], before [N], last [N]) -> [N, V]. The cache holds what a real one
+    does: everything that the tokens before `last` left behind, row by row, so that a wrong reorder shows.
+    """
+    constraints = Constraints.default(SPECIALS, vocab_size)
     if forbidden is not None:
-        constraints = Constraints(tuple(forbidden), vocab_size, **watched)
-    settings.setdefault("max_lengths", jnp.full(batch, limit))
-    return jax.jit(
-        lambda c, m: beam_search(
-            step,
-            lambda c, rows: jax.tree.map(lambda x: x[rows], c),
-            c,
-            beam=beam,
-            limit=limit,
-            specials=SPECIALS,
-            constraints=constraints,
-            **settings,
-            max_lengths=m,
-        )
-    )(cache, settings.pop("max_lengths"))
+        constraints = Constraints(tuple(forbidden), vocab_size)
+    lengths = np.asarray([limit] * batch if max_lengths is None else max_lengths, np.int32)
+    return jax.device_get(_run(table, lengths, model=model, limit=limit, constraints=constraints, **settings))
 
 
-def _random_model(seed, batch, limit, vocab, scale=2.0):
-    table = jnp.asarray(
-        np.random.default_rng(seed).normal(size=(batch, limit, vocab + 1, vocab, vocab)) * scale, jnp.float32
-    )
-    return table, lambda sentence, step, before, last: table[sentence, step, before + 1, last]
+def _random_table(seed, batch, limit, vocab, scale=2.0):
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(batch, limit, vocab + 1, vocab, vocab)) * scale).astype(np.float32)
 
 
 def _brute_force(table, max_length, allowed, lenpen):
     """All sequences of a sentence with their scores, best first; table [L, V+1, V, V]."""
-    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+    log_probs = log_softmax(table.astype(np.float64), axis=-1)
     hypotheses = []
     for length in range(2, max_length + 1):
         for inner in itertools.product(allowed, repeat=length - 1):
@@ -76,7 +75,7 @@ def _brute_force(table, max_length, allowed, lenpen):
 
 
 def _tokens(result, sentence, rank):
-    return tuple(np.asarray(result.tokens)[sentence, rank, : int(result.lengths[sentence, rank])].tolist())
+    return tuple(result.tokens[sentence, rank, : result.lengths[sentence, rank]].tolist())
 
 
 def test_a_markov_lattice_whose_best_path_starts_badly():
@@ -85,15 +84,15 @@ def test_a_markov_lattice_whose_best_path_starts_badly():
     probs[0, 5], probs[0, 6] = 0.6, 0.4
     probs[5, [5, 6, 7, 2]] = 0.25
     probs[6, 7] = probs[7, 2] = 1.0
-    logits = jnp.log(jnp.asarray(probs, jnp.float32))
+    logits = np.log(probs.astype(np.float32))
 
-    def model(sentence, step, before, last):
-        return logits[last]
+    def model(table, sentence, step, before, last):
+        return table[last]
 
-    greedy = _search(model, batch=2, beam=1, limit=6, vocab_size=8, lenpen=0.0)
+    greedy = _search(logits, model=model, batch=2, beam=1, limit=6, vocab_size=8, lenpen=0.0)
     assert _tokens(greedy, 0, 0)[0] == 5
     for stop in STOPS:
-        beam = _search(model, batch=2, beam=4, limit=6, vocab_size=8, lenpen=0.0, stop=stop)
+        beam = _search(logits, model=model, batch=2, beam=4, limit=6, vocab_size=8, lenpen=0.0, stop=stop)
         assert _tokens(beam, 1, 0) == (6, 7, 2)
         np.testing.assert_allclose(beam.scores[1, 0], np.log(0.4), atol=1e-5)
 
@@ -101,11 +100,9 @@ def test_a_markov_lattice_whose_best_path_starts_badly():
 @pytest.mark.parametrize("lenpen", [0.0, 0.6, 1.0])
 def test_a_wide_beam_equals_brute_force(lenpen):
     batch, limit, vocab = 3, 4, 8
-    table, model = _random_model(1, batch, limit, vocab)
+    table = _random_table(1, batch, limit, vocab)
     lengths = [4, 3, 4]
-    result = _search(
-        model, batch=batch, beam=64, limit=limit, vocab_size=vocab, lenpen=lenpen, max_lengths=jnp.asarray(lengths)
-    )
+    result = _search(table, batch=batch, beam=64, limit=limit, vocab_size=vocab, lenpen=lenpen, max_lengths=lengths)
     for sentence in range(batch):
         best = _brute_force(table[sentence], lengths[sentence], (3, 5, 6, 7), lenpen)[:5]
         for rank, (score, tokens) in enumerate(best):
@@ -116,10 +113,10 @@ def test_a_wide_beam_equals_brute_force(lenpen):
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("lenpen", [0.0, 1.0])
 def test_scores_belong_to_their_tokens(stop, lenpen):
-    batch, limit, vocab = 4, 9, 9
-    table, model = _random_model(2, batch, limit, vocab)
-    result = _search(model, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=stop)
-    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1))
+    batch, limit, vocab = 8, 9, 9  # the programs are those of the test of the best rule
+    table = _random_table(2, batch, limit, vocab)
+    result = _search(table, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=stop)
+    log_probs = log_softmax(table, axis=-1)
     for b, k in itertools.product(range(batch), range(3)):
         tokens = _tokens(result, b, k)
         expected, before, last = [], -1, SPECIALS.bos
@@ -127,18 +124,18 @@ def test_scores_belong_to_their_tokens(stop, lenpen):
             expected.append(log_probs[b, step, before + 1, last, token])
             before, last = last, token
         np.testing.assert_allclose(result.token_scores[b, k, : len(tokens)], expected, atol=1e-5)
-        assert not np.asarray(result.token_scores[b, k, len(tokens) :]).any()
-        assert (np.asarray(result.tokens[b, k, len(tokens) :]) == SPECIALS.pad).all()
+        assert not result.token_scores[b, k, len(tokens) :].any()
+        assert (result.tokens[b, k, len(tokens) :] == SPECIALS.pad).all()
         np.testing.assert_allclose(result.scores[b, k], sum(expected) / len(tokens) ** lenpen, rtol=1e-5)
         assert tokens[-1] == SPECIALS.eos
         assert SPECIALS.eos not in tokens[:-1]
         assert not {SPECIALS.pad, SPECIALS.bos, SPECIALS.mask} & set(tokens)
-    assert (np.diff(np.asarray(result.scores), axis=1) <= 0).all()
+    assert (np.diff(result.scores, axis=1) <= 0).all()
 
 
 def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
     """The rules of docs/method.md, section 7 for one sentence, in plain Python."""
-    log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1), np.float64)
+    log_probs = log_softmax(table.astype(np.float64), axis=-1)
     live, finished = [(0.0, ())], []
     for step in range(limit):
         options = []
@@ -162,9 +159,9 @@ def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
 @pytest.mark.parametrize("beam", [1, 2, 4])
 def test_released_stopping_follows_its_rule(beam):
     batch, limit, vocab = 6, 8, 7
-    table, model = _random_model(3, batch, limit, vocab, scale=1.5)
+    table = _random_table(3, batch, limit, vocab, scale=1.5)
     result = _search(
-        model, batch=batch, beam=beam, limit=limit, vocab_size=vocab, lenpen=1.0, stop="released", forbidden=[1]
+        table, batch=batch, beam=beam, limit=limit, vocab_size=vocab, lenpen=1.0, stop="released", forbidden=[1]
     )
     for b in range(batch):
         expected = _released_reference(table[b], beam, limit, vocab, 1.0, {1})
@@ -174,20 +171,20 @@ def test_released_stopping_follows_its_rule(beam):
 
 def test_stopping_by_the_best_rule_loses_nothing():
     batch, limit, vocab = 8, 9, 9
-    _, model = _random_model(4, batch, limit, vocab)
+    table = _random_table(4, batch, limit, vocab)
     # Never stopping = a sentence whose finished set can always be beaten: compare with the rule's early stop.
     for lenpen in (0.0, 1.0):
         runs = {
-            s: _search(model, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=s) for s in STOPS
+            s: _search(table, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=s) for s in STOPS
         }
-        assert (np.asarray(runs["best"].scores[:, 0]) >= np.asarray(runs["released"].scores[:, 0]) - 1e-6).all()
-        assert (np.asarray(runs["best"].scores) >= np.asarray(runs["current"].scores) - 1e-6).all()
+        assert (runs["best"].scores[:, 0] >= runs["released"].scores[:, 0] - 1e-6).all()
+        assert (runs["best"].scores >= runs["current"].scores - 1e-6).all()
 
 
 def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
     batch, limit, vocab = 5, 12, 9
-    table, model = _random_model(5, batch, limit, vocab)
-    together = _search(model, batch=batch, beam=1, limit=limit, vocab_size=vocab)
+    table = _random_table(5, batch, limit, vocab)
+    together = _search(table, batch=batch, beam=1, limit=limit, vocab_size=vocab)
     for b in range(batch):
         expected = _released_reference(table[b], 1, limit, vocab, 1.0, {0, 1, 4})
         assert _tokens(together, b, 0) == expected[0][1]
@@ -197,21 +194,24 @@ def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
 @pytest.mark.parametrize("beam", [1, 3])
 def test_each_sentence_has_its_length_limit_and_padding_gets_no_hypothesis(beam):
     batch, limit, vocab = 3, 8, 9
-    never_ends = jnp.zeros(vocab).at[SPECIALS.eos].set(-20.0)
+    never_ends = np.zeros(vocab, np.float32)
+    never_ends[SPECIALS.eos] = -20.0
 
-    def model(sentence, step, before, last):
-        return never_ends + 0.01 * last[:, None] * jnp.arange(vocab)
+    def model(table, sentence, step, before, last):
+        return table + 0.01 * last[:, None] * jnp.arange(vocab)
 
-    result = _search(model, batch=batch, beam=beam, limit=limit, vocab_size=vocab, max_lengths=jnp.asarray([3, 0, 8]))
-    assert np.asarray(result.lengths).tolist() == [[3] * beam, [0] * beam, [8] * beam]
-    assert np.isneginf(np.asarray(result.scores[1])).all()
-    assert (np.asarray(result.tokens[0, :, 2]) == SPECIALS.eos).all()
+    result = _search(
+        never_ends, model=model, batch=batch, beam=beam, limit=limit, vocab_size=vocab, max_lengths=[3, 0, 8]
+    )
+    assert result.lengths.tolist() == [[3] * beam, [0] * beam, [8] * beam]
+    assert np.isneginf(result.scores[1]).all()
+    assert (result.tokens[0, :, 2] == SPECIALS.eos).all()
 
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_growing_the_cache_changes_nothing(beam):
     batch, limit, vocab = 3, 12, 9
-    never = jnp.zeros(vocab).at[SPECIALS.eos].set(-2.0)
+    never = np.where(np.arange(vocab) == SPECIALS.eos, np.float32(-2.0), 0)
 
     def start(length):
         return {"tokens": jnp.zeros((batch * beam, length), jnp.int32), "length": jnp.int32(0)}
@@ -234,7 +234,7 @@ def test_growing_the_cache_changes_nothing(beam):
         "limit": limit,
         "specials": SPECIALS,
         "constraints": Constraints.default(SPECIALS, vocab),
-        "max_lengths": jnp.asarray([12, 4, 9]),
+        "max_lengths": np.asarray([12, 4, 9]),
     }
     whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
     staged = jax.jit(lambda: beam_search(step, reorder, start(3), grow_fn=grow, stages=(3, 6), **settings))()
@@ -244,13 +244,11 @@ def test_growing_the_cache_changes_nothing(beam):
 
 def test_a_finished_batch_stops():
     calls = []
-    logits = jnp.zeros(8).at[5].set(3.0)
 
     def step(tokens, cache):
         jax.debug.callback(lambda: calls.append(1))
-        return jnp.where(cache["step"] == 2, jnp.zeros(8).at[SPECIALS.eos].set(9.0), logits) + jnp.zeros(
-            (len(tokens), 1)
-        ), {"step": cache["step"] + 1}
+        logits = jnp.where(cache["step"] == 2, jnp.zeros(8).at[SPECIALS.eos].set(9.0), jnp.zeros(8).at[5].set(3.0))
+        return jnp.broadcast_to(logits, (len(tokens), 8)), {"step": cache["step"] + 1}
 
     def search():
         return beam_search(
@@ -261,7 +259,7 @@ def test_a_finished_batch_stops():
             limit=50,
             specials=SPECIALS,
             constraints=Constraints.default(SPECIALS, 8),
-            max_lengths=jnp.asarray([50, 50]),
+            max_lengths=np.asarray([50, 50]),
         )
 
     result = jax.jit(search)()

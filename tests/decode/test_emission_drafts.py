@@ -1,5 +1,6 @@
 """Drafts of CTC and DAG rows continue from where the emitted tokens most likely end, by enumeration of all alignments and paths."""
 
+import functools
 import itertools
 
 import jax
@@ -21,7 +22,7 @@ def emitted_of(prefixes):
     for row, prefix in zip(tokens, prefixes, strict=True):
         row[: len(prefix)] = prefix
     lengths = np.array([len(prefix) for prefix in prefixes], np.int32)
-    return Emitted(jnp.asarray(tokens), jnp.asarray(lengths), jnp.zeros(len(prefixes), bool))
+    return Emitted(tokens, lengths, np.zeros(len(prefixes), bool))
 
 
 def looked_up(log_probs):
@@ -56,37 +57,35 @@ def ctc_by_enumeration(log_probs, count, prefix):
     return collapsed([*before, *best[row + 1 :]])[len(before) :]
 
 
+@jax.jit
+def ctc_drafts(log_probs, real, nothing, emitted):
+    """The drafts before any token and behind those that were emitted, of log-probabilities [B, R, TOKENS]."""
+    labels = log_probs[..., :BLANK]
+    best = jnp.argmax(labels, axis=-1) + 5
+    drafter = CtcDrafts(looked_up(log_probs), best, labels.max(-1), log_probs[..., BLANK], real, SPECIALS)
+    start = drafter.start()
+    behind = drafter.block(drafter.after(start, emitted, None), emitted, WIDTH)
+    return drafter.block(start, nothing, WIDTH), behind
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_ctc_drafts_continue_behind_the_likeliest_row(seed):
     rng = np.random.default_rng(seed)
     log_probs = np.log(rng.dirichlet(np.full(TOKENS, 0.5), (8, ROWS))).astype(np.float32)
     counts = rng.integers(3, ROWS + 1, 8)
-    best = log_probs[..., :3].argmax(-1)
-    drafter = CtcDrafts(
-        looked_up(jnp.asarray(log_probs)),
-        jnp.asarray(best + 5, jnp.int32),
-        jnp.asarray(log_probs[..., :3].max(-1)),
-        jnp.asarray(log_probs[..., BLANK]),
-        jnp.asarray(np.arange(ROWS) < counts[:, None]),
-        SPECIALS,
-    )
+    prefixes = [rng.integers(5, 8, rng.integers(1, 4)).tolist() for _ in range(8)]
+    real = np.arange(ROWS) < counts[:, None]
+    start, behind = ctc_drafts(log_probs, real, emitted_of([[]] * 8), emitted_of(prefixes))
     # Before any token: the best path itself.
-    start = drafter.block(drafter.start(), emitted_of([[]] * 8), WIDTH)
     wanted = [collapsed(log_probs[i, :n].argmax(-1)) for i, n in enumerate(counts)]
     assert drafts(*start) == [[*tokens, SPECIALS.eos][:WIDTH] for tokens in wanted]
-    prefixes = [rng.integers(5, 8, rng.integers(1, 4)).tolist() for _ in range(8)]
-    emitted = emitted_of(prefixes)
-    state = jax.jit(drafter.after)(drafter.start(), emitted, None)
     wanted = [ctc_by_enumeration(log_probs[i], counts[i], prefix) for i, prefix in enumerate(prefixes)]
-    assert drafts(*drafter.block(state, emitted, WIDTH)) == [[*tokens, SPECIALS.eos][:WIDTH] for tokens in wanted]
+    assert drafts(*behind) == [[*tokens, SPECIALS.eos][:WIDTH] for tokens in wanted]
     assert any(wanted), "some draft must have tokens"
 
 
 def drafts(tokens, real):
-    return [
-        [token for token, is_real in zip(row, flags, strict=True) if is_real]
-        for row, flags in zip(tokens[:, 0].tolist(), real[:, 0].tolist(), strict=True)
-    ]
+    return [row[flags].tolist() for row, flags in zip(np.asarray(tokens)[:, 0], np.asarray(real)[:, 0], strict=True)]
 
 
 def dag_by_enumeration(links, log_probs, prefix):
@@ -101,6 +100,16 @@ def dag_by_enumeration(links, log_probs, prefix):
     return spread
 
 
+@jax.jit
+def dag_drafts(links, log_probs, best, gains, beginnings):
+    """The state behind the last of the beginnings, taken in at once, its drafts, and the state of one after the other."""
+    last = jnp.full(len(links), links.shape[1] - 1)
+    drafter = DagDrafts(looked_up(log_probs), links, best, gains, last, SPECIALS)
+    at_once = drafter.after(drafter.start(), beginnings[-1], None)
+    steps = functools.reduce(lambda state, emitted: drafter.after(state, emitted, None), beginnings, drafter.start())
+    return at_once.log_probs, drafter.block(at_once, beginnings[-1], WIDTH), steps.log_probs
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_dag_drafts_follow_the_links_from_the_likeliest_vertex(seed):
     rng = np.random.default_rng(seed)
@@ -113,43 +122,24 @@ def test_dag_drafts_follow_the_links_from_the_likeliest_vertex(seed):
     # The ends emit bos and eos alone.
     log_probs[:, [0, -1]] = -np.inf
     best = log_probs.argmax(-1) + 5
-    drafter = DagDrafts(
-        looked_up(jnp.asarray(log_probs)),
-        jnp.asarray(links),
-        jnp.asarray(best, jnp.int32),
-        jnp.asarray(np.where(np.isin(np.arange(count), [0, count - 1]), 0.0, log_probs.max(-1))),
-        jnp.full(6, count - 1),
-        SPECIALS,
-    )
-    prefixes = [rng.integers(5, 8, rng.integers(1, 4)).tolist() for _ in range(6)]
-    emitted = emitted_of(prefixes)
-    state = jax.jit(drafter.after)(drafter.start(), emitted, None)
     gains = np.where(np.isin(np.arange(count), [0, count - 1]), 0.0, log_probs.max(-1))
+    prefixes = [rng.integers(5, 8, rng.integers(1, 4)).tolist() for _ in range(6)]
+    beginnings = [emitted_of([prefix[:length] for prefix in prefixes]) for length in range(1, 4)]
+    state, drafted, steps = jax.device_get(dag_drafts(links, log_probs, best, gains, beginnings))
     for i, prefix in enumerate(prefixes):
         spread = dag_by_enumeration(links[i], log_probs[i], prefix)
-        np.testing.assert_allclose(state.log_probs[i], spread - spread.max(), atol=1e-4)
+        np.testing.assert_allclose(state[i], spread - spread.max(), atol=1e-4)
         at, wanted = int(spread.argmax()), []
         while len(wanted) < WIDTH and (not wanted or wanted[-1] != SPECIALS.eos):
             at = int((links[i, at] + gains[i]).argmax())
             wanted.append(SPECIALS.eos if at == count - 1 else int(best[i, at]))
-        assert drafts(*drafter.block(state, emitted, WIDTH))[i] == wanted
+        assert drafts(*drafted)[i] == wanted
     # Token by token it is the same as at once.
-    steps = drafter.start()
-    for length in range(1, 4):
-        shorter = emitted_of([prefix[:length] for prefix in prefixes])
-        steps = drafter.after(steps, shorter, None)
-    np.testing.assert_allclose(steps.log_probs, state.log_probs, atol=1e-4)
+    np.testing.assert_allclose(steps, state, atol=1e-4)
 
 
 def test_a_prefix_that_the_rows_cannot_give_still_has_a_draft():
-    log_probs = jnp.log(jnp.full((1, 2, 3), 0.25))
-    drafter = CtcDrafts(
-        looked_up(log_probs),
-        jnp.full((1, 2), 5),
-        log_probs[..., 0],
-        log_probs[..., 0] - 1,
-        jnp.ones((1, 2), bool),
-        SPECIALS,
-    )
-    emitted = emitted_of([[5, 6, 7]])
-    assert drafts(*drafter.block(drafter.after(drafter.start(), emitted, None), emitted, 2)) == [[SPECIALS.eos]]
+    log_probs = np.broadcast_to(np.log([0.25, 0.25, 0.25, 0.25 / np.e]).astype(np.float32), (8, ROWS, TOKENS))
+    two = np.broadcast_to(np.arange(ROWS) < 2, (8, ROWS))
+    _, behind = ctc_drafts(log_probs, two, emitted_of([[]] * 8), emitted_of([[5, 6, 7]] * 8))
+    assert drafts(*behind) == [[SPECIALS.eos]] * 8

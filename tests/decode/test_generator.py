@@ -6,6 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax import parallel
 from janus_jax.config import ConfigError, DecodeConfig, ModelConfig, ParallelConfig, resolve
@@ -54,8 +55,13 @@ def generator():
         length_classes=32, vocab_multiple=16, dropout=0.0, ctc_ratio=1.5, dag_ratio=1.5,
     )  # fmt: skip
     net = Janus(config, Specials())
-    # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
-    params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, jax.jit(net.init)(jax.random.key(0)))
+
+    @jax.jit
+    def init(rng):
+        # Ten times the usual spread: clear preferences, so that batching cannot tip a choice.
+        return jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, net.init(rng))
+
+    params = init(jax.random.key(0))
     decode = {
         "batch_tokens": 256,
         "ar": {"beam": 2, "max_length_a": 1.0, "max_length_b": 4},
@@ -201,10 +207,14 @@ def test_outputs_keep_to_their_limits(generator):
 def test_greedy_is_teacher_forcing_step_by_step(generator):
     output = generator.generate(["hello"], beam=1)[0]
     net, params, special = generator.net, generator.params, generator.net.specials
-    encoded = net.encode(params, np.asarray([[0, *Letters().encode_batch(["hello"])[0], 2]]))
-    tokens = np.asarray([[special.bos, *output.tokens]])
-    logits = np.array(net.project(params, net.ar_rows(params, encoded, tokens))[0])
-    log_probs = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    source = np.asarray([[0, *Letters().encode_batch(["hello"])[0], 2]])
+
+    @jax.jit
+    def forced(params, source, tokens):
+        return net.project(params, net.ar_rows(params, net.encode(params, source), tokens))
+
+    logits = np.array(forced(params, source, np.asarray([[special.bos, *output.tokens]])))[0]
+    log_probs = log_softmax(logits, axis=-1)
     logits[:, [special.bos, special.pad, special.mask]] = -np.inf
     logits[0, special.eos] = -np.inf
     assert logits.argmax(-1)[:-1].tolist() == output.tokens
@@ -255,8 +265,9 @@ def test_a_second_generator_does_not_compile_again(generator):
 
     generator.generate(["hello"], beam=1)
     compiled = module._run_ar._cache_size()
+    halves = jax.tree.map(lambda x: x * np.float32(0.5), jax.device_get(generator.params))
     other = Generator(
-        dataclasses.replace(generator.net), jax.tree.map(lambda x: x * 0.5, generator.params), Letters(),
+        dataclasses.replace(generator.net), jax.device_put(halves), Letters(),
         generator.decode_config, max_source_length=32, max_target_length=32,
     )  # fmt: skip
     other.generate(["world"], beam=1)

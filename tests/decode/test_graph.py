@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax.decode.search.graph import Graph, beam_search, follow, viterbi
 from janus_jax.types import Specials
@@ -16,9 +16,16 @@ from janus_jax.types import Specials
 SPECIALS = Specials()
 FIRST = 5  # id of the first token that is not special
 
-_follow = jax.jit(functools.partial(follow, specials=SPECIALS), static_argnames=("beta", "length_beta", "limit"))
-_viterbi = jax.jit(functools.partial(viterbi, specials=SPECIALS), static_argnames=("length_beta", "limit"))
-_beam = jax.jit(functools.partial(beam_search, specials=SPECIALS), static_argnames=("beam", "length_beta", "limit"))
+
+def _compiled(search, *static):
+    """The search as one program, which gives its hypotheses as NumPy arrays."""
+    program = jax.jit(functools.partial(search, specials=SPECIALS), static_argnames=static)
+    return lambda graph, **settings: jax.device_get(program(graph, **settings))
+
+
+_follow = _compiled(follow, "beta", "limit")
+_viterbi = _compiled(viterbi, "limit")
+_beam = _compiled(beam_search, "beam", "limit")
 
 
 def _random(seed, counts, rows, vocab, *, k=None, scale=1.5, forbidden=0.0, behind=np.nan):
@@ -30,15 +37,14 @@ def _random(seed, counts, rows, vocab, *, k=None, scale=1.5, forbidden=0.0, behi
     gone = rng.random(exists.shape) < forbidden
     gone[:, np.arange(rows - 1), np.arange(1, rows)] = False  # each vertex has a link to the next one
     links = np.where(exists & ~gone, scale * rng.normal(size=exists.shape), -1e30)
-    links = np.where(links > -1e29, np.asarray(jax.nn.log_softmax(links, axis=-1)), -np.inf)
+    links = np.where(links > -1e29, log_softmax(links, axis=-1), -np.inf)
     links = np.where(real[:, None] & real[:, :, None], links, behind)
-    tokens = np.asarray(jax.nn.log_softmax(scale * rng.normal(size=(batch, rows, vocab)), axis=-1))
+    tokens = log_softmax(scale * rng.normal(size=(batch, rows, vocab)), axis=-1)
     order = np.argsort(-tokens, axis=-1)[..., :k]
     log_probs = np.where(real[..., None], np.take_along_axis(tokens, order, axis=-1), behind)
     return Graph(
-        jnp.asarray(links, jnp.float32), jnp.asarray(order + FIRST, jnp.int32), jnp.asarray(log_probs, jnp.float32),
-        jnp.asarray(real),
-    )  # fmt: skip
+        np.asarray(links, np.float32), np.asarray(order + FIRST, np.int32), np.asarray(log_probs, np.float32), real
+    )
 
 
 def _by_hand(links, emitted):
@@ -53,12 +59,12 @@ def _by_hand(links, emitted):
             tokens[row, c], chances[row, c] = token, chance
     with np.errstate(divide="ignore"):
         logs = np.log(matrix[None]).astype(np.float32), np.log(chances[None]).astype(np.float32)
-    return Graph(jnp.asarray(logs[0]), jnp.asarray(tokens[None]), jnp.asarray(logs[1]), jnp.ones((1, rows), bool))
+    return Graph(logs[0], tokens[None], logs[1], np.ones((1, rows), bool))
 
 
 def _paths(graph, b):
     """(log-probability of the links, inner vertices) of all paths of a sentence."""
-    count, links = int(graph.real[b].sum()), np.asarray(graph.links[b], np.float64)
+    count, links = graph.real[b].sum(), np.asarray(graph.links[b], np.float64)
     if count < 2:
         return [(0.0, ())]
     paths = []
@@ -72,7 +78,7 @@ def _paths(graph, b):
 
 def _best_paths(graph, b, length_beta, limit):
     """(score, output) of each path with its likeliest tokens, best first."""
-    tokens, values = np.asarray(graph.tokens[b])[:, 0], np.asarray(graph.log_probs[b], np.float64)[:, 0]
+    tokens, values = graph.tokens[b, :, 0], np.asarray(graph.log_probs[b, :, 0], np.float64)
     return sorted(
         (
             ((total + values[list(inner)].sum()) / (len(inner) + 1) ** length_beta, tuple(tokens[list(inner)].tolist()))
@@ -85,7 +91,7 @@ def _best_paths(graph, b, length_beta, limit):
 
 def _outputs(graph, b, length_beta, limit):
     """(score, output) of each output, summed over its paths, best first."""
-    tokens, values = np.asarray(graph.tokens[b]), np.asarray(graph.log_probs[b], np.float64)
+    tokens, values = graph.tokens[b], np.asarray(graph.log_probs[b], np.float64)
     totals = defaultdict(list)
     for total, inner in _paths(graph, b):
         if len(inner) >= limit:
@@ -106,10 +112,10 @@ def _check(result, b, expected):
     assert result.lengths[b].tolist() == [len(output) + 1 for _, output in expected] + [0] * (beam - len(expected))
     for row, (_, output) in zip(result.tokens[b].tolist(), expected, strict=False):
         assert row == [*output, SPECIALS.eos] + [SPECIALS.pad] * (limit - len(output) - 1)
-    scores = np.asarray(result.scores[b])
+    scores = result.scores[b]
     np.testing.assert_allclose(scores[: len(expected)], [score for score, _ in expected], rtol=2e-5, atol=2e-6)
     assert np.isneginf(scores[len(expected) :]).all()
-    assert np.isfinite(np.asarray(result.token_scores[b])).all()
+    assert np.isfinite(result.token_scores[b]).all()
 
 
 A, B, C, D = range(FIRST, FIRST + 4)
@@ -165,7 +171,7 @@ def test_a_wide_beam_equals_the_enumeration_of_all_outputs(vocab, rows, limit):
 def test_the_probabilities_of_all_outputs_sum_to_one():
     graph = _random(5, [5, 4, 2, 1], 5, 3)
     result = _beam(graph, beam=40, length_beta=0.0, limit=5)
-    np.testing.assert_allclose(np.exp(np.asarray(result.scores)).sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(result.scores).sum(axis=1), 1.0, rtol=1e-5)
 
 
 def test_a_narrow_beam_never_overrates_an_output_and_ends_with_what_a_wide_one_finds():
@@ -189,9 +195,9 @@ def test_a_narrow_beam_never_overrates_an_output_and_ends_with_what_a_wide_one_f
 def test_equal_neighbours_are_kept():
     graph = _by_hand({(0, 1): 1.0, (1, 2): 1.0, (2, 3): 1.0}, [{A: 1.0}, {A: 1.0}])
     for result in (
-        _follow(graph, beta=1.0, length_beta=1.0, limit=5),
-        _viterbi(graph, length_beta=1.0, limit=5),
-        _beam(graph, beam=2, length_beta=1.0, limit=5),
+        _follow(graph, beta=1.0, length_beta=1.0, limit=4),
+        _viterbi(graph, length_beta=1.0, limit=4),
+        _beam(graph, beam=2, length_beta=1.0, limit=4),
     ):
         _check(result, 0, [(0.0, (A, A))])
 

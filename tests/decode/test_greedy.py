@@ -1,9 +1,12 @@
 """Constraints, forced prefixes and sampling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax.decode.search.beam import beam_search
 from janus_jax.decode.search.constraints import Constraints
@@ -15,27 +18,33 @@ SPECIALS = Specials()
 VOCAB = 9  # ids 5 to 8 are words
 
 
-def search(logits, *, beam=1, rows=1, limit=6, pick=None, prefix=None, **watched):
-    """Searches a model whose logits [V] or [L, V] depend on the step alone."""
-    table = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (limit, VOCAB))
-    shared = {
-        "max_lengths": jnp.full(rows, limit),
-        "limit": limit,
-        "specials": SPECIALS,
-        "constraints": Constraints.default(SPECIALS, VOCAB, **watched),
-        "prefix": None if prefix is None else jnp.asarray(prefix),
-    }
+@functools.partial(jax.jit, static_argnames=("beam", "limit", "constraints"))
+def compiled_search(table, keys, *, beam, **shared):
+    """Greedy search, sampling (with keys) or beam search in one program."""
 
     def step(tokens, cache):
         return jnp.broadcast_to(table[cache], (len(tokens), VOCAB)), cache + 1
 
     if beam > 1:
-        return beam_search(step, lambda cache, rows: cache, jnp.int32(0), beam=beam, **shared)
-    return greedy_search(step, jnp.int32(0), pick_fn=pick, **shared)
+        return beam_search(step, lambda cache, rows: cache, jnp.int32(0), beam=beam, specials=SPECIALS, **shared)
+    pick = None if keys is None else sampler(keys)
+    return greedy_search(step, jnp.int32(0), pick_fn=pick, specials=SPECIALS, **shared)
+
+
+def search(logits, *, beam=1, rows=1, limit=6, keys=None, prefix=None, **watched):
+    """Searches a model whose logits [V] or [L, V] depend on the step alone; samples with random keys."""
+    table = np.broadcast_to(np.asarray(logits, np.float32), (limit, VOCAB))
+    shared = {
+        "max_lengths": np.full(rows, limit, np.int32),
+        "limit": limit,
+        "constraints": Constraints.default(SPECIALS, VOCAB, **watched),
+        "prefix": None if prefix is None else np.asarray(prefix, np.int32),
+    }
+    return jax.device_get(compiled_search(table, keys, beam=beam, **shared))
 
 
 def words(result, row=0, rank=0):
-    return np.asarray(result.tokens)[row, rank, : int(result.lengths[row, rank]) - 1].tolist()
+    return result.tokens[row, rank, : result.lengths[row, rank] - 1].tolist()
 
 
 def logits_of(**values):
@@ -74,15 +83,18 @@ def test_outputs_begin_with_their_prefix(beam):
     plain = search(logits, beam=beam, rows=3, limit=5)
     assert words(result, 2) == words(plain, 2)
     # Forced tokens count in the score.
-    log_probs = jax.nn.log_softmax(jnp.asarray(logits))
-    assert float(result.token_scores[0, 0, 0]) == pytest.approx(float(log_probs[8]), abs=1e-5)
+    assert result.token_scores[0, 0, 0] == pytest.approx(log_softmax(logits)[8], abs=1e-5)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "temperature", "top_k", "top_p"))
+def picked(count, **settings):
+    keys = jax.random.split(jax.random.key(0), count)
+    logits = jnp.log(jnp.asarray([0.0, 0.0, 0.1, 0.0, 0.0, 0.4, 0.3, 0.15, 0.05]))
+    return sampler(keys, **settings)(jnp.broadcast_to(logits, (count, VOCAB)), jnp.int32(3))
 
 
 def draws(count=4000, **settings):
-    keys = jax.random.split(jax.random.key(0), count)
-    logits = jnp.log(jnp.asarray([0.0, 0.0, 0.1, 0.0, 0.0, 0.4, 0.3, 0.15, 0.05]))
-    picked = sampler(keys, **settings)(jnp.broadcast_to(logits, (count, VOCAB)), jnp.int32(3))
-    return np.bincount(np.asarray(picked), minlength=VOCAB) / count
+    return np.bincount(np.asarray(picked(count, **settings)), minlength=VOCAB) / count
 
 
 def test_samples_follow_the_distribution():
@@ -102,7 +114,7 @@ def test_samples_are_cut_by_rank_and_by_mass():
 def test_samples_do_not_depend_on_the_rest_of_the_batch():
     logits = logits_of(w5=1.0, w6=1.0, w7=1.0, eos=-1.0)
     keys = jax.random.split(jax.random.key(1), 4)
-    together = search(logits, rows=4, limit=12, pick=sampler(keys))
-    alone = search(logits, rows=1, limit=12, pick=sampler(keys[2:3]))
+    together = search(logits, rows=4, limit=12, keys=keys)
+    alone = search(logits, rows=1, limit=12, keys=keys[2:3])
     assert words(alone) == words(together, 2)
     assert len({tuple(words(together, row)) for row in range(4)}) == 4

@@ -1,9 +1,9 @@
 """Infilling equals filling the gaps left to right by AUX, in fewer passes; scores of texts in the gaps."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,11 +15,11 @@ from tests import tiny
 
 def gaps(rows=8, seed=3):
     """Sources, targets with masks, and the batch that they come from; row 5 is empty, row 2 has no gap."""
-    batch = tiny.batch(rows=rows, target=12, masked=9, seed=seed)
+    batch = jax.device_get(tiny.batch(rows=rows, target=12, masked=9, seed=seed))
     source, start = np.array(batch.source), np.array(batch.target)
     for row in range(rows):
-        start[row, np.asarray(batch.masked)[row, : int(batch.masked_count[row])]] = 4
-    start[2] = np.asarray(batch.target)[2]
+        start[row, batch.masked[row, : batch.masked_count[row]]] = 4
+    start[2] = batch.target[2]
     source[5], start[5] = 1, 1
     return source, start
 
@@ -27,7 +27,13 @@ def gaps(rows=8, seed=3):
 def model(**variant):
     net, params = tiny.model(**variant)
     # Ten times the usual spread: clear preferences, so that rounding cannot tip a choice.
-    return net, jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
+    return net, jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, jax.device_get(params))
+
+
+def infilled(*arguments, **inputs):
+    """The result of mode infill, with NumPy arrays."""
+    result = MODES["infill"].run(DecodeRequest(*arguments, **inputs))
+    return replace(result, **jax.device_get(vars(result)))
 
 
 MOST = 10
@@ -44,7 +50,7 @@ def aux_log_probs(net, params, source, target, positions):
     masked = np.zeros((1, MOST), np.int32)
     masked[0, : len(positions)] = positions
     batch = Batch(source[None], target[None], masked, np.asarray([len(positions)]), np.asarray([0]))
-    return np.asarray(run_aux(net, params, jax.tree.map(jnp.asarray, batch)))[0, : len(positions)]
+    return np.asarray(run_aux(net, params, batch))[0, : len(positions)]
 
 
 def left_to_right(net, params, source, start):
@@ -74,13 +80,13 @@ def test_infilling_is_filling_left_to_right(variant, settings):
     counts = (start == net.specials.mask).sum(axis=1)
     for draft in ("always", "auto", "never"):
         decode = DecodeConfig(mode="infill", infill=InfillDecode(draft=draft, **settings))
-        result = MODES["infill"].run(DecodeRequest(net, params, source, decode, 24, start=start))
+        result = infilled(net, params, source, decode, 24, start=start)
         np.testing.assert_array_equal(result.hypotheses.tokens[:, 0], expected[:, 1:])
         np.testing.assert_array_equal(result.hypotheses.lengths[:, 0], (start != 1).sum(axis=1) - 1)
         np.testing.assert_allclose(result.hypotheses.token_scores[:, 0], scores[:, 1:], atol=1e-4)
         means = scores.sum(axis=1) / np.maximum(counts, 1)
         np.testing.assert_allclose(result.hypotheses.scores[:, 0], means, atol=1e-4)
-        did = {name: np.asarray(values) for name, values in result.statistics.items()}
+        did = result.statistics
         if draft == "never":
             np.testing.assert_array_equal(did["passes"], 1 + counts)
         if draft == "always":
@@ -98,8 +104,7 @@ def test_scores_of_a_filling_equal_those_of_the_training_rows():
     for row in range(len(start)):
         tokens = gold[row][start[row] == net.specials.mask]
         filling[row, : len(tokens)] = tokens
-    request = DecodeRequest(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
-    result = MODES["infill"].run(request)
+    result = infilled(net, params, source, DecodeConfig(mode="infill"), 24, start=start, filling=filling)
     np.testing.assert_array_equal(result.hypotheses.tokens[:, 0], gold[:, 1:])
     np.testing.assert_array_equal(result.statistics["passes"], 1)
     for row in range(len(start)):
@@ -108,6 +113,6 @@ def test_scores_of_a_filling_equal_those_of_the_training_rows():
             log_probs = aux_log_probs(net, params, source[row], gold[row], positions)
             expected = log_probs[np.arange(len(positions)), gold[row, positions]]
             np.testing.assert_allclose(result.hypotheses.token_scores[row, 0][positions - 1], expected, atol=1e-4)
-            assert float(result.hypotheses.scores[row, 0]) == pytest.approx(expected.mean(), abs=1e-4)
+            assert result.hypotheses.scores[row, 0] == pytest.approx(expected.mean(), abs=1e-4)
         else:
-            assert float(result.hypotheses.scores[row, 0]) == 0.0
+            assert result.hypotheses.scores[row, 0] == 0.0

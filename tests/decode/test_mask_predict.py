@@ -1,5 +1,6 @@
 """Mask-predict: schedules, rules and the choice between candidates."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -307,7 +308,8 @@ def test_a_model_that_emits_pads_decodes_by_the_released_rules(passes, length_be
         )
     )
     settings = DecodeConfig(mode="nar", rules="released", nar=NarDecode(passes=passes, length_beam=length_beam))
-    result = jax.device_get(MODES["nar"].run(DecodeRequest(net, params, source, settings, 256, trace=True)))
+    result = MODES["nar"].run(DecodeRequest(net, params, source, settings, 256, trace=True))
+    result = dataclasses.replace(result, **jax.device_get(vars(result)))
     ours, stripped = result.hypotheses, 0
     for b in range(len(source)):
         sentence = jax.tree.map(lambda x, b=b: x[b : b + 1], encoded)

@@ -6,9 +6,9 @@ import math
 from collections import defaultdict
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax.decode.search.prefix_beam import Emissions, collapse, prefix_beam_search
 from janus_jax.types import Specials
@@ -17,11 +17,15 @@ SPECIALS = Specials()
 FIRST = 5  # id of the first token that is not special
 BLANK = -1
 
-_search = jax.jit(
-    functools.partial(prefix_beam_search, specials=SPECIALS),
-    static_argnames=("beam", "limit"),
-)
-_collapse = jax.jit(functools.partial(collapse, specials=SPECIALS), static_argnames=("limit",))
+
+def _compiled(search, *static):
+    """The search as one program, which gives its hypotheses as NumPy arrays."""
+    program = jax.jit(functools.partial(search, specials=SPECIALS), static_argnames=static)
+    return lambda emissions, **settings: jax.device_get(program(emissions, **settings))
+
+
+_search = _compiled(prefix_beam_search, "beam", "limit")
+_collapse = _compiled(collapse, "limit")
 
 
 def _table(seed, batch, rows, vocab, *, scale=1.5, forbidden=0.0):
@@ -31,7 +35,7 @@ def _table(seed, batch, rows, vocab, *, scale=1.5, forbidden=0.0):
     gone = rng.random(logits.shape) < forbidden
     gone[np.arange(batch)[:, None], np.arange(rows), rng.integers(vocab + 1, size=(batch, rows))] = False
     logits = np.where(gone, -np.inf, logits)
-    return np.asarray(jax.nn.log_softmax(logits.astype(np.float32), axis=-1))
+    return log_softmax(logits.astype(np.float32), axis=-1)
 
 
 def _emissions(table, counts=None, k=None, behind=np.nan):
@@ -42,10 +46,10 @@ def _emissions(table, counts=None, k=None, behind=np.nan):
     log_probs = np.where(real[..., None], np.take_along_axis(labels, order, axis=-1), behind)
     blank = np.where(real, table[..., -1], behind - 1.0)
     return Emissions(
-        tokens=jnp.asarray(order + FIRST, jnp.int32),
-        log_probs=jnp.asarray(log_probs, jnp.float32),
-        blank=jnp.asarray(blank, jnp.float32),
-        real=jnp.asarray(real),
+        tokens=np.asarray(order + FIRST, np.int32),
+        log_probs=np.asarray(log_probs, np.float32),
+        blank=np.asarray(blank, np.float32),
+        real=real,
     )
 
 
@@ -53,7 +57,7 @@ def _rows(emissions, b):
     """The real rows of a sentence as dictionaries symbol -> log-probability."""
     rows = []
     for r in range(int(np.sum(emissions.real[b]))):
-        tokens, values = np.asarray(emissions.tokens[b, r]).tolist(), np.asarray(emissions.log_probs[b, r]).tolist()
+        tokens, values = emissions.tokens[b, r].tolist(), emissions.log_probs[b, r].tolist()
         rows.append({**dict(zip(tokens, values, strict=True)), BLANK: float(emissions.blank[b, r])})
     return rows
 
@@ -104,16 +108,16 @@ def _textbook(rows, beam, limit):
 def _check(result, b, expected):
     """The hypotheses of a sentence are exactly the expected (log-probability, output), in their order."""
     beam, limit = result.tokens.shape[1:]
-    tokens, lengths = np.asarray(result.tokens[b]), np.asarray(result.lengths[b]).tolist()
+    tokens, lengths = result.tokens[b], result.lengths[b].tolist()
     expected = expected[:beam]
     assert lengths == [len(output) + 1 for _, output in expected] + [0] * (beam - len(expected))
     for row, (_, output) in zip(tokens.tolist(), expected, strict=False):
         assert row == [*output, SPECIALS.eos] + [SPECIALS.pad] * (limit - len(output) - 1)
     assert (tokens[len(expected) :] == SPECIALS.pad).all()
-    scores = np.asarray(result.scores[b])
+    scores = result.scores[b]
     np.testing.assert_allclose(scores[: len(expected)], [score for score, _ in expected], rtol=2e-5, atol=2e-6)
     assert np.isneginf(scores[len(expected) :]).all()
-    assert np.isfinite(np.asarray(result.token_scores[b])).all()
+    assert np.isfinite(result.token_scores[b]).all()
 
 
 def _every_string(vocab, longest):
@@ -135,7 +139,7 @@ def test_a_wide_beam_equals_the_enumeration_of_all_alignments(vocab, rows, limit
 def test_the_probabilities_of_all_outputs_sum_to_one():
     emissions = _emissions(_table(5, 4, 5, 3), [5, 4, 2, 0])
     result = _search(emissions, beam=_every_string(3, 5), limit=6)
-    np.testing.assert_allclose(np.exp(np.asarray(result.scores)).sum(axis=1), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(result.scores).sum(axis=1), 1.0, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("vocab", "k", "beam"), [(2, 2, 3), (3, 2, 2), (4, 3, 5), (8, 4, 8), (3, 3, 1)])
@@ -205,7 +209,7 @@ def test_collapse_merges_repeats_and_keeps_what_a_blank_parts():
     for r, (symbol, p) in enumerate(zip(path, confidence, strict=True)):
         probs[0, r, -1 if symbol == BLANK else symbol - FIRST] = p
     result = _collapse(_emissions(np.log(probs).astype(np.float32)), limit=6)
-    assert np.asarray(result.tokens[0, 0]).tolist() == [a, a, b, SPECIALS.eos, SPECIALS.pad, SPECIALS.pad]
+    assert result.tokens[0, 0].tolist() == [a, a, b, SPECIALS.eos, SPECIALS.pad, SPECIALS.pad]
     np.testing.assert_allclose(np.exp(result.token_scores[0, 0]), [0.9, 0.7, 0.5, 1.0, 1.0, 1.0], rtol=1e-6)
     np.testing.assert_allclose(result.scores[0, 0], np.log(confidence).sum(), rtol=1e-6)
 
@@ -217,7 +221,7 @@ def test_of_a_token_and_a_blank_that_tie_the_blank_counts():
 
 def test_no_hypothesis_exceeds_the_limit():
     rows, vocab = 10, 3
-    table = np.array(_table(6, 4, rows, vocab, scale=0.5))
+    table = _table(6, 4, rows, vocab, scale=0.5)
     table[..., -1] = -6.0  # hardly any blanks: all would like to be long
     emissions = _emissions(table)
     for limit in (1, 4):
@@ -227,7 +231,7 @@ def test_no_hypothesis_exceeds_the_limit():
         for b in range(4):
             _check(result, b, _textbook(_rows(emissions, b), 3, limit))
     only = _search(emissions, beam=3, limit=1)
-    assert np.asarray(only.lengths).tolist() == [[1, 0, 0]] * 4
+    assert only.lengths.tolist() == [[1, 0, 0]] * 4
     np.testing.assert_allclose(only.scores[:, 0], table[..., -1].sum(axis=1), rtol=1e-6)
 
 
@@ -243,13 +247,13 @@ def test_a_sentence_without_rows_has_the_empty_output():
 
 
 def test_a_row_that_can_emit_nothing_leaves_no_hypothesis():
-    table = np.array(_table(8, 2, 4, 3))
+    table = _table(8, 2, 4, 3)
     table[0, 2] = -np.inf
     emissions = _emissions(table)
     for result in (_search(emissions, beam=4, limit=5), _collapse(emissions, limit=5)):
         _check(result, 0, [])
-        assert not np.asarray(result.token_scores[0]).any()
-        assert (np.asarray(result.scores[1]) > -np.inf).all()
+        assert not result.token_scores[0].any()
+        assert (result.scores[1] > -np.inf).all()
 
 
 def test_a_sentence_alone_gives_what_it_gives_in_a_batch():
