@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,13 +25,13 @@ def without_padding(rows):
 
 def test_rows_of_heads_are_equal(each):
     _, _, net, params, model = each
-    rng = np.random.default_rng(0)
+    step, rng = jax.jit(net.draft_step), np.random.default_rng(0)
     row = rng.normal(size=(5, net.config.d_model)).astype(np.float32)
     scale = net.config.d_model**0.5 if net.config.scale_embedding else 1.0
     theirs = torch.from_numpy(row)
     for _ in range(net.config.draft_heads):
         tokens = rng.integers(5, net.config.vocab_size, 5)
-        row = np.asarray(net.draft_step(params, row, tokens))
+        row = np.asarray(step(params, row, tokens))
         with torch.no_grad():
             vectors = scale * model.decoder.embed_tokens.weight[torch.from_numpy(tokens)]
             theirs = model.draft_heads(theirs, vectors)

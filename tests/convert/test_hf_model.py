@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 
 from janus_jax.config import ArDecode, DecodeConfig, resolve
 from janus_jax.convert import params_from_released, params_to_released
+from janus_jax.convert.fairseq import SHARED
 from janus_jax.data import corruption
 from janus_jax.decode import Generator
 from janus_jax.decode.keywords import with_keywords
@@ -20,6 +21,8 @@ from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Batch, Specials
 from tests import tiny
+from tests.convert import foreign
+from tests.convert.parallel_models import lively
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -76,16 +79,11 @@ def load(directory):
     return transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, trust_remote_code=True).eval()
 
 
-def lively(params, factor=8.0):
-    """Parameters with larger matrices, so that logits differ by more than rounding."""
-    return jax.tree.map(lambda leaf: leaf * factor if leaf.ndim > 1 else leaf, params)
-
-
 @pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def pair(request, tmp_path_factory):
     """A random model in JAX and in PyTorch: (net, params, model)."""
-    net, params = tiny.model(**request.param)
-    params = lively(params)
+    net = tiny.net(**request.param)
+    params = params_from_released(foreign.arrays_of(net), net.config)
     return net, params, load(export(net, params, tmp_path_factory.mktemp("export") / "model"))
 
 
@@ -121,8 +119,8 @@ def expected(pair, batch):
         return net.project(params, ar), net.project(params, nar), encoded.length_logits
 
     tokens = np.where(masked, net.specials.mask, target)
-    ar, nar, lengths = compute(params, source, decoder_inputs(net, target), tokens)
-    return np.asarray(ar[..., : tiny.VOCAB]), np.asarray(nar[..., : tiny.VOCAB]), np.asarray(lengths)
+    ar, nar, lengths = jax.device_get(compute(params, source, decoder_inputs(net, target), tokens))
+    return ar[..., : tiny.VOCAB], nar[..., : tiny.VOCAB], lengths
 
 
 def assert_equal(actual, expected, real=None):
@@ -195,10 +193,10 @@ def test_padding_changes_nothing(pair, batch):
 def test_loss_is_the_cross_entropy_of_the_next_tokens(pair, batch, expected):
     net, _, model = pair
     source, target, _ = batch
-    logits = jax.nn.log_softmax(jnp.asarray(expected[0]))
+    logits = log_softmax(expected[0], axis=-1)
     gold = target[:, 1:] if net.config.ar_start == "bos" else target
     real = gold != SPECIALS.pad
-    mean = -np.take_along_axis(np.asarray(logits), gold[..., None], axis=-1)[..., 0][real].mean()
+    mean = -np.take_along_axis(logits, gold[..., None], axis=-1)[..., 0][real].mean()
     ignored = ids(np.where(target == SPECIALS.pad, -100, target))
     for labels in (ids(target), ignored):
         assert abs(model(input_ids=ids(source), labels=labels).loss.item() - mean) < 1e-5
@@ -276,8 +274,10 @@ def both(request, tmp_path_factory):
     """(generator, model): a trained one, and a random one that never predicts eos."""
     if request.param == "trained":
         return request.getfixturevalue("trained")
-    net, params = tiny.model(vocab_size=VOCAB, **BART)
-    params = lively(params)
+    net = tiny.net(vocab_size=VOCAB, **BART)
+    arrays = lively(foreign.arrays_of(net))
+    arrays[SHARED][SPECIALS.eos] = 0.0  # its logit is 0, which never wins
+    params = params_from_released(arrays, net.config)
     generator = Generator(net, params, None, max_source_length=LONGEST, max_target_length=LONGEST + 8)
     return generator, load(export(net, params, tmp_path_factory.mktemp("random") / "model"))
 
@@ -451,8 +451,8 @@ def test_stock_bart(bart, tmp_path):
     logits = stock(input_ids=source, attention_mask=mask, decoder_input_ids=fed).logits.detach().numpy()
     assert_equal(model(input_ids=source, decoder_input_ids=fed).logits, logits)
     rows = jax.jit(lambda p, s, f: net.project(p, net.ar_rows(p, net.encode(p, s), f)))
-    ours = rows(params, source.numpy().astype(np.int32), fed.numpy().astype(np.int32))[..., :40]
-    assert np.abs(np.asarray(ours) - logits).max() < 1e-4
+    ours = np.asarray(rows(params, source.numpy().astype(np.int32), fed.numpy().astype(np.int32)))[..., :40]
+    assert np.abs(ours - logits).max() < 1e-4
 
     config = default_generation_config(model.config, beam=4, max_length_a=0.0, max_length_b=9, max_target_length=11)
     start = fed[:, :2]

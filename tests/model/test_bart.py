@@ -37,22 +37,22 @@ def test_presets_are_settings_that_a_config_takes():
         )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
 def value_and_gradient(net, params, batch, objective):
-    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
-
     def total(p):
+        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         key = jax.random.key(3) if net.config.dropout else None
         return loss(net, objective, p, batch, divisors=divisors, step=jax.numpy.int32(0), rng=key)[0]
 
-    return jax.jit(jax.value_and_grad(total))
+    return jax.value_and_grad(total)(params)
 
 
 def assert_same_training(one, other):
-    """Loss and gradients of two (net, params) at the same parameters."""
+    """Loss and gradients of (net, params) and of another net at the same parameters."""
     batch, objective = tiny.batch(rows=6), ObjectiveConfig()
-    (net, params), (second, _) = one, other
-    value, gradient = value_and_gradient(net, params, batch, objective)(params)
-    again, other_gradient = value_and_gradient(second, params, batch, objective)(params)
+    (net, params), second = one, other
+    value, gradient = value_and_gradient(net, params, batch, objective)
+    again, other_gradient = value_and_gradient(second, params, batch, objective)
     np.testing.assert_allclose(value, again, rtol=1e-5)
     bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradient))
     assert tiny.largest_difference(gradient, other_gradient) <= 1e-4 * bound + 1e-6
@@ -60,13 +60,13 @@ def assert_same_training(one, other):
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_no_gradient_dropout_included(remat):
-    assert_same_training(tiny.model(**BART, dropout=0.2), tiny.model(**BART, dropout=0.2, remat=remat))
+    assert_same_training(tiny.model(**BART, dropout=0.2), tiny.net(**BART, dropout=0.2, remat=remat))
 
 
 def test_rematerialisation_computes_layers_again():
     def products(remat):
-        net, params = tiny.model(**BART, remat=remat)
-        text = value_and_gradient(net, params, tiny.batch(), ObjectiveConfig()).lower(params).as_text()
+        net, params = tiny.abstract(**BART, remat=remat)
+        text = value_and_gradient.lower(net, params, tiny.batch(), ObjectiveConfig()).as_text()
         return len(re.findall(r"dot_general", text))
 
     assert products("none") < products("dots") < products("full")
@@ -74,11 +74,10 @@ def test_rematerialisation_computes_layers_again():
 
 @pytest.mark.parametrize("variant", [{}, {"ar_stream": "content"}, {"norm": "pre"}])
 def test_fused_attention_equals_ours(variant):
-    one, other = tiny.model(**BART | variant), tiny.model(**BART | variant, attention="fused")
-    assert_same_training(one, other)
-    (net, params), (fused, _) = one, other
+    (net, params), fused = tiny.model(**BART | variant), tiny.net(**BART | variant, attention="fused")
+    assert_same_training((net, params), fused)
     batch = tiny.batch()
-    real = np.array(batch.target != net.specials.pad)
+    real = np.asarray(batch.target) != net.specials.pad
 
     @functools.partial(jax.jit, static_argnums=0)
     def rows(n):
@@ -96,7 +95,7 @@ def test_fused_attention_with_dropout_in_it_is_refused():
 
 def test_unk_replaces_masked_tokens_with_mask_token_unk():
     net, params = tiny.model(mask_token="unk")
-    dedicated, _ = tiny.model()
+    dedicated = tiny.net()
     assert (net.specials.mask, dedicated.specials.mask) == (3, 4)
     batch = tiny.batch()
     swapped = jax.tree.map(np.array, params)
@@ -107,7 +106,7 @@ def test_unk_replaces_masked_tokens_with_mask_token_unk():
 
 
 def test_init_creates_the_layer_norm_that_nar_rows_skip():
-    one, _ = tiny.model(**BART)
-    _, params = tiny.model(**BART, nar_layernorm_embedding=False)
-    assert jax.tree.structure(params) == jax.tree.structure(jax.eval_shape(one.init, jax.random.key(0)))
+    _, shapes = tiny.abstract(**BART)
+    _, params = tiny.abstract(**BART, nar_layernorm_embedding=False)
+    assert jax.tree.structure(params) == jax.tree.structure(shapes)
     assert "layernorm_embedding" in params["decoder"]
