@@ -16,10 +16,12 @@ HEADS = 3
 
 
 def model(**changes):
-    net, params = tiny.model(draft_heads=HEADS, **changes)
-    noise = iter(jax.random.split(jax.random.key(7), 100))
-    moved = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(noise), x.shape), params["draft_heads"])
-    return net, params | {"draft_heads": moved}
+    """A model with draft heads whose kernels are not zero, and its parameters in NumPy arrays."""
+    params, noise = jax.device_get(tiny.model(draft_heads=HEADS)[1]), np.random.default_rng(7)
+    moved = jax.tree.map(
+        lambda x: x + np.float32(0.05) * noise.normal(size=x.shape).astype(x.dtype), params["draft_heads"]
+    )
+    return tiny.net(draft_heads=HEADS, **changes), params | {"draft_heads": moved}
 
 
 def value(net, params, batch, terms=("heads",), **objective):
@@ -30,6 +32,11 @@ def value(net, params, batch, terms=("heads",), **objective):
 def _value(net, params, batch, terms, objective):
     divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
     return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), terms=terms)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def gradients_of(net, params, batch, terms):
+    return jax.grad(lambda p: value(net, p, batch, terms)[0])(params)
 
 
 @pytest.mark.parametrize("chunk", [0, 16])
@@ -43,7 +50,7 @@ def test_the_loss_is_that_of_its_definition(variant, chunk):
     rows = np.asarray(tiny.joint_rows(net, params, batch, ("ar",))["ar"])
     target = np.asarray(batch.target)
     tokens = target if net.config.ar_start == "eos" else target[:, 1:]
-    table = np.asarray(params["embed_tokens"]["embedding"])[: tiny.VOCAB]
+    table = params["embed_tokens"]["embedding"][: tiny.VOCAB]
     frequent = table[:32] if net.config.draft_vocab else table  # 20 is rounded up to a multiple of 16
     scale = 4.0 if net.config.scale_embedding else 1.0  # sqrt(16)
     summed, accepted, count, rare = 0.0, 0, 0, 0
@@ -58,7 +65,7 @@ def test_the_loss_is_that_of_its_definition(variant, chunk):
                 head = params["draft_heads"]
                 read = np.concatenate([row, scale * table[tokens[sentence, slot + distance - 1]]])
                 inner = read @ head["inner"]["kernel"] + head["inner"]["bias"]
-                row = row + np.asarray(inner / (1 + np.exp(-inner)) @ head["outer"]["kernel"])
+                row = row + inner / (1 + np.exp(-inner)) @ head["outer"]["kernel"]
                 logits = row @ frequent.T
                 label = (rows[sentence, slot + distance] @ table.T).argmax()
                 if label >= len(frequent):
@@ -76,38 +83,38 @@ def test_the_loss_is_that_of_its_definition(variant, chunk):
 
 def test_only_the_heads_learn_from_it():
     net, params = model()
-    gradients = jax.grad(lambda p: value(net, p, tiny.batch())[0])(params)
-    for name, part in gradients.items():
-        norm = sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
+    heads, both, alone = (
+        jax.device_get(gradients_of(net, params, tiny.batch(), terms))
+        for terms in (("heads",), ("ar", "heads"), ("ar",))
+    )
+    for name, part in heads.items():
+        norm = sum(float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(part))
         assert (norm > 0) == (name == "draft_heads"), name
     # Beside AR's loss, the other parameters learn as without heads.
-    both, alone = (
-        jax.grad(lambda p, terms=terms: value(net, p, tiny.batch(), terms)[0])(params)
-        for terms in (("ar", "heads"), ("ar",))
-    )
     for name in set(params) - {"draft_heads"}:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), both[name], alone[name])
 
 
 def test_the_rows_of_known_tokens_are_those_of_single_steps():
     net, params = model()
-    rows = jax.random.normal(jax.random.key(0), (2, 5, 16))
-    tokens = jax.random.randint(jax.random.key(1), (2, 5), 5, tiny.VOCAB)
-    made = net.draft_rows(params, rows, tokens)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2, 5, 16)).astype(np.float32)
+    tokens = rng.integers(5, tiny.VOCAB, (2, 5))
+    made, step = np.array(jax.jit(net.draft_rows)(params, rows, tokens)), jax.jit(net.draft_step)
     assert made.shape == (2, 5, HEADS, 16)
     row = rows[:, 1]
     for distance in range(1, HEADS + 1):
-        row = net.draft_step(params, row, tokens[:, distance])
+        row = step(params, row, tokens[:, distance])
         np.testing.assert_allclose(made[:, 1, distance - 1], row, atol=1e-6)
 
 
 def test_heads_that_start_at_zero_do_not_move_a_row():
-    net, params = tiny.model(draft_heads=2)
-    fresh = jax.jit(net.init)(jax.random.key(0))["draft_heads"]
+    net, params = tiny.model(draft_heads=HEADS)  # its kernels are those of `init`
+    fresh = params["draft_heads"]
     assert not np.asarray(fresh["outer"]["kernel"]).any()
     assert np.asarray(fresh["inner"]["kernel"]).any()
-    rows = jnp.ones((1, 16))
-    np.testing.assert_array_equal(net.draft_step(params | {"draft_heads": fresh}, rows, jnp.array([7])), rows)
+    rows = np.ones((1, 16), np.float32)
+    np.testing.assert_array_equal(jax.jit(net.draft_step)(params, rows, np.array([7])), rows)
 
 
 def test_a_weight_without_heads_is_refused():

@@ -19,32 +19,28 @@ from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length
 from tests import tiny
 
 ZERO = jnp.int32(0)
+ROW_TERMS = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def value_and_grad(net, params, batch, objective, step=ZERO, rng=None):
+def loss_of(net, params, batch, objective, step=ZERO, rng=None):
     divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+    return loss(net, objective, params, batch, divisors=divisors, step=step, rng=rng)
 
-    def total(p):
-        return loss(net, objective, p, batch, divisors=divisors, step=step, rng=rng)
 
-    return jax.value_and_grad(total, has_aux=True)(params)
+value_and_grad = jax.jit(jax.value_and_grad(loss_of, argnums=1, has_aux=True), static_argnums=(0, 3))
 
 
 def metrics_of(net, shapes, objective):
     """Names of the metrics that the loss computes."""
-    batch = tiny.batch()
-    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
-    return set(jax.eval_shape(lambda p: loss(net, objective, p, batch, divisors=divisors, step=ZERO)[1], shapes))
+    return set(jax.eval_shape(lambda p, batch: loss_of(net, p, batch, objective)[1], shapes, tiny.batch()))
 
 
 def assert_same(a, b):
-    (value, metrics), gradients = a
-    (other, other_metrics), other_gradients = b
+    ((value, metrics), gradients), ((other, other_metrics), other_gradients) = jax.device_get((a, b))
     np.testing.assert_allclose(value, other, rtol=1e-5)
     for name in metrics:
         np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=1e-4, atol=1e-7)
-    bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients))
     assert tiny.largest_difference(gradients, other_gradients) <= 1e-4 * bound + 1e-6
 
 
@@ -54,7 +50,7 @@ def test_label_smoothing_follows_the_formula():
     logits[:, :6] = rng.normal(size=(3, 6))
     labels = np.array([0, 5, 2])
     logp = logits[:, :6] - np.log(np.exp(logits[:, :6]).sum(1, keepdims=True))
-    nll, smoothing = nll_and_smoothing(jnp.array(logits), jnp.array(labels), 6)
+    nll, smoothing = jax.device_get(jax.jit(nll_and_smoothing, static_argnums=2)(logits, labels, 6))
     np.testing.assert_allclose(nll, -logp[np.arange(3), labels], rtol=1e-6)
     expected = 0.9 * -logp[np.arange(3), labels] - 0.1 * logp.mean(1)
     np.testing.assert_allclose(label_smoothed(nll, smoothing, 0.1), expected, rtol=1e-6)
@@ -65,12 +61,12 @@ def test_symmetric_kl_follows_the_formula_and_ignores_vocabulary_padding():
     p_logits, q_logits = (np.concatenate([rng.normal(size=(4, 6)), np.full((4, 2), -1e9)], 1) for _ in range(2))
     p, q = (np.exp(x[:, :6]) / np.exp(x[:, :6]).sum(1, keepdims=True) for x in (p_logits, q_logits))
     expected = 0.5 * ((p - q) * (np.log(p) - np.log(q))).sum(1)
-    np.testing.assert_allclose(symmetric_kl(jnp.array(p_logits), jnp.array(q_logits)), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(symmetric_kl)(p_logits, q_logits), expected, rtol=1e-5)
 
 
 def test_length_loss_caps_the_class():
-    logits = jnp.log(jnp.array([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]]))
-    np.testing.assert_allclose(length_nll(logits, jnp.array([99, 1])), -np.log([0.7, 0.25]), rtol=1e-6)
+    logits = np.log([[0.1, 0.2, 0.7], [0.5, 0.25, 0.25]])
+    np.testing.assert_allclose(jax.jit(length_nll)(logits, np.array([99, 1])), -np.log([0.7, 0.25]), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -130,22 +126,26 @@ def reference_losses(net, objective, hidden, table, batch, weights, divisors):
     return total
 
 
+def losses_of_sets(net, objective, hidden, table, batch, weights, divisors):
+    losses = TokenLosses(net.config, objective, net.dtype, ROW_TERMS)
+    return losses(aligned_sets(hidden, batch, net.config, 1), table, weights, divisors)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def three_times(losses, net, objective, hidden, table, *rest):
+    """Three times the value of the losses, and its gradients by hidden rows and table."""
+    return jax.value_and_grad(lambda h, t: 3.0 * losses(net, objective, h, t, *rest), argnums=(0, 1))(hidden, table)
+
+
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_value_and_gradients_equal_plain_differentiation_of_the_formulas(chunk):
     net, params = tiny.model()
-    batch, objective = tiny.batch(), ObjectiveConfig(projection_rows=chunk)
-    divisors = batch_divisors(batch, net.config, objective, 1)
+    batch, objective = tiny.batch(), ObjectiveConfig()
     hidden = tiny.joint_rows(net, params, batch, ("ar", "nar", "aux"))
-    terms = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
-    weights = {name: jnp.float32(0.3 + i) for i, name in enumerate(terms)}
-    table = params["embed_tokens"]["embedding"]
-
-    def scaled(function):
-        return jax.jit(jax.value_and_grad(lambda h, t: 3.0 * function(h, t), argnums=(0, 1)))(hidden, table)
-
-    losses = TokenLosses(net.config, objective, net.dtype, terms)
-    value, ours = scaled(lambda h, t: losses(aligned_sets(h, batch, net.config, 1), t, weights, divisors)[0])
-    expected, plain = scaled(lambda h, t: reference_losses(net, objective, h, t, batch, weights, divisors))
+    weights = {name: np.float32(0.3 + i) for i, name in enumerate(ROW_TERMS)}
+    inputs = hidden, params["embed_tokens"]["embedding"], batch, weights, tiny.divisors(net, objective, batch)
+    value, ours = three_times(losses_of_sets, net, dataclasses.replace(objective, projection_rows=chunk), *inputs)
+    expected, plain = three_times(reference_losses, net, objective, *inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert tiny.largest_difference(ours, plain) < 1e-5
 
@@ -157,9 +157,7 @@ def test_no_array_has_all_rows_times_the_vocabulary():
     def widest(projection_rows):
         """Rows of the largest array of vocabulary width in the program before compilation."""
         objective = ObjectiveConfig(projection_rows=projection_rows)
-        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
-        gradient = jax.grad(lambda p: loss(net, objective, p, batch, divisors=divisors, step=ZERO)[0])
-        text = jax.jit(gradient).lower(shapes).as_text()
+        text = value_and_grad.lower(net, shapes, batch, objective).as_text()
         return max(int(rows) for rows in re.findall(r"tensor<(\d+)x1008xf32>", text))
 
     assert widest(0) >= 8 * 5
@@ -168,7 +166,7 @@ def test_no_array_has_all_rows_times_the_vocabulary():
 
 def test_padding_changes_no_loss_and_no_gradient():
     net, params = tiny.model()
-    batch = tiny.batch()
+    batch = tiny.batch(rows=6)
     wider = tiny.padded(batch, source=2, target=3, masked=2, rows=4)
     assert_same(
         value_and_grad(net, params, batch, ObjectiveConfig()), value_and_grad(net, params, wider, ObjectiveConfig())
@@ -182,12 +180,12 @@ def test_stop_gradient_holds_one_side_of_a_kl_fixed():
     gradients = {}
     for side in ("none", "ar", "nar"):
         objective = ObjectiveConfig(weights=only, stop_gradient=StopGradients(kl_ar_nar=side))
-        (value, _), gradients[side] = value_and_grad(net, params, batch, objective)
+        (value, _), gradients[side] = jax.device_get(value_and_grad(net, params, batch, objective))
         assert float(value) > 0
     # The gradient is linear in its two sides.
-    both = jax.tree.map(jnp.add, gradients["ar"], gradients["nar"])
+    both = jax.tree.map(np.add, gradients["ar"], gradients["nar"])
     # Table and decoder rows of both sides add up to the gradient without any stop.
-    bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients["none"]))
+    bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients["none"]))
     assert tiny.largest_difference(both, gradients["none"]) < 1e-4 * bound + 1e-7
     assert tiny.largest_difference(gradients["ar"], gradients["none"]) > 0.01 * bound
 
@@ -219,13 +217,14 @@ def test_ar_terms_may_be_computed_in_some_steps_only_with_a_higher_weight():
     assert [active_terms(objective, step) for step in range(7)] == [("ar",)] * 3 + [with_ar, without, without, with_ar]
     net, params = tiny.model()
     batch = tiny.batch()
-    divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+    divisors = tiny.divisors(net, objective, batch)
 
+    @functools.partial(jax.jit, static_argnums=(0, 1))
     def total(every, terms):
         return loss(net, dataclasses.replace(objective, ar_every=every), params, batch, divisors=divisors,
                     step=jnp.int32(9), terms=terms)  # fmt: skip
 
-    (once, metrics), (thrice, _) = total(1, with_ar), total(3, with_ar)
+    (once, metrics), (thrice, _) = jax.device_get((total(1, with_ar), total(3, with_ar)))
     added = 2 * (metrics["loss/ar"] + metrics["loss/kl_ar_nar"])
     np.testing.assert_allclose(thrice, once + added, rtol=1e-5)
     for terms in (without, ("ar",)):
@@ -245,25 +244,20 @@ def test_two_encoder_passes_differ_only_in_dropout():
     batch = tiny.batch()
     net, params = tiny.model(dropout=0.2)
     one, two = (ObjectiveConfig(encoder_passes=n) for n in (1, 2))
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def value(objective, rng):
-        divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
-        return loss(net, objective, params, batch, divisors=divisors, step=ZERO, rng=rng)[0]
-
-    with_key = [value(objective, jax.random.key(3)) for objective in (one, two)]
+    value = functools.partial(jax.jit(loss_of, static_argnums=(0, 3)), net, params, batch)
+    with_key = [value(objective, rng=jax.random.key(3))[0] for objective in (one, two)]
     assert float(with_key[0]) != float(with_key[1])
-    without = [value(objective, None) for objective in (one, two)]
+    without = [value(objective)[0] for objective in (one, two)]
     assert float(without[0]) == float(without[1])
 
 
 def test_a_batch_without_masked_tokens_is_finite():
     net, params = tiny.model()
-    batch = dataclasses.replace(tiny.batch(), masked_count=jnp.zeros(4, jnp.int32))
-    (value, metrics), gradients = value_and_grad(net, params, batch, ObjectiveConfig())
+    batch = dataclasses.replace(tiny.batch(rows=6), masked_count=np.zeros(6, np.int32))
+    (value, metrics), gradients = jax.device_get(value_and_grad(net, params, batch, ObjectiveConfig()))
     assert np.isfinite(float(value))
     assert float(metrics["loss/nar"]) == 0.0
-    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
 def test_janus_all_is_the_sum_of_its_parts():
@@ -272,7 +266,7 @@ def test_janus_all_is_the_sum_of_its_parts():
 
     def computed(name, chunk=7):
         objective = ObjectiveConfig(name=name, projection_rows=chunk, ctc_floor=0.0)
-        return value_and_grad(net, params, tiny.batch(), objective)
+        return jax.device_get(value_and_grad(net, params, tiny.batch(), objective))
 
     (of_janus, janus), janus_gradients = computed("janus")
     (of_ctc, ctc), ctc_gradients = computed("janus_ctc")
@@ -289,24 +283,24 @@ def test_janus_all_is_the_sum_of_its_parts():
             assert float(metrics[name]) == pytest.approx(float(part), rel=1e-5), name
             assert float(part) > 0 or name == "ctc/unfit"
         assert float(value) == pytest.approx(float(of_janus + of_ctc - of_ar), rel=1e-5)
-        bound = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+        bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients))
         assert tiny.largest_difference(gradients, parts) <= 1e-4 * bound + 1e-6
 
 
 def test_a_divergence_between_rows_that_nothing_aligns_is_refused():
     net, params = tiny.model()
     batch, objective = tiny.batch(), ObjectiveConfig()
-    hidden = tiny.joint_rows(net, params, batch, ("ar",))
+    hidden = {"ar": tiny.joint_rows(net, params, batch, ("ar", "nar", "aux"))["ar"]}
     losses = TokenLosses(net.config, objective, net.dtype, ("ar", "kl_ar_nar"))
     sets, table = aligned_sets(hidden, batch, net.config, 1), params["embed_tokens"]["embedding"]
     with pytest.raises(ValueError, match="term kl_ar_nar: no aligned set holds the rows of both ar and nar"):
-        losses(sets, table, {}, batch_divisors(batch, net.config, objective, 1))
+        losses(sets, table, {}, tiny.divisors(net, objective, batch))
 
 
 def test_rows_that_are_aligned_with_no_token_are_refused():
     net, params = tiny.model()
     batch = tiny.batch()
-    hidden = tiny.joint_rows(net, params, batch, ("ar", "nar"))
+    hidden = tiny.joint_rows(net, params, batch, ("ar", "nar", "aux"))
     hidden = {"ar": hidden["ar"], "unknown": hidden["nar"]}
     with pytest.raises(ValueError, match=r"no loss term .* trains the rows 'unknown'"):
         aligned_sets(hidden, batch, net.config, 1)
@@ -316,7 +310,9 @@ def test_rows_that_are_aligned_with_no_token_are_refused():
 def test_every_metric_of_a_step_has_a_divisor_and_an_unknown_name_raises(name):
     net, shapes = tiny.abstract(ctc_ratio=1.5, dag_ratio=1.5)
     objective = ObjectiveConfig(name=name)
-    divisors = batch_divisors(tiny.batch(), net.config, objective, 1)
+    divisors = jax.eval_shape(
+        functools.partial(batch_divisors, config=net.config, objective=objective, pad=1), tiny.batch()
+    )
     assert {divisor_of(name) for name in metrics_of(net, shapes, objective)} <= set(divisors)
     for wrong in ("loss/graph", "nll/graph", "ctc/fit", "dag"):
         with pytest.raises(ValueError, match=r"objective/terms\.py"):
