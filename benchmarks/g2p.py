@@ -140,10 +140,10 @@ def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequenc
 
 
 def table(cells: dict[str, list[dict[str, Any]]]) -> str:
-    """PER and WER of every cell and decoding setting as a Markdown table; the seeds of a cell are separated by commas."""
+    """PER, WER and right lengths of all cells and settings as a Markdown table; commas separate the seeds of a cell."""
     lines = [
-        "| model | decoding | valid PER | valid WER | test PER | test WER |",
-        "|---|---|--:|--:|--:|--:|",
+        "| model | decoding | valid PER | valid WER | test PER | test WER | right length |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for cell, seeds in cells.items():
         for position, row in enumerate(seeds[0]["rows"]):
@@ -151,7 +151,7 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
             values = [
                 ", ".join(f"{one[split][name]:.{digits}f}" for one in same)
                 for split in SPLITS
-                for name, digits in (("per", 2), ("wer", 1))
+                for name, digits in (("per", 2), ("wer", 1), ("right_length", 1))[: 3 if split == "test" else 2]
             ]
             lines.append(f"| `{cell}` | {row['setting']} | {' | '.join(values)} |")
     rows = [row["test"] for seeds in cells.values() for figures in seeds for row in figures["rows"]]

@@ -56,13 +56,17 @@ def _settings(changes):
 @functools.cache
 def _parameters(config):
     params = jax.device_get(jax.jit(Janus(config, Specials()).init)(jax.random.key(0)))
-    rng = np.random.default_rng(1)
-    return jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype) if x.ndim == 1 else x, params)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    for i, leaf in enumerate(leaves):
+        if leaf.ndim == 1:
+            leaves[i] = leaf + 0.1 * np.asarray(jax.random.normal(keys[i], leaf.shape))
+    return jax.tree.unflatten(structure, leaves)
 
 
 @functools.cache
 def batch(rows=4, source=9, target=8, masked=5, seed=0):
-    """A padded batch of random sentences of different lengths; each masks at least one token."""
+    """A padded batch of random sentences of different lengths, in NumPy arrays; each masks at least one token."""
     rng = np.random.default_rng(seed)
     arrays = Batch(
         source=np.full((rows, source), 1, np.int32),
@@ -80,7 +84,7 @@ def batch(rows=4, source=9, target=8, masked=5, seed=0):
         count = rng.integers(1, min(inner, masked) + 1)
         arrays.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
         arrays.masked_count[row] = count
-    return jax.device_put(arrays)
+    return arrays
 
 
 def padded(original, source=0, target=0, masked=0, rows=0):
@@ -92,7 +96,7 @@ def padded(original, source=0, target=0, masked=0, rows=0):
         if (array := getattr(original, field.name)) is None:
             continue
         pads = [(0, rows)] + ([(0, widths[field.name])] if array.ndim == 2 else [])
-        changed[field.name] = jax.device_put(np.pad(array, pads, constant_values=fill[field.name]))
+        changed[field.name] = np.pad(array, pads, constant_values=fill[field.name])
     return Batch(**changed)
 
 

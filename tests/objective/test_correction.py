@@ -75,16 +75,10 @@ def test_the_loss_of_rows_that_read_their_prediction():
 
 
 def test_no_gradient_flows_through_the_first_pass():
-    net, params = tiny.model()
-    batch = tiny.batch()
-
-    def total(params):
-        shown = _shown(net, ObjectiveConfig(), params, batch, 1.0, jax.random.key(0))
-        return jnp.take(params["embed_tokens"]["embedding"], shown, axis=0).sum()
-
-    gradients = jax.device_get(jax.jit(jax.grad(total))(params))
-    gradients["embed_tokens"] = None
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradients))
+    """The rows read whole numbers, not a mixture of vectors."""
+    net, params = tiny.abstract()
+    shown = jax.eval_shape(lambda p: _shown(net, ObjectiveConfig(), p, tiny.batch(), 1.0, jax.random.key(0)), params)
+    assert shown.dtype == jnp.int32
 
 
 def test_places_of_the_second_target_are_used():
