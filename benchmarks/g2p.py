@@ -142,8 +142,8 @@ def rates(hypotheses: Sequence[str], references: Sequence[str], sources: Sequenc
 def table(cells: dict[str, list[dict[str, Any]]]) -> str:
     """PER, WER and right lengths of all cells and settings as a Markdown table; commas separate the seeds of a cell."""
     lines = [
-        "| model | decoding | valid PER | valid WER | test PER | test WER | right length |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        "| model | decoding | valid PER | valid WER | valid right length | test PER | test WER | test right length |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for cell, seeds in cells.items():
         for position, row in enumerate(seeds[0]["rows"]):
@@ -151,7 +151,7 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
             values = [
                 ", ".join(f"{one[split][name]:.{digits}f}" for one in same)
                 for split in SPLITS
-                for name, digits in (("per", 2), ("wer", 1), ("right_length", 1))[: 3 if split == "test" else 2]
+                for name, digits in (("per", 2), ("wer", 1), ("right_length", 1))
             ]
             lines.append(f"| `{cell}` | {row['setting']} | {' | '.join(values)} |")
     rows = [row["test"] for seeds in cells.values() for figures in seeds for row in figures["rows"]]

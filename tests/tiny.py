@@ -84,6 +84,8 @@ def batch(rows=4, source=9, target=8, masked=5, seed=0):
         count = rng.integers(1, min(inner, masked) + 1)
         arrays.masked[row, :count] = np.sort(rng.permutation(np.arange(1, inner + 1))[:count])
         arrays.masked_count[row] = count
+    for array in jax.tree.leaves(arrays):
+        array.setflags(write=False)  # all tests share it
     return arrays
 
 

@@ -1,4 +1,4 @@
-"""Checksums: of trees of numbers, computed where they are, and of bytes."""
+"""Checksums: of trees of numbers, computed where the numbers are, and of bytes."""
 
 import hashlib
 from collections.abc import Mapping
@@ -32,18 +32,22 @@ def checksums(items: dict[str, Any]) -> dict[str, int]:
     It doesn't depend on how arrays are split over devices, and it changes with any single word.
     """
     if all(map(_is_in_memory, jax.tree.leaves(items))):
-        return {name: _checksum(tree) for name, tree in items.items()}
-    return {name: int(value) for name, value in jax.device_get(_checksums(items)).items()}
+        return {name: _sum_by_numpy(tree) for name, tree in items.items()}
+    return {name: int(value) for name, value in jax.device_get(_sums_by_devices(items)).items()}
 
 
 def _is_in_memory(leaf: Any) -> bool:
-    """Whether the host reads the leaf without a copy from another device; NumPy then needs no program to compile."""
+    """Whether the leaf is in the host's memory. NumPy can then sum it, and nothing must be compiled."""
+    dtype = getattr(leaf, "dtype", None)
+    if not isinstance(dtype, np.dtype) or dtype.itemsize not in (2, 4) or not dtype.isnative:
+        return False  # JAX converts it or refuses it
     if not isinstance(leaf, jax.Array):
         return True
     return leaf.is_fully_addressable and all(device.platform == "cpu" for device in leaf.devices())
 
 
-def _checksum(tree: Any) -> int:
+def _sum_by_numpy(tree: Any) -> int:
+    """The sum that `_sums_by_devices` computes."""
     total = 0
     for i, leaf in enumerate(jax.tree.leaves(tree)):
         array = np.ascontiguousarray(leaf).reshape(-1)
@@ -53,7 +57,7 @@ def _checksum(tree: Any) -> int:
 
 
 @jax.jit
-def _checksums(items: dict[str, Any]) -> dict[str, jax.Array]:
+def _sums_by_devices(items: dict[str, Any]) -> dict[str, jax.Array]:
     def words(leaf: jax.Array) -> jax.Array:
         if leaf.dtype.itemsize == 2:
             return jax.lax.bitcast_convert_type(leaf, jnp.uint16).astype(jnp.uint32)

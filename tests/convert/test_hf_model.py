@@ -276,7 +276,7 @@ def both(request, tmp_path_factory):
         return request.getfixturevalue("trained")
     net = tiny.net(vocab_size=VOCAB, **BART)
     arrays = lively(foreign.arrays_of(net))
-    arrays[SHARED][SPECIALS.eos] = 0.0  # its logit is 0, which never wins
+    arrays[SHARED][SPECIALS.eos] = 0.0  # its logit is 0, which is never the largest
     params = params_from_released(arrays, net.config)
     generator = Generator(net, params, None, max_source_length=LONGEST, max_target_length=LONGEST + 8)
     return generator, load(export(net, params, tmp_path_factory.mktemp("random") / "model"))

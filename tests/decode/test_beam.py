@@ -17,7 +17,7 @@ SPECIALS = Specials()
 
 
 def _looked_up(table, sentence, step, before, last):
-    """The logits of the table's entries, [sentences, steps, V + 1, V, V]."""
+    """A model whose logits stand in a table [sentences, steps, V + 1, V, V]."""
     return table[sentence, step, before + 1, last]
 
 
@@ -113,7 +113,7 @@ def test_a_wide_beam_equals_brute_force(lenpen):
 @pytest.mark.parametrize("stop", STOPS)
 @pytest.mark.parametrize("lenpen", [0.0, 1.0])
 def test_scores_belong_to_their_tokens(stop, lenpen):
-    batch, limit, vocab = 8, 9, 9  # the programs are those of the test of the best rule
+    batch, limit, vocab = 8, 9, 9  # as in the test of the best rule, so that both share compiled programs
     table = _random_table(2, batch, limit, vocab)
     result = _search(table, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=stop)
     log_probs = log_softmax(table, axis=-1)

@@ -102,7 +102,7 @@ def dag_by_enumeration(links, log_probs, prefix):
 
 @jax.jit
 def dag_drafts(links, log_probs, best, gains, beginnings):
-    """The state behind the last of the beginnings, taken in at once, its drafts, and the state of one after the other."""
+    """The state after the longest beginning was read at once, its drafts, and the state after one beginning by one."""
     last = jnp.full(len(links), links.shape[1] - 1)
     drafter = DagDrafts(looked_up(log_probs), links, best, gains, last, SPECIALS)
     at_once = drafter.after(drafter.start(), beginnings[-1], None)

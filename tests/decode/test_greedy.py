@@ -32,7 +32,7 @@ def compiled_search(table, keys, *, beam, **shared):
 
 
 def search(logits, *, beam=1, rows=1, limit=6, keys=None, prefix=None, **watched):
-    """Searches a model whose logits [V] or [L, V] depend on the step alone; samples with random keys."""
+    """Searches a model whose logits [V] or [L, V] depend on the step alone. With `keys` it samples."""
     table = np.broadcast_to(np.asarray(logits, np.float32), (limit, VOCAB))
     shared = {
         "max_lengths": np.full(rows, limit, np.int32),

@@ -14,8 +14,8 @@ from tests import tiny
 
 
 def gaps(rows=8, seed=3):
-    """Sources, targets with masks, and the batch that they come from; row 5 is empty, row 2 has no gap."""
-    batch = jax.device_get(tiny.batch(rows=rows, target=12, masked=9, seed=seed))
+    """Sources, and targets with masks; row 5 is empty, row 2 has no gap."""
+    batch = tiny.batch(rows=rows, target=12, masked=9, seed=seed)
     source, start = np.array(batch.source), np.array(batch.target)
     for row in range(rows):
         start[row, batch.masked[row, : batch.masked_count[row]]] = 4

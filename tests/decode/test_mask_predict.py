@@ -37,6 +37,7 @@ def _table_model(table):
 def _fill(model, lengths, **settings):
     """The candidates of mask-predict as NumPy arrays, by one compiled program."""
     candidates = jax.jit(lambda n: mask_predict(model, n, specials=SPECIALS, **settings))(jnp.asarray(lengths))
+    jax.effects_barrier()
     return jax.device_get(candidates)
 
 

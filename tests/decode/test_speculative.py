@@ -77,7 +77,7 @@ def greedy():
 
 
 def toy_search(drafter, verify, project, drafts=1, **settings):
-    """Speculative search of the toy, for `jax.jit`."""
+    """Speculative search of the toy; call it under `jax.jit`."""
     return speculative_search(
         drafter,
         verify,
@@ -138,6 +138,7 @@ def test_output_equals_that_of_greedy_search(draft, drafts):
 
 @jax.jit
 def search_with_heads(want, right, policy, before):
+    """Speculative search with heads that draft the first `right` tokens of `want`, and unk behind them."""
 
     def step(row, token):
         # A row holds the number of tokens emitted before it, and the head's number.

@@ -9,13 +9,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError, run
-from janus_jax.checkpoint.checksums import _checksums, checksums
+from janus_jax.checkpoint.checksums import _sums_by_devices, checksums
 from janus_jax.config import ConfigError
 from janus_jax.train import train
 from janus_jax.train.workdir import workdir_lock
@@ -165,20 +166,30 @@ def test_a_file_system_without_locks_is_used_without_a_lock(tmp_path, monkeypatc
         assert (tmp_path / "lock").exists()
 
 
-def test_checksums_change_with_any_word_and_not_with_the_split():
-    tree = {"a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(3, np.float16), "c": np.int32(7)}
-    base = checksums({"x": tree})["x"]
-    # Arrays of other devices are not copied to the host: a compiled program computes the same sum.
-    assert _checksums({"x": tree})["x"] == base
+@pytest.mark.parametrize("compute", [checksums, _sums_by_devices])
+def test_checksums_change_with_any_word_and_not_with_the_split(compute):
+    """In NumPy, as for arrays in the host's memory, and by the program for arrays of other devices."""
+    tree = {
+        "a": np.arange(64, dtype=np.float32).reshape(8, 8), "b": np.ones(3, np.float16), "c": np.int32(7),
+        "d": np.arange(5).astype(jnp.bfloat16),
+    }  # fmt: skip
+    base = int(compute({"x": tree})["x"])
+    assert base == checksums({"x": tree})["x"]
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.device_put(tree["a"], jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d")))
-    assert checksums({"x": tree | {"a": split}})["x"] == base
+    assert int(compute({"x": tree | {"a": split}})["x"]) == base
     for name, array in tree.items():
         other = np.array(array)
         other[(0,) * other.ndim] += 1
-        assert checksums({"x": tree | {name: other}})["x"] != base
+        assert int(compute({"x": tree | {name: other}})["x"]) != base
     swapped = tree | {"b": np.ones(3, np.float16) * 2}
-    assert checksums({"x": swapped})["x"] != base
+    assert int(compute({"x": swapped})["x"]) != base
+
+
+def test_checksums_of_numbers_that_jax_converts_are_those_of_the_converted_ones():
+    exact = {"a": np.arange(-3, 4, dtype=np.int32), "b": np.linspace(0, 1, 5, dtype=np.float32)}
+    wide = {"a": exact["a"].astype(np.int64), "b": exact["b"].astype(np.float64)}
+    assert checksums({"x": wide}) == checksums({"x": exact})
 
 
 @pytest.fixture

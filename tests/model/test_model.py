@@ -170,14 +170,14 @@ def test_invalid_combinations_of_families_are_refused():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cached_steps_equal_teacher_forcing_and_the_joint_pass(variant):
     net, params = tiny.model(**variant)
-    batch = jax.device_get(tiny.batch())
+    batch = tiny.batch()
     tokens = batch.target[:, :-1]
     encoded, cache = start(net, params, batch.source, 1, tokens.shape[1])
     forced = ar_rows(net, params, encoded, tokens)
     np.testing.assert_allclose(forced, run(net, params, batch)["ar"], atol=2e-6)
     hidden = []
-    for first, last in ((0, 1), (1, 2), (2, 5), (5, 7)):  # one token at a time, and several at once
-        rows, cache = ar_step(net, params, tokens[:, first:last], cache)
+    for first, stop in ((0, 1), (1, 2), (2, 5), (5, 7)):  # one token at a time, and several at once
+        rows, cache = ar_step(net, params, tokens[:, first:stop], cache)
         hidden.append(rows)
     logp = [log_softmax(tiny.project(net, params, x), axis=-1) for x in (np.concatenate(hidden, 1), forced)]
     np.testing.assert_allclose(logp[0], logp[1], atol=2e-5)
@@ -185,7 +185,7 @@ def test_cached_steps_equal_teacher_forcing_and_the_joint_pass(variant):
 
 def test_a_rejected_draft_only_lowers_the_cache_length():
     net, params = tiny.model()
-    batch = jax.device_get(tiny.batch())
+    batch = tiny.batch()
     _, cache = start(net, params, batch.source, 1, 7)
     _, cache = ar_step(net, params, batch.target[:, :2], cache)
     _, drafted = ar_step(net, params, np.full((4, 3), 33), cache)

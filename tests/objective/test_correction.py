@@ -61,7 +61,7 @@ def test_the_loss_of_rows_that_read_their_prediction():
         ]
 
     # All masks replaced: the loss of a batch whose target holds the predictions there, at the labels of the true target.
-    batch, full = jax.device_get(batch), shown_of(net, params, batch, 1.0)
+    full = shown_of(net, params, batch, 1.0)
     tokens = np.where(full >= 0, full, batch.target)
     rows = tiny.nar_rows(net, params, batch.source, tokens, batch.masked)
     log_probs = log_softmax(tiny.project(net, params, rows), axis=-1)
@@ -75,7 +75,7 @@ def test_the_loss_of_rows_that_read_their_prediction():
 
 
 def test_no_gradient_flows_through_the_first_pass():
-    """The rows read whole numbers, not a mixture of vectors."""
+    """The shown tokens are whole numbers, through which no gradient flows."""
     net, params = tiny.abstract()
     shown = jax.eval_shape(lambda p: _shown(net, ObjectiveConfig(), p, tiny.batch(), 1.0, jax.random.key(0)), params)
     assert shown.dtype == jnp.int32

@@ -42,7 +42,7 @@ def named(params):
 
 
 def after_steps(net, config, params, count=3):
-    batch = jax.tree.map(lambda x: x[None], jax.device_get(tiny.batch()))
+    batch = jax.tree.map(lambda x: x[None], tiny.batch())
     step, state = jax.jit(make_train_step(net, config)), jax.jit(functools.partial(state_from_params, config))(params)
     metrics = []
     for _ in range(count):
@@ -58,7 +58,7 @@ def ar_half(net, params, batch):
 
 @functools.partial(jax.jit, static_argnums=0)
 def gap_rows(net, params, batch, tokens):
-    """The NAR and the AUX row of the only mask of each target, each by the pass of its family alone."""
+    """The NAR row and the AUX row of the one mask in each target, each from a pass of its own family."""
     encoded = net.encode(params, batch.source)
     _, cache = net.init_gaps(params, encoded, tokens, 1)
     nar = net.nar_rows(params, encoded, tokens, batch.masked)
@@ -105,7 +105,7 @@ def test_the_ar_half_stays_bitwise_and_the_ctc_half_changes(trained):
 
 def test_the_joint_pass_adapts_all_rows_but_those_of_ar(trained):
     net, _, state, _ = trained
-    batch = jax.device_get(tiny.batch())
+    batch = tiny.batch()
     families = ("ar", "nar", "aux", "ctc")
     without = jax.tree_util.tree_map_with_path(
         lambda path, leaf: np.zeros_like(leaf) if "up" in str(path[-2]) else leaf, state.params

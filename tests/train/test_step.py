@@ -37,7 +37,7 @@ def stack(*parts):
 
 def test_micro_batches_give_the_step_of_the_whole_batch():
     net, config, state = setup()
-    batch = jax.device_get(tiny.batch(rows=6))
+    batch = tiny.batch(rows=6)
     halves = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 3), slice(3, 6))]
     step = compiled(net, config)
     (one, metrics), (two, other) = step(state, stack(batch)), step(state, stack(*halves))
