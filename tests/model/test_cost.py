@@ -60,13 +60,13 @@ def test_operations_of_draft_heads_are_counted(alone, choices):
     batch = tiny.batch(rows=4, source=10, target=9, masked=6)
     terms = ("heads",) if alone else ("ar", "heads")
 
-    def total(trained, params):
+    def total(trained, params, batch):
         divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
         values = params | trained
         return loss(net, objective, values, batch, divisors=divisors, step=jnp.int32(0), terms=terms)[0]
 
     trained = {"draft_heads": params["draft_heads"]} if alone else params
-    counted = product_operations(jax.make_jaxpr(jax.grad(total))(trained, params).jaxpr)
+    counted = product_operations(jax.make_jaxpr(jax.grad(total))(trained, params, batch).jaxpr)
     # The backward pass computes the heads' logits again, which no count of useful operations holds.
     again = 2 * 4 * 8 * 3 * 64 * choices
     assert counted == pytest.approx(step_flops(config, 4, 10, 9, 6) + again, rel=0.04)
