@@ -115,6 +115,18 @@ def joint_rows(net, params, batch, families, shown=None):
     return net.train_rows(params, net.encode(params, batch.source), batch, families=families, shown=shown)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def rows_with_and_without(net, params, batch, family, families):
+    """Rows of `family` alone and which are real, the rows of a joint pass of `families`, and of one without `family`."""
+    encoded = net.encode(params, batch.source)
+    alone, real = net.source_rows(params, family, batch.source, encoded)
+    joint, without = (
+        net.train_rows(params, encoded, batch, families=names)
+        for names in (families, tuple(name for name in families if name != family))
+    )
+    return alone, real, joint, without
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def encode(net, params, source):
     """The encoder's output, without dropout."""

@@ -249,22 +249,13 @@ def test_padding_changes_nothing(small):
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-5)
 
 
-@partial(jax.jit, static_argnums=0)
-def rows_with_and_without_ctc(net, params, batch):
-    """CTC rows alone and which are real, all rows of a joint pass with CTC, and of one without it."""
-    encoded = net.encode(params, batch.source)
-    alone, real = net.source_rows(params, "ctc", batch.source, encoded)
-    joint, without = (
-        net.train_rows(params, encoded, batch, families=families)
-        for families in (("ar", "nar", "aux", "ctc"), ("ar", "nar", "aux"))
-    )
-    return alone, real, joint, without
-
-
 def test_joint_rows_are_those_of_the_ctc_pass_alone():
     for source, positions in (("mask", "shared"), ("source", "own"), ("encoder", "own")):
         net, params = tiny.model(ctc_ratio=2.0, ctc_input=source, ctc_positions=positions)
-        alone, real, joint, without = jax.device_get(rows_with_and_without_ctc(net, params, tiny.batch()))
+        families = ("ar", "nar", "aux", "ctc")
+        alone, real, joint, without = jax.device_get(
+            tiny.rows_with_and_without(net, params, tiny.batch(), "ctc", families)
+        )
         np.testing.assert_allclose(joint["ctc"][real], alone[real], atol=2e-5)
         for name in ("ar", "nar", "aux"):
             np.testing.assert_allclose(joint[name], without[name], atol=2e-5)

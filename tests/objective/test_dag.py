@@ -309,21 +309,10 @@ def test_padding_changes_nothing(small, computed):
         np.testing.assert_allclose(value, others[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-@partial(jax.jit, static_argnums=0)
-def rows_with_and_without_dag(net, params, batch):
-    """DAG rows alone and which are real, all rows of a joint pass with DAG, and of one without it."""
-    encoded = net.encode(params, batch.source)
-    alone, real = net.source_rows(params, "dag", batch.source, encoded)
-    joint, without = (
-        net.train_rows(params, encoded, batch, families=families)
-        for families in (("ar", "ctc", "dag", "nar", "aux"), ("ar", "ctc", "nar", "aux"))
-    )
-    return alone, real, joint, without
-
-
 def test_joint_rows_are_those_of_the_pass_alone():
     net, params = tiny.model(dag_ratio=2.0, ctc_ratio=1.5)
-    alone, real, joint, without = jax.device_get(rows_with_and_without_dag(net, params, tiny.batch()))
+    families = ("ar", "ctc", "dag", "nar", "aux")
+    alone, real, joint, without = jax.device_get(tiny.rows_with_and_without(net, params, tiny.batch(), "dag", families))
     np.testing.assert_allclose(joint["dag"][real], alone[real], atol=2e-5)
     for name in ("ar", "ctc", "nar", "aux"):
         np.testing.assert_allclose(joint[name], without[name], atol=2e-5)
