@@ -133,7 +133,7 @@ def reduced(config):
         text=TextConfig(vocab_size=400),
         data=replace(
             config.data, source="demo", hold_out=0, source_lang="de", target_lang="en", train="train", valid="", test="", tfds_name="",
-            demo_sizes=(200, 4, 4), prepared="", max_source_length=64, max_target_length=64, buckets=(64,), tokens_per_batch=1024,
+            demo_sizes=(200, 4, 4), prepared="", max_source_length=64, max_target_length=64, buckets=(64,), tokens_per_batch=256, batch_multiple=1,
             too_long="drop",
         ),
         model=replace(

@@ -139,6 +139,12 @@ def nar_rows(net, params, source, tokens, slots=None):
     return net.nar_rows(params, net.encode(params, source), tokens, slots)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def ar_logits(net, params, source, inputs):
+    """The logits of teacher forcing, [B, T, V] with the columns of padding."""
+    return net.project(params, net.ar_rows(params, net.encode(params, source), inputs))
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames="blank")
 def project(net, params, rows, blank=False):
     """The logits of rows, [..., V] with the columns of padding."""
@@ -149,6 +155,22 @@ def project(net, params, rows, blank=False):
 def divisors(net, objective, batch):
     """The divisors of the loss terms."""
     return batch_divisors(batch, net.config, objective, net.specials.pad)
+
+
+def compiled_search(search, *static):
+    """A search over emissions or a graph as one program, which gives its hypotheses as NumPy arrays."""
+    program = jax.jit(functools.partial(search, specials=Specials()), static_argnames=static)
+    return lambda scores, **settings: jax.device_get(program(scores, **settings))
+
+
+def with_numpy_fields(result):
+    """The same dataclass with NumPy arrays in place of JAX arrays."""
+    return dataclasses.replace(result, **jax.device_get(vars(result)))
+
+
+def sharper(params, factor):
+    """NumPy parameters whose matrices have a larger spread: clear preferences, so that rounding cannot tip a choice."""
+    return jax.tree.map(lambda x: x * factor if x.ndim == 2 else x, jax.device_get(params))
 
 
 def largest_difference(a, b):

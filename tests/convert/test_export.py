@@ -18,6 +18,7 @@ from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
 from janus_jax.decode import Generator
 from janus_jax.text import load, train
+from tests import tiny
 from tests.convert import foreign
 
 pytest.importorskip("safetensors")
@@ -164,13 +165,8 @@ def batch(vocab, start):
     return source, np.concatenate([np.tile(start, (3, 1)), target], axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def padded_logits(net, params, source, target):
-    return net.project(params, net.ar_rows(params, net.encode(params, source), target))
-
-
 def logits(net, params, source, target):
-    return np.asarray(padded_logits(net, params, source, target))[..., : net.config.vocab_size]
+    return np.asarray(tiny.ar_logits(net, params, source, target))[..., : net.config.vocab_size]
 
 
 def torch_logits(model, source, target):

@@ -25,6 +25,7 @@ from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
+from tests import tiny
 from tests.convert import foreign
 
 torch = pytest.importorskip("torch")
@@ -417,11 +418,7 @@ def test_hugging_face_bart_gives_its_logits(stock, bpe, tmp_path):
     source_ids[:, 0], source_ids[:, 8] = 0, 2
     source_ids[2, 5:] = [2, 1, 1, 1]
     target = np.concatenate([np.tile([2, 0], (4, 1)), rng.integers(5, 280, (4, 6))], axis=1)
-
-    def run(params, source, target):
-        return net.project(params, net.ar_rows(params, net.encode(params, source), target))
-
-    ours = np.asarray(jax.jit(run)(loaded.params, source_ids, target))[..., :280]
+    ours = np.asarray(tiny.ar_logits(net, loaded.params, source_ids, target))[..., :280]
     ids, inputs = torch.from_numpy(source_ids), torch.from_numpy(target)
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=(ids != 1).long(), decoder_input_ids=inputs).logits.numpy()
@@ -486,7 +483,7 @@ def test_the_published_architectures_give_the_logits_of_transformers(name, tmp_p
     source, target = (rng.integers(5, 50_000, (2, length)) for length in (20, 12))
     target[:, :2] = [2, 0]
     net = Janus(dataclasses.replace(loaded.config.model, dtype="float32"), bpe.specials)
-    ours = net.project(loaded.params, net.ar_rows(loaded.params, net.encode(loaded.params, source), target))
+    ours = np.asarray(tiny.ar_logits(net, loaded.params, source, target))
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(source), decoder_input_ids=torch.from_numpy(target)).logits.numpy()
     np.testing.assert_allclose(ours[..., : preset.vocab_size], theirs, atol=1e-4)

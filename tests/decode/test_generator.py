@@ -16,6 +16,7 @@ from janus_jax.decode.keywords import with_keywords
 from janus_jax.decode.modes.autoregression import ar_limits
 from janus_jax.model import Janus
 from janus_jax.types import Specials
+from tests import tiny
 
 VOCAB = 24
 
@@ -208,12 +209,7 @@ def test_greedy_is_teacher_forcing_step_by_step(generator):
     output = generator.generate(["hello"], beam=1)[0]
     net, params, special = generator.net, generator.params, generator.net.specials
     source = np.asarray([[0, *Letters().encode_batch(["hello"])[0], 2]])
-
-    @jax.jit
-    def forced(params, source, tokens):
-        return net.project(params, net.ar_rows(params, net.encode(params, source), tokens))
-
-    logits = np.array(forced(params, source, np.asarray([[special.bos, *output.tokens]])))[0]
+    logits = np.array(tiny.ar_logits(net, params, source, np.asarray([[special.bos, *output.tokens]])))[0]
     log_probs = log_softmax(logits, axis=-1)
     logits[:, [special.bos, special.pad, special.mask]] = -np.inf
     logits[0, special.eos] = -np.inf

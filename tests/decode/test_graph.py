@@ -5,27 +5,21 @@ import itertools
 import math
 from collections import defaultdict
 
-import jax
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from janus_jax.decode.search.graph import Graph, beam_search, follow, viterbi
 from janus_jax.types import Specials
+from tests import tiny
 
 SPECIALS = Specials()
 FIRST = 5  # id of the first token that is not special
 
 
-def _compiled(search, *static):
-    """The search as one program, which gives its hypotheses as NumPy arrays."""
-    program = jax.jit(functools.partial(search, specials=SPECIALS), static_argnames=static)
-    return lambda graph, **settings: jax.device_get(program(graph, **settings))
-
-
-_follow = _compiled(follow, "beta", "limit")
-_viterbi = _compiled(viterbi, "limit")
-_beam = _compiled(beam_search, "beam", "limit")
+_follow = tiny.compiled_search(follow, "beta", "limit")
+_viterbi = tiny.compiled_search(viterbi, "limit")
+_beam = tiny.compiled_search(beam_search, "beam", "limit")
 
 
 def _random(seed, counts, rows, vocab, *, k=None, scale=1.5, forbidden=0.0, behind=np.nan):

@@ -1,6 +1,5 @@
 """Mask-predict: schedules, rules and the choice between candidates."""
 
-import dataclasses
 import pathlib
 
 import jax
@@ -21,6 +20,7 @@ from janus_jax.decode.search.candidates import (
 )
 from janus_jax.decode.search.mask_predict import mask_predict, remask_counts
 from janus_jax.types import Specials
+from tests import tiny
 from tests.golden_check import Golden
 
 SPECIALS = Specials()
@@ -310,7 +310,7 @@ def test_a_model_that_emits_pads_decodes_by_the_released_rules(passes, length_be
     )
     settings = DecodeConfig(mode="nar", rules="released", nar=NarDecode(passes=passes, length_beam=length_beam))
     result = MODES["nar"].run(DecodeRequest(net, params, source, settings, 256, trace=True))
-    result = dataclasses.replace(result, **jax.device_get(vars(result)))
+    result = tiny.with_numpy_fields(result)
     ours, stripped = result.hypotheses, 0
     for b in range(len(source)):
         sentence = jax.tree.map(lambda x, b=b: x[b : b + 1], encoded)

@@ -5,27 +5,21 @@ import itertools
 import math
 from collections import defaultdict
 
-import jax
 import numpy as np
 import pytest
 from scipy.special import log_softmax
 
 from janus_jax.decode.search.prefix_beam import Emissions, collapse, prefix_beam_search
 from janus_jax.types import Specials
+from tests import tiny
 
 SPECIALS = Specials()
 FIRST = 5  # id of the first token that is not special
 BLANK = -1
 
 
-def _compiled(search, *static):
-    """The search as one program, which gives its hypotheses as NumPy arrays."""
-    program = jax.jit(functools.partial(search, specials=SPECIALS), static_argnames=static)
-    return lambda emissions, **settings: jax.device_get(program(emissions, **settings))
-
-
-_search = _compiled(prefix_beam_search, "beam", "limit")
-_collapse = _compiled(collapse, "limit")
+_search = tiny.compiled_search(prefix_beam_search, "beam", "limit")
+_collapse = tiny.compiled_search(collapse, "limit")
 
 
 def _table(seed, batch, rows, vocab, *, scale=1.5, forbidden=0.0):

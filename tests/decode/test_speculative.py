@@ -311,15 +311,9 @@ def test_no_repeat_ngram_is_refused():
         )  # fmt: skip
 
 
-def sharper(params, factor):
-    """NumPy parameters whose matrices have a larger spread: clear preferences, so that rounding cannot tip a choice."""
-    return jax.tree.map(lambda x: x * factor if x.ndim == 2 else x, jax.device_get(params))
-
-
 def run(mode, request):
     """The result of a mode, with NumPy arrays."""
-    result = MODES[mode].run(request)
-    return dataclasses.replace(result, **jax.device_get(vars(result)))
+    return tiny.with_numpy_fields(MODES[mode].run(request))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +331,7 @@ def run(mode, request):
 )
 def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     net, params = tiny.model(**variant)
-    params = sharper(params, 10)
+    params = tiny.sharper(params, 10)
     if net.config.draft_heads:  # which start at zero
         params["draft_heads"] = jax.tree.map(lambda x: x + np.float32(0.01), params["draft_heads"])
     source = np.array(tiny.batch(rows=8, seed=3).source)
@@ -382,7 +376,7 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
 )
 def test_samples_are_those_of_sampling_one_token_at_a_time(variant):
     net, params = tiny.model(**variant)
-    params = sharper(params, 4)
+    params = tiny.sharper(params, 4)
     source = np.array(tiny.batch(rows=8, seed=3).source)
     drawn = {"sample": True, "top_p": 0.95, "temperature": 0.9, "seed": 5, "max_length_b": 8, "min_length": 3}
     lines = np.arange(100, 108, dtype=np.int32)
