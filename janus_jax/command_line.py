@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import importlib
 import itertools
+import logging
 import os
 import re
 import sys
@@ -87,7 +88,8 @@ def report_mistakes(body: Callable[[], None]) -> int:
       The exit status.
     """
     try:
-        body()
+        with _warnings():
+            body()
     except (OSError, ValueError) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
@@ -97,6 +99,28 @@ def report_mistakes(body: Callable[[], None]) -> int:
         print("error: the device has too little memory for this; make the batches or the beam smaller", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """Shows the package's warnings as commands write theirs, and each of them once."""
+    seen: set[str] = set()
+
+    def first_time(record: logging.LogRecord) -> bool:
+        known = len(seen)
+        seen.add(record.getMessage())
+        return len(seen) > known
+
+    logger, handler = logging.getLogger("janus_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    handler.addFilter(first_time)
+    logger.addHandler(handler)
+    propagated, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagated
 
 
 def _option_strings(parser: argparse.ArgumentParser) -> list[str]:
@@ -305,7 +329,10 @@ def _unknown_setting(argv: list[str]) -> str | None:
     known = {*names, *describe.groups()}
     for argument in argv:
         match = _SETTING.fullmatch(argument)
-        word, _, rest = argument.split("=", 1)[0].lstrip("-").partition(".")
+        name = argument.split("=", 1)[0]
+        if name.startswith("--") and "." in name and name[2:] in known:
+            return f"{name}: unknown flag; did you mean --config.{name[2:]}?"
+        word, _, rest = name.lstrip("-").partition(".")
         if rest in known and word != "config" and difflib.get_close_matches(word, ["config"]):
             return f"--{word}.{rest}: unknown flag; did you mean --config.{rest}?"
         if match and match[2] not in known:

@@ -150,7 +150,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
     for name in _HF_FILES:
         shutil.copyfile(_HF_CODE / name, directory / name)
     files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
-    _write_tokenizer(exported.tokenizer, directory)
+    _write_tokenizer(exported, directory)
     count = sum(array.size for array in exported.arrays.values())
     size = exported.model.vocab_size, count
     readme = card.model_card(exported.name, exported.loaded, config, *size, exported.options, exported.scores)
@@ -199,7 +199,7 @@ def _bart(exported: ExportedModel, directory: Path, report: Report) -> None:
         generation["min_new_tokens"] += 1
         generation["bad_words_ids"] = [[token] for token in generation.pop("suppress_tokens")]
     files.write_json(directory / "generation_config.json", generation)
-    _write_tokenizer(exported.tokenizer, directory)
+    _write_tokenizer(exported, directory)
     report.notes.append("max_length_a and max_length_b do not exist in stock BART: outputs end at max_length")
 
 
@@ -293,8 +293,9 @@ def _safetensors(exported: ExportedModel, directory: Path, report: Report) -> No
     report.used += list(exported.arrays)
 
 
-def _write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    for name, content in tokenizer_files(tokenizer).items():
+def _write_tokenizer(exported: ExportedModel, directory: Path) -> None:
+    longest = exported.model.max_positions
+    for name, content in tokenizer_files(exported.tokenizer, longest=longest).items():
         (directory / name).write_text(content, encoding="utf-8")
 
 

@@ -35,11 +35,12 @@ _ALL = 1 << 16
 _APART = "\ufdd0"  # a noncharacter, which no text contains
 
 
-def tokenizer_files(tokenizer: Tokenizer, *, bos_eos: bool = True) -> dict[str, str]:
+def tokenizer_files(tokenizer: Tokenizer, *, longest: int | None = None, bos_eos: bool = True) -> dict[str, str]:
     """Names and contents of the files of an equal Hugging Face tokenizer.
 
     Args:
       tokenizer: any of `janus_jax.text`.
+      longest: tokens that the model reads, bos and eos counted; `truncation=True` cuts to them. None: not known.
       bos_eos: the Hugging Face tokenizer puts bos before and eos after the ids.
 
     Raises:
@@ -73,7 +74,7 @@ def tokenizer_files(tokenizer: Tokenizer, *, bos_eos: bool = True) -> dict[str, 
         "mask_token": mask,
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-    }
+    } | ({"model_max_length": longest} if longest else {})
     return {
         "tokenizer.json": converted.to_str(pretty=False),
         "tokenizer_config.json": json.dumps(config, indent=2) + "\n",

@@ -89,7 +89,8 @@ def import_model(request: ImportRequest) -> Report:
     if request.source not in SOURCES:
         raise ConvertError(f"--from={request.source}: choose from {', '.join(SOURCES)}")
     if not request.model.exists():
-        raise ConvertError(f"{request.model}: no such file or directory")
+        hub = f"; a model of the Hub is downloaded first: hf download {request.model} --local-dir DIR"
+        raise ConvertError(f"--model={request.model}: no such file or directory{hub if request.source == 'hf' else ''}")
     if request.heads is not None and request.heads < 1:
         raise ConvertError(f"--heads={request.heads}: must be at least 1")
     if request.max_positions < 0:

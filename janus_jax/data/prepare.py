@@ -24,7 +24,7 @@ from janus_jax.config import Config, DataConfig
 from janus_jax.data import clean, identity, prepare_text, shards, sources, store
 from janus_jax.data.errors import DataError
 from janus_jax.data.report import bucket_table, format_report, length_histogram
-from janus_jax.data.tokenizer import Log, tokenizer_of_lines, tokenizer_of_pairs, tokenizer_path
+from janus_jax.data.tokenizer import Log, check_tokenizer_path, tokenizer_of_lines, tokenizer_of_pairs, tokenizer_path
 
 _CHUNK = 8192  # lines tokenized at once
 
@@ -56,6 +56,7 @@ def prepare(
             f"config.data.target_lang: {config.data.target_lang!r} is data.source_lang too, and files are named by them; give "
             "the two sides different names, for example src and tgt"
         )
+    check_tokenizer_path(config)
     splits = sources.open_splits(config.data, download=download)
     inputs = _inputs(config, splits)
     if directory.exists() and (report := _existing(directory, config, splits, inputs, overwrite)):
@@ -201,6 +202,8 @@ def _write_text(
     """Fills `partial` with blocks of text; returns the rest of the report."""
     longest = np.array([config.data.max_target_length])
     bucket_table(longest, longest, config)  # before the text is read, so that a batch plan that fails does so early
+    if "valid" in splits and not config.data.valid:
+        prepare_text.check_hold_out(splits["valid"], config.data.hold_out)  # before a tokenizer is trained
     lines = [] if tokenizer_path(config) else prepare_text.sample_lines(splits["train"], config.text.train_lines)
     tokenizer = tokenizer_of_lines(lines, config, log)
     stats = {split: clean.FilterStats() for split in splits}

@@ -39,6 +39,15 @@ def sample_lines(source: sources.SplitSource, limit: int) -> list[str]:
     return chosen
 
 
+def check_hold_out(held_out: sources.SplitSource, every: int) -> None:
+    """Raises DataError if every `every`-th document is none: the text is too small for it."""
+    if next(clean.clean_documents(held_out, clean.FilterStats()), None) is None:
+        raise DataError(
+            f"config.data.hold_out: {every}, but the text has fewer documents, so none is held out for validation; lower it, or "
+            "set it to 0 for no validation"
+        )
+
+
 def write_blocks(
     directory: pathlib.Path,
     config: Config,

@@ -76,10 +76,10 @@ def format_report(report: dict[str, Any]) -> str:
     lines.append(
         f"tokenizer: {tokenizer['vocab_size']} tokens; {tokenizer['unknown_tokens']} unknown tokens in the data"
     )
-    lines.append("bucket   S    T    M  rows  batches  examples  padding")
+    lines.append("bucket  source length  target length  masked at most  rows  batches  examples  padding")
     for i, b in enumerate(report["buckets"]):
         lines.append(
-            f"{i:>6} {b['source_length']:>3}  {b['target_length']:>3}  {b['masked']:>3} {b['rows']:>5} {b['batches']:>8} "
-            f"{b['examples']:>9} {b['padding']:>7.1%}"
+            f"{i:>6}  {b['source_length']:>13}  {b['target_length']:>13}  {b['masked']:>14}  {b['rows']:>4}  {b['batches']:>7}  "
+            f"{b['examples']:>8}  {b['padding']:>7.1%}"
         )
     return "\n".join(lines)

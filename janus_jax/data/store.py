@@ -316,7 +316,7 @@ def read_report(directory: pathlib.Path) -> dict[str, Any]:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
-            f"{directory} is not a prepared dataset (no report.json); run `python -m janus_jax.data --config=...` with data.prepared={directory}"
+            f"{directory} is not a prepared dataset (no report.json); run `python -m janus_jax.data` first, with the same --config and with data.prepared={directory}"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give read permission") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from janus_jax import checkpoint, text
 from janus_jax.config import Config
 from janus_jax.data import clean
+from janus_jax.data.errors import DataError
 
 Log = Callable[[str], None]
 
@@ -13,6 +14,16 @@ Log = Callable[[str], None]
 def tokenizer_path(config: Config) -> str:
     """The path of the tokenizer to use, a file or a checkpoint; empty: train one."""
     return config.text.model or config.init_from
+
+
+def check_tokenizer_path(config: Config) -> None:
+    """Raises DataError if the existing tokenizer is nowhere, before any text is read."""
+    if (path := tokenizer_path(config)) and not Path(path).exists():
+        setting = "text.model" if config.text.model else "init_from"
+        raise DataError(
+            f"config.{setting}: no such file or directory: {path}, whose tokenizer is to be used; train that model first, or "
+            f"check the path, which is relative to {Path.cwd()}"
+        )
 
 
 def tokenizer_of_pairs(path: Path, count: int, config: Config, log: Log) -> text.Tokenizer:

@@ -54,7 +54,18 @@ def framed(
 ) -> list[list[int]]:
     """Token ids bos ... eos, cut to `longest` with one warning; [] for an empty sentence."""
     cut = cut_to(sentences, longest - 2, name, specials, first_line)
+    if name == "sources" and specials.unk != specials.mask:
+        unknown = [number for number, sentence in enumerate(cut, first_line + 1) if specials.unk in sentence]
+        if unknown:
+            log.warning(
+                "%d of %d sources have text that the vocabulary lacks, read as unknown tokens: line %s", len(unknown), len(cut),
+                _first_ten(unknown),
+            )  # fmt: skip
     return [[specials.bos, *sentence, specials.eos] if sentence else [] for sentence in cut]
+
+
+def _first_ten(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
 def cut_to(
@@ -64,10 +75,10 @@ def cut_to(
     ids = [bare(sentence, specials) for sentence in sentences]
     long = [number for number, sentence in enumerate(ids, first_line + 1) if len(sentence) > most_tokens]
     if long:
-        some = ", ".join(map(str, long[:10])) + (", ..." if len(long) > 10 else "")
         log.warning(
-            "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), name, most_tokens, some
-        )
+            "%d of %d %s are longer than %d tokens and were cut: line %s", len(long), len(ids), name, most_tokens,
+            _first_ten(long),
+        )  # fmt: skip
     return [sentence[:most_tokens] for sentence in ids]
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -253,15 +254,20 @@ class Generator:
         Raises:
           ConfigError: an unknown or impossible setting, or a mode that the model was not trained for.
         """
-        decode = with_keywords(self.decode_config, changes)
-        if check := MODES[decode.mode].check:
-            check(self.net, decode, 0)
+        try:
+            decode = with_keywords(self.decode_config, changes)
+            if check := MODES[decode.mode].check:
+                check(self.net, decode, 0)
+        except ConfigError as error:  # it names places of a config; the caller gave keywords
+            raise ConfigError(re.sub(r"\bconfig\.decode\.(?:\w+\.)?(\w+)", r"\1", str(error))) from error
         if decode.allow_untrained:
             return decode
         trained = " or ".join(self.trained) or "no mode"
         if decode.mode not in self.trained:
+            drafts = "; speculation needs draft heads, or rows of another mode" if decode.mode == "speculative" else ""
             raise ConfigError(
-                f"mode: {decode.mode}, but this model was trained only for {trained}; choose that, or set allow_untrained"
+                f"mode: {decode.mode}, but this model was trained only for {trained}{drafts}; choose that, or set allow_untrained "
+                "(--allow_untrained of decode, or in a --setting of evaluate)"
             )
         if getattr(decode.chosen, "rerank", "none") == "ar" and "ar" not in self.trained:
             raise ConfigError(

@@ -173,6 +173,9 @@ def parse(lines: Sequence[str], form: str, name: str, mode: str) -> list[Item]:
     items = [read(line, f"{name}, line {number}", mode, taken) for number, line in enumerate(lines, 1)]
     for key in taken:
         absent = [number for number, item in enumerate(items, 1) if getattr(item, _KEYS[key][1]) is None]
+        if absent and _KEYS[key][0] in MODES[mode].required:
+            shape = f"source TAB {key}" if form == "tsv" else f'{{"source": "...", "{key}": "..."}}'
+            raise LinesError(f"{name}, line {absent[0]}: no {key}, which mode {mode} needs; write {shape}")
         if absent and len(absent) < len(items):
             raise LinesError(
                 f"{name}, line {absent[0]}: no {key}, which other lines have; give every line one (it may be empty)"

@@ -160,6 +160,11 @@ def _body(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Callable
             parser.error(f"--task={args.task} needs --source, since equal sources share their references")
         if "source" in given and not needed and "error_rates" not in given:
             parser.error("--source: --hypotheses are scored without sources; leave it out")
+        if "source" not in given and "error_rates" in given:
+            print(
+                "note: without --source each line is a sequence of its own; with it, equal sources share their references",
+                file=sys.stderr,
+            )
     if args.runs < 1:
         parser.error(f"--runs={args.runs}: at least one run is needed")
     return {
@@ -273,6 +278,8 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         if args.error_rates:
             about["sequence_error_rate"] = results[best]["sequence_error_rate"]
         _save_with_setting(args.checkpoint, args.save_best, generator.settings(for_scores(own[best])), about)
+        reason = "lowest sequence error rate" if args.error_rates else "best BLEU"
+        print(f"wrote {args.save_best} with {about['setting']}, the setting of the {reason}", file=sys.stderr)
 
 
 def _more_scores(

@@ -166,6 +166,10 @@ class Playground:
         """
         if not isinstance(mode, str) or not isinstance(settings, Mapping):
             raise InputError('a call has a mode and settings, for example "ar" and {"beam": 4}')
+        if mode not in self.generator.trained and not self.generator.decode_config.allow_untrained:
+            raise InputError(
+                f"mode: {mode!r:.40} is not one that this model was trained for; choose from {', '.join(self.generator.trained)}"
+            )
         for name, value in settings.items():
             if name not in VALUES:
                 raise InputError(f"{name}: not to be set here; the settings are {', '.join(VALUES)}")

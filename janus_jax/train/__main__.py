@@ -70,7 +70,7 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
         dry_run(config)
         return 0
     try:
-        final, stopped = train_or_stop(config, values.workdir, allow_changes=values.allow_changes, profile=profile)
+        _, stopped = train_or_stop(config, values.workdir, allow_changes=values.allow_changes, profile=profile)
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
@@ -85,8 +85,8 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
             f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}), "
             "or the model; --dry_run says what a step takes. The same command resumes from the newest checkpoint"
         ) from error
-    if jax.process_index() == 0:
-        print("  ".join(f"{name} {value:.4g}" for name, value in final.items()))
+    if jax.process_index() == 0 and not stopped:
+        print(f"finished: {values.workdir}")
     return values.status_when_stopped if stopped else 0
 
 

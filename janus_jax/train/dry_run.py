@@ -239,8 +239,8 @@ def _format_batches(forecast: Forecast) -> str:
     header = ("source length", "target length", "masked at most", "rows", "batches an epoch", "share", "TFLOP a step")
     settings = forecast.config.train
     return (
-        f"{_table(header, rows)}\n{all_batches // settings.accumulation} steps an epoch of {settings.accumulation} batches "
-        f"each; {forecast.flops / 1e12:,.3f} TFLOP a step on average, {forecast.flops / forecast.mesh.size / 1e12:,.3f} a device, "
+        f"{_table(header, rows)}\n{all_batches // settings.accumulation} steps an epoch, batches a step: {settings.accumulation}; "
+        f"{forecast.flops / 1e12:,.3f} TFLOP a step on average, {forecast.flops / forecast.mesh.size / 1e12:,.3f} a device, "
         f"{forecast.flops * settings.steps / 1e15:,.3f} PFLOP in {settings.steps:,} steps: matrix products, forward and backward, "
         "padding included (model/cost.py), not what the compiler computes twice"
     )

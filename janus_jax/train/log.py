@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MANY_UNFIT = 0.1  # share of the targets that do not fit their rows, above which the log warns
+
+
 class RunLog:
     """Writes records of metrics to stderr, metrics.jsonl and TensorBoard.
 
@@ -31,6 +34,7 @@ class RunLog:
     def __init__(self, workdir: Path, start_step: int, total: int, active: bool = True):
         self.active, self._total = active, total
         self._announced: set[tuple[str, ...]] = set()
+        self._unfit: set[str] = set()  # families whose targets that do not fit were reported
         self._bar = None
         if not active:
             return
@@ -43,12 +47,19 @@ class RunLog:
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
         self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
-    def announce(self, step: int, terms: tuple[str, ...]) -> None:
-        """Says that a step computes these loss terms, if none before did: its programs are to be compiled."""
+    def announce(self, step: int, terms: tuple[str, ...], settled: int = 0) -> None:
+        """Says that a step computes these loss terms, if none before did: its programs are to be compiled.
+
+        Args:
+          step, terms: see above.
+          settled: the step at which all terms have their last weight.
+        """
         if terms not in self._announced:  # with ar_every, sets of terms alternate
             self._announced.add(terms)
+            change = f"; weights change until step {settled}, so loss/total may rise" if step < settled else ""
             self.message(
-                f"step {step}: the first with {', '.join(terms)}; the first batch of each shape waits for its program to compile"
+                f"step {step}: the first with {', '.join(terms)}; the first batch of each shape waits for its program to "
+                f"compile{change}"
             )
 
     def advance(self, figures: dict[str, float]) -> None:
@@ -69,9 +80,21 @@ class RunLog:
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         shown = [f"{name} {value:.4g}" for name, value in metrics.items() if _shown(name)]
+        self._warn_of_unfit(step, metrics)
         if seconds := metrics.get("time/seconds_per_step", 0.0) * (self._total - step):
             shown.append(f"about {seconds / 60:.0f} min left" if seconds >= 60 else "less than a minute left")
         self.message("  ".join([f"step {step}/{self._total}", *shown]))
+
+    def _warn_of_unfit(self, step: int, metrics: dict[str, float]) -> None:
+        """Says once a family that it learns from few targets: its loss is 0 where they do not fit, which looks good."""
+        for family in ("ctc", "dag"):
+            share = metrics.get(f"{family}/unfit", 0.0)
+            if share > MANY_UNFIT and family not in self._unfit:
+                self._unfit.add(family)
+                self.message(
+                    f"step {step}: warning: {share:.0%} of the targets are too long for their {family.upper()} rows, and their loss "
+                    f"is 0; raise config.model.{family}_ratio, or check the targets"
+                )
 
     def sync(self) -> None:
         """Makes the records survive a loss of power."""

@@ -226,6 +226,11 @@ class _TrainingRun:
         settings, start, objective = self.config.train, int(self.state.step), scheduled(self.config)
         batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
         pending: _StepInFlight | None = None
+        settled = last_change(objective)
+        if start == settings.steps:
+            self.log.message(
+                f"{self.workdir} has all its {start} steps, so there is nothing to train; for a longer run name a new --workdir"
+            )
         if start and self._evaluates(start) and start not in self.evaluations:
             self._evaluate(start)  # the run ended after it had saved this step
         if self._ends_early(start):
@@ -235,7 +240,7 @@ class _TrainingRun:
             with self.meter.waiting():
                 batch = next(batches)
             terms = only_terms(self.config) or active_terms(objective, step - 1)
-            self.log.announce(step, terms)
+            self.log.announce(step, terms, settled)
             self.profiler.before(step)
             self.state, metrics = self.step_fn(terms)(self.state, parallel.put_batch(self.mesh, batch, leading=1))
             stop = self.any_process(self.request.received)
@@ -313,7 +318,8 @@ class _TrainingRun:
                 self.log.message(
                     f"step {step}: loss {values['loss/total']:.4g} is {excess:.1f} standard deviations "
                     "above the previous steps. "
-                    f"Training examples of the step: {_format_ids(pending.example_ids)}."
+                    f"Training examples of the step: {_format_ids(pending.example_ids)}. The run goes on; "
+                    "config.train.spike=0 turns these messages off"
                 )
         else:
             self._bad_step(pending, values)

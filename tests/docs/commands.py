@@ -114,6 +114,7 @@ INLINE_NOT_RUN: dict[str, str] = {
     "python -m benchmarks.draw_rows": "tests/test_draw_rows.py runs it",
     "ruff": "./launch/test.sh runs it",
     "janus-jax": "names the command; tests/test_commands.py tests it, and blocks have its flags",
+    "hf download": "needs the network; tests/convert/test_import.py imports such a directory",
     "pip install accelerate": "needs a package registry; tests/convert/test_fine_tuning.py runs Trainer",
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",
 }
@@ -200,6 +201,8 @@ def run_command(command: str, folder: Path, monkeypatch) -> None:
 def parts(command: str) -> tuple[str, list[str], dict[str, str]]:
     """Module, arguments and redirections (sign -> file) of `python -m MODULE`, `python FILE` or `janus-jax`."""
     words = shlex.split(command)
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        del words[0]  # a variable of the environment, as the number of devices, which the tests have set
     if words[0] == "janus-jax":
         words[:1] = ["python", "-m", "janus_jax.__main__"]
     assert words[0] == "python", f"{command}: not a command that a test can run; say why in NOT_RUN"

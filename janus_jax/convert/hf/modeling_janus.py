@@ -237,7 +237,8 @@ class JanusEmbedder(nn.Module):
         """Raises ValueError if the model has fewer than `length` positions."""
         if length > self.config.max_positions:
             raise ValueError(
-                f"{what}: {length} tokens, but this model has {self.config.max_positions} positions; cut the input"
+                f"{what}: {length} tokens, but this model has {self.config.max_positions} positions; cut the input: "
+                f"tokenizer(..., truncation=True, max_length={self.config.max_positions})"
             )
 
 
