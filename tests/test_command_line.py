@@ -1,5 +1,7 @@
 """The parser of commands without an experiment file."""
 
+import logging
+
 import jax
 import pytest
 
@@ -65,6 +67,19 @@ def test_flags_of_commands_are_known(capsys):
         err = capsys.readouterr().err
         assert err.startswith(f"error: {message}")
         assert err.count("\n") == 1
+
+
+def test_a_warning_of_the_package_is_shown_once(capsys, caplog):
+    log = logging.getLogger("janus_jax.decode.batching")
+
+    def body():
+        for number in (1, 1, 2):
+            log.warning("%d of 3 sources", number)
+
+    assert report_mistakes(body) == 0
+    assert capsys.readouterr().err == "warning: 1 of 3 sources\nwarning: 2 of 3 sources\n"
+    log.warning("afterwards")
+    assert "afterwards" in caplog.text
 
 
 def test_what_the_user_can_fix_is_one_line(capsys):

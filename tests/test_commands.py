@@ -69,6 +69,14 @@ def test_help_version_and_mistakes_import_no_command():
     assert done.returncode == 0, done.stderr
 
 
+def test_without_jax_one_line_names_the_environment():
+    command = [sys.executable, "-S", "-m", "janus_jax.data"]  # -S: without installed packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "this Python has no jax; activate the environment (source .venv/bin/activate)" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_it_runs_as_a_module():
     command = [sys.executable, "-m", "janus_jax", "trian"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

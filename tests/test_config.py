@@ -261,6 +261,7 @@ def test_command_line_overrides(file):
         (["--config={file}:broken"], "nothing"),
         (["--config=absent.py"], "--config=absent.py: cannot be read; name an experiment file"),
         (["--config=configs/demo_den.py"], "--config=configs/demo_den.py: cannot be read; name an experiment file, FILE.py[:preset]; did you mean configs/demo_deen.py?"),
+        (["--config={file}", "--data.seed=2"], "--data.seed: unknown flag; did you mean --config.data.seed?"),
         (["--config={file}", "--confg.data.seed=2"], "--confg.data.seed: unknown flag; did you mean --config.data.seed?"),
         (["--config={file}", "--config.data.bucket=2"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),
         (["--config={file}", "--config.data.bucket=(2, 3)"], "--config.data.bucket: unknown setting; did you mean --config.data.buckets?"),

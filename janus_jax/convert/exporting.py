@@ -294,7 +294,8 @@ def _safetensors(exported: ExportedModel, directory: Path, report: Report) -> No
 
 
 def _write_tokenizer(exported: ExportedModel, directory: Path) -> None:
-    longest = exported.model.max_positions
+    # As in the model card: CTC and DAG rows reach their last position with fewer source tokens than positions.
+    longest = min(exported.config.data.max_source_length, exported.model.max_positions)
     for name, content in tokenizer_files(exported.tokenizer, longest=longest).items():
         (directory / name).write_text(content, encoding="utf-8")
 

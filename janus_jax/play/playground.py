@@ -168,7 +168,7 @@ class Playground:
             raise InputError('a call has a mode and settings, for example "ar" and {"beam": 4}')
         if mode not in self.generator.trained and not self.generator.decode_config.allow_untrained:
             raise InputError(
-                f"mode: {mode!r:.40} is not one that this model was trained for; choose from {', '.join(self.generator.trained)}"
+                f"mode: {mode!r:.40}, but this model was trained only for {' or '.join(self.generator.trained)}; choose that"
             )
         for name, value in settings.items():
             if name not in VALUES:

@@ -68,6 +68,13 @@ def check_equal(tokenizer, other, lines):
     assert [other.decode(ids, skip_special_tokens=True) for ids in ours] == tokenizer.decode_batch(known)
 
 
+def test_long_text_is_cut_to_what_the_model_reads(tokenizer, tmp_path):
+    other = hugging_face(tokenizer, tmp_path, longest=9)
+    [whole], [cut] = (other(["Ein Hund und noch ein Hund. " * 9], truncation=one)["input_ids"] for one in (False, True))
+    assert len(whole) > 9
+    assert cut == [*whole[:8], tokenizer.specials.eos]
+
+
 @pytest.fixture(scope="module", params=CONFIGS)
 def tokenizer(request):
     return text.train(TRAINING, CONFIGS[request.param])

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -76,6 +77,12 @@ def identical(a, b):
 
 def ignored_names(report):
     return {name for name, _ in report.ignored}
+
+
+def test_a_name_of_the_hub_is_told_apart_from_a_directory(tmp_path):
+    name = Path("facebook/bart-base")
+    with pytest.raises(ConvertError, match=f"--model={name}: no such .*: hf download {name} --local-dir DIR"):
+        import_model(ImportRequest("hf", name, tmp_path / "out"))
 
 
 def test_a_released_translation_checkpoint(import_arrays, translation, tmp_path):

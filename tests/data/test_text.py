@@ -205,7 +205,7 @@ def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hold_out": 10_000}, r"config\.data\.valid: no document .* lower config\.data\.hold_out \(10000\)"),
+        ({"hold_out": 10_000}, r"config\.data\.hold_out: 10000, but the text has fewer documents"),
         ({"tokens_per_batch": 128}, "tokens_per_batch: 128 cannot hold 8 rows"),
     ],
 )
@@ -214,10 +214,20 @@ def test_an_impossible_setting_is_refused_before_the_training_text_is_packed(
 ):
     packed = []
     monkeypatch.setattr(prepare_text, "_pack", packed.append)
+    monkeypatch.setattr(text, "train", lambda *_: pytest.fail("trained a tokenizer"))
     with pytest.raises(data.DataError, match=message):
         data.prepare(settings(folder, prepared=str(tmp_path / "out"), **changes), log=lambda _: None)
     assert not packed
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_nowhere_is_named_before_the_text_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(data.sources, "open_splits", lambda *_, **__: pytest.fail("opened the text"))
+    config = dataclasses.replace(settings(folder, prepared=str(tmp_path / "out")), init_from="runs/nothing")
+    with pytest.raises(
+        data.DataError, match=r"config\.init_from: no such file or directory: runs/nothing, .* relative to "
+    ):
+        data.prepare(config, log=lambda _: None)
 
 
 def test_init_from_must_be_a_checkpoint(folder, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import re
 import types
 from io import BytesIO
@@ -68,14 +67,13 @@ def test_each_input_line_gives_one_output_line(saved, tmp_path, mode):
     assert all(float(score) <= 0 for score, _ in scored)
 
 
-def test_standard_input_to_standard_output(saved, monkeypatch, capfdbinary, caplog):
+def test_standard_input_to_standard_output(saved, monkeypatch, capfdbinary):
     monkeypatch.setattr("sys.stdin", types.SimpleNamespace(buffer=BytesIO(b"a man\n" + b"dogs " * 100 + b"\n")))
-    with caplog.at_level(logging.WARNING):
-        assert main([f"--checkpoint={saved}", "--beam=1"]) == 0
+    assert main([f"--checkpoint={saved}", "--beam=1"]) == 0
     out, err = capfdbinary.readouterr()
     assert out.count(b"\n") == 2
     assert b"line/s" not in err  # no bar without a terminal
-    assert "1 of 2 sources are longer than 46 tokens" in caplog.text
+    assert b"warning: 1 of 2 sources are longer than 46 tokens and were cut: line 2\n" in err
 
 
 def test_unusable_input_is_named_with_status_2(saved, tmp_path, capsys):
@@ -85,7 +83,7 @@ def test_unusable_input_is_named_with_status_2(saved, tmp_path, capsys):
     assert "none.txt" in capsys.readouterr().err
     (tmp_path / "in.txt").write_text("a\n")
     assert main([f"--checkpoint={saved}", f"--input={tmp_path / 'in.txt'}", "--beam=-1"]) == 2
-    assert "config.decode.ar.beam" in capsys.readouterr().err
+    assert "error: beam: -1 must be at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit) as exit_:
         main(["--mode=ar"])
     assert exit_.value.code == 2
@@ -163,7 +161,8 @@ def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys)
     assert dataclasses.replace(after.config, decode=before.config.decode) == before.config
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     assert after.about["setting"] == "nar:passes=3"
-    capsys.readouterr()
+    said = f"wrote {tmp_path / 'best'} with nar:passes=3, the setting of the best BLEU\n"
+    assert said in capsys.readouterr().err
     assert evaluate_main(arguments) == 2  # nothing is overwritten
     assert "best: exists already" in capsys.readouterr().err
 
@@ -188,6 +187,24 @@ def test_error_rates_choose_the_setting_with_the_fewest_wrong_lines(saved, tmp_p
     best = checkpoint.load(tmp_path / "best")
     assert best.config.decode.mode == "nar"
     assert best.about["sequence_error_rate"] == 0
+
+
+def test_error_rates_of_a_file_ask_for_the_sources(tmp_path, capsys):
+    for name, lines in (("sources", "r\nr\n"), ("references", "X Y\nX\n"), ("outputs", "X\nX\n")):
+        (tmp_path / name).write_text(lines)
+    files = [
+        f"--hypotheses={tmp_path / 'outputs'}",
+        f"--references={tmp_path / 'references'}",
+        "--error_rates",
+        "--json",
+    ]
+    rates = []
+    for more in ([], [f"--source={tmp_path / 'sources'}"]):
+        assert evaluate_main([*files, *more]) == 0
+        out, err = capsys.readouterr()
+        assert ("note: without --source" in err) == (not more)
+        rates.append(json.loads(out)["sequence_error_rate"])
+    assert rates == [50.0, 0.0]
 
 
 def decoded(saved, tmp_path, *arguments, lines=LINES[:5]):
@@ -272,7 +289,7 @@ def test_impossible_combinations_are_named(saved, tmp_path, capsys):
     (tmp_path / "in").write_text("a\tb\n")
     arguments = [f"--checkpoint={saved}", f"--input={tmp_path / 'in'}"]
     assert main([*arguments, "--nbest=3"]) == 2
-    assert "config.decode.nbest: 3 exceeds config.decode.ar.beam 2" in capsys.readouterr().err
+    assert "error: nbest: 3 exceeds beam 2; raise beam or lower nbest" in capsys.readouterr().err
     assert main([*arguments, "--passes=2"]) == 2
     assert "error: passes: mode ar has no such setting; it belongs to mode nar" in capsys.readouterr().err
     assert main([*arguments, "--mode=speculative", "--no_repeat_ngram=2"]) == 2

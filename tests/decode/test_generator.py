@@ -322,6 +322,17 @@ def test_a_prefix_that_is_cut_is_named(generator, caplog):
     assert "1 of 2 prefixes are longer than 30 tokens and were cut: line 2" in caplog.text
 
 
+def test_sources_with_unknown_tokens_are_named(generator, caplog):
+    unknown = generator.net.specials.unk
+    generator.generate_ids([[7, 8], [7, unknown], [unknown]], beam=1)
+    assert "2 of 3 sources have text that the vocabulary lacks, read as unknown tokens: line 2, 3" in caplog.text
+
+
+def test_a_setting_is_named_as_the_caller_names_it(generator):
+    with pytest.raises(ConfigError, match=r"^nbest: 3 exceeds beam 1; raise beam or lower nbest"):
+        generator.generate(["a"], mode="ctc", beam=1, nbest=3)
+
+
 def test_infilling_without_targets_or_texts_is_an_error(generator):
     with pytest.raises(ValueError, match="targets: mode infill needs them; give one with <mask> in it"):
         generator.generate(["a"], mode="infill")
@@ -336,11 +347,11 @@ def test_infilling_without_targets_or_texts_is_an_error(generator):
 def test_wrong_settings_are_named(generator):
     with pytest.raises(ConfigError, match=r"beem: mode ar has no such setting; did you mean beam"):
         generator.generate(["a"], beem=3)
-    with pytest.raises(ConfigError, match=r"config\.decode\.ar\.beam: 0 must be at least 1"):
+    with pytest.raises(ConfigError, match=r"^beam: 0 must be at least 1"):
         generator.generate(["a"], beam=0)
     with pytest.raises(ConfigError, match="passes: mode ar has no such setting; it belongs to mode nar"):
         generator.generate(["a"], passes=3)
-    with pytest.raises(ConfigError, match=r"config\.decode\.mode: 'narr' is not one of"):
+    with pytest.raises(ConfigError, match=r"^mode: 'narr' is not one of"):
         generator.generate(["a"], mode="narr")
     with pytest.raises(ValueError, match="length_beam"):
         generator.generate(["a"], mode="nar", length_beam=40)

@@ -114,7 +114,6 @@ INLINE_NOT_RUN: dict[str, str] = {
     "python -m benchmarks.draw_rows": "tests/test_draw_rows.py runs it",
     "ruff": "./launch/test.sh runs it",
     "janus-jax": "names the command; tests/test_commands.py tests it, and blocks have its flags",
-    "hf download": "needs the network; tests/convert/test_import.py imports such a directory",
     "pip install accelerate": "needs a package registry; tests/convert/test_fine_tuning.py runs Trainer",
     "pip install tensorflow": "needs a package registry, and only for some TFDS sets",
 }

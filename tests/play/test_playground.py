@@ -113,6 +113,7 @@ def test_a_sentence_of_the_longest_length_is_accepted(playground):
         ("nar", {"passes": 10**9}, "is not one of"),
         ("ar", {"batch_tokens": 10**9}, "not to be set here"),
         ("ar", {"allow_untrained": True}, "not to be set here"),
+        ("AR", {}, "mode: 'AR', but this model was trained only for .*; choose that$"),
         ("ar", "beam", "a mode and settings"),
         (None, {}, "a mode and settings"),
     ],

@@ -33,9 +33,15 @@ def test_an_interval_without_steps_has_no_means():
 def test_each_set_of_terms_is_announced_once(tmp_path, capsys):
     log = RunLog(tmp_path, 0, total=600)
     for step, terms in enumerate([("ar",), ("ar", "ctc"), ("ctc",), ("ar", "ctc"), ("ctc",)], 1):
-        log.announce(step, terms)
+        log.announce(step, terms, settled=3)
     log.close()
-    said = [line.split(";")[0] for line in capsys.readouterr().err.splitlines()]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.endswith("; weights change until step 3, so loss/total may rise") for line in lines] == [
+        True,
+        True,
+        False,
+    ]
+    said = [line.split(";")[0] for line in lines]
     assert said == ["step 1: the first with ar", "step 2: the first with ar, ctc", "step 3: the first with ctc"]
 
 
@@ -51,6 +57,17 @@ def test_lines_say_how_far_the_run_is(tmp_path, capsys):
         "step 500/600  nll/ar 2  less than a minute left",
         "step 500/600  valid/loss 3",
         "step 600/600  nll/ar 2",
+    ]
+
+
+def test_targets_that_do_not_fit_their_rows_are_reported_once(tmp_path, capsys):
+    log = RunLog(tmp_path, 0, total=600)
+    for step, share in ((10, 0.05), (20, 0.5), (30, 1.0)):
+        log.record(step, {"nll/ctc": 0.0, "ctc/unfit": share})
+    log.close()
+    assert [line for line in capsys.readouterr().err.splitlines() if "/600" not in line] == [
+        "step 20: warning: 50% of the targets are too long for their CTC rows, and their loss is 0; raise "
+        "config.model.ctc_ratio, or check the targets"
     ]
 
 

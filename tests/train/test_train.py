@@ -146,6 +146,9 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     monkeypatch.undo()
     train(config, tmp_path)
     assert int(checkpoint.find(tmp_path).name) == 12
+    assert "nothing to train" not in capsys.readouterr().err
+    train(config, tmp_path)
+    assert f"{tmp_path} has all its 12 steps, so there is nothing to train" in capsys.readouterr().err
 
 
 def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, monkeypatch, capsys):

@@ -238,7 +238,7 @@ class JanusEmbedder(nn.Module):
         if length > self.config.max_positions:
             raise ValueError(
                 f"{what}: {length} tokens, but this model has {self.config.max_positions} positions; cut the input: "
-                f"tokenizer(..., truncation=True, max_length={self.config.max_positions})"
+                "tokenizer(..., truncation=True)"
             )
 
 
