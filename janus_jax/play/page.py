@@ -80,7 +80,7 @@ class _Calls:
         playground = self._playground
         with _messages():
             self._rate.check(request.client.host)
-            playground.check_settings("ar", {"beam": beam, "passes": passes})
+            playground.check_values({"beam": beam, "passes": passes})
             session = Session(sentence=playground.check(sentence))
         for trial in playground.trials(beam, passes):
             with _messages():

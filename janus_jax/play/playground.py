@@ -162,7 +162,7 @@ class Playground:
         """The settings of a call from outside.
 
         Raises:
-          InputError: no settings, one that a call may not change, or one above its limit.
+          InputError: no settings, a mode that the model was not trained for, or as `check_values`.
         """
         if not isinstance(mode, str) or not isinstance(settings, Mapping):
             raise InputError('a call has a mode and settings, for example "ar" and {"beam": 4}')
@@ -170,13 +170,17 @@ class Playground:
             raise InputError(
                 f"mode: {mode!r:.40}, but this model was trained only for {' or '.join(self.generator.trained)}; choose that"
             )
+        self.check_values(settings)
+        return dict(settings)
+
+    def check_values(self, settings: Mapping[str, Any]) -> None:
+        """Raises InputError for a setting that a visitor may not change, or a value above its limit."""
         for name, value in settings.items():
             if name not in VALUES:
                 raise InputError(f"{name}: not to be set here; the settings are {', '.join(VALUES)}")
             # bool is an int in Python
             if isinstance(value, bool | list | dict) or value not in VALUES[name]:
                 raise InputError(f"{name}: {value!r:.40} is not one of {', '.join(map(str, VALUES[name]))}")
-        return dict(settings)
 
     def decode(self, sentence: str, trial: Trial, target: str | None = None) -> Decoded:
         """Decodes a sentence twice and takes the time of the faster call.

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import types
 import urllib.error
 import urllib.request
 
@@ -35,6 +36,24 @@ def address(few):
     blocks = page.build(Playground(few), [SENTENCE, "more of them"], rate=0)
     yield page.launch(blocks)
     blocks.close(verbose=False)
+
+
+def test_a_model_without_ar_is_shown_too(generator):
+    alone = Generator(
+        generator.net,
+        generator.params,
+        Words(),
+        generator.decode_config,
+        max_source_length=18,
+        max_target_length=24,
+        trained=("dag",),
+    )
+    calls = page._Calls(Playground(alone), page.Rate(0))
+    visitor = types.SimpleNamespace(client=types.SimpleNamespace(host="127.0.0.1"))
+    *_, (table, session) = calls.compare(SENTENCE, 2, 4, visitor)
+    [expected] = alone.generate([SENTENCE], mode="dag", search="lookahead")
+    assert session.results["dag"].output.text == expected.text
+    assert "DAG, beam 2" in table
 
 
 def test_a_reader_types_generates_moves_the_slider_and_fills_a_gap(few, address, chromium):
