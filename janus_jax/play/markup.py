@@ -44,16 +44,14 @@ def table(results: Sequence[Decoded]) -> str:
     greedy = next((one.seconds for one in results if one.trial.name == "ar"), None)
     rows = []
     for one in results:
-        times = f"{greedy / one.seconds:.1f}x" if greedy else ""
+        times = f'<td class="number">{greedy / one.seconds:.1f}x</td>' if greedy else ""
         rows.append(
             f"<tr><td>{_text(one.trial.label)}</td><td>{_text(one.output.text)}</td>"
-            f'<td class="number">{1000 * one.seconds:.0f}</td><td class="number">{times}</td>'
+            f'<td class="number">{1000 * one.seconds:.0f}</td>{times}'
             f'<td class="number">{one.output.statistics.get("passes", "")}</td></tr>'
         )
-    head = (
-        '<tr><th>decoding</th><th>output</th><th class="number">ms</th><th class="number">speed</th>'
-        '<th class="number">passes</th></tr>'
-    )
+    speed = '<th class="number">speed</th>' if greedy else ""
+    head = f'<tr><th>decoding</th><th>output</th><th class="number">ms</th>{speed}<th class="number">passes</th></tr>'
     note = "ms: the faster of two calls for this one sentence; passes: of the decoder"
     if greedy:
         note += "; speed: compared with greedy AR"

@@ -54,6 +54,7 @@ def test_a_model_without_ar_is_shown_too(generator):
     [expected] = alone.generate([SENTENCE], mode="dag", search="lookahead")
     assert session.results["dag"].output.text == expected.text
     assert "DAG, beam 2" in table
+    assert "speed" not in table  # there is no greedy AR to compare with
 
 
 def test_a_reader_types_generates_moves_the_slider_and_fills_a_gap(few, address, chromium):
