@@ -17,18 +17,16 @@ page = pytest.importorskip("janus_jax.play.page", reason="gradio is not installe
 SENTENCE = "little words"
 
 
+def trained_for(generator, *modes):
+    """The same model, trained for these modes only."""
+    lengths = {"max_source_length": 18, "max_target_length": 24}
+    return Generator(generator.net, generator.params, Words(), generator.decode_config, **lengths, trained=modes)
+
+
 @pytest.fixture(scope="module")
 def few(generator):
     """Three modes, which is enough for the page and saves compiling."""
-    return Generator(
-        generator.net,
-        generator.params,
-        Words(),
-        generator.decode_config,
-        max_source_length=18,
-        max_target_length=24,
-        trained=("ar", "nar", "infill"),
-    )
+    return trained_for(generator, "ar", "nar", "infill")
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +37,7 @@ def address(few):
 
 
 def test_a_model_without_ar_is_shown_too(generator):
-    alone = Generator(
-        generator.net,
-        generator.params,
-        Words(),
-        generator.decode_config,
-        max_source_length=18,
-        max_target_length=24,
-        trained=("dag",),
-    )
+    alone = trained_for(generator, "dag")
     calls = page._Calls(Playground(alone), page.Rate(0))
     visitor = types.SimpleNamespace(client=types.SimpleNamespace(host="127.0.0.1"))
     *_, (table, session) = calls.compare(SENTENCE, 2, 4, visitor)
