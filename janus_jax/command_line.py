@@ -162,7 +162,8 @@ def run(
         if isinstance(parsed, str):
             print(parsed)
             return 0
-        return body(*parsed)
+        with _warnings():
+            return body(*parsed)
     except (ConfigError, *mistakes) as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
