@@ -86,11 +86,8 @@ def write_blocks(
             )
             packed = [result for result in run(tasks) if len(result[1]["target"])]
             if not packed:
-                fix = "check the files"
-                if split == "valid" and not config.data.valid:
-                    fix = f"lower config.data.hold_out ({config.data.hold_out}), or set it to 0"
                 raise DataError(
-                    f"config.data.{split}: no document of the {split} split is left of {stats[split].read}; {fix}"
+                    f"config.data.{split}: no document of the {split} split is left of {stats[split].read}; check the files"
                 )
             files[split] = [(path, len(columns["target"])) for path, columns, _ in packed]
             unknown += sum(count for *_, count in packed)

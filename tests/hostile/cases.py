@@ -212,7 +212,7 @@ class Maker:
         mode = self.rng.choice(("ar", "nar", "ctc", "dag", "x", ""))
         setting = self.rng.choice((f"{mode}:{name}={value}", f"{mode}:{name}", f"{mode}{value}", value))
         argv = ["--checkpoint=fixed/run", "--source=fixed/dev.de", "--references=fixed/dev.en", f"--setting={setting}"]
-        return Case("evaluate", argv, ("setting", *(f"{flag}: " for flag in _flags())))
+        return Case("evaluate", argv, ("setting", name, *(f"error: {flag}: " for flag in _flags())))
 
     def evaluate_traces(self) -> Case:
         path, page = f"{self.work}/trace.jsonl", f"{self.work}/page.html"

@@ -1081,7 +1081,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         row = torch.arange(max(int(counts.max()), 1), device=real.device)
         if len(row) > c.max_positions:
             raise ValueError(
-                f"input_ids: {len(row)} {name} rows, but this model has {c.max_positions} positions; cut the input"
+                f"input_ids: {len(row)} {name} rows, but this model has {c.max_positions} positions; cut the input: "
+                "tokenizer(..., truncation=True)"
             )
         return row < counts
 
