@@ -39,6 +39,7 @@ def test_a_part_gives_figures_or_says_why_not(tmp_path, monkeypatch, capsys):
     assert {part["error"] for part in json.loads(output.read_text()).values()} == {"no time was left"}
 
 
+@pytest.mark.slow
 def test_a_part_that_takes_too_long_is_ended():
     code = "import time; print('begun', flush=True); time.sleep(600)"
     assert accelerator.run_part(["-c", code], 10.0) == {"error": "ended after 10 s", "output": ["begun"]}

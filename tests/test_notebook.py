@@ -86,6 +86,7 @@ def test_quickstart_runs(shared, monkeypatch):
     assert any("image/png" in output.get("data", {}) for c in cells for output in c.outputs)
 
 
+@pytest.mark.slow
 def test_inspect_joint_pass_runs(shared, monkeypatch):
     cell = cell_of(CONFIG="configs/demo_deen.py:masks", EXAMPLE=3, WORKDIR=f"{shared}/ar", SETTINGS=tiny(shared))
     cells, text = run("inspect_joint_pass", cell, monkeypatch)
@@ -101,6 +102,7 @@ def test_inspect_joint_pass_runs(shared, monkeypatch):
     assert any(float(mean) > 0 for _, mean, _ in means)
 
 
+@pytest.mark.slow
 def test_make_it_fast_runs(shared, monkeypatch):
     settings = tiny(shared)
     heads = [one for one in settings if any(part in one for part in ("train.", "optimizer.", "buckets"))]
@@ -119,6 +121,7 @@ def test_make_it_fast_runs(shared, monkeypatch):
     assert all(same == "2 of 2" or "are ties" in same for *_, same in rows.values())
 
 
+@pytest.mark.slow
 def test_play_runs(shared, monkeypatch):
     pytest.importorskip("gradio", reason="requirements-play.txt is not installed")
     cell = cell_of(
@@ -131,6 +134,7 @@ def test_play_runs(shared, monkeypatch):
     assert any("<iframe" in output.get("data", {}).get("text/html", "") for c in cells for output in c.outputs)
 
 
+@pytest.mark.slow
 def test_bart_to_nar_runs(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

@@ -23,11 +23,12 @@ from janus_jax.model.presets import PRESETS
 from janus_jax.train.step import init_state, jit_eval_step, jit_train_step
 from janus_jax.types import Specials
 from tests import tiny
+from tests.further import further
 
 STEPS = 10
 ROWS = 8
 SINGLE = (1, 1, 1)
-LAYOUTS = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+LAYOUTS = [further((8, 1, 1)), further((1, 8, 1)), further((1, 1, 8)), (2, 2, 2)]
 # XLA's partitioner gives this warning if it changes a layout by copying whole arrays to every device.
 REMATERIALISES = "Involuntary full rematerialization"
 
@@ -108,6 +109,7 @@ def test_eight_devices_train_as_one_does(net, config, single, sizes, capfd):
     assert_collectives_are_minimal(result[4], net, sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ctc", "dag"])
 def test_eight_devices_train_rows_of_the_source_as_one_does(config, family, capfd):
     ratio = {f"{family}_ratio": 1.5}

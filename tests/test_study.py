@@ -102,6 +102,7 @@ def run(tmp_path_factory):
     return folder, config
 
 
+@pytest.mark.slow
 def test_a_finished_cell_has_a_result_file(run):
     folder, config = run
     path = folder / "results" / "janus.json"
@@ -117,6 +118,7 @@ def test_a_finished_cell_has_a_result_file(run):
     assert study.is_done(path, elsewhere)
 
 
+@pytest.mark.slow
 def test_missing_scores_of_a_finished_cell_are_added(run, tmp_path, monkeypatch):
     folder, config = run
     monkeypatch.setattr(study, "decodings", lambda *_: SETTINGS)
@@ -129,6 +131,7 @@ def test_missing_scores_of_a_finished_cell_are_added(run, tmp_path, monkeypatch)
     assert rows == [*figures["rows"][:1], removed, *figures["rows"][1:]]
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_writes_no_result_file(run, tmp_path, monkeypatch, capsys):
     _, config = run
     monkeypatch.setattr(study, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())
@@ -161,6 +164,7 @@ def test_cells_are_compared_by_paired_bootstrap(tmp_path, monkeypatch):
     assert rows[0]["interval_first"] > 0
 
 
+@pytest.mark.slow
 def test_steps_are_timed_phase_by_phase(run):
     _, config = run
     late = dataclasses.replace(config, objective=dataclasses.replace(config.objective, ar_first=0.5))
@@ -172,6 +176,7 @@ def test_steps_are_timed_phase_by_phase(run):
     assert all(phase["seconds"] > 0 for phase in phases)
 
 
+@pytest.mark.slow
 def test_tables_and_plot(run, tmp_path, monkeypatch):
     folder, _ = run
     cells = study_report.load(folder / "results")

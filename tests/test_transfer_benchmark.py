@@ -66,6 +66,7 @@ def finished(tmp_path_factory):
     return folder, config
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_scored_at_its_best_step_and_is_not_run_again(finished, monkeypatch, capsys):
     folder, config = finished
     figures = json.loads((folder / "results/qg_dag_seed0.json").read_text())
@@ -87,6 +88,7 @@ def test_a_finished_cell_is_scored_at_its_best_step_and_is_not_run_again(finishe
     assert capsys.readouterr().out.splitlines() == ["qg_dag_seed0: done", "headline_seed0: missing"]
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_writes_no_result_file(finished, tmp_path, monkeypatch, capsys):
     _, config = finished
     monkeypatch.setattr(transfer, "train_or_stop", lambda config, workdir: ({}, True))
@@ -95,6 +97,7 @@ def test_a_stopped_cell_writes_no_result_file(finished, tmp_path, monkeypatch, c
     assert not (tmp_path / "qg.json").exists()
 
 
+@pytest.mark.slow
 def test_the_tables_have_both_starts_and_seeds_side_by_side(finished, tmp_path):
     folder, _ = finished
     cells = {}

@@ -7,6 +7,7 @@ import numpy as np
 
 from janus_jax.convert.fairseq import BLANK, SHARED
 from tests.convert import foreign
+from tests.further import further
 
 # For 280 tokens: a table whose padding includes the blank, one padded only because of the blank, and one with much padding.
 ARCHITECTURES = {
@@ -23,6 +24,8 @@ ARCHITECTURES = {
     "bart, heads and rows": foreign.BART | {"draft_heads": 2, "ctc_ratio": 2.0},
     "bart, dag, adapters": foreign.BART | {"dag_ratio": 1.5, "parallel_adapter_rank": 3},
 }  # fmt: skip
+# Each property of theirs is also one of another architecture.
+FURTHER = ("bart, source rows", "dag", "heads")
 BARTS = [name for name in ARCHITECTURES if "bart" in name]
 OF_PARALLEL_ROWS = (
     "draft_heads",
@@ -42,6 +45,11 @@ LONGEST = 16  # most tokens of a source
 def with_rows(family):
     """Names of the architectures with rows of the family "ctc" or "dag"."""
     return [name for name, model in ARCHITECTURES.items() if model.get(f"{family}_ratio")]
+
+
+def further_architectures(names):
+    """The same names as parameters of tests; those of `FURTHER` run with `-m slow` only."""
+    return [further(name) if name in FURTHER else name for name in names]
 
 
 def objective(model):

@@ -216,6 +216,7 @@ def bare(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_code_runs_with_transformers_and_torch_alone(exports, bare, tmp_path):
     blocks = {name: python_blocks(exports / name) for name in ("me/all", "plain")}
     assert [len(one) for one in blocks.values()] == [5, 3]

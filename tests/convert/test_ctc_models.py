@@ -13,13 +13,13 @@ from janus_jax.convert import ConvertError, ImportRequest, export_model, import_
 from janus_jax.convert.fairseq import BLANK, params_from_released, params_to_released
 from janus_jax.decode import Generator
 from tests.convert import foreign
-from tests.convert.parallel_models import bare, padded, sources, with_rows
+from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors.numpy")
 
 
-@pytest.fixture(scope="module", params=with_rows("ctc"))
+@pytest.fixture(scope="module", params=further_architectures(with_rows("ctc")))
 def each(request, export_of):
     return export_of(request.param)
 

@@ -14,13 +14,13 @@ from janus_jax.convert import ConvertError, ImportRequest, export_model, import_
 from janus_jax.decode import Generator
 from janus_jax.model.attention import NEGATIVE
 from tests.convert import foreign
-from tests.convert.parallel_models import bare, padded, sources, with_rows
+from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors.numpy")
 
 
-@pytest.fixture(scope="module", params=with_rows("dag"))
+@pytest.fixture(scope="module", params=further_architectures(with_rows("dag")))
 def each(request, export_of):
     return export_of(request.param)
 

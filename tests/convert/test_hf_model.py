@@ -23,6 +23,7 @@ from janus_jax.types import Batch, Specials
 from tests import tiny
 from tests.convert import foreign
 from tests.convert.parallel_models import lively
+from tests.further import further
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -43,6 +44,7 @@ ARCHITECTURES = {
     "content stream": {"ar_stream": "content"},
     "slots at their inputs, mask is unk": {"ar_slot_position": "input", "mask_token": "unk"},
 }  # fmt: skip
+FURTHER = ("post-norm, relu, query stream", "content stream", "pre-norm, fewer encoder layers")
 SPECIALS = Specials()
 VOCAB, LONGEST = 12, 12  # of the toy task
 
@@ -79,7 +81,11 @@ def load(directory):
     return transformers.AutoModelForSeq2SeqLM.from_pretrained(directory, trust_remote_code=True).eval()
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
+@pytest.fixture(
+    scope="module",
+    params=[further(model) if name in FURTHER else model for name, model in ARCHITECTURES.items()],
+    ids=ARCHITECTURES.keys(),
+)
 def pair(request, tmp_path_factory):
     """A random model in JAX and in PyTorch: (net, params, model)."""
     net = tiny.net(**request.param)

@@ -19,6 +19,7 @@ from tests.convert.parallel_models import (
     OF_PARALLEL_ROWS,
     PAD,
     bare,
+    further_architectures,
     load,
     objective,
     padded,
@@ -31,7 +32,7 @@ torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("safetensors.numpy")
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=further_architectures(ARCHITECTURES))
 def each(request, export_of):
     return export_of(request.param)
 
@@ -101,7 +102,7 @@ def test_the_ar_half_chooses_the_same_outputs(family, name, search, export_of):
 
 
 @pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", further_architectures(ARCHITECTURES))
 def test_an_import_restores_an_export_bit_for_bit(name, form, export_of, tmp_path):
     path, _, net, params, _ = export_of(name)
     report = export_model(path, form, tmp_path / "out")

@@ -214,7 +214,8 @@ def test_wrong_downloads_are_named(tmp_path, monkeypatch, capsys):
 
 
 @needs_environment("requirements.txt")
-@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [False, True])
 def test_one_command_goes_from_the_archive_to_the_scores(tmp_path, again):
     raw, out = iwslt(tmp_path / "raw"), tmp_path / "out"
     settings = [*TINY, "--config.text.vocab_size=60", "--config.train.checkpoint_every=2"]

@@ -36,6 +36,7 @@ def ids(directory, split="train"):
     ]
 
 
+@pytest.mark.slow
 def test_targets_become_the_outputs_of_the_model_and_nothing_else_changes(original, tmp_path, capsys):
     config, workdir = original
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()]

@@ -10,6 +10,7 @@ from janus_jax.config import DecodeConfig, InfillDecode
 from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.types import Batch
 from tests import tiny
+from tests.further import further
 
 
 def gaps(rows=8, seed=3):
@@ -67,7 +68,7 @@ def left_to_right(net, params, source, start):
 
 
 @pytest.mark.parametrize(
-    ("variant", "settings"), [({}, {}), ({"norm": "pre", "ar_stream": "content"}, {"draft_passes": 2})]
+    ("variant", "settings"), [further({}, {}), ({"norm": "pre", "ar_stream": "content"}, {"draft_passes": 2})]
 )
 def test_infilling_is_filling_left_to_right(variant, settings):
     net, params = model(**variant)

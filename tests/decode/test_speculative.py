@@ -24,6 +24,7 @@ from janus_jax.decode.search.sampling import sampler
 from janus_jax.decode.search.verify import speculative_search
 from janus_jax.types import Specials
 from tests import tiny
+from tests.further import further
 
 SPECIALS = Specials()
 VOCAB, LIMIT, SLOTS = 24, 20, 16
@@ -319,13 +320,13 @@ def run(mode, request):
 @pytest.mark.parametrize(
     ("variant", "settings"),
     [
-        ({}, {}),
-        ({"ar_stream": "content"}, {"draft_lengths": 3}),
-        ({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
-        ({"draft_heads": 3, "draft_vocab": 16}, {}),
+        further({}, {}),
+        further({"ar_stream": "content"}, {"draft_lengths": 3}),
+        further({"ar_start": "eos"}, {"draft_passes": 2, "min_length": 4}),
+        further({"draft_heads": 3, "draft_vocab": 16}, {}),
         ({"ctc_ratio": 2.0}, {"min_length": 3}),
-        ({"dag_ratio": 3.0, "ar_stream": "content"}, {}),
-        ({"draft_heads": 4, "ar_stream": "content", "norm": "pre"}, {"min_length": 2}),
+        further({"dag_ratio": 3.0, "ar_stream": "content"}, {}),
+        further({"draft_heads": 4, "ar_stream": "content", "norm": "pre"}, {"min_length": 2}),
         ({"draft_heads": 3, "ar_start": "eos"}, {"max_length_b": 20}),  # the cache grows
     ],
 )
@@ -371,7 +372,7 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
 
 @pytest.mark.parametrize(
     "variant",
-    [{"draft_heads": 3, "ar_stream": "content"}, {"ctc_ratio": 2.0}, {"dag_ratio": 3.0}, {}],
+    [{"draft_heads": 3, "ar_stream": "content"}, further({"ctc_ratio": 2.0}), further({"dag_ratio": 3.0}), {}],
     ids=["heads", "ctc", "dag", "nar"],
 )
 def test_samples_are_those_of_sampling_one_token_at_a_time(variant):

@@ -10,6 +10,8 @@ from janus_jax.decode import Generator
 from janus_jax.model import Janus
 from janus_jax.train.step import init_state, make_train_step
 from janus_jax.types import Batch, Specials
+from tests import tiny
+from tests.further import further
 
 VOCAB, LONGEST, STEPS, ROWS = 24, 9, 300, 96
 SPECIALS = Specials()
@@ -120,6 +122,7 @@ def test_every_mode_finds_the_right_output(generator, settings):
         assert {output.statistics["passes"] for output in outputs} == {passes}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -139,6 +142,7 @@ def test_ctc_and_ar_of_one_model_find_the_right_output(ctc_generator, settings):
         assert {output.statistics["passes"] for output in outputs} == {1 + ("rerank" in settings)}
 
 
+@pytest.mark.slow
 def test_a_wider_ctc_beam_finds_likelier_outputs(ctc_generator):
     sources, _ = pairs(100, 3)
     narrow, wide = (ctc_generator.generate_ids(sources, mode="ctc", beam=beam, nbest=2) for beam in (2, 6))
@@ -148,6 +152,7 @@ def test_a_wider_ctc_beam_finds_likelier_outputs(ctc_generator):
         assert output.score >= output.others[0].score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_penalty_of_the_blank_makes_outputs_longer(ctc_generator, beam):
     sources, _ = pairs(50, 4, distinct=True)
@@ -161,6 +166,7 @@ def test_a_penalty_of_the_blank_makes_outputs_longer(ctc_generator, beam):
     assert lengths[0] < lengths[1] <= sum(2 * (len(source) + 2) for source in sources)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -182,6 +188,7 @@ def test_dag_and_ar_of_one_model_find_the_right_output(dag_generator, settings):
         assert {output.statistics["passes"] for output in outputs} == {1 + ("rerank" in settings)}
 
 
+@pytest.mark.slow
 def test_searches_of_a_graph_agree_where_they_should(dag_generator):
     sources, _ = pairs(100, 3)
 
@@ -199,27 +206,27 @@ def test_searches_of_a_graph_agree_where_they_should(dag_generator):
         assert output.score >= output.others[0].score
 
 
-def test_impossible_dag_decoding_raises(generator, dag_generator):
+def test_impossible_dag_decoding_raises(generator):
     with pytest.raises(ConfigError, match=r"no DAG rows.*janus_dag"):
         generator.generate_ids([[5, 6]], mode="dag")
-    cramped = Generator(dag_generator.net, dag_generator.params, None, max_source_length=17)
+    cramped = Generator(*tiny.model(dag_ratio=2.0, max_positions=32), None, max_source_length=17)
     with pytest.raises(ConfigError, match=r"32 positions do not hold the 34 DAG rows of a source of 17"):
         cramped.generate_ids([[5, 6], [7] * 15], mode="dag")
 
 
-def test_impossible_ctc_decoding_raises(generator, ctc_generator):
+def test_impossible_ctc_decoding_raises(generator):
     with pytest.raises(ConfigError, match=r"no CTC rows.*janus_ctc"):
         generator.generate_ids([[5, 6]], mode="ctc")
-    cramped = Generator(ctc_generator.net, ctc_generator.params, None, max_source_length=17)
+    cramped = Generator(*tiny.model(ctc_ratio=2.0, max_positions=32), None, max_source_length=17)
     with pytest.raises(
         ConfigError, match=r"32 positions do not hold the 34 CTC rows of a source of 17.*lower max_source_length"
     ):
         cramped.generate_ids([[5, 6], [7] * 15], mode="ctc")
     with pytest.raises(ConfigError, match=r"draft_lengths: 2.*set it to 1"):
-        ctc_generator.generate_ids([[5, 6]], mode="speculative", draft="always", draft_lengths=2)
+        cramped.generate_ids([[5, 6]], mode="speculative", draft="always", draft_lengths=2)
 
 
-@pytest.mark.parametrize("half", ["generator", "ctc_generator"])
+@pytest.mark.parametrize("half", ["generator", further("ctc_generator")])
 def test_good_drafts_take_few_passes(half, request):
     generator = request.getfixturevalue(half)
     sources, targets = pairs(100, 1, distinct=half == "ctc_generator")

@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from janus_jax import command_line
 from tests.docs.pages import ROOT, Block, section
 
 # The commands of these sections run in this order before all chains. They train the two models of the other pages.
@@ -22,10 +23,12 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training.md", "Training"),
         ("training.md", "Stop and resume"),
         ("training.md", "Look before you train"),
+        ("training.md", "Average checkpoints"),
+    ),
+    "finished": (
         ("training.md", "A CTC half for a finished AR model"),
         ("training.md", "Draft heads for a finished AR model"),
         ("speed.md", "Does speculation pay?"),
-        ("training.md", "Average checkpoints"),
         ("scaling.md", "Sharding"),
     ),
     "experiments": (
@@ -233,17 +236,23 @@ def check_without_running(command: str, monkeypatch) -> None:
         parse(command, monkeypatch)
 
 
+def _then_stop(parse):
+    def parse_and_stop(*args):
+        parse(*args)
+        raise Parsed
+
+    return parse_and_stop
+
+
 def parse(command: str, monkeypatch) -> None:
     """Runs a program until it has parsed its arguments."""
     module, arguments, _ = parts(command)
-    original = argparse.ArgumentParser.parse_args
-
-    def parse_args(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        raise Parsed
-
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        for parser in (argparse.ArgumentParser, command_line.ArgumentParser):
+            patch.setattr(parser, "parse_args", _then_stop(parser.parse_args))
+        # Its last argument may read the run that the command starts from, which does not exist here.
+        parse = command_line._parse
+        patch.setattr(command_line, "_parse", lambda *args: _then_stop(parse)(*args[:4]))
         try:
             importlib.import_module(module).main(arguments)
         except Parsed:

@@ -43,6 +43,17 @@ def test_a_command_outside_all_chains_says_why_and_is_checked(block, command, mo
     commands.check_without_running(command, monkeypatch)
 
 
+@pytest.mark.parametrize(
+    ("block", "command"),
+    [(block, command) for block, command in SHELL if (block.page, block.section) in IN_CHAINS],
+    ids=lambda value: value if isinstance(value, str) else value.page,
+)
+def test_programs_accept_the_arguments_of_a_command_in_a_chain(block, command, monkeypatch):
+    """Some chains run with `-m slow` only."""
+    if not commands.not_run(command):
+        commands.parse(command, monkeypatch)
+
+
 def test_python_examples_are_in_chains():
     for block in all_blocks("python"):
         assert (block.page, block.section) in IN_CHAINS, f"{block.page}, {block.section}"

@@ -2,9 +2,12 @@
 
 import re
 
+import pytest
+
 from tests.docs.commands import run_chain
 
 
+@pytest.mark.slow
 def test_commands_run(desk, monkeypatch, capsys):
     run_chain("drafts", desk, monkeypatch)
     # The Python example prints a text with its score.

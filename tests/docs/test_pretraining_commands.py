@@ -1,9 +1,12 @@
 """The commands of the pages, chain "pretraining"."""
 
+import pytest
+
 from tests.docs.commands import run_chain, run_command
 from tests.docs.pages import section
 
 
+@pytest.mark.slow
 def test_commands_run(bart_desk, monkeypatch):
     commands = [command for block in section("bart.md", "Import") for command in block.commands]
     importing = next(command for command in commands if "janus_jax.convert import" in command)

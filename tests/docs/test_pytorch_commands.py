@@ -9,6 +9,7 @@ from janus_jax.metrics import evaluations
 from tests.docs.commands import run_chain
 
 
+@pytest.mark.slow
 def test_commands_run(bart_desk, monkeypatch, capsys):
     pytest.importorskip("ctranslate2")
     huggingface_hub = pytest.importorskip("huggingface_hub")

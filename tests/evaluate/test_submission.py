@@ -126,7 +126,8 @@ def tiny_folders(folder, tasks):
 
 
 @needs_environment("requirements-glge.txt")
-@pytest.mark.parametrize("tasks", [["gigaword"], pytest.param(list(glge.TASKS), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tasks", [["gigaword"], list(glge.TASKS)])
 def test_one_command_trains_decodes_and_scores_the_tasks(tmp_path, tasks):
     data, out = tiny_folders(tmp_path, tasks), tmp_path / "out"
     run = launch("glge.sh", data, "scratch", out, *TINY)

@@ -52,6 +52,7 @@ def kills(config, directory, moments, rng, **where):
     return done
 
 
+@pytest.mark.slow
 def test_a_run_killed_five_times_is_bitwise_the_whole_run(prepared, tmp_path):
     config = runs.config(
         prepared, objective__name="ar", train__steps=60, train__eval_every=60, train__checkpoint_every=6, optimizer__warmup_steps=10,

@@ -71,7 +71,7 @@ class ProcessesRun:
             "from janus_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
             f"    config.update_from_flattened_dict({settings!r})\n    return config\n"
         )
-        self.output = folder / "output.txt"
+        self.count, self.workdir, self.output = count, workdir, folder / "output.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
                 [
@@ -129,17 +129,29 @@ class ProcessesRun:
                 os.kill(self.process.pid, signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "devices", "sizes"),
-    [
-        pytest.param(2, 1, (1, 2, 1), id="two-fsdp"),
-        pytest.param(4, 1, (2, 2, 1), id="four", marks=pytest.mark.slow),
-        pytest.param(2, 2, (2, 1, 2), id="two-tensor", marks=pytest.mark.slow),
-    ],
+    [(2, 1, (1, 2, 1)), (4, 1, (2, 2, 1)), (2, 2, (2, 1, 2))],
+    ids=["two-fsdp", "four", "two-tensor"],
 )
-def test_several_processes_train_as_one_does(prepared, single, tmp_path, count, devices, sizes):
+def test_several_processes_train_and_decode_as_one_does(prepared, single, tmp_path, count, devices, sizes):
     config = runs.config(prepared, **SETTINGS, parallel=ParallelConfig(*sizes).__dict__)
-    run, workdir = ProcessesRun(count, config, tmp_path / "run", tmp_path, devices), tmp_path / "run"
+    assert_trains_alike(ProcessesRun(count, config, tmp_path / "run", tmp_path, devices), sizes, single)
+
+
+def test_several_processes_train_as_one_does(prepared, tmp_path):
+    settings, sizes = SETTINGS | {"objective__name": "ar", "train__eval_sentences": 0}, (1, 2, 1)
+    run = ProcessesRun(
+        2, runs.config(prepared, **settings, parallel=ParallelConfig(*sizes).__dict__), tmp_path / "run", tmp_path
+    )
+    train(runs.config(prepared, **settings), tmp_path / "single")
+    assert_trains_alike(run, sizes, records(tmp_path / "single"))
+
+
+def assert_trains_alike(run, sizes, single):
+    """A run of several processes ends with the records and checkpoints of one with the records `single`."""
+    workdir, count = run.workdir, run.count
     assert run.status() == 0, run.text()
     assert_same(records(workdir), single)
     assert [path.name for path in checkpoint.step_directories(workdir)] == ["8", "16", "24"]
@@ -155,9 +167,8 @@ def assert_equals_uninterrupted(workdir, config, whole):
     assert checkpoint.find(workdir).name == checkpoint.find(whole).name
 
 
-@pytest.mark.parametrize(
-    "lost", [pytest.param(0, id="coordinator", marks=pytest.mark.slow), pytest.param(1, id="other")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1], ids=["coordinator", "other"])
 def test_a_lost_process_ends_the_others_a_request_to_one_stops_all_and_other_counts_resume(prepared, tmp_path, lost):
     config, workdir = runs.config(prepared, **LONG), tmp_path / "run"
     run = ProcessesRun(2, config, workdir, tmp_path)

@@ -15,6 +15,7 @@ from janus_jax.model.presets import PRESETS
 from janus_jax.objective.joint import batch_divisors, loss
 from janus_jax.types import Specials
 from tests import tiny
+from tests.further import further
 
 BART = {"activation": "gelu", "layernorm_embedding": True, "scale_embedding": False, "ar_start": "eos"}
 
@@ -58,6 +59,7 @@ def assert_same_training(one, other):
     assert tiny.largest_difference(gradient, other_gradient) <= 1e-4 * bound + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_rematerialisation_changes_no_gradient_dropout_included(remat):
     assert_same_training(tiny.model(**BART, dropout=0.2), tiny.net(**BART, dropout=0.2, remat=remat))
@@ -72,7 +74,7 @@ def test_rematerialisation_computes_layers_again():
     assert products("none") < products("dots") < products("full")
 
 
-@pytest.mark.parametrize("variant", [{}, {"ar_stream": "content"}, {"norm": "pre"}])
+@pytest.mark.parametrize("variant", [further({}), {"ar_stream": "content"}, further({"norm": "pre"})])
 def test_fused_attention_equals_ours(variant):
     (net, params), fused = tiny.model(**BART | variant), tiny.net(**BART | variant, attention="fused")
     assert_same_training((net, params), fused)

@@ -13,6 +13,7 @@ from janus_jax.config import ConfigError, ModelConfig
 from janus_jax.model import Janus, padded_vocab
 from janus_jax.types import Specials
 from tests import tiny
+from tests.further import further
 
 VARIANTS = [
     {},
@@ -235,7 +236,7 @@ def test_reordered_hypotheses_go_on_from_their_own_tokens(stream, shared, per_hy
             cache = net.rewind_cache(cache, np.full(6, histories.shape[1], np.int32))
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
+@pytest.mark.parametrize("remat", ["full", further("dots")])
 def test_rematerialisation_changes_no_gradient(remat):
     batch = tiny.batch()
     net, params = tiny.model()

@@ -17,6 +17,7 @@ from janus_jax.objective.joint import active_terms, batch_divisors, loss, weight
 from janus_jax.objective.terms import OBJECTIVES, divisor_of, own_term, read_families
 from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
 from tests import tiny
+from tests.further import further
 
 ZERO = jnp.int32(0)
 ROW_TERMS = ("ar", "nar", "aux", "kl_ar_nar", "kl_nar_aux", "kl_ar_aux")
@@ -97,7 +98,7 @@ def test_without_aux_terms_no_aux_row_is_computed():
     assert "nll/nar" in metrics
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 60])
+@pytest.mark.parametrize("chunk", [further(1), 7, further(60)])
 def test_chunks_of_the_projection_change_nothing(chunk):
     net, params = tiny.model()
     batch = tiny.batch(rows=6)

@@ -42,6 +42,7 @@ def with_heads(finished):
     return finished / "heads"
 
 
+@pytest.mark.slow
 def test_nothing_but_the_heads_changes(finished, with_heads):
     before, after = checkpoint.load(finished / "run"), checkpoint.load(with_heads)
     assert set(after.params) - set(before.params) == {"draft_heads"}
@@ -64,6 +65,7 @@ def test_nothing_but_the_heads_changes(finished, with_heads):
     assert measured[0]["valid/nll/ctc"] == pytest.approx(measured[1]["valid/nll/ctc"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_output_is_that_of_greedy_search(with_heads):
     generator = Generator.from_checkpoint(with_heads)
     lines = ["zwei rote Häuser", "der Hund", "am Montag", "3 Kilogramm", "a", "", "sie sieht die Katze"]
@@ -107,6 +109,7 @@ def test_heads_without_a_weight_are_refused(finished, capsys):
     )
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_trained_again(with_heads, finished):
     before = checkpoint.load(with_heads)
     small = ["--config.train.steps=40", "--config.train.log_every=10", "--config.optimizer.warmup_steps=5"]

@@ -54,6 +54,7 @@ def finetuning(folder, tmp_path, **changes):
     return dataclasses.replace(config, text=dataclasses.replace(config.text, model=changes.get("text__model", "")))
 
 
+@pytest.mark.slow
 def test_pretraining_learns_reports_every_term_and_resumes_bitwise(pretrained, tmp_path):
     config = pretraining(pretrained)
     whole = checkpoint.load(pretrained / "run")

@@ -144,6 +144,7 @@ def test_deterministic_operations_are_asked_for_and_known_to_the_compiler():
         jax.jit(lambda x: x + 1).lower(1.0).compile(compiler_options={"xla_gpu_deterministic_ups": True})
 
 
+@pytest.mark.slow
 def test_a_run_traces_its_steps_and_reports_a_spike_and_its_machine(tmp_path, monkeypatch, capsys):
     original = loop_module.jit_train_step
 

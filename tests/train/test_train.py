@@ -96,6 +96,7 @@ def test_resume_is_bitwise_the_uninterrupted_run(prepared, whole, tmp_path):
     assert_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitwise(prepared, tmp_path, capsys):
     late = ((6, 0.0), (8, 1.0))  # AR alone up to the seventh step, whose weights are those of 6 steps done
     config = runs.config(
@@ -342,6 +343,7 @@ def test_a_missing_checkpoint_is_named(path, tmp_path):
         checkpoint.load(tmp_path / path)
 
 
+@pytest.mark.slow
 def test_other_objectives_train_and_decode_what_they_trained(prepared, tmp_path):
     decoded = {"train__eval_every": 4, "train__eval_sentences": 4, "decode__nbest": 3}
     config = runs.config(prepared, objective__name="cmlm", objective__weights__nar=1.0, train__steps=4, **decoded)
