@@ -71,6 +71,7 @@ def finished(tmp_path_factory):
     return folder, config
 
 
+@pytest.mark.slow
 def test_a_finished_cell_has_a_result_file_and_is_not_run_again(finished, monkeypatch, capsys):
     folder, config = finished
     figures = json.loads((folder / "results/ctc_seed0.json").read_text())

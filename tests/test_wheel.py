@@ -66,6 +66,7 @@ def test_the_wheel_has_every_file_of_the_package_and_every_experiment(wheel):
     assert names == {path.as_posix() for path in package | experiments if "__pycache__" not in path.parts}
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_an_empty_directory(environment, tmp_path):
     def run(program, *words, status=0, **settings):
         done = subprocess.run(

@@ -15,6 +15,7 @@ from janus_jax.decode import Generator
 from janus_jax.model.attention import NEGATIVE
 from tests.convert import foreign
 from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows
+from tests.further import further
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors.numpy")
@@ -62,8 +63,8 @@ def test_logits_and_links_of_dag_rows(each):
     ("ours", "theirs"),
     [
         ({}, {}),
-        ({"search": "greedy"}, {}),
-        ({"search": "lookahead", "beta": 0.3, "length_beta": 0.0}, {}),
+        further({"search": "greedy"}, {}),
+        further({"search": "lookahead", "beta": 0.3, "length_beta": 0.0}, {}),
         ({"search": "viterbi", "length_beta": 1.3}, {}),
         ({"search": "beam", "beam": 3, "tokens": 2, "length_beta": 0.6}, {"num_beams": 3, "dag_tokens": 2}),
     ],

@@ -140,6 +140,7 @@ def timeless(row):
     return {name: value for name, value in row.items() if "second" not in name}
 
 
+@pytest.mark.slow
 def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys):
     # Of a checkpoint whose own settings give several outputs, and samples.
     loaded, own = checkpoint.load(saved), {"nbest": 3, "ar": {"sample": True}}

@@ -59,6 +59,7 @@ def test_targets_become_the_outputs_of_the_model_and_nothing_else_changes(origin
     assert np.isfinite(train(moved, tmp_path / "run")["valid/loss"])
 
 
+@pytest.mark.slow
 def test_ar_rows_may_keep_the_original_targets(original, tmp_path, capsys):
     config, workdir = original
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()]

@@ -372,7 +372,7 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
 
 @pytest.mark.parametrize(
     "variant",
-    [{"draft_heads": 3, "ar_stream": "content"}, further({"ctc_ratio": 2.0}), further({"dag_ratio": 3.0}), {}],
+    [{"draft_heads": 3, "ar_stream": "content"}, further({"ctc_ratio": 2.0}), further({"dag_ratio": 3.0}), further({})],
     ids=["heads", "ctc", "dag", "nar"],
 )
 def test_samples_are_those_of_sampling_one_token_at_a_time(variant):

@@ -1,8 +1,11 @@
 """The commands of the pages, chain "training": tokenizers, resuming, dry runs, averages, distillation."""
 
+import pytest
+
 from tests.docs.commands import run_chain
 
 
+@pytest.mark.slow
 def test_commands_run(desk, monkeypatch):
     run_chain("training", desk, monkeypatch)
     assert (desk / "runs/mine_average").is_dir()

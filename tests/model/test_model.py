@@ -17,9 +17,9 @@ from tests.further import further
 
 VARIANTS = [
     {},
-    {"norm": "pre"},
+    further({"norm": "pre"}),
     {"ar_stream": "content"},
-    {"ar_slot_position": "input"},
+    further({"ar_slot_position": "input"}),
     {"layernorm_embedding": True, "activation": "gelu", "scale_embedding": False},
 ]
 

@@ -21,6 +21,7 @@ def test_the_modes_are_those_that_the_model_was_trained_for(generator, playgroun
     assert [trial.name for trial in Playground(trained).trials(beam=1)] == ["ar", "ctc"]
 
 
+@pytest.mark.slow
 def test_the_settings_of_the_checkpoint_do_not_get_in_the_way(generator):
     own = resolve({"decode": {"nbest": 3, "ar": {"sample": True, "no_repeat_ngram": 3}}}).decode
     playground = Playground(Generator(generator.net, generator.params, generator.tokenizer, own))

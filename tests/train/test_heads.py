@@ -6,26 +6,30 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, data
+from janus_jax import checkpoint, data, text
 from janus_jax.config import ConfigError
 from janus_jax.decode import Generator
 from janus_jax.decode.keywords import with_keywords
 from janus_jax.metrics import read_metrics
-from janus_jax.train import train
+from janus_jax.model import Janus
 from janus_jax.train.__main__ import main
 from tests.train import runs
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder with prepared data and a run of AR and CTC."""
+    """A folder with prepared data and what looks like a finished run of AR and CTC."""
     folder = tmp_path_factory.mktemp("finished")
     config = runs.config(
         folder / "data", objective__name="janus_ctc", model__ctc_ratio=2.0, model__ctc_positions="own", model__max_positions=128,
         model__ar_stream="content", objective__ar_first=0.5, decode__ctc__blank_penalty=0.5,
     )  # fmt: skip
     data.prepare(config, log=str)
-    train(config, folder / "run")
+    tokenizer = text.load((folder / "data/tokenizer.model").read_bytes())
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    params = jax.jit(Janus(config.model, tokenizer.specials).init)(jax.random.key(0))
+    step = config.train.steps
+    checkpoint.write(folder / f"run/checkpoints/{step}", params, config, tokenizer.to_bytes(), {"step": step})
     return folder
 
 

@@ -206,6 +206,7 @@ def test_the_command_takes_the_model_over(pretrained, tmp_path, monkeypatch, cap
     assert "config.model.d_model: 32, but" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_layers_share_a_note(tmp_path):
     theirs = {"ctc_ratio": 2.0}
     _, _, notes = initialised(tmp_path / "plain", theirs=theirs, ours=theirs | {"parallel_adapter_rank": 2}, layers=2)
@@ -248,6 +249,7 @@ def test_a_blank_starts_fresh_or_is_left_out(multiple, tmp_path):
     assert notes == [f"{name} left out: no CTC rows here"]
 
 
+@pytest.mark.slow
 def test_dag_rows_start_fresh_or_are_copied_into_longer_tables(tmp_path):
     _, _, notes = initialised(tmp_path / "plain", theirs={}, ours={"dag_ratio": 2.0})
     assert "decoder/embed_dag_positions/embedding: new" in notes

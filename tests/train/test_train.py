@@ -152,6 +152,7 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     assert f"{tmp_path} has all its 12 steps, so there is nothing to train" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_ends_early_and_stays_ended(prepared, tmp_path, monkeypatch, capsys):
     losses = {2: 1.0, 4: 2.0, 6: 2.0, 8: float("nan"), 10: 1.0, 12: 2.0}
     steps = []
@@ -215,6 +216,7 @@ def test_a_run_with_other_settings_is_refused_and_names_them(prepared, whole):
         train(runs.config(prepared, optimizer__learning_rate=0.5), whole)
 
 
+@pytest.mark.slow
 def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys):
     train(runs.config(prepared, objective__name="ar"), tmp_path)
     changed = runs.config(prepared, objective__name="ar", train__steps=14, optimizer__clip_norm=1.0)
