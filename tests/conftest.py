@@ -94,7 +94,6 @@ LONGEST_FIRST = (
     "tests/train/test_train.py",
     "tests/docs/test_drafts_commands.py",
     "tests/docs/test_experiments_commands.py",
-    "tests/docs/test_finished_commands.py",
     "tests/objective/test_objective.py",
     "tests/docs/test_decoding_commands.py",
     "tests/train/test_initial.py",

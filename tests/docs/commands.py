@@ -23,12 +23,10 @@ CHAINS: dict[str, tuple[tuple[str, str], ...]] = {
         ("training.md", "Training"),
         ("training.md", "Stop and resume"),
         ("training.md", "Look before you train"),
-        ("training.md", "Average checkpoints"),
-    ),
-    "finished": (
         ("training.md", "A CTC half for a finished AR model"),
         ("training.md", "Draft heads for a finished AR model"),
         ("speed.md", "Does speculation pay?"),
+        ("training.md", "Average checkpoints"),
         ("scaling.md", "Sharding"),
     ),
     "experiments": (
