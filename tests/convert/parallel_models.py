@@ -24,7 +24,7 @@ ARCHITECTURES = {
     "bart, heads and rows": foreign.BART | {"draft_heads": 2, "ctc_ratio": 2.0},
     "bart, dag, adapters": foreign.BART | {"dag_ratio": 1.5, "parallel_adapter_rank": 3},
 }  # fmt: skip
-# Each property of theirs is also one of another architecture.
+# The others have each property of these, but for `draft_vocab`.
 FURTHER = ("bart, source rows", "dag", "heads")
 BARTS = [name for name in ARCHITECTURES if "bart" in name]
 OF_PARALLEL_ROWS = (
