@@ -91,6 +91,7 @@ def test_a_finished_cell_has_a_result_file_and_is_not_run_again(finished, monkey
     assert capsys.readouterr().out.splitlines() == ["ctc_seed0: done", "ar_seed0: missing"]
 
 
+@pytest.mark.slow
 def test_a_stopped_cell_writes_no_result_file(finished, tmp_path, monkeypatch, capsys):
     _, config = finished
     monkeypatch.setattr(g2p, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())
