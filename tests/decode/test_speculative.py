@@ -14,14 +14,16 @@ from janus_jax.decode import MODES, DecodeRequest
 from janus_jax.decode.keywords import with_keywords
 from janus_jax.decode.modes import drafting
 from janus_jax.decode.modes.autoregression import cache_stages
-from janus_jax.decode.modes.drafting import seconds_per_round
+from janus_jax.decode.modes.drafting import costs_of_searches, seconds_per_round
+from janus_jax.decode.modes.speculative import costs_of_best_width
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import FIRST_PAUSE, DraftPolicy, PassCosts
 from janus_jax.decode.search.drafters import HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance, realign, without_stutter
 from janus_jax.decode.search.greedy import greedy_search
 from janus_jax.decode.search.sampling import sampler
-from janus_jax.decode.search.verify import speculative_search
+from janus_jax.decode.search.verify import Statistics, speculative_search
+from janus_jax.decode.types import DecodeResult
 from janus_jax.types import Specials
 from tests import tiny
 from tests.further import further
@@ -238,10 +240,9 @@ def test_the_wide_verification_is_chosen_after_all_of_a_narrow_one_was_accepted(
 
 
 def test_costs_between_a_step_and_the_widest_verification_are_linear():
-    costs = PassCosts.linear(1.0, 4.0, 2.0, 3.0, (15, 5))
+    costs = PassCosts.linear(1.0, 4.0, 2.0, (15, 5))
     assert costs.widths == (5, 15)
     assert costs.verify == pytest.approx((2.0, 4.0))
-    assert costs.of_one_width(5.0).before == costs.before == 3.0
     # 5 accepted: (5+1) steps for 2 of verifying and 2 of drafting, or for 4 and 2.
     gains = jax.jit(PassCosts.gains)
     np.testing.assert_allclose(gains(costs, np.float32(5.0), True), [1.5, 1.0])
@@ -249,7 +250,48 @@ def test_costs_between_a_step_and_the_widest_verification_are_linear():
     can_pay = jax.jit(PassCosts.can_pay)
     assert bool(can_pay(costs))
     assert float(jax.jit(PassCosts.in_steps)(costs, np.int32(1), np.bool_(True))) == 6.0
-    assert not bool(can_pay(PassCosts.linear(1.0, 16.0, 2.0, 0.0, (15,))))
+    assert not bool(can_pay(PassCosts.linear(1.0, 16.0, 2.0, (15,))))
+
+
+@pytest.mark.parametrize(
+    ("expected", "narrow", "chosen", "measured"),
+    [
+        (8.0, 1.0, 8, [8]),  # the wide one gains most, however cheap the narrow one is
+        (-1.0, 1.0, 8, [8]),  # not known: as many as are verified
+        (2.0, 2.5, 4, [8, 4]),
+        (2.0, 4.5, 8, [8, 4]),  # the narrow one costs more than it seemed to
+    ],
+)
+def test_a_width_is_measured_if_it_seems_to_gain_more(expected, narrow, chosen, measured):
+    seconds, asked = {8: 4.0, 4: narrow}, []
+
+    def costs_of_width(width):
+        asked.append(width)
+        return PassCosts(1.0, 0.0, (seconds[width],), (width,), 0.5)
+
+    best = costs_of_best_width((4, 8), expected, costs_of_width)
+    assert (best.widths, best.verify, best.before) == ((chosen,), (seconds[chosen],), 0.5)
+    assert asked == measured
+
+
+def test_costs_of_searches_are_those_of_their_passes():
+    import time
+
+    def greedy():
+        time.sleep(0.05)
+        return DecodeResult(np.zeros(1), {"passes": np.array([5, 2])})
+
+    def with_drafts(rounds):
+        time.sleep(0.1)
+        none = np.zeros(2, np.int32)
+        counts = Statistics(rounds=np.array([rounds, 0]), drafts=none, drafted=none, steps=none + 1, tokens=none)
+        return np.zeros(1), counts, DraftPolicy.initial()
+
+    costs = costs_of_searches(greedy, lambda: with_drafts(3), 0.02, 4)
+    assert (costs.widths, costs.before, costs.draft) == ((4,), 0.02, 0.0)
+    assert 0.009 < costs.step < 0.02
+    assert 0.015 < costs.verify[0] < 0.04  # (0.1 - 0.02 - 0.01) / 3
+    assert costs_of_searches(greedy, lambda: with_drafts(0), 0.02, 4) is None
 
 
 def test_a_round_is_timed_without_the_time_around_the_rounds():
@@ -356,9 +398,9 @@ def test_the_model_gives_the_same_output_as_greedy_search(variant, settings):
     timed = run("speculative", auto)
     np.testing.assert_array_equal(timed.hypotheses.tokens, greedily.tokens)
     before = [costs.before for (binding, *_), costs in drafting._measured.items() if binding.net is net]
-    assert len(before) == 1
+    assert before
     # The rows of CTC and DAG take a pass before the first round.
-    assert (before[0] > 0) == bool(net.config.ctc_ratio or net.config.dag_ratio)
+    assert {seconds > 0 for seconds in before} == {bool(net.config.ctc_ratio or net.config.dag_ratio)}
     paused = dataclasses.replace(timed.policy, pause=np.int32(30))
     resting = run("speculative", dataclasses.replace(auto, policy=paused))
     np.testing.assert_array_equal(resting.hypotheses.tokens, greedily.tokens)

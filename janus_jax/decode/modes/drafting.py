@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from janus_jax.config import InfillDecode, SpeculativeDecode
@@ -21,7 +22,8 @@ from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.loop import GrowFn
 from janus_jax.decode.search.verify import Statistics
 from janus_jax.decode.search.vocab import argmax
-from janus_jax.types import Array
+from janus_jax.decode.types import DecodeResult
+from janus_jax.types import Array, Hypotheses
 
 _RUNS = 3
 _MEASURABLE = 0.02  # seconds that the clock measures well enough
@@ -46,8 +48,6 @@ class Bound:
 
 class Binding(Protocol):
     """Everything static that a mode's drafts depend on; hashable, since compiled code is kept by it."""
-
-    makes_whole_drafts: bool  # making a draft takes time
 
     def __call__(self, arrays: tuple) -> Bound:
         """Binds the model to its parameters and the arrays of a batch."""
@@ -88,8 +88,7 @@ def costs_of(
     widths: Sequence[int],
     binding: Binding,
     shapes: tuple,
-    arrays: Callable[[], tuple],
-    before_fn: Callable[[tuple, Array], object] | None = None,
+    measure: Callable[[], PassCosts | None],
 ) -> PassCosts:
     """Costs of the decoder passes on this machine, measured once for each binding and shape.
 
@@ -100,11 +99,10 @@ def costs_of(
     Args:
       settings: when drafts are made, and which tokens of them are accepted.
       widths: W to choose from, ascending.
-      binding: binds the model to `arrays`.
-      shapes: of the batch; with the binding they decide the shapes of `arrays`.
-      arrays: gives the parameters and the arrays of the batch.
-      before_fn: (arrays, n) -> computes n times what a search with drafts needs before its first round, and greedy search
-        does not; by default nothing.
+      binding: binds the model to the arrays of a batch.
+      shapes: of the batch; with the binding they decide the shapes of these arrays.
+      measure: gives the costs, or None if this batch is too short to tell them; the next batch of its shape is then
+        measured.
     """
     if settings.draft == "never":
         return PassCosts.of_no_drafts(widths)
@@ -112,16 +110,56 @@ def costs_of(
         return PassCosts.of_free_drafts(widths)
     key = (binding, shapes, tuple(widths), jax.sharding.get_abstract_mesh())
     if key not in _measured:
-        given = arrays()
-        step, widest = (
-            seconds_per_round(lambda rounds, width=width: _run_rounds(given, rounds, binding=binding, width=width))
-            for width in (0, widths[-1])
-        )
-        whole = binding.makes_whole_drafts
-        draft = seconds_per_round(lambda rounds: _run_drafts(given, rounds, binding=binding)) if whole else 0.0
-        before = seconds_per_round(lambda rounds: before_fn(given, rounds)) if before_fn else 0.0
-        _measured[key] = PassCosts.linear(step, widest, draft, before, widths)
+        costs = measure()
+        if costs is None:
+            return PassCosts.of_no_drafts(widths)
+        _measured[key] = costs
     return _measured[key]
+
+
+def costs_of_passes(binding: Binding, arrays: tuple, widths: Sequence[int]) -> PassCosts:
+    """Costs where a search chooses in every round whether to draft: those of its single passes.
+
+    Args:
+      binding: binds the model to `arrays`, and makes whole drafts.
+      arrays: the parameters and the arrays of the batch.
+      widths: W to choose from, ascending.
+    """
+    step, widest = (
+        seconds_per_round(lambda rounds, width=width: _run_rounds(arrays, rounds, binding=binding, width=width))
+        for width in (0, widths[-1])
+    )
+    draft = seconds_per_round(lambda rounds: _run_drafts(arrays, rounds, binding=binding))
+    return PassCosts.linear(step, widest, draft, widths)
+
+
+def costs_of_searches(
+    greedy: Callable[[], DecodeResult],
+    drafting: Callable[[], tuple[Hypotheses, Statistics, DraftPolicy]],
+    before: float,
+    width: int,
+) -> PassCosts | None:
+    """Costs where whole searches are greedy or draft in every round: those of two such searches, divided by their passes.
+
+    So they contain what a search does besides its passes. In small models that is much.
+
+    Args:
+      greedy: decodes the batch without drafts.
+      drafting: decodes it with drafts.
+      before: seconds of what `drafting` computes before its first round.
+      width: W of each round.
+
+    Returns:
+      The costs; None if the outputs are so short that nothing was drafted.
+    """
+    passes = int(np.max(greedy().statistics["passes"]))
+    counts = drafting()[1]
+    rounds, steps = int(np.max(counts.rounds)), int(np.max(counts.steps))
+    if not rounds:
+        return None
+    step = _seconds(lambda: greedy().hypotheses) / passes
+    verify = (_seconds(lambda: drafting()[0]) - before - steps * step) / rounds
+    return PassCosts(step, 0.0, (max(verify, 1e-9),), (width,), before)
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "width"))
@@ -136,9 +174,7 @@ def _run_rounds(arrays: tuple, rounds: Array, *, binding: Binding, width: int) -
         jnp.zeros(bound.sentences, bool),
     )
 
-    # Where drafts are free, greedy search is the other choice. Its hypotheses all have the same length, which saves time.
-    alone = drafter.free and not width
-    lengths = jnp.int32(bound.cached) if alone else jnp.full(bound.sentences * drafter.count, bound.cached)
+    lengths = jnp.full(bound.sentences * drafter.count, bound.cached)
     cache = bound.rewind_fn(bound.empty_cache(), lengths)
 
     def body(_: Array, state: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:

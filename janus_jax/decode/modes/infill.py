@@ -17,6 +17,7 @@ from janus_jax.decode.modes.drafting import (
     Bound,
     acceptance_of,
     costs_of,
+    costs_of_passes,
     policy_of,
     statistics_of,
     widths_to_verify,
@@ -51,9 +52,11 @@ def run(request: DecodeRequest) -> DecodeResult:
     filling = fill_settings(request.decode, settings.draft_passes, MaskPredictRules.GAPS)
     binding = Infilling(net, filling, limit)
     arrays = (params, request.source, start)
+    widths, shapes = widths_to_verify(limit), (request.source.shape, start.shape)
+    costs = costs_of(settings, widths, binding, shapes, lambda: costs_of_passes(binding, arrays, widths))
     hypotheses, counts, policy = _run_infill(
         arrays,
-        costs_of(settings, widths_to_verify(limit), binding, (request.source.shape, start.shape), lambda: arrays),
+        costs,
         policy_of(request.policy, settings),
         binding=binding,
         acceptance=acceptance_of(settings),
@@ -135,7 +138,6 @@ class Infilling:
     net: Janus
     filling: FillSettings  # of the drafts
     limit: int  # M
-    makes_whole_drafts = True
 
     def gaps(self, arrays: tuple[Params, Array, Array]) -> _Gaps:
         """The targets of the batch."""

@@ -4,7 +4,7 @@ Legend: B sentences of a batch, K drafts a sentence, N = B*K hypotheses of a bat
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -31,7 +31,10 @@ from janus_jax.decode.modes.drafting import (
     Bound,
     acceptance_of,
     costs_of,
+    costs_of_passes,
+    costs_of_searches,
     policy_of,
+    seconds_per_round,
     statistics_of,
     widths_to_verify,
 )
@@ -60,6 +63,22 @@ def run(request: DecodeRequest) -> DecodeResult:
     policy = policy_of(request.policy, settings)
     if settings.draft == "never":
         return _greedy(request, policy)
+
+    def search(arrays: tuple, costs: PassCosts) -> tuple[Hypotheses, Statistics, DraftPolicy]:
+        return _run_speculative(
+            arrays,
+            max_lengths,
+            costs,
+            policy,
+            binding=binding,
+            constraints=ar_constraints(net, decode.ar, decode.rules == "released"),
+            acceptance=acceptance_of(settings),
+            settings=compiled_settings(decode.ar, decode.rules == "released"),
+            lines=lines_of(request),
+            seed=decode.ar.seed,
+            trace=request.trace,
+        )
+
     origin = draft_origin(request)
     free = origin != "nar"
     enough = 1 if free else limit  # a pause that covers the whole search
@@ -75,35 +94,31 @@ def run(request: DecodeRequest) -> DecodeResult:
         rules = replace(rules_of(decode), end_at_eos=False, strip_pads=False)
         filling = fill_settings(decode, settings.draft_passes, rules)
         binding, arrays = Speculation(net, filling, slots, limit), (params, encoded, lengths)
-        costs = costs_of(
-            settings, widths_to_verify(slots - 1), binding, (request.source.shape, lengths.shape), lambda: arrays
-        )
+        widths, shapes = widths_to_verify(slots - 1), (request.source.shape, lengths.shape)
+        costs = costs_of(settings, widths, binding, shapes, lambda: costs_of_passes(binding, arrays, widths))
     else:
         binding = RowSpeculation(net, origin, limit, decode.ctc.blank_penalty)
 
         def of_batch() -> tuple[Params, Array, Encoded]:
             return params, request.source, _encode(params, request.source, net=net)
 
-        row_pass = None if origin == "heads" else functools.partial(_run_row_passes, binding=binding)
-        costs = costs_of(settings, _widths(origin, net, limit), binding, request.source.shape, of_batch, row_pass)
-        costs = costs.of_one_width(float(policy.expected))
+        def measure(width: int) -> PassCosts | None:
+            free = PassCosts.of_free_drafts((width,))
+            before = 0.0
+            if origin != "heads":
+                given = of_batch()
+                before = seconds_per_round(lambda rounds: _run_row_passes(given, rounds, binding=binding))
+            return costs_of_searches(lambda: _greedy(request, policy), lambda: search(of_batch(), free), before, width)
+
+        def costs_of_width(width: int) -> PassCosts:
+            return costs_of(settings, (width,), binding, request.source.shape, lambda: measure(width))
+
+        costs = costs_of_best_width(_widths(origin, net, limit), float(policy.expected), costs_of_width)
         most = costs.widths[0] + 1  # tokens of a round, if all drafted ones are accepted
         if settings.draft == "auto" and most * costs.step <= costs.verify[0]:
             return _greedy(request, policy)
         arrays = of_batch()
-    hypotheses, counts, policy = _run_speculative(
-        arrays,
-        max_lengths,
-        costs,
-        policy,
-        binding=binding,
-        constraints=ar_constraints(net, decode.ar, decode.rules == "released"),
-        acceptance=acceptance_of(settings),
-        settings=compiled_settings(decode.ar, decode.rules == "released"),
-        lines=lines_of(request),
-        seed=decode.ar.seed,
-        trace=request.trace,
-    )
+    hypotheses, counts, policy = search(arrays, costs)
     # CTC and DAG rows are computed once, before the search; heads need no pass.
     before, draft_passes = {"nar": (0, settings.draft_passes), "heads": (0, 0)}.get(origin, (1, 0))
     return DecodeResult(hypotheses, statistics_of(counts, draft_passes, before), counts.passes, policy)
@@ -148,6 +163,32 @@ def _widths(origin: str, net: Janus, limit: int) -> list[int]:
     return sorted({max(most // 2, 1), most})
 
 
+def costs_of_best_width(
+    widths: Sequence[int], expected: float, costs_of_width: Callable[[int], PassCosts]
+) -> PassCosts:
+    """The costs of the width alone that gains most if `expected` drafted tokens are accepted a round; below 0: not known.
+
+    A search with one width needs no branch for each width, which would copy the cache.
+
+    Args:
+      widths: W to choose from, ascending.
+      expected: drafted tokens.
+      costs_of_width: gives the costs of a search with this width. It may measure them, and compile for it. So a narrower
+        width than the widest is tried only if it would gain more, were the cost of a pass linear in its tokens.
+    """
+
+    def gain(costs: PassCosts) -> float:
+        tokens = min(costs.widths[0] if expected < 0 else expected, costs.widths[0]) + 1
+        return tokens / costs.verify[0]
+
+    best = costs_of_width(widths[-1])
+    for width in reversed(widths[:-1]):
+        guess = PassCosts.linear(best.step, best.verify[0], 0.0, (width, best.widths[0]))
+        if gain(replace(guess, verify=guess.verify[:1], widths=(width,))) > gain(best):
+            best = max(best, costs_of_width(width), key=gain)
+    return best
+
+
 @functools.partial(jax.jit, static_argnames="net")
 def _encode(params: Params, source: Array, *, net: Janus) -> Encoded:
     return net.encode(params, source)
@@ -170,7 +211,6 @@ class Speculation:
     filling: FillSettings  # of the drafts
     slots: int  # T
     limit: int  # L
-    makes_whole_drafts = True
 
     def __call__(self, arrays: tuple[Params, Encoded, Array]) -> Bound:
         params, encoded, lengths = arrays
@@ -191,7 +231,6 @@ class RowSpeculation:
     origin: str  # "heads", "ctc" or "dag"
     limit: int  # L
     blank_penalty: float
-    makes_whole_drafts = False
 
     def __call__(self, arrays: tuple[Params, Array, Encoded]) -> Bound:
         params, source, encoded = arrays

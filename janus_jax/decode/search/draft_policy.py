@@ -43,26 +43,16 @@ class PassCosts:
         return PassCosts(1.0, 0.0, (1.0,) * len(widths), tuple(widths))
 
     @staticmethod
-    def linear(step: float, widest: float, draft: float, before: float, widths: Sequence[int]) -> "PassCosts":
+    def linear(step: float, widest: float, draft: float, widths: Sequence[int]) -> "PassCosts":
         """Costs of all widths from those of a greedy step and of the widest verification: linear in the tokens between.
 
         Args:
-          step, widest, draft, before: seconds.
+          step, widest, draft: seconds.
           widths: W to choose from.
         """
         ordered = tuple(sorted(set(widths)))
         slope = (widest - step) / ordered[-1]
-        return PassCosts(step, draft, tuple(step + slope * width for width in ordered), ordered, before)
-
-    def of_one_width(self, expected: float) -> "PassCosts":
-        """The costs of the width alone that gains most if so many drafted tokens are accepted a round; below 0: not known.
-
-        A search with one width needs no branch for each width, which would copy the cache. Costs and `expected` are numbers.
-        """
-        expected = self.widths[-1] if expected < 0 else expected
-        gains = [(min(expected, width) + 1) / cost for width, cost in zip(self.widths, self.verify, strict=True)]
-        best = max(range(len(gains)), key=lambda i: (gains[i], i))
-        return PassCosts(self.step, self.draft, (self.verify[best],), (self.widths[best],), self.before)
+        return PassCosts(step, draft, tuple(step + slope * width for width in ordered), ordered)
 
     def gains(self, accepted: Array, redraft: Array | bool) -> Array:
         """How many greedy steps a round saves for each one that it costs, [n] float32.
