@@ -5,6 +5,7 @@ A keyword is the name of a field: of the fields that all modes share, of the mod
 
 import dataclasses
 import difflib
+import functools
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,17 @@ def with_keywords(decode: DecodeConfig, keywords: Mapping[str, Any]) -> DecodeCo
     Raises:
       ConfigError: an unknown setting, one of another mode, one that has no effect beside the others, or an impossible value.
     """
-    changes = {name: value for name, value in keywords.items() if value is not None}
+    changes = tuple((name, type(value), value) for name, value in keywords.items() if value is not None)
+    try:
+        return _resolved(decode, changes)
+    except TypeError:  # a list, say, cannot be kept
+        return _resolved.__wrapped__(decode, changes)
+
+
+# A server asks for the same settings again and again. Types are given, since True equals 1.
+@functools.lru_cache(maxsize=64)
+def _resolved(decode: DecodeConfig, typed: tuple[tuple[str, type, Any], ...]) -> DecodeConfig:
+    changes = {name: value for name, _, value in typed}
     raw = dataclasses.asdict(decode)
     mode = changes.get("mode", decode.mode)
     if mode in MODES:  # else `resolve` names the fault

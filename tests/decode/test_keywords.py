@@ -109,3 +109,11 @@ def test_modes_that_share_a_flag_agree_on_its_type():
     for mode in MODES.values():
         for name, kind in typing.get_type_hints(mode.settings).items():
             assert kinds.setdefault(name, kind) == kind, name
+
+
+def test_kept_settings_are_those_of_values_of_the_same_type():
+    assert with_keywords(DecodeConfig(), {"mode": "ar", "beam": 1}).ar.beam == 1
+    with pytest.raises(ConfigError, match=r"beam.*True"):
+        with_keywords(DecodeConfig(), {"mode": "ar", "beam": True})
+    with pytest.raises(ConfigError, match=r"beam.*\[1\]"):
+        with_keywords(DecodeConfig(), {"mode": "ar", "beam": [1]})

@@ -32,7 +32,7 @@ def decode_ar(request: DecodeRequest, settings: ArDecode, nbest: int) -> DecodeR
     """
     limit, max_lengths = ar_limits(request, settings)
     released = request.decode.rules == "released"
-    hypotheses = _run_ar(
+    hypotheses, passes = _run_ar(
         request.params,
         request.source,
         max_lengths,
@@ -45,7 +45,7 @@ def decode_ar(request: DecodeRequest, settings: ArDecode, nbest: int) -> DecodeR
         nbest=nbest,
         limit=limit,
     )
-    return DecodeResult(hypotheses, {"passes": hypotheses.lengths[:, 0]})
+    return DecodeResult(hypotheses, {"passes": passes})
 
 
 def compiled_settings(settings: ArDecode, released: bool) -> ArDecode:
@@ -164,7 +164,8 @@ def _run_ar(
     constraints: Constraints,
     nbest: int,
     limit: int,
-) -> Hypotheses:
+) -> tuple[Hypotheses, Array]:
+    """Hypotheses [B, n, L], and the decoder passes [B] until the first of each sentence was finished."""
     encoded = net.encode(params, source)
     count = ar_hypotheses(settings, nbest)
     projected = net.project_source(params, encoded)
@@ -190,15 +191,18 @@ def _run_ar(
         samples = greedy_search(
             one_token, cache, max_lengths=jnp.repeat(max_lengths, count), prefix=prefix, pick_fn=pick, **shared
         )
-        return jax.tree.map(lambda x: x.reshape(source.shape[0], count, *x.shape[2:]), samples)
-    hypotheses = beam_search(
-        one_token,
-        net.reorder_cache,
-        cache,
-        beam=settings.beam,
-        max_lengths=max_lengths,
-        prefix=prefix,
-        stop=settings.stop,
-        **shared,
-    )
-    return jax.tree.map(lambda x: x[:, :nbest], hypotheses)
+        hypotheses = jax.tree.map(lambda x: x.reshape(source.shape[0], count, *x.shape[2:]), samples)
+    else:
+        hypotheses = beam_search(
+            one_token,
+            net.reorder_cache,
+            cache,
+            beam=settings.beam,
+            max_lengths=max_lengths,
+            prefix=prefix,
+            stop=settings.stop,
+            **shared,
+        )
+        hypotheses = jax.tree.map(lambda x: x[:, :nbest], hypotheses)
+    # Inside the compiled function: outside, an index of an array takes as long as a step of a small model.
+    return hypotheses, hypotheses.lengths[:, 0]

@@ -134,9 +134,8 @@ def costs_of_passes(binding: Binding, arrays: tuple, widths: Sequence[int]) -> P
 
 
 def costs_of_searches(
-    greedy: Callable[[], DecodeResult],
-    drafting: Callable[[], tuple[Hypotheses, Statistics, DraftPolicy]],
-    before: float,
+    greedy: Callable[[bool], DecodeResult],
+    drafting: Callable[[bool], tuple[Hypotheses, Statistics, DraftPolicy]],
     width: int,
 ) -> PassCosts | None:
     """Costs where whole searches are greedy or draft in every round: those of two such searches, divided by their passes.
@@ -144,22 +143,26 @@ def costs_of_searches(
     So they contain what a search does besides its passes. In small models that is much.
 
     Args:
-      greedy: decodes the batch without drafts.
-      drafting: decodes it with drafts.
-      before: seconds of what `drafting` computes before its first round.
+      greedy: decodes the batch without drafts; True: the same, but as if no sentence had a token to decode.
+      drafting: likewise, with drafts.
       width: W of each round.
 
     Returns:
       The costs; None if the outputs are so short that nothing was drafted.
     """
-    passes = int(np.max(greedy().statistics["passes"]))
-    counts = drafting()[1]
-    rounds, steps = int(np.max(counts.rounds)), int(np.max(counts.steps))
+    passes = int(np.max(greedy(False).statistics["passes"]))
+    counts, first = drafting(False)[1], drafting(True)[1]
+    rounds, steps, first_steps = (int(np.max(count)) for count in (counts.rounds, counts.steps, first.steps))
     if not rounds:
         return None
-    step = _seconds(lambda: greedy().hypotheses) / passes
-    verify = (_seconds(lambda: drafting()[0]) - before - steps * step) / rounds
-    return PassCosts(step, 0.0, (max(verify, 1e-9),), (width,), before)
+    alone, drafted = (
+        [_seconds(lambda empty=empty, search=search: search(empty)) for empty in (False, True)]
+        for search in (lambda empty: greedy(empty).hypotheses, lambda empty: drafting(empty)[0])
+    )
+    step = max(alone[0] - alone[1], 1e-9) / passes
+    verify = max(drafted[0] - drafted[1] - (steps - first_steps) * step, 1e-9) / rounds
+    before = max(drafted[1] - alone[1] - first_steps * step, 0.0)
+    return PassCosts(step, 0.0, (verify,), (width,), before)
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "width"))

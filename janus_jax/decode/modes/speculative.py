@@ -11,7 +11,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from janus_jax.config import ArDecode, ConfigError
 from janus_jax.decode.batching import bucket
@@ -34,7 +33,6 @@ from janus_jax.decode.modes.drafting import (
     costs_of_passes,
     costs_of_searches,
     policy_of,
-    seconds_per_round,
     statistics_of,
     widths_to_verify,
 )
@@ -42,7 +40,7 @@ from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, ru
 from janus_jax.decode.modes.source_rows import check_source_rows, offered_tokens
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
-from janus_jax.decode.search.drafters import Drafter, Emitted, HeadDrafts, WholeDrafts
+from janus_jax.decode.search.drafters import Drafter, HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
 from janus_jax.decode.search.verify import Statistics, speculative_search
@@ -64,10 +62,10 @@ def run(request: DecodeRequest) -> DecodeResult:
     if settings.draft == "never":
         return _greedy(request, policy)
 
-    def search(arrays: tuple, costs: PassCosts) -> tuple[Hypotheses, Statistics, DraftPolicy]:
+    def search(arrays: tuple, costs: PassCosts, empty: bool = False) -> tuple[Hypotheses, Statistics, DraftPolicy]:
         return _run_speculative(
             arrays,
-            max_lengths,
+            0 * max_lengths if empty else max_lengths,
             costs,
             policy,
             binding=binding,
@@ -103,12 +101,12 @@ def run(request: DecodeRequest) -> DecodeResult:
             return params, request.source, _encode(params, request.source, net=net)
 
         def measure(width: int) -> PassCosts | None:
-            free = PassCosts.of_free_drafts((width,))
-            before = 0.0
-            if origin != "heads":
-                given = of_batch()
-                before = seconds_per_round(lambda rounds: _run_row_passes(given, rounds, binding=binding))
-            return costs_of_searches(lambda: _greedy(request, policy), lambda: search(of_batch(), free), before, width)
+            costs, nothing = PassCosts.of_free_drafts((width,)), np.full_like(request.source, net.specials.pad)
+
+            def greedy(empty: bool) -> DecodeResult:
+                return _greedy(replace(request, source=nothing) if empty else request, policy)
+
+            return costs_of_searches(greedy, lambda empty: search(of_batch(), costs, empty), width)
 
         def costs_of_width(width: int) -> PassCosts:
             return costs_of(settings, (width,), binding, request.source.shape, lambda: measure(width))
@@ -297,23 +295,6 @@ class RowSpeculation:
             return jnp.einsum("brd,bld->brl", rows, table[wanted]) - total[..., None]
 
         return scores
-
-
-@functools.partial(jax.jit, static_argnames="binding")
-def _run_row_passes(arrays: tuple[Params, Array, Encoded], rounds: Array, *, binding: RowSpeculation) -> Array:
-    """Computes the rows of CTC or DAG and a first draft so many times; to be timed."""
-    params, source, encoded = arrays
-    projected = binding.net.project_source(params, encoded)
-    none = jnp.zeros(len(source), jnp.int32)
-    nothing = Emitted(none[:, None], none, none < 0)
-
-    def body(_: Array, source: Array) -> Array:
-        drafter = binding.drafter(params, source, encoded, projected)
-        drafted, _ = drafter.block(drafter.start(), nothing, 1)
-        # Tokens are never below 0, but the compiler does not know: each pass depends on the one before.
-        return jnp.where(drafted[:, 0] < 0, binding.net.specials.pad, source)
-
-    return lax.fori_loop(0, rounds, body, source)
 
 
 def _bound(net: Janus, params: Params, encoded: Encoded, projected: Any, drafter: Drafter, limit: int) -> Bound:
