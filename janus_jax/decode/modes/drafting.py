@@ -5,6 +5,7 @@ D model width, V vocabulary columns.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,11 @@ from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.loop import GrowFn
 from janus_jax.decode.search.verify import Statistics
 from janus_jax.decode.search.vocab import argmax
-from janus_jax.decode.types import DecodeResult
 from janus_jax.types import Array, Hypotheses
 
 _RUNS = 3
 _MEASURABLE = 0.02  # seconds that the clock measures well enough
+_LONG = 0.2  # seconds of which other load changes little
 
 DraftSettings = SpeculativeDecode | InfillDecode
 
@@ -134,7 +135,7 @@ def costs_of_passes(binding: Binding, arrays: tuple, widths: Sequence[int]) -> P
 
 
 def costs_of_searches(
-    greedy: Callable[[bool], DecodeResult],
+    greedy: Callable[[bool], tuple[Hypotheses, Array]],
     drafting: Callable[[bool], tuple[Hypotheses, Statistics, DraftPolicy]],
     width: int,
 ) -> PassCosts | None:
@@ -143,26 +144,38 @@ def costs_of_searches(
     So they contain what a search does besides its passes. In small models that is much.
 
     Args:
-      greedy: decodes the batch without drafts; True: the same, but as if no sentence had a token to decode.
+      greedy: decodes the batch without drafts, and gives the passes [B] too; True: the same, but as if no sentence had a
+        token to decode.
       drafting: likewise, with drafts.
       width: W of each round.
 
     Returns:
       The costs; None if the outputs are so short that nothing was drafted.
     """
-    passes = int(np.max(greedy(False).statistics["passes"]))
-    counts, first = drafting(False)[1], drafting(True)[1]
+    (alone_before, _), (drafts_before, (_, first, _)) = _timed_search(greedy, True), _timed_search(drafting, True)
+    (alone, (_, passes)), (drafts, (_, counts, _)) = _timed_search(greedy, False), _timed_search(drafting, False)
     rounds, steps, first_steps = (int(np.max(count)) for count in (counts.rounds, counts.steps, first.steps))
     if not rounds:
         return None
-    alone, drafted = (
-        [_seconds(lambda empty=empty, search=search: search(empty)) for empty in (False, True)]
-        for search in (lambda empty: greedy(empty).hypotheses, lambda empty: drafting(empty)[0])
-    )
-    step = max(alone[0] - alone[1], 1e-9) / passes
-    verify = max(drafted[0] - drafted[1] - (steps - first_steps) * step, 1e-9) / rounds
-    before = max(drafted[1] - alone[1] - first_steps * step, 0.0)
+    step = max(alone - alone_before, 1e-9) / int(np.max(passes))
+    verify = max(drafts - drafts_before - (steps - first_steps) * step, 1e-9) / rounds
+    before = max(drafts_before - alone_before - first_steps * step, 0.0)
     return PassCosts(step, 0.0, (verify,), (width,), before)
+
+
+def _timed_search(search: Callable[[bool], tuple], empty: bool) -> tuple[float, tuple]:
+    """The shortest time of a few runs, and the result; a long run is not repeated. An empty search compiles first."""
+    if empty:
+        jax.block_until_ready(search(True))
+    shortest = math.inf
+    for _ in range(_RUNS):
+        start = time.perf_counter()
+        result = jax.block_until_ready(search(empty))
+        seconds = time.perf_counter() - start
+        shortest = min(shortest, seconds)
+        if seconds > _LONG:
+            break
+    return shortest, result
 
 
 @functools.partial(jax.jit, static_argnames=("binding", "width"))

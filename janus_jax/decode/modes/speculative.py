@@ -103,8 +103,9 @@ def run(request: DecodeRequest) -> DecodeResult:
         def measure(width: int) -> PassCosts | None:
             costs, nothing = PassCosts.of_free_drafts((width,)), np.full_like(request.source, net.specials.pad)
 
-            def greedy(empty: bool) -> DecodeResult:
-                return _greedy(replace(request, source=nothing) if empty else request, policy)
+            def greedy(empty: bool) -> tuple[Hypotheses, Array]:
+                result = _greedy(replace(request, source=nothing) if empty else request, policy)
+                return result.hypotheses, result.statistics["passes"]
 
             return costs_of_searches(greedy, lambda empty: search(of_batch(), costs, empty), width)
 
