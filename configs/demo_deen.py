@@ -68,7 +68,7 @@ def _ctc():
 
 def _masks():
     config = _demo()
-    # Seven of eight sentences are as short. They are learned sooner, and one program for one shape is compiled sooner.
+    # 93% of the sentences are as short. They are learned sooner, and one program for one shape is compiled sooner.
     config.data.prepared = "prepared/demo_short"
     config.data.max_source_length = 16
     config.data.max_target_length = 16
@@ -77,7 +77,7 @@ def _masks():
 
     config.objective.weights.length = 1.0
     config.objective.ar_first = 0.3
-    # Light divergences: AR has learned what the other rows only begin to learn, and shall not forget it.
+    # Light divergences: AR has learned what the other rows only begin to learn, and should keep it.
     config.objective.weights.kl_ar_nar = 0.5
     config.objective.weights.kl_nar_aux = 0.5
     config.objective.weights.kl_ar_aux = 1.0
