@@ -2,11 +2,11 @@
 
     python -m janus_jax.data --config=configs/demo_deen.py:masks
     python -m janus_jax.train --config=configs/demo_deen.py:masks --workdir=runs/demo_masks
-    python -m benchmarks.draw_refinement --sources=prepared/demo_deen > test.jsonl
+    python -m benchmarks.draw_refinement --sources=prepared/demo_short > test.jsonl
     python -m janus_jax.decode --checkpoint=runs/demo_masks --mode=nar --passes=4 --format=jsonl --trace=trace.jsonl \\
         < test.jsonl > nar.jsonl
     python -m janus_jax.decode --checkpoint=runs/demo_masks --mode=ar --beam=1 --format=jsonl < test.jsonl > ar.jsonl
-    python -m benchmarks.draw_refinement --trace=trace.jsonl --ar=ar.jsonl --line=32
+    python -m benchmarks.draw_refinement --trace=trace.jsonl --ar=ar.jsonl --line=237
 
 These commands drew docs/images/refinement.svg, the picture in the README. A dashed box is a token that is masked
 again after the pass. A filled box is a token that the pass changed.
