@@ -46,7 +46,8 @@ class DraftHeads(nn.Module):
         """
         vectors, made = self._vectors(table, tokens), []
         for distance in range(self.config.draft_heads):
-            rows = self._next(rows, jnp.pad(vectors[:, distance:], ((0, 0), (0, distance), (0, 0))))
+            missing = min(distance, tokens.shape[1])
+            rows = self._next(rows, jnp.pad(vectors[:, distance:], ((0, 0), (0, missing), (0, 0))))
             made.append(rows)
         return jnp.stack(made, axis=2)
 

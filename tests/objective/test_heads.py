@@ -108,6 +108,21 @@ def test_the_rows_of_known_tokens_are_those_of_single_steps():
         np.testing.assert_allclose(made[:, 1, distance - 1], row, atol=1e-6)
 
 
+def test_more_heads_than_tokens_change_nothing_before_the_last_token():
+    net, params = tiny.model(draft_heads=8)
+    params["draft_heads"]["outer"]["kernel"] = jnp.full((32, 16), 0.01)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2, 9, 16)).astype(np.float32)
+    tokens = rng.integers(5, tiny.VOCAB, (2, 9))
+    long, short = (jax.jit(net.draft_rows)(params, rows[:, :n], tokens[:, :n]) for n in (9, 2))
+    assert short.shape == (2, 2, 8, 16)
+    np.testing.assert_allclose(short[:, 0, :1], long[:, 0, :1], atol=1e-6)  # the others predict tokens behind the last
+    batch = tiny.batch(target=4)
+    (total, metrics), (padded, _) = (value(net, params, one) for one in (batch, tiny.padded(batch, target=8)))
+    assert metrics["loss/heads"] > 0
+    np.testing.assert_allclose(total, padded, rtol=1e-6)
+
+
 def test_heads_that_start_at_zero_do_not_move_a_row():
     net, params = tiny.model(draft_heads=HEADS)  # its kernels are those of `init`
     fresh = params["draft_heads"]
