@@ -247,7 +247,8 @@ def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]
         raise ValueError("has no assets (config and tokenizer)")
     metadata, items = ocp.checkpointables_metadata(path), _checkpointables(abstract)
     custom = metadata.custom_metadata or {}
-    sums = custom.get("sums", {})  # absent from older checkpoints
+    # Absent from older checkpoints. A moving average that this config does not keep is not read.
+    sums = {name: value for name, value in custom.get("sums", {}).items() if name in items}
     # Orbax reports items that it cannot read as absent or empty.
     unread = [name for name in sums if not jax.tree.leaves(metadata.metadata.get(name))]
     if unread:

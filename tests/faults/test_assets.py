@@ -1,5 +1,6 @@
 """Config and tokenizer in a checkpoint have checksums, as its numbers have; small checkpoints without a model."""
 
+import dataclasses
 import shutil
 
 import jax
@@ -98,6 +99,16 @@ def test_a_checkpoint_and_its_copies_say_what_they_were_made_with(tmp_path):
     assert loaded.about["data"] == "0123456789ab"
     checkpoint.write(tmp_path / "copy", loaded.params, Config(), TOKENIZER, checkpoint.origin(loaded.about))
     assert checkpoint.origin(checkpoint.load(tmp_path / "copy").about) == checkpoint.origin(loaded.about)
+
+
+def test_a_state_without_the_moving_average_is_read_from_a_checkpoint_with_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Config(), TOKENIZER, {})
+    checkpoints.restore(abstract())
+    checkpoints.save(dataclasses.replace(state(1), ema={"bias": jnp.ones(4)}))
+    checkpoints.close()
+    restored, _ = Checkpoints(tmp_path, Config(), TOKENIZER, {}).restore(abstract())
+    assert restored.ema is None
+    np.testing.assert_array_equal(restored.params["bias"], state(1).params["bias"])
 
 
 @pytest.mark.parametrize("name", ["assets", "params"])
