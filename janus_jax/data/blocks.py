@@ -62,9 +62,20 @@ def pack(documents: Iterable[str], tokenizer: Tokenizer, length: int) -> Iterato
 
 def _tokenized(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     waiting: list[str] = []
+    inside: list[int] = []  # sentences of `waiting` that follow another one without a space, as in Chinese
+
+    def encoded() -> Iterator[list[int]]:
+        ids = tokenizer.encode_batch(waiting)
+        for i in inside:
+            ids[i] = tokenizer.encode_inside(waiting[i])
+        return filter(None, ids)
+
     for count, document in enumerate(documents, 1):
-        waiting += sentences_of(document)
+        for number, sentence in enumerate(sentences_of(document)):
+            if number and not sentence[0].isspace():
+                inside.append(len(waiting))
+            waiting.append(sentence)
         if count % _DOCUMENTS == 0:
-            yield from filter(None, tokenizer.encode_batch(waiting))
-            waiting = []
-    yield from filter(None, tokenizer.encode_batch(waiting))
+            yield from encoded()
+            waiting, inside = [], []
+    yield from encoded()

@@ -228,7 +228,8 @@ def _hold_out(
 
 def _documents(key: str, pattern: str) -> SplitSource:
     """The lines of all files that match, in the order of their names; the numbers continue from file to file."""
-    paths = [pathlib.Path(path) for path in sorted(glob.glob(pattern))] or [find_file(pattern, key)]
+    found = [pathlib.Path(path) for path in sorted(glob.glob(pattern))]
+    paths = [path for path in found if not path.is_dir()] or [find_file(pattern, key)]
     firsts: list[float] = [math.inf] * len(paths)  # number before each file's first line; not read yet: infinity
 
     def pairs() -> Iterator[Pair]:

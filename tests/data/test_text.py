@@ -13,6 +13,7 @@ from janus_jax import data, text
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.data import __main__ as command
 from janus_jax.data import blocks, clean, prepare_text
+from janus_jax.data.tokenizer import tokenizer_of_lines
 
 WORDS = (
     "the old house by river stood empty until one spring morning when two painters came to look at its windows".split()
@@ -93,6 +94,18 @@ def test_blocks_hold_whole_sentences_in_order(prepared):
     for block, following in itertools.pairwise(packed):
         first = np.split(following["target"][:-1], following["sentences"])[1]
         assert len(block["target"]) + len(first) > 48
+
+
+def test_sentences_without_a_space_between_them_get_none(tmp_path):
+    """A SentencePiece model puts a space before each text that it encodes."""
+    (tmp_path / "lines.txt").write_text("今日は。明日は。\nHere it is. There too.\n" * 50)
+    config = settings(tmp_path, train=str(tmp_path / "lines.txt"), hold_out=0)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, model_type="unigram", vocab_size=300))
+    tokenizer = tokenizer_of_lines((tmp_path / "lines.txt").read_text().splitlines(), config, lambda _: None)
+    documents = ["今日は。明日は。今日は。", "Here it is. There too."]
+    packed = list(blocks.pack(documents, tokenizer, 48))
+    assert [tokenizer.decode(block["target"]) for block in packed] == [" ".join(documents)]
+    assert len(packed[0]["sentences"]) == 5
 
 
 def test_a_sentence_longer_than_a_block_is_cut(prepared):
@@ -200,6 +213,18 @@ def test_places_are_those_of_the_right_file_and_blank_lines_are_no_documents(tmp
     assert stats.read == 9
     places = [example["where"] for example in stats.dropped["not UTF-8"]["examples"]]
     assert sorted(places) == [str(tmp_path / f"{name}.txt") + ":3" for name in "abc"]
+
+
+def test_a_folder_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "corpus/more").mkdir(parents=True)
+    (tmp_path / "corpus/a.txt").write_text("good text\n" * 9)
+    opened = data.sources.open_splits(settings(tmp_path, train="corpus/*", test="test", hold_out=3).data)
+    assert list(opened) == ["valid", "train"]
+    assert list(opened["train"].inputs) == ["corpus/a.txt"]
+    with pytest.raises(data.DataError, match=r"config\.data\.train: no file 'corpus/m\*'"):
+        data.sources.open_splits(settings(tmp_path, train="corpus/m*").data)
 
 
 @pytest.mark.parametrize(
