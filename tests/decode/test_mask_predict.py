@@ -246,9 +246,12 @@ def test_early_stop_keeps_a_complete_output_that_no_longer_changes():
     arguments = {"passes": 6, "limit": 9, "vocab_size": 20}
     lengths = [[9], [9]]
     full = _fill(model, lengths, **arguments)
-    early = _fill(model, lengths, early_stop=True, **arguments)
+    early = _fill(model, lengths, early_stop=True, trace=True, **arguments)
     assert early.passes[:, 0].tolist()[0] == 2
     assert early.passes[1, 0] > 2
+    # The trace of a sentence ends with the pass that made it final.
+    recorded = (early.trace.tokens != 0).any(axis=-1)[:, :, 0].sum(axis=0)
+    np.testing.assert_array_equal(recorded, early.passes[:, 0])
     assert full.passes[:, 0].tolist() == [6, 6]
     assert not (early.tokens == SPECIALS.mask).any()
     np.testing.assert_array_equal(early.tokens[0], full.tokens[0])

@@ -188,7 +188,8 @@ class _Search:
         again = self.free & (_ranks(jnp.where(self.free, scores, jnp.inf)) < count) & ~done
         trace = state.trace
         if trace is not None:
-            new = Trace(tokens, scores, again)
+            # Nothing for a pass after the one that made a candidate final: other candidates of the batch need it.
+            new = Trace(jnp.where(state.done, 0, tokens), jnp.where(state.done, 0.0, scores), again)
             trace = jax.tree.map(lambda all_, one: all_.at[state.number].set(one.reshape(all_.shape[1:])), trace, new)
         return _State(
             number=state.number + 1,
