@@ -152,14 +152,15 @@ def costs_of_searches(
     Returns:
       The costs; None if the outputs are so short that nothing was drafted.
     """
-    (alone_before, _), (drafts_before, (_, first, _)) = _timed_search(greedy, True), _timed_search(drafting, True)
+    (alone_before, _), (drafts_before, _) = _timed_search(greedy, True), _timed_search(drafting, True)
     (alone, (_, passes)), (drafts, (_, counts, _)) = _timed_search(greedy, False), _timed_search(drafting, False)
-    rounds, steps, first_steps = (int(np.max(count)) for count in (counts.rounds, counts.steps, first.steps))
+    rounds, steps = int(np.max(counts.rounds)), int(np.max(counts.steps))
     if not rounds:
         return None
     step = max(alone - alone_before, 1e-9) / int(np.max(passes))
-    verify = max(drafts - drafts_before - (steps - first_steps) * step, 1e-9) / rounds
-    before = max(drafts_before - alone_before - first_steps * step, 0.0)
+    # The steps of such a search come before its first round, so an empty one makes them too (and counts none).
+    verify = max(drafts - drafts_before, 1e-9) / rounds
+    before = max(drafts_before - alone_before - steps * step, 0.0)
     return PassCosts(step, 0.0, (verify,), (width,), before)
 
 
