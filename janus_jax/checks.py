@@ -378,4 +378,7 @@ def _check_decode(decode: DecodeConfig) -> None:
         path = f"config.decode.{decode.mode}.{name}"
         reason = f" exceeds {path} {limit}; raise {path} or lower nbest"
         single = f", but mode {decode.mode} gives one output a sentence; set it to 1"
+        if decode.mode == "dag":
+            search = f"config.decode.dag.search {decode.dag.search!r}"
+            single = f", but {search} gives one output a sentence; set that to 'beam', or nbest to 1"
         raise ConfigError(f"config.decode.nbest: {decode.nbest}{reason if name else single}")

@@ -139,7 +139,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__name": "dag", "model__dag_ratio": 8.0}, "config.model.max_positions: 1024 positions do not hold the 2048 DAG rows"),
         ({"objective__name": "dag", "model__dag_ratio": 2.0, "objective__weights__dag": 0.0}, "config.objective.weights: no term of objective 'dag' that reads decoder rows has a weight above 0; give one to dag"),
         ({"decode__mode": "dag", "decode__dag__search": "beam", "decode__nbest": 6}, "config.decode.nbest: 6 exceeds config.decode.dag.beam 5"),
-        ({"decode__mode": "dag", "decode__nbest": 2}, "config.decode.nbest: 2, but mode dag gives one output a sentence"),
+        ({"decode__mode": "dag", "decode__nbest": 2}, "config.decode.nbest: 2, but config.decode.dag.search 'lookahead' gives one output a sentence; set that to 'beam'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip

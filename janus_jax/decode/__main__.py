@@ -97,11 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
     _check_files(args)
     parallel.start()
-    generator = Generator.from_checkpoint(args.checkpoint, _devices(args.devices))
+    found = checkpoint.find(args.checkpoint)
+    generator = Generator.from_checkpoint(found, _devices(args.devices))
     keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
     decode = generator.settings(keywords)
     if args.distill is not None:
-        _distill(generator, args, decode, keywords)
+        _distill(generator, args, str(found), decode, keywords)
     else:
         _decode_file(generator, args, decode, keywords)
 
@@ -200,7 +201,9 @@ def _outputs(
     return generator.generate(lines, progress=progress, trace=trace, first_line=start, **texts, **keywords)
 
 
-def _distill(generator: Generator, args: argparse.Namespace, decode: DecodeConfig, keywords: dict[str, Any]) -> None:
+def _distill(
+    generator: Generator, args: argparse.Namespace, found: str, decode: DecodeConfig, keywords: dict[str, Any]
+) -> None:
     if required := MODES[decode.mode].required:
         modes = ", ".join(name for name, mode in MODES.items() if not mode.required)
         raise ValueError(f"--distill: mode {decode.mode} needs {' and '.join(required)}; use one of --mode={modes}")
@@ -210,7 +213,7 @@ def _distill(generator: Generator, args: argparse.Namespace, decode: DecodeConfi
             generator,
             args.distill,
             args.output,
-            checkpoint=str(checkpoint.find(args.checkpoint)),
+            checkpoint=found,
             progress=bar.update,
             readers=args.distill_readers or "all",
             **keywords,

@@ -20,7 +20,7 @@ from janus_jax.decode.gaps import GAP, with_fillings, with_gaps
 from janus_jax.decode.keywords import with_keywords
 from janus_jax.decode.modes import MODES, trained_modes
 from janus_jax.decode.search.draft_policy import DraftPolicy
-from janus_jax.decode.types import DecodeRequest, DecodeResult, Output, SentenceResult
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult, Output, SentenceResult
 from janus_jax.model import Janus
 from janus_jax.text import Tokenizer, list_of_texts
 from janus_jax.types import Params
@@ -69,7 +69,7 @@ class Generator:
             self.params = jax.device_put(params, parallel.state_shardings(mesh, params))
         self._policies: dict[DecodeConfig, DraftPolicy | None] = {}
         self.decode_config = decode_config or DecodeConfig()
-        self.max_source_length = max_source_length
+        self.max_source_length = min(max_source_length, net.config.max_positions)
         self.max_target_length = min(max_target_length, net.config.max_positions)
 
     @classmethod
@@ -257,7 +257,7 @@ class Generator:
         try:
             decode = with_keywords(self.decode_config, changes)
             if check := MODES[decode.mode].check:
-                check(self.net, decode, 0)
+                check(self._plan(decode))
         except ConfigError as error:  # it names places of a config; the caller gave keywords
             raise ConfigError(re.sub(r"\bconfig\.decode\.(?:\w+\.)?(\w+)", r"\1", str(error))) from error
         if decode.allow_untrained:
@@ -282,7 +282,10 @@ class Generator:
         if check := MODES[decode.mode].check:
             ids = self.encoded(lines)
             longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
-            check(self.net, decode, min(longest, self.max_source_length))
+            check(self._plan(decode, min(longest, self.max_source_length)))
+
+    def _plan(self, decode: DecodeConfig, longest_source: int = 0, has_targets: bool = False) -> DecodePlan:
+        return DecodePlan(self.net, decode, self.max_target_length, self.trained, longest_source, has_targets)
 
     def fingerprint(self) -> str:
         """A hash of the model's content that decides its outputs: parameters, architecture, tokenizer, limits."""
@@ -336,7 +339,8 @@ class Generator:
     ) -> list[Output]:
         mode = MODES[decode.mode]
         if mode.check:
-            mode.check(self.net, decode, max(map(len, sentences.sources), default=0))
+            longest = max(map(len, sentences.sources), default=0)
+            mode.check(self._plan(decode, longest, sentences.starts is not None))
         outputs = [Output("", 0.0, []) for _ in sentences.sources]
         starts = sentences.starts or sentences.sources
         wanted = [

@@ -38,6 +38,18 @@ class DecodeRequest:
 
 
 @dataclass(frozen=True)
+class DecodePlan:
+    """What is known before the first batch, for the check of a mode."""
+
+    net: Janus
+    decode: DecodeConfig
+    max_target_length: int  # tokens, bos and eos counted
+    trained: tuple[str, ...] | None = None  # modes that the model was trained for; None: all
+    longest_source: int = 0  # tokens, bos and eos counted; 0: the sentences are not known yet
+    has_targets: bool = False  # targets to complete are given
+
+
+@dataclass(frozen=True)
 class DecodeResult:
     """The result of one batch."""
 

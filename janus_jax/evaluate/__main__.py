@@ -237,7 +237,11 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     _check_places(args)
     if args.task:
         glge.check_installed(args.task)
-    generator = Generator.from_checkpoint(args.checkpoint)
+    # One checkpoint throughout: a run that goes on may write a newer one, and delete this one, during the decoding.
+    found = checkpoint.find(args.checkpoint)
+    generator = Generator.from_checkpoint(found)
+    model = checkpoint.checksum(found)  # `convert export --scores` compares it
+    to_save = checkpoint.load(found) if args.save_best else None
     own = own or standard_settings(generator.trained)
     settings = own
     if args.batch_tokens is not None:
@@ -253,7 +257,6 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     total = len(settings) * (args.runs + 1) * len(sources)
     with tqdm(total=total, unit="line", disable=not sys.stderr.isatty()) as bar:
         results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
-    model = checkpoint.checksum(args.checkpoint)  # `convert export --scores` compares it
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
         result |= {"model": model, "lines": len(sources)}
@@ -273,11 +276,11 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         print(
             f"\n{results[0]['bleu_signature']}; {results[0]['chrf_signature']}; sentences/s without compilation, {len(sources)} lines"
         )
-    if args.save_best:
+    if to_save is not None:
         about = {"setting": describe(own[best]), "bleu": results[best]["bleu"]}
         if args.error_rates:
             about["sequence_error_rate"] = results[best]["sequence_error_rate"]
-        _save_with_setting(args.checkpoint, args.save_best, generator.settings(for_scores(own[best])), about)
+        _save_with_setting(to_save, args.save_best, generator.settings(for_scores(own[best])), about)
         reason = "lowest sequence error rate" if args.error_rates else "best BLEU"
         print(f"wrote {args.save_best} with {about['setting']}, the setting of the {reason}", file=sys.stderr)
 
@@ -327,9 +330,8 @@ def _file_name(setting: dict[str, Any]) -> str:
     return describe(setting).replace(":", "_").replace(",", "_").replace("=", "")
 
 
-def _save_with_setting(source: str, output: str, decode: DecodeConfig, about: dict[str, Any]) -> None:
-    """Writes a copy of the checkpoint `source` whose settings of decoding are `decode`."""
-    loaded = checkpoint.load(source)
+def _save_with_setting(loaded: checkpoint.Loaded, output: str, decode: DecodeConfig, about: dict[str, Any]) -> None:
+    """Writes a copy of a checkpoint whose settings of decoding are `decode`."""
     config = dataclasses.replace(loaded.config, decode=decode)
     about = checkpoint.origin(loaded.about) | {"step": loaded.step, "made_by": "evaluate"} | about
     checkpoint.write(output, loaded.params, config, loaded.tokenizer, about)

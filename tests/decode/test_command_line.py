@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 import types
 from io import BytesIO
 
@@ -166,6 +167,26 @@ def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys)
     assert said in capsys.readouterr().err
     assert evaluate_main(arguments) == 2  # nothing is overwritten
     assert "best: exists already" in capsys.readouterr().err
+
+
+def test_one_checkpoint_is_scored_and_saved_while_the_run_goes_on(saved, tmp_path, capsys, monkeypatch):
+    """A newer checkpoint appears, and the one that is scored disappears, during the decoding."""
+    loaded, folder = checkpoint.load(saved), tmp_path / "run"
+    checkpoint.write(folder / "1", loaded.params, loaded.config, loaded.tokenizer, {"step": 1})
+    scored = checkpoint.checksum(folder)
+    (tmp_path / "pairs.tsv").write_text("a\tX\n")
+
+    def evaluated(*_, **__):
+        changed = jax.tree.map(lambda x: x + 1, loaded.params)
+        checkpoint.write(folder / "2", changed, loaded.config, loaded.tokenizer, {"step": 2})
+        shutil.rmtree(folder / "1")
+        columns = {"bleu_signature": "", "chrf_signature": ""}
+        return [{"setting": "ar", "hypotheses": ["X"], "bleu": 1.0, **columns}]
+
+    monkeypatch.setattr(evaluate_module, "evaluate_settings", evaluated)
+    files = [f"--checkpoint={folder}", f"--pairs={tmp_path / 'pairs.tsv'}", f"--save_best={tmp_path / 'best'}"]
+    assert evaluate_main([*files, "--setting=ar", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model"] == scored == checkpoint.checksum(tmp_path / "best")
 
 
 def test_error_rates_choose_the_setting_with_the_fewest_wrong_lines(saved, tmp_path, capsys, monkeypatch):
@@ -369,6 +390,10 @@ def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, c
         ("nar:beam=3", "beam: mode nar has no such setting; it belongs to mode ar"),
         ("infill", "targets: mode infill needs them"),
         ("ctc", "this model has no CTC rows"),
+        ("nar:length_beam=63", "length_beam (or draft_lengths): 63 lengths wanted, but only 47 lie between 2 and 48"),
+        ("speculative:draft_lengths=63", "length_beam (or draft_lengths): 63 lengths wanted"),
+        ("speculative:draft_from=heads", "draft_from: heads, but the model has none"),
+        ("speculative:draft_from=ctc", "draft_from: this model has no CTC rows (model.ctc_ratio 0); set it to auto"),
     ):
         assert evaluate_main([*base, "--setting=ar:beam=1", f"--setting={setting}"]) == 2
         assert message in capsys.readouterr().err

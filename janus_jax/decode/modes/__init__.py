@@ -11,8 +11,7 @@ from janus_jax import config
 from janus_jax.config import DecodeConfig
 from janus_jax.decode.modes import ar, ctc, dag, infill, nar, speculative
 from janus_jax.decode.modes.autoregression import ar_hypotheses
-from janus_jax.decode.types import DecodeRequest, DecodeResult
-from janus_jax.model import Janus
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.objective.terms import term
 
 
@@ -35,8 +34,7 @@ class Mode:
     inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
     required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
     traces: bool = False  # whether it can record the tokens of each pass
-    # Raises ConfigError if the model cannot decode sources of at most so many tokens.
-    check: Callable[[Janus, DecodeConfig, int], None] | None = None
+    check: Callable[[DecodePlan], None] | None = None  # raises ValueError if the model cannot decode this
     validation: Mapping[str, Any] | None = None  # settings that score the mode during training; None: not scored
     trials: tuple[Mapping[str, Any], ...] = ()  # settings that `janus_jax.evaluate` compares by default
 
@@ -66,6 +64,7 @@ MODES: dict[str, Mode] = {
         only_with={"lenpen": ("rerank", "ar")},
         inputs=frozenset({"targets"}),
         traces=True,
+        check=nar.check,
         validation={},
         trials=({"passes": 1}, {"passes": 4}, {"passes": 10}),
     ),
@@ -116,6 +115,7 @@ MODES: dict[str, Mode] = {
         },
         only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
         traces=True,
+        check=speculative.check,
     ),
     "infill": Mode(
         infill.run,

@@ -1,10 +1,8 @@
 """Mode ctc: one decoder pass, then the best path or a prefix beam search."""
 
-from janus_jax.config import DecodeConfig
 from janus_jax.decode.modes.ctc_search import hypothesis_limit, run_ctc
 from janus_jax.decode.modes.source_rows import best_or_reranked, check_source_rows
-from janus_jax.decode.types import DecodeRequest, DecodeResult
-from janus_jax.model import Janus
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 
 
 def run(request: DecodeRequest) -> DecodeResult:
@@ -23,6 +21,6 @@ def run(request: DecodeRequest) -> DecodeResult:
     return best_or_reranked(request, encoded, hypotheses, ctc.rerank, has_token_scores=ctc.beam == 1)
 
 
-def check(net: Janus, decode: DecodeConfig, longest: int) -> None:
-    """Raises ConfigError if the model cannot decode sources of at most `longest` tokens by CTC."""
-    check_source_rows(net, "ctc", longest, "mode")
+def check(plan: DecodePlan) -> None:
+    """Raises ConfigError if the model has no CTC rows, or fewer positions than rows of the longest source."""
+    check_source_rows(plan.net, "ctc", plan.longest_source)

@@ -9,10 +9,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from janus_jax.config import DagDecode, DecodeConfig
+from janus_jax.config import DagDecode
 from janus_jax.decode.modes.source_rows import best_or_reranked, check_source_rows, offered_tokens
 from janus_jax.decode.search.graph import Graph, beam_search, follow, viterbi
-from janus_jax.decode.types import DecodeRequest, DecodeResult
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.model import Janus
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Encoded, Hypotheses, Params
@@ -29,13 +29,9 @@ def run(request: DecodeRequest) -> DecodeResult:
     )
 
 
-def check(net: Janus, decode: DecodeConfig, longest: int) -> None:
-    """Raises what is wrong if DAG rows cannot decode sources of at most `longest` tokens, bos and eos counted.
-
-    Raises:
-      ConfigError: the model has no DAG rows, or fewer positions than rows.
-    """
-    check_source_rows(net, "dag", longest, "mode")
+def check(plan: DecodePlan) -> None:
+    """Raises ConfigError if the model has no DAG rows, or fewer positions than rows of the longest source."""
+    check_source_rows(plan.net, "dag", plan.longest_source)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "settings", "limit"))

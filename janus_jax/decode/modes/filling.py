@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import DecodeConfig
-from janus_jax.decode.search.candidates import Candidates, MaskPredictRules, candidate_lengths
+from janus_jax.decode.search.candidates import Candidates, MaskPredictRules, candidate_lengths, check_length_count
 from janus_jax.decode.search.mask_predict import Schedule, mask_predict
+from janus_jax.decode.types import DecodePlan
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Params
 
@@ -52,6 +53,17 @@ def run_lengths(
     lengths = candidate_lengths(encoded.length_logits, count, limit=limit, rules=rules)
     # Sentences that are all padding get bos and eos.
     return encoded, jnp.where(jnp.any(encoded.mask, axis=1, keepdims=True), lengths, 2)
+
+
+def longest_target(net: Janus, max_target_length: int) -> int:
+    """The longest target that the length head can name, bos and eos counted, within `max_target_length`."""
+    return min(max_target_length, net.config.length_classes - 1)
+
+
+def check_lengths(plan: DecodePlan, count: int) -> None:
+    """Raises ValueError if the length head has fewer than `count` lengths to choose from."""
+    if rules_of(plan.decode).lengths == "top":
+        check_length_count(count, longest_target(plan.net, plan.max_target_length), plan.net.config.length_classes)
 
 
 def fill(

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.decode.batching import bucket
-from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, rules_of, run_lengths
+from janus_jax.decode.modes.filling import (
+    FillSettings,
+    check_lengths,
+    fill,
+    fill_settings,
+    longest_target,
+    rules_of,
+    run_lengths,
+)
 from janus_jax.decode.modes.rerank import run_rerank
 from janus_jax.decode.search.candidates import (
     Candidates,
@@ -21,7 +29,7 @@ from janus_jax.decode.search.candidates import (
     trace_of,
     with_length_scores,
 )
-from janus_jax.decode.types import DecodeRequest, DecodeResult
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
@@ -29,7 +37,7 @@ from janus_jax.types import Array, Encoded, Hypotheses, Params
 def run(request: DecodeRequest) -> DecodeResult:
     """Mask-predict over lengths from the length head, or of the masks of `request.start`."""
     net, params, decode = request.net, request.params, request.decode
-    longest = min(request.max_target_length, net.config.length_classes - 1)
+    longest = longest_target(net, request.max_target_length)
     rules = rules_of(decode, gaps=request.start is not None)
     settings = fill_settings(decode, decode.nar.passes, rules)
     count = decode.nar.length_beam if request.start is None else 1
@@ -49,6 +57,12 @@ def run(request: DecodeRequest) -> DecodeResult:
     # Given tokens stay, repeated or not.
     merge = decode.nar.merge_repeats and request.start is None
     return DecodeResult(hypotheses, {"passes": passes}, trace, merge_repeats=merge)
+
+
+def check(plan: DecodePlan) -> None:
+    """Raises ValueError if more lengths are wanted than there are. Targets that are given have their lengths."""
+    if plan.longest_source and not plan.has_targets:
+        check_lengths(plan, plan.decode.nar.length_beam)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "settings", "limit", "trace"))

@@ -21,14 +21,20 @@ from janus_jax.settings import rows_of_source
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
 
-def check_source_rows(net: Janus, family: Literal["ctc", "dag"], longest: int, key: str) -> None:
+def check_source_rows(
+    net: Janus,
+    family: Literal["ctc", "dag"],
+    longest: int,
+    key: str = "mode",
+    instead: str = "choose another mode",
+) -> None:
     """Raises what is wrong if the family's rows cannot decode sources of at most `longest` tokens.
 
     Args:
       net: the model.
       family: of the rows.
       longest: tokens of the longest source, bos and eos counted.
-      key: the setting that asks for these rows, for the message.
+      key, instead: the setting that asks for these rows, and what to do with it, for the message.
 
     Raises:
       ConfigError: the model has no such rows, or fewer positions than rows.
@@ -36,8 +42,8 @@ def check_source_rows(net: Janus, family: Literal["ctc", "dag"], longest: int, k
     ratio, name = getattr(net.config, f"{family}_ratio"), family.upper()
     if not ratio:
         raise ConfigError(
-            f"config.decode.{key}: this model has no {name} rows (model.{family}_ratio 0); choose another mode, or train "
-            f"objective janus_{family} or {family}"
+            f"config.decode.{key}: this model has no {name} rows (model.{family}_ratio 0); {instead}, or train objective "
+            f"janus_{family} or {family}"
         )
     if (rows := rows_of_source(ratio, longest)) > net.config.max_positions:
         raise ConfigError(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.config import ArDecode, ConfigError
+from janus_jax.config import ArDecode, ConfigError, SpeculativeDecode
 from janus_jax.decode.batching import bucket
 from janus_jax.decode.modes.autoregression import (
     ar_callbacks,
@@ -36,7 +36,15 @@ from janus_jax.decode.modes.drafting import (
     statistics_of,
     widths_to_verify,
 )
-from janus_jax.decode.modes.filling import FillSettings, fill, fill_settings, rules_of, run_lengths
+from janus_jax.decode.modes.filling import (
+    FillSettings,
+    check_lengths,
+    fill,
+    fill_settings,
+    longest_target,
+    rules_of,
+    run_lengths,
+)
 from janus_jax.decode.modes.source_rows import check_source_rows, offered_tokens
 from janus_jax.decode.search.constraints import Constraints
 from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
@@ -45,7 +53,7 @@ from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
 from janus_jax.decode.search.verify import Statistics, speculative_search
 from janus_jax.decode.search.vocab import argmax, forbid
-from janus_jax.decode.types import DecodeRequest, DecodeResult
+from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.model import Janus, draft_vocab, padded_vocab, project
 from janus_jax.model.attention import NEGATIVE
 from janus_jax.types import Array, Encoded, Hypotheses, Params
@@ -77,13 +85,14 @@ def run(request: DecodeRequest) -> DecodeResult:
             trace=request.trace,
         )
 
-    origin = draft_origin(request)
+    longest_source = int((request.source != net.specials.pad).sum(axis=1).max())
+    origin = draft_origin(net, settings, request.trained, longest_source)
     free = origin != "nar"
     enough = 1 if free else limit  # a pause that covers the whole search
     if settings.draft == "auto" and policy.pause >= enough:
         return _greedy(request, replace(policy, pause=policy.pause - np.int32(enough)))
     if origin == "nar":
-        longest = min(request.max_target_length, net.config.length_classes - 1)
+        longest = longest_target(net, request.max_target_length)
         encoded, lengths = run_lengths(
             params, request.source, net=net, count=settings.draft_lengths, limit=longest, rules=rules_of(decode)
         )
@@ -123,16 +132,32 @@ def run(request: DecodeRequest) -> DecodeResult:
     return DecodeResult(hypotheses, statistics_of(counts, draft_passes, before), counts.passes, policy)
 
 
-def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"]:
+def check(plan: DecodePlan) -> None:
+    """Raises ConfigError if the model cannot make the drafts, and ValueError if they need more lengths than there are."""
+    settings = plan.decode.speculative
+    if settings.draft == "never":
+        return
+    origin = draft_origin(plan.net, settings, plan.trained, plan.longest_source)
+    if plan.longest_source and origin == "nar":
+        check_lengths(plan, settings.draft_lengths)
+
+
+def draft_origin(
+    net: Janus, settings: SpeculativeDecode, trained: tuple[str, ...] | None, longest: int
+) -> Literal["heads", "ctc", "dag", "nar"]:
     """What makes the drafts.
+
+    Args:
+      net: the model.
+      settings: of the mode.
+      trained: modes that the model was trained for; None: all.
+      longest: tokens of the longest source, bos and eos counted.
 
     Raises:
       ConfigError: the model does not have it, or drafts of several lengths are wanted and it makes only one.
     """
-    net, settings = request.net, request.decode.speculative
     origin = settings.draft_from
     if origin == "auto":
-        trained = request.trained
         able = [
             name
             for name in ("ctc", "dag")
@@ -140,8 +165,7 @@ def draft_origin(request: DecodeRequest) -> Literal["heads", "ctc", "dag", "nar"
         ]
         origin = "heads" if net.config.draft_heads else able[0] if able else "nar"
     if origin in ("ctc", "dag"):
-        longest = int((request.source != net.specials.pad).sum(axis=1).max())
-        check_source_rows(net, origin, longest, "speculative.draft_from")
+        check_source_rows(net, origin, longest, "speculative.draft_from", "set it to auto")
     if origin == "heads" and not net.config.draft_heads:
         raise ConfigError(
             "config.decode.speculative.draft_from: heads, but the model has none (model.draft_heads 0); train them "

@@ -91,13 +91,18 @@ def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPr
         best = jnp.maximum(jnp.argmax(length_logits, axis=-1), SHORTEST)
         lengths = best[:, None] - k // 2 + jnp.arange(k)
         return jnp.clip(lengths, SHORTEST, limit).astype(jnp.int32)
-    choices = min(limit + 1, length_logits.shape[-1]) - SHORTEST
+    check_length_count(k, limit, length_logits.shape[-1])
+    allowed = (classes >= SHORTEST) & (classes <= limit)
+    return lax.top_k(jnp.where(allowed, length_logits, -jnp.inf), k)[1].astype(jnp.int32)
+
+
+def check_length_count(k: int, limit: int, classes: int) -> None:
+    """Raises ValueError if a sentence has fewer than k lengths to choose from, of at most `limit` and of C `classes`."""
+    choices = min(limit + 1, classes) - SHORTEST
     if k > choices:
         raise ValueError(
             f"length_beam (or draft_lengths): {k} lengths wanted, but only {choices} lie between 2 and {limit}; lower it"
         )
-    allowed = (classes >= SHORTEST) & (classes <= limit)
-    return lax.top_k(jnp.where(allowed, length_logits, -jnp.inf), k)[1].astype(jnp.int32)
 
 
 def with_length_scores(candidates: Candidates, length_logits: Array, lengths: Array) -> Candidates:
