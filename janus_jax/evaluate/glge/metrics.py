@@ -7,6 +7,7 @@ those of pycocoevalcap, which are the reference's. Sentence BLEU of dialogue is 
 import contextlib
 import io
 import itertools
+import math
 import re
 import shutil
 import string
@@ -90,17 +91,22 @@ def _f1(hypothesis: list[str], reference: list[str]) -> float:
 
 
 def dialogue(hypotheses: Sequence[Lines], references: Sequence[Lines]) -> dict[str, float]:
-    """Sentence BLEU-1 and -2 with NLTK's smoothing method 7, as the reference has them, and distinct-1 and -2.
+    """Sentence BLEU-1 and -2 with the smoothing method 7 of NLTK 3.5, as the reference has them, and distinct-1 and -2.
 
-    Method 7 averages each precision with its neighbours, and takes 1 + the first for the one before it. So BLEU-1 is up
-    to a third higher than the share of words that match. An exception of NLTK, as for a text of few words, counts 0.
+    The published scores are of November 2020, when 3.5 was the newest. Method 7 is method 4, then method 5. Method 4 puts
+    i + 5 / ln(words), over all n-grams, in place of a precision of 0 (i counts from 0). NLTK 3.6 and later have a much
+    smaller number there. Method 5, which has not changed, averages each precision with its neighbours, and takes 1 + the
+    first for the one before it. So BLEU-1 is far above the share of words that match. An exception, as for a text of one
+    word, counts 0.
 
     Args:
       hypotheses, references: texts, each a list of its words.
     """
     from nltk.translate import bleu_score
 
-    smoothing = bleu_score.SmoothingFunction().method7
+    def smoothing(p_n: list[Any], *, references: Any, hypothesis: Lines, hyp_len: int) -> list[Any]:
+        filled = [p if p.numerator else (i + 5 / math.log(hyp_len)) / p.denominator for i, p in enumerate(p_n)]
+        return bleu_score.SmoothingFunction().method5(filled, references, hypothesis, hyp_len)
 
     def bleu(hypothesis: Lines, reference: Lines, weights: tuple[float, ...]) -> float:
         try:

@@ -47,9 +47,9 @@ def _gigaword(hypotheses: Lines, references: Lines, _: Lines, strict: bool) -> S
 
 def _news(hypotheses: Lines, references: Lines, _: Lines, strict: bool) -> Scores:
     def sentences(line: str) -> list[str]:
-        return line.split(".") if strict else [line]
+        return line.split(" .") if strict else [line]  # as files2rouge does: the full stop of "U.S." ends nothing
 
-    return metrics.rouge(list(map(sentences, hypotheses)), list(map(sentences, references)), stem=not strict)
+    return metrics.rouge(list(map(sentences, hypotheses)), list(map(sentences, references)), stem=True)
 
 
 def _squadqg(hypotheses: Lines, references: Lines, sources: Lines, strict: bool) -> Scores:
