@@ -155,7 +155,8 @@ def _calls(config: Config) -> list[tuple[str, str]]:
                 f"generate_dag(**batch, {_dag_arguments(config.decode.dag)})",
             )
         )
-    if "heads" in config_lib.trained_terms(config):
+    # Drafts of heads do not know these settings.
+    if "heads" in config_lib.trained_terms(config) and not (ar.sample or ar.no_repeat_ngram):
         calls.append(("The tokens of greedy search in fewer passes, by draft heads", "generate_speculative(**batch)"))
     return calls
 

@@ -367,6 +367,13 @@ def test_the_call_of_mask_predict_has_the_settings_of_the_checkpoint():
     assert card._nar_arguments(changed) == expected
 
 
+def test_no_call_of_draft_heads_where_they_cannot_draft():
+    settings = {"objective": {"name": "ar", "weights": {"heads": 1.0}}, "model": {"draft_heads": 2}}
+    for ar, drafts in (({}, True), ({"no_repeat_ngram": 3}, False), ({"sample": True}, False)):
+        calls = card._calls(resolve(settings | {"decode": {"ar": ar}}))
+        assert ("generate_speculative(**batch)" in [call for _, call in calls]) == drafts
+
+
 def test_a_checkpoint_that_samples_is_exported_as_one(tmp_path, bpe):
     decode = {"ar": {"sample": True, "temperature": 0.7, "top_k": 5}}
     foreign.write_checkpoint(tmp_path / "run/checkpoints/2", bpe, config={"data": LENGTHS, "decode": decode})

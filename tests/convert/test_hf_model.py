@@ -357,6 +357,15 @@ def test_the_default_settings_generate_what_the_generator_does(both):
     assert not np.isin(bare(sampled)[0], [SPECIALS.mask]).any()
 
 
+def test_a_limit_above_the_positions_is_lowered(both):
+    _, model = both
+    config = default_generation_config(model.config, beam=1, max_length_a=99.0, min_length=400)
+    config.max_length = 500
+    generated = model.generate(padded(pairs(3, 11)[0]), generation_config=config)
+    assert generated.shape[1] == model.config.max_positions + len(model.config.start_tokens) - 1
+    assert (generated[:, -1] == SPECIALS.eos).all()
+
+
 def test_a_prefix_is_continued(both):
     generator, model = both
     sources, targets = pairs(20, 12)

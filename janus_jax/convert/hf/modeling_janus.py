@@ -704,6 +704,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         c = self.config
         self._check_trained("ar")
+        if kwargs.pop("labels", None) is not None:  # of Seq2SeqTrainer, which also passes inputs made of them
+            kwargs.pop("decoder_input_ids", None)
+            kwargs.pop("decoder_attention_mask", None)
         source = inputs if inputs is not None else kwargs.get("input_ids")
         if source is not None and kwargs.get("attention_mask") is None:
             kwargs["attention_mask"] = (source != c.pad_token_id).long()
@@ -752,13 +755,14 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           prefix: tokens that an output begins with, the decoder's first tokens left out.
         """
         frame = len(self.config.start_tokens)
+        longest = min(generation_config.max_length, frame - 1 + self.config.max_positions)
         a, b = (getattr(generation_config, name, None) for name in ("max_length_a", "max_length_b"))
         if mask is None or a is None or b is None:
-            return torch.tensor([generation_config.max_length])
-        inner = (mask.sum(1) - 2).clamp(min=0)
+            return torch.tensor([longest])
+        inner = (mask.sum(1) - 2).clamp(min=0).cpu()  # Apple's GPUs have no double numbers
         allowed = ((a * inner.double() + b).long() + 1).clamp(min=prefix + 1)
         allowed = torch.where(inner > 0, allowed, 1)  # an empty source has an empty output
-        return (frame + allowed).clamp(max=generation_config.max_length)
+        return (frame + allowed).clamp(max=longest)
 
     @torch.no_grad()
     def generate_speculative(
