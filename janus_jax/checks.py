@@ -292,7 +292,8 @@ def _check_lengths(config: Config) -> None:
 def _check_objective(config: Config) -> None:
     objective = config.objective
     weights = {f"weights.{name}": weight for name, weight in vars(objective.weights).items()}
-    for name, weight in (weights | {"glancing": objective.glancing}).items():
+    shares = {"glancing": objective.glancing, "nar_correction": objective.nar_correction}
+    for name, weight in (weights | shares).items():
         points = weight if isinstance(weight, tuple) else ((0, weight),)
         path = f"config.objective.{name}"
         if not points:

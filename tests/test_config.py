@@ -124,6 +124,8 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__weights__ar": ((0.5, 1.0),)}, "config.objective.weights.ar[0][0]: expected int, got 0.5"),
         ({"objective__weights__ar": "high"}, "config.objective.weights.ar: expected number or schedule, got 'high'"),
         ({"objective__name": "ar", "objective__weights__ar": 0.0}, "config.objective.weights: no term of objective 'ar' that reads decoder rows has a weight above 0; give one to ar"),
+        ({"objective__nar_correction": ((9, 0.5), (0, 0.0))}, "config.objective.nar_correction: steps [9, 0] of a schedule must increase"),
+        ({"objective__nar_correction": ()}, "config.objective.nar_correction: a schedule needs at least one (step, value) point"),
         ({"objective__glancing": ((0, 1.5), (9, 0.0))}, "config.objective.glancing: 1.5 in ((0, 1.5), (9, 0.0)) must be at least 0 and at most 1"),
         ({"objective__ar_first": 0.9}, "config.objective.ar_first: 0.9 must be at least 0 and at most 0.8"),
         ({"objective__ar_first": 0.3, "objective__name": "cmlm"}, "config.objective.ar_first: 0.3, but objective 'cmlm' does not train AR"),

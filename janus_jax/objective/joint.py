@@ -124,7 +124,8 @@ def loss(
     """
     terms = tuple(objective_terms(objective)) if terms is None else terms
     weights = {name: weight_at(getattr(objective.weights, name), step) for name in terms}
-    if read_families(terms) > {"ar"}:
+    # As `active_terms` leaves AR out of most steps only if other terms read rows.
+    if read_families(name for name in terms if "ar" not in term(name).families):
         weights = {
             name: weight * objective.ar_every if "ar" in term(name).families else weight
             for name, weight in weights.items()

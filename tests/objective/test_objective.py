@@ -228,7 +228,8 @@ def test_ar_terms_may_be_computed_in_some_steps_only_with_a_higher_weight():
     (once, metrics), (thrice, _) = jax.device_get((total(1, with_ar), total(3, with_ar)))
     added = 2 * (metrics["loss/ar"] + metrics["loss/kl_ar_nar"])
     np.testing.assert_allclose(thrice, once + added, rtol=1e-5)
-    for terms in (without, ("ar",)):
+    # No step leaves AR out if only AR terms read other rows.
+    for terms in (without, ("ar",), ("ar", "length", "kl_ar_nar")):
         np.testing.assert_allclose(total(1, terms)[0], total(3, terms)[0], rtol=1e-6)
 
 
