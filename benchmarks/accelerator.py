@@ -3,10 +3,10 @@
     python benchmarks/accelerator.py [--output=accelerator.json] [--minutes=9]
     python benchmarks/accelerator.py --checkpoint=RUN --source=TEST.de    # also speculation, with a trained model
 
-Each part is a run of another benchmark in a process of its own, all in bfloat16: the step of BART-base (AR alone, and
-joint) with its share of a matrix product's rate and the device's peak memory; AR, mask-predict and CTC at batch 1, 32 and 256; and the
-drafters of a trained model beside its greedy search. The file is written after each part, so that nothing is lost if the time
-ends. A part that fails, or for which no time is left, says so in the file.
+Each part is a run of another benchmark in a process of its own: in bfloat16 the step of BART-base (AR alone, and joint)
+with its share of a matrix product's rate and the device's peak memory; in bfloat16 AR, mask-predict and CTC at batch 1, 32
+and 256; and the drafters of a trained model beside its greedy search. The file is written after each part, so that finished
+parts are kept if the time ends. A part that fails, or for which no time is left, says so in the file.
 """
 
 import argparse

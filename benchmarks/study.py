@@ -1,7 +1,7 @@
 """Compares objectives and recipes: one small Multi30k model for each cell of a table.
 
     python benchmarks/study.py [--cell=janus ...] [--seed=1] [--workdir=runs/study]   # train and score missing cells
-    python benchmarks/study.py --speed       # sentences/s of the trained cells, all in one run
+    python benchmarks/study.py --speed       # sentences/s of cells that are in --workdir, all in one run
     python benchmarks/study.py --step_seconds=8  # time of the cells' training steps, in one run
     python benchmarks/study.py --table       # the tables of docs/recipes.md; --plot=FILE.svg draws them
     python benchmarks/study.py --plot_speed=FILE.svg  # quality against speed of the cells that --speed timed
@@ -12,7 +12,8 @@ Every cell is a preset of configs/multi30k_deen.py with some changes: `study`, o
 may start from another one, or read targets that another one translated; that one is then trained first, with seed 0:
 seeds of a cell share what it starts from. The text is in data/multi30k or in the folder of --data. A finished cell has a
 file in benchmarks/results/study/ (settings, hash, validation losses, scores on test_2016_flickr). The program runs it
-again only if its settings change. A new setting of the package is no change while it has its default.
+again only if its settings change. A new setting of the package is no change while it has its default. --speed and
+--step_seconds replace their files there. Without --cell they take the cells of preset `study` alone.
 """
 
 import argparse
@@ -267,7 +268,12 @@ def named(record: dict[str, Any], prefix: str) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", action="append", choices=list(CELLS), help="repeatable; all by default")
+    parser.add_argument(
+        "--cell",
+        action="append",
+        choices=list(CELLS),
+        help="repeatable; default: all, with --speed and --step_seconds those of preset study",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workdir", type=Path, default=Path("runs/study"))
     parser.add_argument(

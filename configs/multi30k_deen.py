@@ -6,16 +6,16 @@
 
 Presets:
   cpu        AR first, then AR and CTC, on two CPU cores (configs/recipes.py)
-  masks      the same with mask-predict: AR first, then the joint loss, in larger batches
+  masks      the same with mask-predict: AR first, then the joint loss with AR weight 10 and one AR stream, in larger batches
   ar         the size of `cpu`, AR alone: a teacher
   ctc_from_ar
              AR and CTC, from the model of `ar`; CTC rows may read distilled targets (docs/data.md)
   masks_from_ar
              the same with mask-predict instead of CTC
-  joint      as masks, jointly from the first step
-  released   as joint, but no side of a divergence is fixed, as the released code trains
+  joint      the joint loss from the first step, with AR weight 1 and two AR streams
+  released   as joint, but no side of a divergence is fixed; anchor_janus follows the other rules of the released code too
   large      AR alone, six layers of width 512: for configs/heads.py and for figures of speed
-  base       the released IWSLT14 architecture, AR first, for one accelerator
+  base       the size of the released IWSLT14 model, AR first, then AR and CTC, for one accelerator
   study      the cells of benchmarks/study.py start from it: 128 wide, 3+3 layers, the released loss
   anchor_janus, anchor_ar, anchor_cmlm
              the joint, the AR-only and the CMLM-only loss under the released code's rules (AR slots at the input's position,

@@ -373,7 +373,7 @@ class ModelConfig:
     attention: Literal["plain", "fused"] = setting(
         "plain",
         "Attention kernel. plain: matrix products and softmax. fused: jax.nn.dot_product_attention, which is cuDNN's kernel on "
-        "GPUs.",
+        "GPUs in bfloat16; it needs attention_dropout 0.",
     )
 
     def ctc_slots(self, source_length: int) -> int:
@@ -752,8 +752,11 @@ class DagDecode:
 
 
 Draft = Literal["auto", "always", "never"]
-_DRAFT = "When drafts are made: if they save time on this machine (auto), always, or never."
-_DRAFT_PASSES = "Passes of mask-predict that make a draft."
+_DRAFT = (
+    "When drafts are made: if they save time on this machine (auto), always, or never. auto is always where outputs depend on the "
+    "drafts (see accept_top), and where several processes share a search."
+)
+_DRAFT_PASSES = "Passes of mask-predict that make a draft; other drafts do not read it."
 _ACCEPT_TOP = (
     "A drafted token is accepted if it is among so many best tokens (see accept_gap). If accept_top is above 1 and accept_gap "
     "above 0, outputs depend on the drafts."
@@ -773,7 +776,10 @@ class SpeculativeDecode:
     )
     draft_passes: int = setting(1, _DRAFT_PASSES, at_least=1, at_most=_MOST_PASSES)
     draft_lengths: int = setting(
-        1, "Drafts of so many lengths are verified side by side.", at_least=1, at_most=_MOST_HYPOTHESES
+        1,
+        "Drafts by NAR rows of so many lengths are verified side by side; other drafts have one.",
+        at_least=1,
+        at_most=_MOST_HYPOTHESES,
     )
     accept_top: int = setting(1, _ACCEPT_TOP, at_least=1, at_most=_MOST_TOKENS)
     accept_gap: float = setting(0.0, _ACCEPT_GAP, at_least=0, at_most=_LARGEST_LOG_PROB)

@@ -14,8 +14,11 @@ if [ $# -lt 3 ] || [[ "$1" == --* || "$2" == --* || "$3" == --* ]]; then
   echo "error: give the benchmark's folder, a checkpoint (or scratch), and a folder for the results" >&2
   exit 2
 fi
-data=$(realpath -m "$1") checkpoint=$2 out=$(realpath -m "$3") settings=("${@:4}")
-if [ "$checkpoint" != scratch ]; then checkpoint=$(realpath -m "$checkpoint"); fi
+# `realpath -m` is not on every system.
+absolute() { case "$1" in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac; }
+data=$(absolute "$1") checkpoint=$2 out=$(absolute "$3") settings=("${@:4}")
+if [ -d "$data" ]; then data=$(cd "$data" && pwd -P); fi  # the name of the folder is that of the version
+if [ "$checkpoint" != scratch ]; then checkpoint=$(absolute "$checkpoint"); fi
 for setting in ${settings[@]+"${settings[@]}"}; do
   if [[ "$setting" != --config.*=* ]]; then
     echo "error: $setting: give --config.key=value" >&2

@@ -15,8 +15,9 @@ processes=$1
 shift
 
 free_port() {
-  local port
-  for port in $(shuf -i 20000-32000 -n 50); do
+  local port tries
+  for ((tries = 0; tries < 50; tries++)); do
+    port=$((20000 + RANDOM % 12000))
     if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
       echo "$port"
       return
@@ -26,7 +27,7 @@ free_port() {
   return 1
 }
 
-cores=$(nproc)
+cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
 export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
@@ -47,7 +48,7 @@ for ((i = 0; i < processes; i++)); do
         awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')
       pin=(taskset -c "$(IFS=,; echo "${process_cores[*]}")")
     fi
-    exec "${pin[@]}" "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)
+    exec ${pin[@]+"${pin[@]}"} "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)
   ) &
   children+=($!)
 done

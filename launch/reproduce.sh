@@ -14,7 +14,9 @@ if [ $# -lt 3 ] || [[ "$1" == -* || "$2" == -* || "$3" == -* ]]; then
   echo "error: give a task (iwslt14, wmt14 or wmt16), the folder of its downloads, and a folder for the results" >&2
   exit 2
 fi
-corpus=$1 downloads=$(realpath -m "$2") out=$(realpath -m "$3")
+# `realpath -m` is not on every system.
+absolute() { case "$1" in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac; }
+corpus=$1 downloads=$(absolute "$2") out=$(absolute "$3")
 case "$corpus" in
   iwslt14) preset=iwslt14_deen_released ;;
   wmt14) preset=wmt14_ende_released ;;

@@ -3,12 +3,12 @@
 #
 #   ./launch/tpu_pod.sh NAME ZONE --config=configs/mt.py:wmt14_ende --workdir=/mnt/data/runs/wmt14_ende \
 #     --config.data.prepared=/mnt/data/prepared/wmt14_ende
-#   ./launch/tpu_pod.sh --setup NAME ZONE                 # once: copies this checkout to every worker and installs it
+#   ./launch/tpu_pod.sh --setup NAME ZONE                 # copies the last commit to every worker, and installs it
 #   ./launch/tpu_pod.sh --dry_run NAME ZONE --config=...  # prints the command of the workers and runs nothing
 #
-# Prepare the data first, once, on one worker. The workdir and the prepared data must be on a file system that all workers have mounted, here /mnt/data: Filestore,
-# or a bucket with hierarchical namespace, mounted by gcsfuse. (In other buckets renames are not atomic, and a rename
-# commits a checkpoint.) The workers need Python 3.11 or 3.12. The run continues when this connection ends: the same
+# Set up once, and again after each commit that the workers need. Prepare the data first, once, on one worker. The workdir
+# and the prepared data must be on a file system that all workers have mounted, here /mnt/data: Filestore, or a bucket with
+# hierarchical namespace, mounted by gcsfuse. (In other buckets renames are not atomic, and a rename commits a checkpoint.) The workers need Python 3.11 or 3.12. The run continues when this connection ends: the same
 # command shows its log again, or resumes a run that stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,8 +28,9 @@ shift 2
 on_all_workers() { gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
 
 if [ "$mode" = setup ]; then
-  archive=$(mktemp --suffix=.tar.gz)
-  trap 'rm -f "$archive"' EXIT
+  folder=$(mktemp -d)
+  archive=$folder/janus_jax.tar.gz
+  trap 'rm -rf "$folder"' EXIT
   git archive --prefix=janus_jax/ --output="$archive" HEAD
   gcloud compute tpus tpu-vm scp "$archive" "$name:/tmp/janus_jax.tar.gz" --zone="$zone" --worker=all
   # Extracts into an older checkout: its runs and data stay.

@@ -1,6 +1,6 @@
 """Decodes sentences: `python -m janus_jax.decode --checkpoint=DIR --mode=nar --passes=4 < in.txt > out.txt`.
 
-Writes one line for each input line, in order (with --nbest as many lines as there are outputs). With --output a killed run
+Writes one line for each input line, in order (with --nbest one line for each output; with --format=jsonl one object for each input). With --output a killed run
 resumes when the same command is given again. Exit status: 0, or 2 if the input cannot be used.
 """
 

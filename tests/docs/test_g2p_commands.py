@@ -17,12 +17,12 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pronunciations, "entries", lambda: entries[::400])
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "words.txt").write_text("tomato\n\nisn't\n")
+    (tmp_path / "words.txt").write_text("Tomato\n\nisn't\n")
     (spaced,) = (
         command
         for block in section("g2p.md", "Pronounce words")
         for command in block.commands
-        if command.startswith("sed")
+        if command.startswith("tr ")
     )
     subprocess.run(spaced, shell=True, check=True)
     assert [line.split() for line in (tmp_path / "words.letters").read_text().splitlines()] == [
