@@ -276,6 +276,10 @@ def _limits(loaded: Loaded, languages: dict[str, str]) -> list[str]:
         limits.append("The built-in corpus holds phrases of dates, times, numbers and units. Other text gives noise.")
     if data.source == "text":
         limits.append("Trained to restore damaged text, and for no other task.")
+    if "data" in loaded.about:  # trained here
+        limits.append(
+            'White space was one space in training. Call `" ".join(text.split())` where a text may have more.'
+        )
     if data.source == "glge":
         marks = " and ".join(f"`{mark}`" for mark in glge_marks(data))
         limits.append(f"Sources were trained without the marks of GLGE: take {marks} out of the text first.")
