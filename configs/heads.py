@@ -6,8 +6,8 @@
         --config.data.prepared=prepared/multi30k_ar --workdir=runs/multi30k_heads
     python -m janus_jax.decode --checkpoint=runs/multi30k_heads --mode=speculative --input=data/multi30k/test_2016_flickr.de
 
-Model, objective and decoding settings are those of init_from, but the mode becomes speculative, which is greedy search. (It
-stays if init_from has several outputs a line, or forbids repeated n-grams.) For its beam search decode with --mode=ar --beam=5.
+Model, objective and decoding settings are those of init_from, but the mode becomes speculative, which is greedy search. (The
+mode of init_from stays if it has several outputs a line, or forbids repeated n-grams.) For its beam search decode with --mode=ar --beam=5.
 The steps compute only what the heads read and their loss.
 
 Data: a prepared set with the model's tokenizer, best that of its training. For other text,

@@ -461,8 +461,8 @@ class ObjectiveConfig:
     )
     ar_every: int = setting(
         1,
-        "Terms that read AR rows are computed in every n-th step only, with n times their weight, while other terms have a "
-        "weight. A step without AR rows is cheaper.",
+        "Terms that read AR rows are computed in every n-th step only, with n times their weight, while a term that reads "
+        "other rows alone has a weight. A step without AR rows is cheaper.",
         unit="steps",
         at_least=1,
     )
@@ -753,7 +753,7 @@ class DagDecode:
 
 Draft = Literal["auto", "always", "never"]
 _DRAFT = (
-    "When drafts are made: if they save time on this machine (auto), always, or never. auto is always where outputs depend on the "
+    "When drafts are made: if they save time on this machine (auto), always, or never. auto means always where outputs depend on the "
     "drafts (see accept_top), and where several processes share a search."
 )
 _DRAFT_PASSES = "Passes of mask-predict that make a draft; other drafts do not read it."

@@ -10,7 +10,7 @@
 # Of each task, the third folder gets: TASK/prepared and TASK/run, the checkpoints; ar/TASK.VERSION.test and .dev, the
 # predictions by the benchmark's search; nar/..., those in parallel, in 10 passes over 3 lengths. scores.md is the table.
 set -euo pipefail
-if [ $# -lt 3 ] || [[ "$1" == --* || "$2" == --* || "$3" == --* ]]; then
+if [ $# -lt 3 ] || [[ "$1" == --* || "$2" == --* || "$3" == --* || -z "$1" || -z "$2" || -z "$3" ]]; then
   echo "error: give the benchmark's folder, a checkpoint (or scratch), and a folder for the results" >&2
   exit 2
 fi

@@ -10,7 +10,7 @@
 #
 # Finished files and steps are not done again: give the same command again after a stop.
 set -euo pipefail
-if [ $# -lt 3 ] || [[ "$1" == -* || "$2" == -* || "$3" == -* ]]; then
+if [ $# -lt 3 ] || [[ "$1" == -* || "$2" == -* || "$3" == -* || -z "$1" || -z "$2" || -z "$3" ]]; then
   echo "error: give a task (iwslt14, wmt14 or wmt16), the folder of its downloads, and a folder for the results" >&2
   exit 2
 fi

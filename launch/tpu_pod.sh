@@ -8,8 +8,9 @@
 #
 # Set up once, and again after each commit that the workers need. Prepare the data first, once, on one worker. The workdir
 # and the prepared data must be on a file system that all workers have mounted, here /mnt/data: Filestore, or a bucket with
-# hierarchical namespace, mounted by gcsfuse. (In other buckets renames are not atomic, and a rename commits a checkpoint.) The workers need Python 3.11 or 3.12. The run continues when this connection ends: the same
-# command shows its log again, or resumes a run that stopped.
+# hierarchical namespace, mounted by gcsfuse. (In other buckets renames are not atomic, and a rename commits a checkpoint.)
+# The workers need Python 3.11 or 3.12. The run continues when this connection ends: the same command shows its log again,
+# or resumes a run that stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mode=train

@@ -43,7 +43,7 @@ class Checkpoints:
       config: the configuration of the run, with the retention settings. Every checkpoint stores it.
       tokenizer: the tokenizer as bytes. Every checkpoint stores them.
       evaluations: the metrics of the evaluations so far, by step. The caller adds later ones, each after its checkpoint
-        is saved: an evaluation that fails costs no steps.
+        is saved: an evaluation that fails then costs no steps.
       data: digest of the prepared data. Every checkpoint stores it, with the git revision and the versions of this process.
     """
 

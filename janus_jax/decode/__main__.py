@@ -1,7 +1,8 @@
 """Decodes sentences: `python -m janus_jax.decode --checkpoint=DIR --mode=nar --passes=4 < in.txt > out.txt`.
 
-Writes one line for each input line, in order (with --nbest one line for each output; with --format=jsonl one object for each input). With --output a killed run
-resumes when the same command is given again. Exit status: 0, or 2 if the input cannot be used.
+Writes one line for each input line, in order (with --nbest one line for each output; with --format=jsonl one object for each
+input). With --output a killed run resumes when the same command is given again. Exit status: 0, or 2 if the input cannot be
+used.
 """
 
 import argparse

@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
 from janus_jax import checkpoint, files, parallel
@@ -241,13 +242,13 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
     found = checkpoint.find(args.checkpoint)
     generator = Generator.from_checkpoint(found)
     model = checkpoint.checksum(found)  # `convert export --scores` compares it
-    to_save = checkpoint.load(found) if args.save_best else None
     own = own or standard_settings(generator.trained)
     settings = own
     if args.batch_tokens is not None:
         settings = [{**setting, "batch_tokens": args.batch_tokens} for setting in settings]
     for setting in settings:
         generator.check(sources, **for_scores(setting))
+    to_save = _on_host(checkpoint.load(found)) if args.save_best else None
     outputs = [Path(args.output_dir) / f"{_file_name(setting)}.txt" for setting in settings] if args.output_dir else []
     if outputs:
         Path(args.output_dir).mkdir(parents=True, exist_ok=True)
@@ -328,6 +329,11 @@ def _check_places(args: argparse.Namespace) -> None:
 
 def _file_name(setting: dict[str, Any]) -> str:
     return describe(setting).replace(":", "_").replace(",", "_").replace("=", "")
+
+
+def _on_host(loaded: checkpoint.Loaded) -> checkpoint.Loaded:
+    """The same checkpoint, so that only one model stays on the accelerator."""
+    return dataclasses.replace(loaded, params=jax.device_get(loaded.params))
 
 
 def _save_with_setting(loaded: checkpoint.Loaded, output: str, decode: DecodeConfig, about: dict[str, Any]) -> None:

@@ -292,7 +292,7 @@ class _TrainingRun:
         return step % self.config.train.eval_every == 0 or step == self.config.train.steps
 
     def _pause(self, step: int, last: bool) -> None:
-        """Saves a checkpoint, then evaluates: an evaluation that fails, or is killed, costs no steps."""
+        """Saves a checkpoint, if one is due, then evaluates: after it, an evaluation that fails or is killed costs no steps."""
         self.meter.pause()
         if last or step % self.config.train.checkpoint_every == 0:
             self.log.sync()

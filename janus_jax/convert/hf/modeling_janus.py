@@ -679,10 +679,11 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """`generate` of transformers, one token at a time: greedy search, beam search, sampling.
 
-        Three things are added. A missing attention_mask is computed from the padding. With ar_start "eos" the decoder
+        Four things are added. A missing attention_mask is computed from the padding. With ar_start "eos" the decoder
         starts with eos and bos, so that bos is neither searched for nor scored. The last token within the length limit
-        is eos, with the model's probability (`EndInTime`). The limit is max_length, and with max_length_a and
-        max_length_b in the generation config also a * source tokens + b tokens, then eos.
+        is eos, with the model's probability (`EndInTime`). The limit is max_length, and at most the positions; with
+        max_length_a and max_length_b in the generation config also a * source tokens + b tokens, then eos. With labels,
+        which Seq2SeqTrainer passes, labels and decoder inputs are left out: the inputs are made of the labels.
 
         With the settings of `default_generation_config` (the default, unless the model's directory has other settings)
         the tokens and scores equal those of mode "ar" of janus_jax: num_beams is `beam` (1: greedy), length_penalty is

@@ -97,7 +97,7 @@ def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPr
 
 
 def check_length_count(k: int, limit: int, classes: int) -> None:
-    """Raises ValueError if a sentence has fewer than k lengths to choose from, of at most `limit` and of C `classes`."""
+    """Raises ValueError if a sentence has fewer than k lengths to choose from: at most `limit`, and below C `classes`."""
     choices = min(limit + 1, classes) - SHORTEST
     if k > choices:
         raise ValueError(

@@ -23,16 +23,15 @@ class MissingLibraryError(ValueError):
     """A library of a metric is not installed."""
 
 
-def rouge(hypotheses: Sequence[Lines], references: Sequence[Lines], *, stem: bool) -> dict[str, float]:
-    """ROUGE-1, -2 and -L: mean F1 over the texts.
+def rouge(hypotheses: Sequence[Lines], references: Sequence[Lines]) -> dict[str, float]:
+    """ROUGE-1, -2 and -L of stems (Porter's, of words of more than three letters): mean F1 over the texts.
 
     Args:
       hypotheses, references: texts, each a list of its sentences, which ROUGE-L compares one by one.
-      stem: whether to compare stems (Porter's, of words of more than three letters).
     """
     from rouge_score.rouge_scorer import RougeScorer  # its imports take a second
 
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=stem)
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
     scores = [scorer.score("\n".join(r), "\n".join(h)) for h, r in zip(hypotheses, references, strict=True)]
     names = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeLsum"}
     return {name: 100 * _mean([one[key].fmeasure for one in scores]) for name, key in names.items()}

@@ -35,21 +35,21 @@ def _cnndm(hypotheses: Lines, references: Lines, _: Lines, strict: bool) -> Scor
     if strict:
         hypotheses, references = _with_reference(hypotheses, references)
     split = [summary_sentences(line) if strict else line.split(SENTENCE_END) for line in hypotheses]
-    return metrics.rouge(split, [line.split(REFERENCE_END) for line in references], stem=True)
+    return metrics.rouge(split, [line.split(REFERENCE_END) for line in references])
 
 
 def _gigaword(hypotheses: Lines, references: Lines, _: Lines, strict: bool) -> Scores:
     if strict:
         hypotheses, references = _with_reference(hypotheses, references)
         hypotheses = [repair_tokens(line, LOWER_NAMES).replace("1", "#") for line in hypotheses]
-    return metrics.rouge([[line] for line in hypotheses], [[line] for line in references], stem=True)
+    return metrics.rouge([[line] for line in hypotheses], [[line] for line in references])
 
 
 def _news(hypotheses: Lines, references: Lines, _: Lines, strict: bool) -> Scores:
     def sentences(line: str) -> list[str]:
         return line.split(" .") if strict else [line]  # as files2rouge does: the full stop of "U.S." ends nothing
 
-    return metrics.rouge(list(map(sentences, hypotheses)), list(map(sentences, references)), stem=True)
+    return metrics.rouge(list(map(sentences, hypotheses)), list(map(sentences, references)))
 
 
 def _squadqg(hypotheses: Lines, references: Lines, sources: Lines, strict: bool) -> Scores:
