@@ -42,7 +42,9 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
 )
 
 
-def start(cache_dir: str | os.PathLike[str] | None = None, rendezvous: Rendezvous | None = None) -> None:
+def start(
+    cache_dir: str | os.PathLike[str] | None = None, rendezvous: Rendezvous | None = None, *, alone: bool = False
+) -> None:
     """Prepares JAX: connects the processes of the run, if there are several, and sets the compile cache on disk.
 
     The cache directory is `cache_dir`, else $JANUS_JAX_CACHE, else ~/.cache/janus_jax; an empty $JANUS_JAX_CACHE
@@ -51,12 +53,14 @@ def start(cache_dir: str | os.PathLike[str] | None = None, rendezvous: Rendezvou
     Args:
       cache_dir: see above.
       rendezvous: where the processes meet, see `processes.connect`.
+      alone: this process joins no others, whatever the environment names: it may be that of a training run.
 
     Raises:
       ConfigError: see `processes.connect`.
     """
     host_memory.keep_freed_memory()
-    connect(rendezvous)
+    if not alone:
+        connect(rendezvous)
     default = os.environ.get("JANUS_JAX_CACHE", Path.home() / ".cache/janus_jax")
     directory = default if cache_dir is None else cache_dir
     if str(directory):

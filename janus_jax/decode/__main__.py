@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     _check_files(args)
-    parallel.start()
+    parallel.start(alone=True)
     found = checkpoint.find(args.checkpoint)
     generator = Generator.from_checkpoint(found, _devices(args.devices))
     keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}

@@ -283,6 +283,7 @@ def write_resumable(
     Raises:
       LinesError: the file cannot be written, or another process is writing it.
     """
+    file = None
     try:
         file = None if _is_standard(output) else files.target(output)
         if file is None:
@@ -297,12 +298,11 @@ def write_resumable(
             files.replace(partial, file)
             state.unlink(missing_ok=True)
     except OSError as error:
-        name, hint = (
-            ("standard output", "")
-            if _is_standard(output)
-            else (output, "name a file in a writable directory with room ")
-        )
-        raise LinesError(f"{name}: {error.strerror or error}; {hint}(the same command resumes later)") from error
+        reason = error.strerror or error
+        if _is_standard(output):
+            raise LinesError(f"standard output: {reason}") from error
+        later = "" if file is None else " (the same command resumes later)"
+        raise LinesError(f"{output}: {reason}; name a file in a writable directory with room{later}") from error
 
 
 @contextlib.contextmanager

@@ -226,7 +226,7 @@ def _score_benchmark(args: argparse.Namespace) -> None:
 
 
 def _score_checkpoint(args: argparse.Namespace) -> None:
-    parallel.start()
+    parallel.start(alone=True)
     texts = list(args.setting or []) + ([args.mode] if args.mode else [])
     own = [parse_setting(text) for text in texts]
     if args.pairs:

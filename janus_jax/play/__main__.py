@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> None:
         )
     _check_address(args.host, args.port)
     lines = read_lines(args.examples) if args.examples else None
-    parallel.start()
+    parallel.start(alone=True)
     playground = Playground(Generator.from_checkpoint(args.checkpoint))
     if not playground.trials():
         raise ValueError(f"--checkpoint={args.checkpoint}: this model was trained for no mode that the page shows")

@@ -26,6 +26,7 @@ from janus_jax.objective.joint import active_terms, check_two_targets
 from janus_jax.train.evaluation import Evaluation
 from janus_jax.train.loop import resolve_with_data
 from janus_jax.train.step import abstract_state, jit_train_step
+from janus_jax.train.trained import select_trained
 from janus_jax.types import Batch, TrainState
 
 _MIB, _GIB = 2**20, 2**30
@@ -122,17 +123,20 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
     net = Janus(config.model, text.load(prepared.tokenizer_bytes).specials)
     with jax.set_mesh(mesh):
         state = abstract_state(net, config, mesh)
-        Evaluation(net, config, prepared, text.load(prepared.tokenizer_bytes), mesh).check_best_metric(state.params)
+        Evaluation(net, config, prepared, text.load(prepared.tokenizer_bytes), mesh).check(state.params)
         batch = abstract_batch(config, mesh, largest, prepared.two_targets)
         temporary = _temporary_bytes(net, config, mesh, state, batch)
-    params = parallel.device_bytes(state.params)
+    params, trained = (
+        parallel.device_bytes(state.params),
+        jax.eval_shape(lambda p: select_trained(p, config), state.params),
+    )
     memory = Memory(
         params=params,
         moments=parallel.device_bytes(state.opt_state),
         ema=parallel.device_bytes(state.ema),
         batch=parallel.device_bytes(batch),
         temporary=temporary,
-        gradients=params,  # of the same type and split
+        gradients=params * _count(trained) // _count(state.params),  # of the same type and split
         available=available_bytes(),
     )
     forecast = Forecast(config, mesh, state.params, buckets, largest, memory)
@@ -227,6 +231,10 @@ def _format_parameters(forecast: Forecast) -> str:
     return _table(("parameter", "arrays", "shape", "split over", "MiB a device"), rows + totals)
 
 
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def _format_batches(forecast: Forecast) -> str:
     all_batches = sum(bucket.batches for bucket in forecast.buckets)
     rows = [
@@ -242,7 +250,7 @@ def _format_batches(forecast: Forecast) -> str:
         f"{_table(header, rows)}\n{all_batches // settings.accumulation} steps an epoch, batches a step: {settings.accumulation}; "
         f"{forecast.flops / 1e12:,.3f} TFLOP a step on average, {forecast.flops / forecast.mesh.size / 1e12:,.3f} a device, "
         f"{forecast.flops * settings.steps / 1e15:,.3f} PFLOP in {settings.steps:,} steps: matrix products, forward and backward, "
-        "padding included (model/cost.py), not what the compiler computes twice"
+        "padding included (model/cost.py), not what the compiler computes twice, nor the first pass of glancing and nar_correction"
     )
 
 

@@ -9,7 +9,8 @@ from janus_jax import parallel, processes
 from janus_jax.config import Config, ConfigError, ParallelConfig, TrainConfig, objective_terms
 from janus_jax.data import Prepared, eval_batches
 from janus_jax.decode import MODES, Generator, trained_modes
-from janus_jax.decode.keywords import for_scores
+from janus_jax.decode.keywords import for_scores, with_keywords
+from janus_jax.decode.types import DecodePlan
 from janus_jax.evaluate import score
 from janus_jax.model import Janus
 from janus_jax.objective.terms import divisor_of
@@ -35,7 +36,28 @@ class Evaluation:
         self._process, self._processes = jax.process_index(), jax.process_count()
         self._share = parallel.batch_share(mesh)
 
-    def check_best_metric(self, params: Params) -> None:
+    def check(self, params: Params) -> None:
+        """Checks, before the first step, that evaluations will work: see `_check_modes` and `_check_best_metric`."""
+        self._check_modes()
+        self._check_best_metric(params)
+
+    def _check_modes(self) -> None:
+        """Raises ConfigError if a mode cannot decode the validation sentences with the settings of the run."""
+        config = self._config
+        for name in self._scored_modes() if "valid" in self._prepared.splits else ():
+            decode = with_keywords(config.decode, for_scores({"mode": name, **(MODES[name].validation or {})}))
+            longest = min(config.data.max_target_length, self._net.config.max_positions)
+            plan = DecodePlan(self._net, decode, longest, longest_source=config.data.max_source_length)
+            try:
+                if check := MODES[name].check:
+                    check(plan)
+            except ValueError as error:
+                raise ConfigError(
+                    f"config.train.eval_sentences: mode {name} cannot decode validation sentences ({error}); set it to 0, or "
+                    f"change config.decode.{name}"
+                ) from error
+
+    def _check_best_metric(self, params: Params) -> None:
         """Checks that `train.best_metric` is one of the metrics of `measure`.
 
         Args:

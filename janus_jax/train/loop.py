@@ -147,7 +147,7 @@ class _TrainingRun:
                 lambda terms: jit_train_step(self.net, self.config, self.mesh, shardings, terms)
             )
             self.evaluation = Evaluation(self.net, self.config, self.prepared, self.tokenizer, self.mesh)
-            self.evaluation.check_best_metric(abstract.params)
+            self.evaluation.check(abstract.params)
             with processes.fail_together():
                 recorded = evaluations(workdir) if self.process == 0 else {}
             # All processes use the list of the first one, as the checkpoints do.
@@ -227,7 +227,7 @@ class _TrainingRun:
         batches = train_batches(self.prepared, self.config, start, settings.steps, *self.share)
         pending: _StepInFlight | None = None
         settled = last_change(objective)
-        if start == settings.steps:
+        if start >= settings.steps:
             self.log.message(
                 f"{self.workdir} has all its {start} steps, so there is nothing to train; for a longer run name a new --workdir"
             )

@@ -95,6 +95,12 @@ def test_an_unwritable_output_is_named(tmp_path):
         io.write_resumable(ITEMS, tmp_path / "absent" / "out", shout, signature=1)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_no_resume_is_promised_for_what_is_no_regular_file():
+    with pytest.raises(io.LinesError, match=r"/dev/full: No space left .* with room$"):
+        io.write_resumable(ITEMS, "/dev/full", shout, signature=1)
+
+
 def test_formats():
     assert io.parse(["a\tb"], "lines", "f", "ar") == [Item("a\tb")]
     assert io.parse(["a\tb", "c\t"], "tsv", "f", "ar") == [Item("a", "b"), Item("c", "")]

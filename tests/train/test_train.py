@@ -240,6 +240,12 @@ def test_a_finished_run_returns_its_last_evaluation(prepared, whole):
     assert train(runs.config(prepared), whole)["valid/loss"] == records(whole)[-1]["valid/loss"]
 
 
+def test_a_run_that_is_past_its_steps_says_so(prepared, whole, tmp_path, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    train(runs.config(prepared, train__steps=9), tmp_path / "run")
+    assert "has all its 12 steps, so there is nothing to train" in capsys.readouterr().err
+
+
 def test_a_vocabulary_size_that_is_not_the_tokenizers_is_refused(prepared, tmp_path):
     with pytest.raises(ConfigError, match="set it to 0 or"):
         train(runs.config(prepared, model__vocab_size=99), tmp_path)
@@ -262,6 +268,20 @@ def test_a_best_metric_that_is_never_measured_is_named_before_the_first_step(
     settings = {"train__best_metric": metric, "train__eval_sentences": sentences, "train__best_mode": "max"}
     config = runs.config(prepared, objective__name="ar", **settings)
     with pytest.raises(ConfigError, match=f"^config.train.best_metric: .*{message}"):
+        train(config, tmp_path) if start == "train" else dry_run_module.dry_run(config)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("start", ["train", "dry_run"])
+def test_impossible_decoding_of_validation_sentences_is_named_before_the_first_step(
+    prepared, tmp_path, monkeypatch, start
+):
+    for module in (loop_module, dry_run_module):
+        monkeypatch.setattr(module, "jit_train_step", lambda *_: pytest.fail("the step was built"))
+    config = runs.config(prepared, objective__name="cmlm", train__eval_sentences=3, decode__nar__length_beam=64)
+    with pytest.raises(
+        ConfigError, match=r"mode nar cannot decode validation sentences \(length_beam .* 64 lengths wanted"
+    ):
         train(config, tmp_path) if start == "train" else dry_run_module.dry_run(config)
     assert not (tmp_path / "checkpoints").exists()
 
