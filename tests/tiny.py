@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import jax
 import numpy as np
 
 from janus_jax.config import ModelConfig
-from janus_jax.model import Janus
+from janus_jax.model import Janus, layers
 from janus_jax.objective.joint import batch_divisors
 from janus_jax.types import Batch, Specials
 
@@ -53,15 +54,26 @@ def _settings(changes):
     } | changes  # fmt: skip
 
 
+def drawn(network, seed=0):
+    """The parameters of `network.init`, in NumPy arrays. NumPy draws the weights: JAX's draws take seconds to compile."""
+    rng = np.random.default_rng(seed)
+
+    def normal(_key, shape, dtype=np.float32):
+        return jax.numpy.asarray(rng.normal(0.0, 0.02, shape), dtype)
+
+    with mock.patch.object(layers, "_INIT", normal):
+        return jax.device_get(
+            jax.jit(lambda key: network.init(key))(jax.random.key(0))
+        )  # a lambda, to share no trace with `init`
+
+
 @functools.cache
 def _parameters(config):
-    params = jax.device_get(jax.jit(Janus(config, Specials()).init)(jax.random.key(0)))
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    for i, leaf in enumerate(leaves):
-        if leaf.ndim == 1:
-            leaves[i] = leaf + 0.1 * np.asarray(jax.random.normal(keys[i], leaf.shape))
-    return jax.tree.unflatten(structure, leaves)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype(leaf.dtype) if leaf.ndim == 1 else leaf,
+        drawn(Janus(config, Specials())),
+    )
 
 
 @functools.cache

@@ -26,6 +26,7 @@ ARCHITECTURES = {
 }  # fmt: skip
 # The others have each property of these, but for `draft_vocab`.
 FURTHER = ("bart, source rows", "dag", "heads")
+SEARCHED = "pre-norm, mask is unk"  # another mask than the others, and much padding in its table
 BARTS = [name for name in ARCHITECTURES if "bart" in name]
 OF_PARALLEL_ROWS = (
     "draft_heads",
@@ -50,6 +51,19 @@ def with_rows(family):
 def further_architectures(names):
     """The same names as parameters of tests; those of `FURTHER` run with `-m slow` only."""
     return [further(name) if name in FURTHER else name for name in names]
+
+
+def with_searches(names, searches, common):
+    """Cases (architecture, *search): all searches of `SEARCHED`, and one of the others; the rest run with `-m slow` only.
+
+    A search of PyTorch reads states, rows and masks, whatever architecture they come from.
+    """
+    cases = [(name, *search) for name in names for search in searches]
+    return [
+        case if name == SEARCHED or (tuple(search) == common and name not in FURTHER) else further(*case)
+        for case in cases
+        for name, *search in [case]
+    ]
 
 
 def objective(model):

@@ -13,7 +13,7 @@ from janus_jax.convert import ConvertError, ImportRequest, export_model, import_
 from janus_jax.convert.fairseq import BLANK, params_from_released, params_to_released
 from janus_jax.decode import Generator
 from tests.convert import foreign
-from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows
+from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows, with_searches
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors.numpy")
@@ -44,8 +44,12 @@ def test_logits_of_ctc_rows(each):
     assert model.config.blank_token_id == vocab
 
 
-@pytest.mark.parametrize(("beam", "penalty"), [(1, 0.0), (4, 0.0), (4, 0.7)])
-def test_ctc_search_gives_the_same_tokens(beam, penalty, each):
+@pytest.mark.parametrize(
+    ("each", "beam", "penalty"),
+    with_searches(with_rows("ctc"), [(1, 0.0), (4, 0.0), (4, 0.7)], common=(4, 0.7)),
+    indirect=["each"],
+)
+def test_ctc_search_gives_the_same_tokens(each, beam, penalty):
     path, _, net, _, model = each
     lines = sources(60, net.config.vocab_size, 2)
     outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="ctc", beam=beam, blank_penalty=penalty)

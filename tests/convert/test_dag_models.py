@@ -14,7 +14,7 @@ from janus_jax.convert import ConvertError, ImportRequest, export_model, import_
 from janus_jax.decode import Generator
 from janus_jax.model.attention import NEGATIVE
 from tests.convert import foreign
-from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows
+from tests.convert.parallel_models import bare, further_architectures, padded, sources, with_rows, with_searches
 from tests.further import further
 
 torch = pytest.importorskip("torch")
@@ -59,17 +59,21 @@ def test_logits_and_links_of_dag_rows(each):
         np.testing.assert_allclose(their_links[exists], links[exists], rtol=1e-5, atol=1e-4)
 
 
+SEARCHES = [
+    ({}, {}),
+    ({"search": "viterbi", "length_beta": 1.3}, {}),
+    ({"search": "beam", "beam": 3, "tokens": 2, "length_beta": 0.6}, {"num_beams": 3, "dag_tokens": 2}),
+]
+MORE_SEARCHES = [({"search": "greedy"}, {}), ({"search": "lookahead", "beta": 0.3, "length_beta": 0.0}, {})]
+
+
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        ({}, {}),
-        further({"search": "greedy"}, {}),
-        further({"search": "lookahead", "beta": 0.3, "length_beta": 0.0}, {}),
-        ({"search": "viterbi", "length_beta": 1.3}, {}),
-        ({"search": "beam", "beam": 3, "tokens": 2, "length_beta": 0.6}, {"num_beams": 3, "dag_tokens": 2}),
-    ],
+    ("each", "ours", "theirs"),
+    with_searches(with_rows("dag"), SEARCHES, common=({}, {}))
+    + [further(name, *search) for name in with_rows("dag") for search in MORE_SEARCHES],
+    indirect=["each"],
 )
-def test_each_search_gives_the_same_tokens(ours, theirs, each):
+def test_each_search_gives_the_same_tokens(each, ours, theirs):
     path, _, net, _, model = each
     lines = sources(60, net.config.vocab_size, 2)
     outputs = Generator.from_checkpoint(path).generate_ids(lines, mode="dag", **ours)

@@ -18,6 +18,7 @@ from tests.convert.parallel_models import (
     EOS,
     OF_PARALLEL_ROWS,
     PAD,
+    SEARCHED,
     bare,
     further_architectures,
     load,
@@ -27,6 +28,7 @@ from tests.convert.parallel_models import (
     tensors_of_parallel_rows,
     write_ar_half,
 )
+from tests.further import further
 
 torch = pytest.importorskip("torch")
 numpy = pytest.importorskip("safetensors.numpy")
@@ -63,6 +65,11 @@ def test_logits_of_the_other_rows(each):
         assert np.abs(other.numpy() - expected)[real].max() < 1e-4
 
 
+@pytest.mark.parametrize(
+    "each",
+    [name if name in (SEARCHED, "bart, encoder rows, adapters") else further(name) for name in ARCHITECTURES],
+    indirect=True,
+)
 def test_searches_of_the_other_modes_give_the_same_tokens(each):
     path, _, net, _, model = each
     lines = sources(20, net.config.vocab_size, 7)

@@ -18,6 +18,7 @@ from janus_jax.evaluate import __main__ as evaluate_module
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
 from janus_jax.model import Janus
+from tests import tiny
 
 WORDS = "a man a woman two dogs ride run sees the green red old young house horse on in by and".split()
 LINES = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 6)) for i in range(60)]
@@ -43,7 +44,7 @@ def saved(tmp_path_factory):
         tokenizer.specials,
     )
     path = tmp_path_factory.mktemp("run") / "step"
-    checkpoint.write(path, jax.jit(net.init)(jax.random.key(1)), settings, tokenizer.to_bytes(), {"made_by": "test"})
+    checkpoint.write(path, tiny.drawn(net, 1), settings, tokenizer.to_bytes(), {"made_by": "test"})
     return path
 
 
@@ -324,7 +325,7 @@ def test_gaps_are_filled_or_their_texts_scored(saved, tmp_path, capsys):
     source = tmp_path / "in.jsonl"
     gaps = [{"source": LINES[i], "target": "a <mask> runs on <mask><mask>", "id": i} for i in range(3)]
     source.write_text("".join(json.dumps(one) + "\n" for one in gaps))
-    arguments = [f"--checkpoint={saved}", "--mode=infill", "--format=jsonl", f"--input={source}"]
+    arguments = [f"--checkpoint={saved}", "--mode=infill", "--draft=always", "--format=jsonl", f"--input={source}"]
     assert main([*arguments, f"--output={tmp_path / 'filled.jsonl'}"]) == 0
     filled = [json.loads(line) for line in (tmp_path / "filled.jsonl").read_text().splitlines()]
     tokenizer = Generator.from_checkpoint(saved).tokenizer
@@ -384,6 +385,7 @@ def test_files_are_checked_before_a_model_is_loaded(saved, tmp_path, capsys, mon
 
 def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(Generator, "generate", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "host:1")  # of a training run, which this command does not join
     (tmp_path / "file").write_text("a\n")
     base = [f"--checkpoint={saved}", f"--source={tmp_path / 'file'}", f"--references={tmp_path / 'file'}"]
     for setting, message in (

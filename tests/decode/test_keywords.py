@@ -99,7 +99,7 @@ def test_help_describes_every_setting_once(capsys):
         in text
     )
     assert (
-        "[speculative, infill] Passes of mask-predict that make a draft. (at least 1 and at most 256, default: 1)"
+        "[speculative, infill] Passes of mask-predict that make a draft; other drafts do not read it. (at least 1 and at most 256, default: 1)"
         in text
     )
 

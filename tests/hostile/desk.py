@@ -5,13 +5,12 @@ import hashlib
 import json
 from pathlib import Path
 
-import jax
-
 from janus_jax import checkpoint, text
 from janus_jax.config import TextConfig, resolve
 from janus_jax.convert.exporting import export_model
 from janus_jax.data import demo, prepare
 from janus_jax.model import Janus
+from tests import tiny
 
 LINES = 6  # of in.txt and of the files beside it
 EXPERIMENT = """
@@ -66,12 +65,12 @@ def _write_models(fixed: Path, lines: list[str]) -> None:
     prepare(config, log=lambda *_: None)
     tokenizer = text.load((fixed / "prepared/tokenizer.model").read_bytes())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    params = jax.jit(Janus(config.model, tokenizer.specials).init)(jax.random.key(0))
+    params = tiny.drawn(Janus(config.model, tokenizer.specials))
     about = {"made_by": "test"}
     checkpoint.write(fixed / "run/checkpoints/4", params, config, tokenizer.to_bytes(), about)
     bpe = text.train(lines, TextConfig(model_type="byte_bpe", vocab_size=300))
     model = dataclasses.replace(config.model, vocab_size=bpe.vocab_size)
-    params = jax.jit(Janus(model, bpe.specials).init)(jax.random.key(0))
+    params = tiny.drawn(Janus(model, bpe.specials))
     checkpoint.write(fixed / "bpe", params, dataclasses.replace(config, model=model), bpe.to_bytes(), about)
     export_model(str(fixed / "bpe"), "hf", fixed / "export")
 

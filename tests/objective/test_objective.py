@@ -262,7 +262,8 @@ def test_a_batch_without_masked_tokens_is_finite():
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-def test_janus_all_is_the_sum_of_its_parts():
+@pytest.mark.parametrize("chunk", [further(0), 7])
+def test_janus_all_is_the_sum_of_its_parts(chunk):
     """AR, NAR, AUX and CTC in one pass: no term is dropped, and each equals that of a smaller objective."""
     net, params = tiny.model(ctc_ratio=1.5)
 
@@ -274,19 +275,18 @@ def test_janus_all_is_the_sum_of_its_parts():
     (of_ctc, ctc), ctc_gradients = computed("janus_ctc")
     (of_ar, _), ar_gradients = computed("ar")  # AR is in both parts
     parts = jax.tree.map(lambda a, b, c: a + b - c, janus_gradients, ctc_gradients, ar_gradients)
-    for chunk in (0, 7):
-        (value, metrics), gradients = computed("janus_all", chunk)
-        assert {name for name in metrics if name.startswith("loss/")} == {
-            f"loss/{name}"
-            for name in OBJECTIVES["janus_all"]
-            if name != "heads"  # which has no weight by default
-        }
-        for name, part in (janus | ctc).items():
-            assert float(metrics[name]) == pytest.approx(float(part), rel=1e-5), name
-            assert float(part) > 0 or name == "ctc/unfit"
-        assert float(value) == pytest.approx(float(of_janus + of_ctc - of_ar), rel=1e-5)
-        bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients))
-        assert tiny.largest_difference(gradients, parts) <= 1e-4 * bound + 1e-6
+    (value, metrics), gradients = computed("janus_all", chunk)
+    assert {name for name in metrics if name.startswith("loss/")} == {
+        f"loss/{name}"
+        for name in OBJECTIVES["janus_all"]
+        if name != "heads"  # which has no weight by default
+    }
+    for name, part in (janus | ctc).items():
+        assert float(metrics[name]) == pytest.approx(float(part), rel=1e-5), name
+        assert float(part) > 0 or name == "ctc/unfit"
+    assert float(value) == pytest.approx(float(of_janus + of_ctc - of_ar), rel=1e-5)
+    bound = max(float(np.abs(g).max()) for g in jax.tree.leaves(gradients))
+    assert tiny.largest_difference(gradients, parts) <= 1e-4 * bound + 1e-6
 
 
 def test_a_divergence_between_rows_that_nothing_aligns_is_refused():

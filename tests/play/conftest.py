@@ -43,7 +43,11 @@ def generator():
     net, params = tiny.model(ctc_ratio=1.5, dag_ratio=2.0)
     # Ten times the usual spread: clear preferences.
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 2 else x, params)
-    decode = {"ar": {"max_length_a": 1.0, "max_length_b": 4}, "speculative": {"draft_from": "nar"}}
+    decode = {
+        "ar": {"max_length_a": 1.0, "max_length_b": 4},
+        "speculative": {"draft_from": "nar"},
+        "infill": {"draft": "always"},
+    }
     return Generator(
         net, params, Words(), resolve({"decode": decode}).decode, max_source_length=18, max_target_length=24
     )

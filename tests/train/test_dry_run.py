@@ -35,7 +35,7 @@ def whole(prepared):
 
 @pytest.fixture(scope="module")
 def halved(prepared):
-    return forecast(prepared, parallel__data=4, parallel__fsdp=2)
+    return forecast(prepared, objective__name="ar", parallel__data=4, parallel__fsdp=2)
 
 
 def sizes(forecast):
@@ -125,7 +125,7 @@ def test_what_cannot_fit_is_refused_with_numbers_and_remedies(prepared, whole, m
 
 def test_the_command_writes_nothing(prepared, tmp_path, capsys, monkeypatch):
     path = tmp_path / "experiment.py"
-    settings = config_lib.to_json(runs.config(prepared, parallel__data=4, parallel__fsdp=2))
+    settings = config_lib.to_json(runs.config(prepared, objective__name="ar", parallel__data=4, parallel__fsdp=2))
     path.write_text(
         "import json\nfrom ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict(json.loads('''{settings}'''))\n"

@@ -13,6 +13,7 @@ from janus_jax.decode.keywords import with_keywords
 from janus_jax.metrics import read_metrics
 from janus_jax.model import Janus
 from janus_jax.train.__main__ import main
+from tests import tiny
 from tests.train import runs
 
 
@@ -27,7 +28,7 @@ def finished(tmp_path_factory):
     data.prepare(config, log=str)
     tokenizer = text.load((folder / "data/tokenizer.model").read_bytes())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    params = jax.jit(Janus(config.model, tokenizer.specials).init)(jax.random.key(0))
+    params = tiny.drawn(Janus(config.model, tokenizer.specials))
     step = config.train.steps
     checkpoint.write(folder / f"run/checkpoints/{step}", params, config, tokenizer.to_bytes(), {"step": step})
     return folder
