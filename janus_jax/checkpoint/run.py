@@ -129,14 +129,21 @@ class Checkpoints:
         """Reads a checkpoint on all processes.
 
         Returns:
-          The result of `_read` and ""; or, if the checkpoint is damaged, None and a description of the damage.
+          State and interval, and ""; or, if the checkpoint is damaged, None and a description of the damage.
 
         Raises:
           CheckpointError: on some process the checkpoint doesn't fit, or the machine cannot read it now.
         """
+        # The processes compute the checksums together, so all of them must have read their parts.
+        stored, damage = self._everywhere(path, lambda: _read(path, abstract))
+        return self._everywhere(path, lambda: _verified(*stored)) if stored else (None, damage)
+
+    @staticmethod
+    def _everywhere(path: Path, work: Callable[[], Any]) -> tuple[Any, str]:
+        """The result of `work` on this process and ""; or, if it found damage on any process, None and a description."""
         result, refusal, damage = None, "", ""
         try:
-            result = _read(path, abstract)
+            result = work()
         except CheckpointError as error:
             refusal = str(error)
         except Exception as error:  # Orbax raises any class for a damaged file
@@ -236,8 +243,8 @@ def write_error(directory: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """State and interval of a step directory.
+def _read(path: Path, abstract: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is stored in a step directory, by item, and its metadata.
 
     Raises:
       ValueError: the checkpoint is damaged.
@@ -247,16 +254,33 @@ def _read(path: Path, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]
         raise ValueError("has no assets (config and tokenizer)")
     metadata, items = ocp.checkpointables_metadata(path), _checkpointables(abstract)
     custom = metadata.custom_metadata or {}
-    # Absent from older checkpoints. A moving average that this config does not keep is not read.
-    sums = {name: value for name, value in custom.get("sums", {}).items() if name in items}
     # Orbax reports items that it cannot read as absent or empty.
-    unread = [name for name in sums if not jax.tree.leaves(metadata.metadata.get(name))]
+    unread = [
+        name for name in custom.get("sums", {}) if name in items and not jax.tree.leaves(metadata.metadata.get(name))
+    ]
     if unread:
         raise ValueError(f"{' and '.join(unread)} cannot be read")
     _check_structure(path, metadata.metadata, items)
     assets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.metadata["assets"])
-    stored = ocp.load_checkpointables(path, items | {"assets": assets})
+    # Without Orbax's barriers, at which all others would wait for minutes where one process finds damage: `_read_everywhere`
+    # compares what the processes found.
+    this = jax.process_index()
+    with ocp.Context(
+        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
+    ):
+        stored = ocp.load_checkpointables(path, items | {"assets": assets})
     check_bytes(stored["assets"], custom)
+    return stored, custom
+
+
+def _verified(stored: dict[str, Any], custom: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+    """State and interval of what `_read` has read.
+
+    Raises:
+      ValueError: they are not those that were saved.
+    """
+    # Absent from older checkpoints. A moving average that this config does not keep was not read.
+    sums = {name: value for name, value in custom.get("sums", {}).items() if name in stored}
     read_sums = checksums({name: stored[name] for name in sums})
     wrong = sorted(name for name in sums if sums[name] != read_sums[name])
     if wrong:

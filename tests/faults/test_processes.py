@@ -195,6 +195,23 @@ def test_a_lost_process_ends_the_others_a_request_to_one_stops_all_and_other_cou
     assert_equals_uninterrupted(workdir, more, tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_is_damaged_for_one_process_is_set_aside_by_all(prepared, tmp_path):
+    settings = SETTINGS | {"objective__name": "ar", "train__eval_sentences": 0}
+    two = {"parallel": ParallelConfig(1, 2, 1).__dict__}
+    run = ProcessesRun(2, runs.config(prepared, **settings, **two), tmp_path / "run", tmp_path)
+    assert run.status() == 0, run.text()
+    parts = (run.workdir / "checkpoints/24/params/ocdbt.process_1/d").iterdir()  # what the first process does not read
+    for part in parts:
+        os.truncate(part, part.stat().st_size // 2)
+    more = runs.config(prepared, **settings | {"train__steps": 32}, **two)
+    again = ProcessesRun(2, more, tmp_path / "run", tmp_path)
+    assert again.status(seconds=100) == 0, again.text()
+    assert "is damaged and kept as damaged-STEP; resumes from step 16" in again.text()
+    names = {path.name for path in (run.workdir / "checkpoints").iterdir()}
+    assert {"damaged-24", "24", "32"} <= names
+
+
 def test_when_one_process_fails_no_other_waits_for_it(prepared, tmp_path):
     with workdir_lock(tmp_path / "run"):  # an error of the first process alone
         run = ProcessesRun(2, runs.config(prepared, **SETTINGS), tmp_path / "run", tmp_path)
