@@ -276,7 +276,7 @@ def _limits(loaded: Loaded, languages: dict[str, str]) -> list[str]:
         limits.append("The built-in corpus holds phrases of dates, times, numbers and units. Other text gives noise.")
     if data.source == "text":
         limits.append("Trained to restore damaged text, and for no other task.")
-    if "data" in loaded.about:  # trained here
+    if loaded.one_space:
         limits.append(
             'White space was one space in training. Call `" ".join(text.split())` where a text may have more.'
         )

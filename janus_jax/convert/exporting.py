@@ -2,11 +2,11 @@
 
 - hf: a directory that transformers loads with trust_remote_code, and that the Hugging Face Hub takes: weights, both Python
   files, tokenizer, generation settings, model card.
-- bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs
-  ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position "target", the
-  decoder's position table moves up by one row. The length head and what only parallel rows use (CTC's blank and
-  positions, DAG's positions and links, adapters) are left out. With ar_start "eos", bos must be forced as the next
-  token, as for published BARTs (transformers: forced_bos_token_id; CTranslate2: target_prefix).
+- bart: the autoregressive half as stock BART, for transformers, CTranslate2 and other programs that read BART; needs a
+  trained AR half, ar_stream "content", norm "post" and layernorm_embedding. With ar_start "bos" and ar_slot_position
+  "target", the decoder's position table moves up by one row. The length head and what only parallel rows use (CTC's
+  blank and positions, DAG's positions and links, adapters) are left out. With ar_start "eos", bos must be forced as the
+  next token, as for published BARTs (transformers: forced_bos_token_id; CTranslate2: target_prefix).
 - fairseq: model.pt with the released names, and dict.txt. What only parallel rows use is stored beside the model, for
   imports: the released code has none of it and refuses unknown tensors.
 - safetensors: the weights with the released names and the whole config, without pickle.
@@ -143,7 +143,7 @@ def _hf(exported: ExportedModel, directory: Path, report: Report) -> None:
         "dtype": "float32",
         "trained_modes": [mode for mode in trained_modes(config) if mode in ("ar", *card.PARALLEL)],
         "janus_jax": json.loads(config_lib.to_json(config)),
-        "janus_jax_step": exported.loaded.step,
+        **_about(exported),
     }
     files.write_json(directory / "config.json", hf_config)
     files.write_json(directory / "generation_config.json", generation_config(exported))
@@ -187,6 +187,11 @@ def generation_config(exported: ExportedModel) -> dict[str, Any]:
 def _bart(exported: ExportedModel, directory: Path, report: Report) -> None:
     if reason := huggingface.why_not_bart(exported.model):
         raise ConvertError(f"--format=bart: {reason}")
+    if "ar" not in (trained := trained_modes(exported.config)):
+        raise ConvertError(
+            "--format=bart: holds the AR half, but this model was trained only for "
+            f"{' and '.join(trained) or 'no mode'}; export with --format=hf"
+        )
     arrays = huggingface.bart_arrays(exported.arrays, exported.model, report)
     files.write_json(directory / "config.json", huggingface.bart_config(exported.model, exported.specials))
     files.write_weights(directory / files.WEIGHTS[0], arrays)
@@ -227,7 +232,12 @@ def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:
         ],
         "extra_state": {"train_iterator": {"epoch": 1}, "val_loss": None},
         "last_optimizer_state": None,
-        "janus_jax": {"config": config_lib.to_json(without_paths(config)), "step": exported.loaded.step, **extra},
+        "janus_jax": {
+            "config": config_lib.to_json(without_paths(config)),
+            "step": exported.loaded.step,
+            "one_space": exported.loaded.one_space,
+            **extra,
+        },
     }
     (directory / "dict.txt").write_bytes(_dictionary(exported))
     torch.save(state, directory / "model.pt")
@@ -289,8 +299,13 @@ def _dictionary(exported: ExportedModel) -> bytes:
 def _safetensors(exported: ExportedModel, directory: Path, report: Report) -> None:
     files.write_weights(directory / files.WEIGHTS[0], exported.arrays)
     files.write_json(directory / "config.json", json.loads(config_lib.to_json(without_paths(exported.config))))
-    files.write_json(directory / files.ABOUT, {"janus_jax_step": exported.loaded.step})
+    files.write_json(directory / files.ABOUT, _about(exported))
     report.used += list(exported.arrays)
+
+
+def _about(exported: ExportedModel) -> dict[str, Any]:
+    """What an import restores beside the settings."""
+    return {"janus_jax_step": exported.loaded.step, "janus_jax_one_space": exported.loaded.one_space}
 
 
 def _write_tokenizer(exported: ExportedModel, directory: Path) -> None:

@@ -69,8 +69,11 @@ def settings_of(state: Mapping[str, Any]) -> FairseqSettings:
             raise ConvertError(f"args is {shown(args)}, not settings by name: damaged or foreign checkpoint")
         return FairseqSettings(args)
     cfg = pickles.plain(state.get("cfg"))
-    model = cfg.get("model") if isinstance(cfg, Mapping) else None
-    return FairseqSettings(model if isinstance(model, Mapping) else {})
+    if not isinstance(cfg, Mapping):
+        return FairseqSettings({})
+    model, task = (cfg[group] if isinstance(cfg.get(group), Mapping) else {} for group in ("model", "task"))
+    # The languages of a multilingual BART are a setting of its task.
+    return FairseqSettings({**model, **({"langs": task["langs"]} if task.get("langs") else {})})
 
 
 def architecture(
@@ -90,6 +93,11 @@ def architecture(
     check_matrices(arrays, (SHARED, "encoder.layers.0.fc1.weight", "decoder.embed_positions.weight"))
     check_matrices(arrays, (LENGTHS,) if LENGTHS in arrays else ())
     family = _family(arrays)
+    if family != "translation" and (languages := settings.get("langs")):
+        raise ConvertError(
+            f"langs is {shown(languages)}: a multilingual BART, whose sentences end and start with language codes (rows "
+            "of the embedding that dict.txt does not list); only a BART without such codes is imported"
+        )
     vocab_size, d_model = arrays[SHARED].shape
     positions = arrays["decoder.embed_positions.weight"].shape[0] - 2
     ffn_dim = settings.both("ffn_embed_dim")

@@ -24,7 +24,7 @@ from janus_jax.convert.values import shown
 TOKENIZER = (
     "janus_tokenizer.bin"  # in every export: the tokenizer of the checkpoint, so that an import restores the same one
 )
-ABOUT = "about.json"  # beside a config.json that holds only janus_jax settings: the training step
+ABOUT = "about.json"  # beside a config.json that holds only janus_jax settings: what else an import needs
 _CHECKSUM = "janus_jax_sha256"  # in the metadata of the safetensors files that an export writes
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {

@@ -48,6 +48,8 @@ def tokenizer_files(tokenizer: Tokenizer, *, longest: int | None = None, bos_eos
     """
     if isinstance(tokenizer, BpeTokenizer):
         converted = tokenizers.Tokenizer.from_str(tokenizer.to_bytes().decode())
+        if tokenizer.prefixed:  # the space that encoding puts first is no text
+            converted.decoder = decoders.Sequence([converted.decoder, decoders.Strip(" ", 1, 0)])
         mask = MASK
     elif isinstance(tokenizer, DictionaryTokenizer):
         converted = _from_dictionary(tokenizer)

@@ -16,7 +16,7 @@ from janus_jax.convert.report import Report
 from janus_jax.convert.values import flag, rate, shown, whole
 from janus_jax.types import Specials
 
-_SHARED_NAMES = ("shared.weight", SHARED, COPIES[0], "lm_head.weight")  # the first one that exists is the embedding
+_SHARED_NAMES = (SHARED, "shared.weight", COPIES[0], "lm_head.weight")  # the first one that exists is the embedding
 _BIAS = "final_logits_bias"
 # Settings of older BART variants that newer transformers no longer reads.
 _UNSUPPORTED = {

@@ -19,6 +19,8 @@ The rules for another program's model; the report lists every rule that applied:
   safetensors files and .pt files from before PyTorch 1.6 hold none.
 - Settings (heads, norm, activation, scale, dropout) come from the file; --heads overrides, and is required if the file
   records no number of heads. Pickles are read without running anything in them (`pickles`).
+- Settings of generation in generation_config.json (config.json in older models) become those of decode.ar where the two
+  are equal; the report names the others.
 - The written config: ar_start, slot positions and mask token as docs/method.md, section 2, describes the released models; BART
   like stock BART (ar_stream "content", masks by `<mask>`), with objective "ar", since it was trained for nothing else; data
   lengths are min(positions, 1024), targets no longer than the length head where the objective trains it; decode.mode
@@ -37,11 +39,11 @@ import numpy as np
 from janus_jax import checkpoint, text
 from janus_jax import config as config_lib
 from janus_jax.config import Config, ModelConfig
-from janus_jax.convert import fairseq_settings, files, fitting, huggingface, pickles
+from janus_jax.convert import fairseq_settings, files, fitting, generation, huggingface, pickles
 from janus_jax.convert.errors import ConvertError
 from janus_jax.convert.fairseq import params_from_released
 from janus_jax.convert.report import Report
-from janus_jax.text import SentencePieceTokenizer, Tokenizer
+from janus_jax.text import SentencePieceTokenizer, Tokenizer, TokenizerError
 
 SOURCES = ("fairseq", "hf", "safetensors")
 # The objective of the released pretraining (docs/method.md, section 6).
@@ -76,6 +78,7 @@ class _ImportedModel:
     config: Config
     tokenizer: bytes
     step: int
+    one_space: bool = False  # runs of white space were one space in training
 
 
 def import_model(request: ImportRequest) -> Report:
@@ -102,6 +105,7 @@ def import_model(request: ImportRequest) -> Report:
     report = Report()
     imported = (_from_fairseq if request.source == "fairseq" else _from_directory)(request, report)
     about = {"step": imported.step, "made_by": "import", "from": request.model.name, "source": request.source}
+    about |= {"one_space": True} if imported.one_space else {}
     params = params_from_released(imported.arrays, imported.model)
     checkpoint.write(request.output, params, imported.config, imported.tokenizer, about)
     return report
@@ -121,7 +125,8 @@ def _from_fairseq(request: ImportRequest, report: Report) -> _ImportedModel:
             raise ConvertError(f"{path}: its janus_jax settings are damaged; export the model again") from error
         if "tensors" in export:  # tensors that the released code does not have
             arrays |= files.as_float32(files.tensors(export["tensors"], path), report)
-        return _from_export(arrays, raw, _step(export.get("step")), path, request, report)
+        origin = {"step": _step(export.get("step")), "one_space": export.get("one_space") is True}
+        return _from_export(arrays, raw, path, request, report, **origin)
     tokenizer = _tokenizer(request, path.parent)
     if isinstance(tokenizer, SentencePieceTokenizer):
         # fairseq numbers the lines of dict.txt from 4, and puts <mask> last.
@@ -146,14 +151,10 @@ def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
     if config.get("model_type") == "janus_jax":
         if not isinstance(raw := config.get("janus_jax"), dict) or not raw:
             raise ConvertError(f"{directory / 'config.json'}: holds no janus_jax settings; export the model again")
-        return _from_export(
-            arrays, raw, _step(config.get("janus_jax_step")), directory / "config.json", request, report
-        )
+        return _from_export(arrays, raw, directory / "config.json", request, report, **_origin(config))
     if isinstance(config.get("model"), dict):  # a safetensors export: all of it is janus_jax settings
         about = files.read_json(directory / files.ABOUT)
-        return _from_export(
-            arrays, config, _step(about.get("janus_jax_step")), directory / "config.json", request, report
-        )
+        return _from_export(arrays, config, directory / "config.json", request, report, **_origin(about))
     tokenizer = _tokenizer(request, directory)
     where = str(directory / "config.json")
     model = huggingface.architecture(config, request.heads, tokenizer.specials, where)
@@ -161,16 +162,20 @@ def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
     arrays, model = fitting.fit(
         named, model, tokenizer, fitting.FitOptions(request.ignore, request.max_positions), report
     )
-    return _from_other_program(arrays, model, "bart", tokenizer, 0)
+    after_eos = model.ar_start == "eos"
+    ar = generation.ar_settings(directory, config, tokenizer.specials, after_eos, report)
+    return _from_other_program(arrays, model, "bart", tokenizer, 0, ar)
 
 
 def _from_export(
     arrays: dict[str, np.ndarray],
     raw: dict[str, Any],
-    step: int,
     path: Path,
     request: ImportRequest,
     report: Report,
+    *,
+    step: int,
+    one_space: bool,
 ) -> _ImportedModel:
     """An export of janus_jax, whose settings `raw` are in the file `path`: every tensor must exist and fit."""
     if request.heads or request.max_positions or request.ignore:
@@ -181,7 +186,7 @@ def _from_export(
         config = config_lib.stored(raw)
     except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ConvertError(f"{path}: its janus_jax settings are damaged: {error}") from error
-    tokenizer = _tokenizer(request, path.parent)
+    tokenizer = _exported_tokenizer(request, path.parent)
     model = replace(config.model, vocab_size=config.model.vocab_size or tokenizer.vocab_size)
     if tokenizer.vocab_size != model.vocab_size:
         raise ConvertError(
@@ -192,7 +197,12 @@ def _from_export(
     fitting.drop_copies(kept, report)
     fitting.check_shapes(kept, model, tokenizer.specials)
     report.used += list(kept)
-    return _ImportedModel(kept, model, config, tokenizer.to_bytes(), step)
+    return _ImportedModel(kept, model, config, tokenizer.to_bytes(), step, one_space)
+
+
+def _origin(values: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON of an export says about the training."""
+    return {"step": _step(values.get("janus_jax_step")), "one_space": values.get("janus_jax_one_space") is True}
 
 
 def _step(value: Any) -> int:
@@ -201,8 +211,14 @@ def _step(value: Any) -> int:
 
 
 def _from_other_program(
-    arrays: dict[str, np.ndarray], model: ModelConfig, family: str, tokenizer: Tokenizer, step: int
+    arrays: dict[str, np.ndarray],
+    model: ModelConfig,
+    family: str,
+    tokenizer: Tokenizer,
+    step: int,
+    ar: dict[str, Any] | None = None,
 ) -> _ImportedModel:
+    """`ar`: settings of mode ar that the model comes with."""
     objective = {"translation": {}, "pretraining": _PRETRAINING, "bart": {"name": "ar"}}[family]
     max_length = min(model.max_positions, 1024)
     # The last class of the length head stands for all longer targets, which would teach it nothing.
@@ -211,7 +227,7 @@ def _from_other_program(
         "model": dataclasses.asdict(model),
         "objective": objective,
         "data": {"max_source_length": max_length, "max_target_length": target},
-        "decode": {"mode": "ar"},
+        "decode": {"mode": "ar", "ar": ar or {}},
     }
     return _ImportedModel(arrays, model, config_lib.resolve(settings), tokenizer.to_bytes(), step)
 
@@ -230,6 +246,19 @@ def _tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
             "dict.txt, encoder.json and vocab.bpe"
         )
     return text.read(directory, "--tokenizer")
+
+
+def _exported_tokenizer(request: ImportRequest, directory: Path) -> Tokenizer:
+    """The tokenizer of an export. Programs that change one, as transformers' Trainer, save it without our file."""
+    try:
+        return _tokenizer(request, directory)
+    except (ConvertError, TokenizerError) as error:
+        if request.tokenizer is not None or (directory / files.TOKENIZER).is_file():
+            raise
+        raise ConvertError(
+            f"{directory}: without {files.TOKENIZER} its tokenizer cannot be restored; give the file of the export that "
+            f"this model was made from: --tokenizer=EXPORT/{files.TOKENIZER} ({error})"
+        ) from error
 
 
 def _bytes(path: Path) -> bytes:

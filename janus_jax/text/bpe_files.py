@@ -10,6 +10,7 @@ from janus_jax.text.tokenizer import FIRST, MASK, TokenizerError
 # The layouts of a folder; the first that is complete counts.
 _WHOLE = ("tokenizer.json",)
 _HUGGING_FACE = ("vocab.json", "merges.txt")
+_ADDED = "added_tokens.json"  # may be beside them
 _FAIRSEQ = ("dict.txt", "encoder.json", "vocab.bpe")
 
 
@@ -27,8 +28,9 @@ BYTES = _alphabet()
 def tokenizer_json(path: pathlib.Path) -> bytes:
     """The content of a tokenizer.json: of the file itself, or built from the files of a folder.
 
-    A folder holds tokenizer.json, or vocab.json and merges.txt (Hugging Face), or dict.txt, encoder.json and vocab.bpe
-    (fairseq's BART: a line of dict.txt is GPT-2's id of a token and a count; our ids are those lines' order).
+    A folder holds tokenizer.json, or vocab.json and merges.txt and perhaps added_tokens.json (Hugging Face), or
+    dict.txt, encoder.json and vocab.bpe (fairseq's BART: a line of dict.txt is GPT-2's id of a token and a count; our
+    ids are those lines' order).
 
     Raises:
       TokenizerError: files are absent or broken; the message names them.
@@ -46,18 +48,24 @@ def tokenizer_json(path: pathlib.Path) -> bytes:
     if layout == _WHOLE:
         return _read(path / "tokenizer.json")
     vocab = _vocab(path / "vocab.json") if layout == _HUGGING_FACE else _fairseq_vocab(path)
+    further = _further_tokens(path / _ADDED, vocab) if layout == _HUGGING_FACE else {}
     merges = _merges(path / layout[-1], vocab)
-    return json.dumps(tokenizer_fields(vocab, merges)).encode()
+    return json.dumps(tokenizer_fields(vocab, merges, further)).encode()
 
 
-def tokenizer_fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[str, Any]:
+def tokenizer_fields(
+    vocab: dict[str, int], merges: list[tuple[str, str]], further: dict[str, int] | None = None
+) -> dict[str, Any]:
     """The fields of a tokenizer.json for byte-level BPE.
 
     Args:
       vocab: token -> id.
       merges: pairs of tokens by rank.
+      further: token -> id of tokens that were added to the vocabulary.
     """
-    added = [added_token(token, vocab[token]) for token in (*FIRST, MASK) if token in vocab]
+    further = further or {}
+    added = [added_token(token, vocab[token]) for token in (*FIRST, MASK) if token in vocab and token not in further]
+    added += [added_token(token, number) for token, number in further.items()]
     bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
         "version": "1.0",
@@ -73,9 +81,9 @@ def tokenizer_fields(vocab: dict[str, int], merges: list[tuple[str, str]]) -> di
 
 
 def added_token(token: str, number: int) -> dict[str, Any]:
-    """A special token's entry in `added_tokens`; as in BART, `<mask>` includes the space before it."""
-    marks = {"single_word": False, "lstrip": token == MASK, "rstrip": False, "normalized": False, "special": True}
-    return {"id": number, "content": token, **marks}
+    """A token's entry in `added_tokens`; as in BART, `<mask>` includes the space before it."""
+    marks = {"single_word": False, "lstrip": token == MASK, "rstrip": False, "normalized": False}
+    return {"id": number, "content": token, **marks, "special": token in (*FIRST, MASK)}
 
 
 def _fairseq_vocab(folder: pathlib.Path) -> dict[str, int]:
@@ -109,6 +117,25 @@ def _vocab(path: pathlib.Path) -> dict[str, int]:
     if not isinstance(vocab, dict) or not all(isinstance(number, int) for number in vocab.values()):
         raise TokenizerError(f"{str(path)!r} must be a JSON object of tokens and their ids")
     return vocab
+
+
+def _further_tokens(path: pathlib.Path, vocab: dict[str, int]) -> dict[str, int]:
+    """Token -> id from added_tokens.json, which slow tokenizers of transformers write beside vocab.json."""
+    if not path.is_file():
+        return {}
+    further = {token: number for token, number in _vocab(path).items() if vocab.get(token) != number}
+    for expected, token in enumerate(sorted(further, key=lambda token: further[token]), len(vocab)):
+        if token in vocab:
+            raise TokenizerError(
+                f"{str(path)!r} has {token!r} as {further[token]}, but vocab.json as {vocab[token]}; take both files "
+                "from one model"
+            )
+        if further[token] != expected:
+            raise TokenizerError(
+                f"{str(path)!r} has {token!r} as {further[token]}, but the next free id is {expected}: added tokens "
+                f"must follow the {len(vocab)} tokens of vocab.json without gaps; take both files from one model"
+            )
+    return further
 
 
 def _merges(path: pathlib.Path, vocab: dict[str, int]) -> list[tuple[str, str]]:

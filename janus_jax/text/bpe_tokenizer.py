@@ -17,13 +17,15 @@ from janus_jax.types import Specials
 
 _MIN_VOCAB = 256 + len(FIRST) + 1  # every byte and the special tokens
 _UNKNOWN = " \u2047 ".encode()  # as SentencePiece shows it
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}  # a decoder that takes one space off the front
 
 
 class BpeTokenizer:
     """A byte-level BPE tokenizer with the ids of its tokenizer.json. It encodes any text, and decoding restores the text.
 
-    `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may be any token. A special token
-    that the text spells is encoded as text. Truncation, padding and post-processor of the file are ignored.
+    `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may be any token. One of these five
+    that the text spells is encoded as text. Any other added token (`<hl>` of a fine-tuned BART, say) is one token where
+    the text spells it, and decoding shows it. Truncation, padding and post-processor of the file are ignored.
 
     Args:
       data: the content of a tokenizer.json file.
@@ -48,16 +50,18 @@ class BpeTokenizer:
                 f"{origin}: its model is {type(self._tokenizer.model).__name__} and its decoder {type(decoder).__name__}; "
                 "only byte-level BPE (model BPE, decoder ByteLevel) is read from a tokenizer.json"
             )
-        self._prefixed = _without_prefix(fields) != fields  # a space is put before each text
+        self.prefixed = _without_prefix(fields) != fields  # a space is put before each text
         tokens = self._tokenizer.get_vocab(with_added_tokens=True)
         self.specials = _specials(tokens, fields, origin)
         self._tokenizer.encode_special_tokens = True  # encodes them as text
         self.vocab_size = max(tokens.values()) + 1
-        special = set(vars(self.specials).values())
+        special, spelled = set(vars(self.specials).values()), fields["model"]["vocab"]
         self._bytes = [b""] * self.vocab_size  # of each token in decoded text
         self._names = ["<unused>"] * self.vocab_size
         for token, number in tokens.items():
-            self._bytes[number] = b"" if number in special else _token_bytes(token)
+            # A token outside the model's vocabulary is an added one: its own text.
+            text = _token_bytes(token) if token in spelled else token.encode()
+            self._bytes[number] = b"" if number in special else text
             self._names[number] = _display(self._bytes[number])
         for name, number in vars(self.specials).items():
             self._names[number] = f"<{name}>"
@@ -73,7 +77,7 @@ class BpeTokenizer:
 
     @functools.cached_property
     def _inside(self) -> tokenizers.Tokenizer:
-        if not self._prefixed:
+        if not self.prefixed:
             return self._tokenizer
         inside = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(json.loads(self._tokenizer.to_str()))))
         inside.encode_special_tokens = True
@@ -95,7 +99,7 @@ class BpeTokenizer:
         """
         numbers = checked_ids(ids, self.vocab_size).tolist()
         text = b"".join([self._bytes[i] for i in numbers]).decode("utf-8", errors="replace")
-        return text.removeprefix(" ") if self._prefixed else text
+        return text.removeprefix(" ") if self.prefixed else text
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
         """Text of many token sequences, in their order."""
@@ -117,6 +121,10 @@ class BpeTokenizer:
     def to_bytes(self) -> bytes:
         """The tokenizer.json, without truncation, padding and post-processor."""
         return self._tokenizer.to_str().encode()
+
+    def __reduce__(self) -> tuple[type["BpeTokenizer"], tuple[bytes]]:
+        # A copy by the library's own state would encode special tokens that the text spells as such.
+        return BpeTokenizer, (self.to_bytes(),)
 
 
 def read(path: str | pathlib.Path) -> BpeTokenizer:
@@ -157,9 +165,10 @@ def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
 
 
 def _without_extras(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a tokenizer.json without those that change the ids of plain text; special tokens are marked as special."""
+    """The fields of a tokenizer.json without those that change the ids of text; only our five tokens are special."""
     special = {*FIRST, MASK}
-    added = [t | {"special": True} if t["content"] in special else t for t in fields.get("added_tokens") or []]
+    # Text that spells a special token is encoded as text: the tokens that a fine-tuning added must not be special.
+    added = [t | {"special": t["content"] in special} for t in fields.get("added_tokens") or []]
     vocab = fields["model"]["vocab"]
     tokens = vocab if isinstance(vocab, dict) else {}
     names = {t["content"] for t in added}
@@ -167,6 +176,9 @@ def _without_extras(fields: dict[str, Any]) -> dict[str, Any]:
     # With an unknown token set, a byte that the vocabulary lacks becomes unk; without one it would vanish.
     model = fields["model"] | {"dropout": None, "unk_token": "<unk>"}
     changed = {"truncation": None, "padding": None, "post_processor": None, "model": model}
+    decoder = fields.get("decoder")
+    if _without_prefix(fields) != fields and isinstance(decoder, dict) and decoder.get("decoders", [])[1:] == [_STRIP]:
+        changed["decoder"] = decoder["decoders"][0]  # as `convert` writes it; `decode` strips by itself
     return fields | changed | {"added_tokens": sorted(added, key=lambda token: token["id"])}
 
 

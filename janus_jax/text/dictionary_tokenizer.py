@@ -21,7 +21,7 @@ class DictionaryTokenizer:
 
     A word outside the dictionary is unk. Such models have no mask token: unless dict.txt has `<mask>`, unk is also the mask
     (`specials.mask` is 3). The text must be tokenized like the training data of the model. A special token that the text
-    spells is unk, except `<mask>` or another word that dict.txt lists.
+    spells is unk, `<mask>` too. Only where dict.txt lists `<s>`, `<pad>`, `</s>` or `<unk>` as a word is it that word.
 
     Args:
       data: the content of a dict.txt, or the result of `to_bytes`.

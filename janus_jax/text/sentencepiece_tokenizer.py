@@ -64,6 +64,9 @@ class SentencePieceTokenizer:
         self._theirs[first:] = kept
         self._theirs[self.specials.unk] = self._processor.unk_id()
 
+    def __reduce__(self) -> tuple[type["SentencePieceTokenizer"], tuple[bytes]]:
+        return SentencePieceTokenizer, (self._data,)
+
     def encode(self, line: str) -> list[int]:
         """Token ids of one line, without bos and eos."""
         return self._ours[self._processor.encode(line)].tolist() if line else []

@@ -17,7 +17,7 @@ from janus_jax.convert.__main__ import main
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
 from janus_jax.convert.files import TOKENIZER
 from janus_jax.decode import Generator
-from janus_jax.text import load, train
+from janus_jax.text import TokenizerError, load, train
 from tests import tiny
 from tests.convert import foreign
 
@@ -79,8 +79,40 @@ def test_an_import_restores_an_export_bit_for_bit(name, form, checkpoint_of, tmp
     assert after.config.model.vocab_size == 0  # as before: the size comes from the tokenizer
     assert after.tokenizer == before.tokenizer == tokenizer.to_bytes()
     assert (after.step, after.about["made_by"]) == (12, "import")
+    assert "one_space" not in after.about  # this checkpoint does not say that preparation has cleaned its text
     with pytest.raises(ConvertError, match="holds its settings"):
         import_model(ImportRequest(form, out, tmp_path / "again", heads=2))
+
+
+@pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
+def test_an_export_without_its_tokenizer_names_the_file(form, checkpoint_of, tmp_path):
+    """As transformers' Trainer saves a fine-tuned export."""
+    if form == "fairseq":
+        pytest.importorskip("torch")
+    path = checkpoint_of("translation")[0]
+    export_model(path, form, tmp_path / "out")
+    lost = (tmp_path / "out" / TOKENIZER).rename(tmp_path / TOKENIZER)
+    with pytest.raises(ConvertError, match=rf"out: without {TOKENIZER} .* --tokenizer=EXPORT/{TOKENIZER}"):
+        import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back"))
+    with pytest.raises(TokenizerError, match="absent"):
+        import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back", tokenizer=tmp_path / "absent.json"))
+    import_model(ImportRequest(form, tmp_path / "out", tmp_path / "back", tokenizer=lost))
+    assert checkpoint.load(tmp_path / "back").tokenizer == checkpoint.load(path).tokenizer
+
+
+@pytest.mark.parametrize("form", ["hf", "fairseq", "safetensors"])
+def test_an_export_knows_that_white_space_was_one_space(form, bpe, tmp_path):
+    if form == "fairseq":
+        pytest.importorskip("torch")
+    foreign.write_checkpoint(tmp_path / "run", bpe, about={"data": "0123456789ab"}, **foreign.BART)
+    last = tmp_path / "run"
+    for time in ("once", "twice"):  # an import of an export of an import
+        out, back = (tmp_path / f"{time} {kind}" for kind in ("out", "back"))
+        export_model(last, form, out)
+        import_model(ImportRequest(form, out, back))
+        last = back
+        assert checkpoint.load(last).about["one_space"] is True
+    assert Generator.from_checkpoint(last).one_space
 
 
 def test_an_export_without_one_of_its_tensors_is_refused(checkpoint_of, tmp_path):
@@ -241,6 +273,18 @@ def test_models_that_no_bart_equals_are_refused(name, message, checkpoint_of, tm
     with pytest.raises(ConvertError, match=message):
         export_model(checkpoint_of(name)[0], "bart", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_ar_half_that_was_never_trained_is_refused(bpe, tmp_path):
+    config = {"objective": {"weights": {"ar": 0.0, "kl_ar_nar": 0.0, "kl_ar_aux": 0.0}}}
+    foreign.write_checkpoint(tmp_path / "run", bpe, config=config, **foreign.BART)
+    with pytest.raises(ConvertError, match=r"holds the AR half, but .* trained only for nar and .*--format=hf"):
+        export_model(tmp_path / "run", "bart", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    # What `train.only` left as it was is a finished AR half.
+    kept = config | {"init_from": "runs/bart", "train": {"only": "decoder"}}
+    foreign.write_checkpoint(tmp_path / "kept", bpe, config=kept, **foreign.BART)
+    export_model(tmp_path / "kept", "bart", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", BARTS[:2])

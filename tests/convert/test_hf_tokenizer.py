@@ -12,7 +12,7 @@ import sentencepiece
 from janus_jax import text
 from janus_jax.config import TextConfig
 from janus_jax.convert.hf_tokenizer import tokenizer_files
-from janus_jax.text import DictionaryTokenizer
+from janus_jax.text import DictionaryTokenizer, bpe_files
 
 transformers = pytest.importorskip("transformers")
 
@@ -136,6 +136,24 @@ def test_a_trained_model_on_real_text(tmp_path):
     names = ("val.de", "val.en", "test_2016_flickr.de", "test_2016_flickr.en")
     lines = [line for name in names for line in (MULTI30K / name).read_text(encoding="utf-8").splitlines()]
     check_equal(tokenizer, hugging_face(tokenizer, tmp_path), lines + LINES)
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_a_fine_tuned_bpe_of_another_program(prefixed, tmp_path):
+    """A space put before each text is no part of the decoded text; tokens of the fine-tuning are tokens."""
+    fields = json.loads(text.train(TRAINING, CONFIGS["byte_bpe"]).to_bytes())
+    fields["pre_tokenizer"]["add_prefix_space"] = prefixed
+    fields["added_tokens"].append(bpe_files.added_token("<hl>", 400) | {"special": True})
+    tokenizer = text.load(json.dumps(fields).encode())
+    other = hugging_face(tokenizer, tmp_path)
+    check_equal(tokenizer, other, [*TRAINING[:100], *LINES[:300], "haus <hl> baum<hl>", "<hl>haus"])
+    assert 400 in tokenizer.encode("haus <hl> baum")
+    # Programs that save the directory again may leave our own file out.
+    other.save_pretrained(tmp_path / "saved")
+    for folder in (tmp_path, tmp_path / "saved"):
+        again = text.read(folder)
+        assert again.to_bytes() == tokenizer.to_bytes()
+        assert again.decode(again.encode("haus")) == "haus"
 
 
 def test_special_tokens_have_the_same_ids(tokenizer, tmp_path):

@@ -1,9 +1,12 @@
 """Other programs' models are imported completely, or refused with the reason."""
 
+import argparse
+import copy
 import dataclasses
 import enum
 import json
 import os
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -13,19 +16,22 @@ import numpy as np
 import pytest
 
 from janus_jax import checkpoint, text
-from janus_jax.config import TextConfig
+from janus_jax.config import ArDecode, DecodeConfig, TextConfig, resolve
 from janus_jax.convert import (
     ConvertError,
     ImportRequest,
+    generation,
     import_model,
     model_config_from_released,
     params_from_released,
 )
 from janus_jax.convert.__main__ import main
 from janus_jax.convert.fairseq import COPIES, LENGTHS, SHARED
+from janus_jax.convert.report import Report
 from janus_jax.decode import Generator
 from janus_jax.model import Janus
 from janus_jax.model.presets import PRESETS
+from janus_jax.types import Specials
 from tests import tiny
 from tests.convert import foreign
 
@@ -289,6 +295,19 @@ def test_fairseq_bart(import_arrays, bart, bpe_file, bpe):
     assert 0.01 < head.std() < 0.03
 
 
+@pytest.mark.parametrize("form", ["args", "cfg"])
+def test_a_multilingual_bart_is_refused(form, bart, bpe_file, tmp_path):
+    flat = vars(foreign.settings(activation_fn="gelu"))
+    languages = "ar_AR,cs_CZ,de_DE"
+    state = {"args": argparse.Namespace(**flat, langs=languages)}
+    if form == "cfg":
+        state = {"cfg": {"model": flat, "task": {"_name": "multilingual_denoising", "langs": languages}}}
+    path = foreign.save_pt(tmp_path / "model.pt", bart, **state)
+    with pytest.raises(ConvertError, match="langs is 'ar_AR,cs_CZ,de_DE': a multilingual BART"):
+        import_model(ImportRequest("fairseq", path, tmp_path / "out", tokenizer=bpe_file))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_mask_of_fairseqs_bart_is_its_last_row(import_arrays, bart, tmp_path):
     table = np.random.default_rng(0).normal(size=(50, 16)).astype(np.float32)
     arrays = bart | dict.fromkeys((SHARED, *COPIES), table)
@@ -515,6 +534,138 @@ def test_unsupported_barts(changes, message, stock, tmp_path):
     (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ConvertError, match=message):
         import_model(ImportRequest("hf", directory, tmp_path / "out"))
+
+
+def test_every_copy_of_the_embedding_is_compared(stock, tmp_path):
+    model, source = stock
+    directory = rearranged(model, source, tmp_path / "m", "bin")
+    state = torch.load(directory / "pytorch_model.bin")
+    copies = [name for name, value in state.items() if torch.equal(value, state["model.shared.weight"])]
+    assert len(copies) == 4
+    for name in copies:
+        torch.save(state | {name: state[name] + 1}, directory / "pytorch_model.bin")
+        with pytest.raises(ConvertError, match=r"differs from encoder\.embed_tokens\.weight"):
+            import_model(ImportRequest("hf", directory, tmp_path / "out"))
+
+
+def with_generation(stock, folder, settings, config=None):
+    """A copy of the stock BART with these settings in generation_config.json (a text: as it is; None: no file)."""
+    shutil.copytree(stock[1], folder)
+    path = folder / "generation_config.json"
+    path.unlink()
+    if settings is not None:
+        path.write_text(settings if isinstance(settings, str) else json.dumps(settings), encoding="utf-8")
+    if config:
+        own = foreign.read_json(folder / "config.json") | config
+        (folder / "config.json").write_text(json.dumps(own), encoding="utf-8")
+    return folder
+
+
+CNN = {
+    "num_beams": 4, "length_penalty": 2.0, "min_length": 56, "max_length": 142, "no_repeat_ngram_size": 3,
+    "early_stopping": True, "forced_bos_token_id": 0,
+}  # fmt: skip
+CNN_HERE = {
+    "beam": 4, "lenpen": 2.0, "min_length": 54, "max_length_a": 0.0, "max_length_b": 139, "no_repeat_ngram": 3,
+    "stop": "released",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
+def test_settings_of_generation_are_taken_over(place, stock, tmp_path):
+    others = {"repetition_penalty": 1.2, "typical_p": 1.0, "num_beam_groups": 2, "bad_words_ids": [[9]]}
+    files = {place.removesuffix(".json"): CNN | others}
+    directory = with_generation(stock, tmp_path / "m", files.get("generation_config"), files.get("config"))
+    report = import_model(ImportRequest("hf", directory, tmp_path / "out"))
+    decode = checkpoint.load(tmp_path / "out").config.decode
+    assert decode == dataclasses.replace(DecodeConfig(mode="ar"), ar=dataclasses.replace(ArDecode(), **CNN_HERE))
+    taken, left = report.notes
+    assert taken.startswith(f"{place}: taken over into decode.ar: beam 4, ")
+    assert taken.endswith("(length_penalty counts bos there, lenpen does not)")
+    expected = "repetition_penalty 1.2, num_beam_groups 2, bad_words_ids [[9]]"
+    assert left == f"{place}: not taken over, since mode ar has no equal setting: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "after_eos", "expected", "left"),
+    [
+        ({"min_length": 12}, False, {"min_length": 11}, []),
+        ({"min_new_tokens": 11, "min_length": 99}, False, {"min_length": 11}, []),
+        ({"min_new_tokens": 12}, True, {"min_length": 11}, []),
+        ({"min_length": 0}, True, {}, []),
+        ({"max_length": 20}, False, {"max_length_a": 0.0, "max_length_b": 18}, []),
+        ({"max_new_tokens": 19, "max_length": 7}, False, {"max_length_a": 0.0, "max_length_b": 18}, []),
+        ({"max_new_tokens": 20}, True, {"max_length_a": 0.0, "max_length_b": 18}, []),
+        ({"max_length": 2, "num_beams": 2}, True, {"beam": 2}, ["max_length"]),
+        ({"early_stopping": "never", "do_sample": False}, True, {"stop": "best", "sample": False}, []),
+        ({"do_sample": True, "top_p": 0.9}, True, {"sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.9}, []),
+        ({"num_beams": 3, "do_sample": True}, True, {"beam": 3}, ["do_sample"]),
+        ({"top_p": 0.9, "temperature": 0.5}, True, {}, []),  # without do_sample they change nothing
+        ({"bad_words_ids": [[0], [1], [4]], "suppress_tokens": [4]}, True, {}, []),  # no output here has them
+        ({"length_penalty": -1.0, "no_repeat_ngram_size": 1}, True, {}, ["length_penalty", "no_repeat_ngram_size"]),
+    ],
+)  # fmt: skip
+def test_each_setting_of_generation(settings, after_eos, expected, left, tmp_path):
+    report = Report()
+    ar = generation.ar_settings(tmp_path, settings | {"forced_bos_token_id": 0}, Specials(), after_eos, report)
+    assert ar == expected
+    named = [note for note in report.notes if "not taken over" in note]
+    assert len(named) == bool(left)
+    assert all(name in named[0] for name in left)
+
+
+def test_settings_of_generation_of_any_kind_break_no_import(stock, tmp_path):
+    kinds = (None, [], [1], "", "2", -1, 0, 10**9, 10**400, True, 0.5, float("nan"), float("inf"), {}, {"a": [1]})
+    names = [*CNN, "do_sample", "temperature", "top_k", "top_p", "min_new_tokens", "max_new_tokens", "suppress_tokens",
+             "bad_words_ids", "repetition_penalty", "sequence_bias", "force_bos_token_to_be_generated"]  # fmt: skip
+    for name in names:
+        for value in kinds:
+            ar = generation.ar_settings(tmp_path, {"do_sample": True, name: value}, Specials(), True, Report())
+            resolve({"decode": {"ar": ar}})
+    directory = with_generation(stock, tmp_path / "m", "{")
+    report = import_model(ImportRequest("hf", directory, tmp_path / "out"))
+    assert checkpoint.load(tmp_path / "out").config.decode == DecodeConfig(mode="ar")
+    assert any("generation_config.json: not JSON" in note and "not taken over" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "forced"),
+    [
+        ({"forced_bos_token_id": 0}, {}, True),
+        (None, {"forced_bos_token_id": 0}, True),
+        (None, {"force_bos_token_to_be_generated": True}, True),
+        ({}, {"force_bos_token_to_be_generated": False}, False),
+        ({"forced_bos_token_id": 9}, {}, False),
+        (None, {"decoder_start_token_id": 0}, True),  # bos itself starts the decoder
+    ],
+)
+def test_a_bart_that_does_not_force_bos_is_named(settings, config, forced, stock, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "write", lambda *_: None)
+    directory = with_generation(stock, tmp_path / "m", settings, config)
+    report = import_model(ImportRequest("hf", directory, tmp_path / "out"))
+    assert any("here bos always follows eos" in note for note in report.notes) != forced
+
+
+def test_an_import_decodes_with_the_settings_of_transformers(stock, bpe, tmp_path):
+    """Greedy search, one of whose outputs ends at the limit, and one as soon as it may."""
+    settings = {"num_beams": 1, "min_length": 8, "max_length": 14, "no_repeat_ngram_size": 2, "forced_bos_token_id": 0,
+                "forced_eos_token_id": 2, "bad_words_ids": [[0], [1], [4]], "decoder_start_token_id": 2}  # fmt: skip
+    model = copy.deepcopy(stock[0])
+    with torch.no_grad():
+        model.model.shared.weight[2] *= 3  # eos is likely
+    model.generation_config = type(model.generation_config)(**settings, bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "m/tokenizer.json").write_bytes(bpe.to_bytes())
+    import_model(ImportRequest("hf", tmp_path / "m", tmp_path / "out"))
+    lines = ["one two three", "red, green!"]
+    outputs = Generator.from_checkpoint(tmp_path / "out").generate(lines)
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor([0, *bpe.encode(line), 2]) for line in lines], batch_first=True, padding_value=1
+    )
+    generated = model.generate(input_ids=ids, attention_mask=(ids != 1).long()).tolist()
+    theirs = [row[2 : row.index(2, 2)] for row in generated]
+    assert [output.tokens for output in outputs] == theirs
+    assert [len(tokens) for tokens in theirs] == [11, 6]
 
 
 def test_broken_directories(stock, tmp_path):

@@ -1,8 +1,10 @@
 """Byte-level BPE: published ids and layouts, exact round trips, special tokens that text cannot spell, training."""
 
+import copy
 import dataclasses
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -163,6 +165,71 @@ def test_bytes_hold_the_whole_tokenizer(tokenizer):
     again = text.load(tokenizer.to_bytes())
     assert again.to_bytes() == tokenizer.to_bytes()
     assert again.encode_batch(LINES) == tokenizer.encode_batch(LINES)
+
+
+def test_copies_encode_special_tokens_as_text_too(tokenizer):
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.to_bytes() == tokenizer.to_bytes()
+        ids = other.encode_batch([*HARD, *LINES])
+        assert ids == tokenizer.encode_batch([*HARD, *LINES])
+        assert other.decode_batch(ids) == tokenizer.decode_batch(ids)
+        assert other.encode_inside("haus") == tokenizer.encode_inside("haus")
+
+
+def fine_tuned(special=True, **marks):
+    """The fields of a tokenizer.json to which a fine-tuning has added tokens."""
+    first, fields = len(bart_vocab()), published()
+    for number, token in enumerate(("<hl>", "<é ü>"), first):
+        entry = bpe_files.added_token(token, number) | {"special": special} | marks
+        fields["added_tokens"].append(entry)
+    return fields
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tokens_that_a_fine_tuning_added_are_tokens(special):
+    tokenizer = text.load(json.dumps(fine_tuned(special)).encode())
+    vocab, first = bart_vocab(), len(bart_vocab())
+    assert tokenizer.vocab_size == first + 2
+    line = "ab <hl> ab<hl> <é ü>ab"
+    ids = tokenizer.encode(line)
+    space = vocab["Ġ"]
+    assert ids == [vocab["ab"], space, first, vocab["Ġab"], first, space, first + 1, vocab["ab"]]
+    assert tokenizer.decode(ids) == line
+    assert tokenizer.pieces(ids)[2:7] == ["<hl>", "▁ab", "<hl>", "▁", "<é▁ü>"]
+    assert not tokenizer.word_starts()[first:].any()
+    for text_of_special in HARD:
+        ids = tokenizer.encode(text_of_special)
+        assert not set(ids) & set(vars(tokenizer.specials).values())
+        assert tokenizer.decode(ids) == text_of_special
+    again = text.load(tokenizer.to_bytes())
+    assert again.to_bytes() == tokenizer.to_bytes()
+    assert again.encode(line) == tokenizer.encode(line)
+
+
+def test_tokens_added_beside_vocab_json(tmp_path):
+    folder = write_hugging_face(tmp_path / "bart")
+    plain, first = text.read(folder), len(bart_vocab())
+    added = {"<é ü>": first + 1, "<hl>": first, "<mask>": first - 1}  # transformers lists some tokens of vocab.json too
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    tokenizer = text.read(folder)
+    assert tokenizer.to_bytes() == text.load(json.dumps(fine_tuned(False)).encode()).to_bytes()
+    assert tokenizer.specials == plain.specials
+    assert tokenizer.encode("ab<hl>") == [*plain.encode("ab"), first]
+    vocab = bart_vocab()
+    del vocab["<mask>"]
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    without = text.read(folder)  # the mask is an added token too
+    assert without.specials == tokenizer.specials
+    assert without.encode_batch([*HARD, "ab<hl>"]) == tokenizer.encode_batch([*HARD, "ab<hl>"])
+    for wrong, message in (
+        ({"<mask>": first - 1, "<hl>": first + 1}, f"has '<hl>' as {first + 1}, but the next free id is {first}"),
+        ({"<hl>": 7}, f"has '<hl>' as 7, but the next free id is {first - 1}"),
+        ({"<s>": first - 1}, f"has '<s>' as {first - 1}, but vocab.json as 0"),
+        ([1], "must be a JSON object"),
+    ):
+        (folder / "added_tokens.json").write_text(json.dumps(wrong))
+        with pytest.raises(text.TokenizerError, match=rf"added_tokens\.json' {message}"):
+            text.read(folder)
 
 
 def test_what_a_file_says_of_lengths_and_frames_is_left_out():

@@ -1,7 +1,9 @@
 """Tokenizers: numbering of special tokens, round trips, existing models, errors."""
 
+import copy
 import dataclasses
 import pathlib
+import pickle
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2 as model_pb2
@@ -130,6 +132,12 @@ def test_bytes_hold_the_whole_tokenizer(tokenizer):
 
 
 @pytest.mark.skipif(not GIVEN.exists(), reason="the shared Multi30k model is not beside the checkout")
+def test_a_tokenizer_can_be_copied_and_sent_to_a_process(tokenizer):
+    for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.to_bytes() == tokenizer.to_bytes()
+        assert other.encode("ein </s> Haus <mask>") == tokenizer.encode("ein </s> Haus <mask>")
+
+
 def test_an_existing_model_is_renumbered():
     tokenizer = text.train([], TextConfig(model=str(GIVEN)))
     proto = model_pb2.ModelProto()
