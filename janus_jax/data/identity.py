@@ -28,31 +28,34 @@ _DATA_SETTINGS = (
     "source source_lang target_lang train valid test hold_out tfds_name demo_sizes glge_pieces cmudict_stress "
     "max_source_length max_target_length max_length_ratio too_long"
 ).split()
+# Those that one source alone reads, and those of pairs.
+_OF_ONE_SOURCE = {"tfds_name": "tfds", "demo_sizes": "demo", "glge_pieces": "glge", "cmudict_stress": "cmudict"}
+_OF_PAIRS = ("source_lang", "target_lang", "max_source_length", "max_length_ratio", "too_long")
 # Those that only name places. (The splits of a TFDS dataset are names in it.)
 PLACES = {"text.model", "data.train", "data.valid", "data.test"}
 
 
 def settings(config: Config) -> dict[str, Any]:
     """The settings that change what `prepare` writes, by name, without those that have no effect in this config."""
-    tokenizer = tokenizer_path(config)
-    text, data = ({"model"} if tokenizer else set(_TEXT_SETTINGS)), set(_DATA_SETTINGS)
-    if config.data.source != "tfds":
-        data.discard("tfds_name")
-    if config.data.source != "demo":
-        data.discard("demo_sizes")
-    if config.data.source != "glge":
-        data.discard("glge_pieces")
-    if config.data.source != "cmudict":
-        data.discard("cmudict_stress")
-    if config.data.source == "text":
-        data -= {"source_lang", "target_lang", "max_source_length", "max_length_ratio", "too_long"}
-    elif config.data.source not in sources.FILES or not config.data.hold_out:
-        data.discard("hold_out")
-    chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS if key in text}
-    chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS if key in data}
-    if tokenizer:
-        chosen["text.model"] = tokenizer
-    return json.loads(json.dumps(chosen))
+    chosen = {f"text.{key}": getattr(config.text, key) for key in _TEXT_SETTINGS}
+    chosen |= {f"data.{key}": getattr(config.data, key) for key in _DATA_SETTINGS}
+    chosen["text.model"] = tokenizer_path(config)
+    return _effective(json.loads(json.dumps(chosen)))
+
+
+def _effective(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that have no effect beside the others. (Older versions recorded some of them too.)"""
+    source, idle = chosen["data.source"], set()
+    if chosen.get("text.model"):
+        idle |= {f"text.{key}" for key in _TEXT_SETTINGS} - {"text.model"}
+    elif chosen.get("text.model_type") in ("byte_bpe", "word"):
+        idle |= {"text.character_coverage", "text.byte_fallback"}  # of SentencePiece
+    idle |= {f"data.{key}" for key, owner in _OF_ONE_SOURCE.items() if source != owner}
+    if source == "text":
+        idle |= {f"data.{key}" for key in _OF_PAIRS}
+    if source not in sources.FILES or chosen.get("data.valid"):
+        idle.add("data.hold_out")
+    return {name: value for name, value in chosen.items() if name not in idle}
 
 
 def fingerprint(config: Config, version: int) -> str:
@@ -68,12 +71,13 @@ def run_changes(report: dict[str, Any], config: Config, directory: pathlib.Path)
       config: of the run.
       directory: of the dataset.
     """
-    before, now = report["settings"], settings(config)
+    before, now = _effective(report["settings"]), settings(config)
     if config.init_from and not config.text.model:
         # The run compares the tokenizer itself with that of init_from, so it does not matter where it came from.
         before, now = ({k: v for k, v in one.items() if not k.startswith("text.")} for one in (before, now))
     changes = _differences(before, now, ignored={"data.test"})
-    changes += _tokenizer_change(before, now, config, directory)
+    if before.get("text.model") != now.get("text.model"):
+        changes += _tokenizer_change(before, now, config, directory)
     if not changes and config.data.source in sources.FILES:
         changes += _text_changes(report, config)
     if (before.get("data.valid") and not config.data.valid) or (config.data.valid and not before.get("data.valid")):
@@ -97,21 +101,31 @@ def preparation_changes(
       inputs: its files, with their sizes.
       directory: of the dataset.
     """
-    before, now = report["settings"], settings(config)
+    before, now = _effective(report["settings"]), settings(config)
+    # The tokenizer is read even where its path is the same: a folder or a checkpoint has no size that shows a change.
     changes = _differences(before, now) + _tokenizer_change(before, now, config, directory)
     changes += [
         _change(path, report["inputs"][path], size)
         for path, size in inputs.items()
         if report["inputs"].get(path, size) != size
     ]
+    if now["data.source"] == "tfds":
+        versions = [sorted(name for name in one if name.startswith("tfds ")) for one in (report["inputs"], inputs)]
+        if versions[0] != versions[1]:
+            changes.append(_change("the dataset", *map(", ".join, versions)))
+    if "distilled" in report:
+        changes.append("its training targets were generated by a model")
     if changes:
         return ", ".join(changes)
     if "content" not in report:  # an older dataset
         return ", ".join(
             _change(key, a.get(key), b.get(key))
-            for a, b in ((before, now), (report["inputs"], inputs))
-            for key in {**a, **b}
-            if a.get(key) != b.get(key) and key != "data.test"
+            for a, b, keys in (
+                (before, now, sorted(PLACES - {"data.test"})),
+                (report["inputs"], inputs, {**report["inputs"], **inputs}),
+            )
+            for key in keys
+            if a.get(key) != b.get(key)
         )
     content = {split: content for split, source in splits.items() if (content := source.content())}
     for split in sources.SPLITS:
@@ -142,6 +156,12 @@ def adopt(config: ml_collections.ConfigDict, overridden: frozenset[str]) -> str:
         return ""  # an error of the settings or the dataset, which is reported where they are read
     defaults = {setting.name: setting.default for setting in all_settings()}
     changed = []
+    if shaping.get("data.source") in sources.FILES and not shaping.get("data.valid"):
+        shaping.setdefault("data.hold_out", 0)  # older versions did not record that nothing is held out
+    if shaping.get("data.source") == "text":  # noise may leave a source as long as its block
+        lengths = (config.data.get("max_source_length"), shaping.get("data.max_target_length"))
+        if all(isinstance(length, int) for length in lengths) and lengths[0] < lengths[1]:
+            shaping["data.max_source_length"] = lengths[1]
     for name, value in shaping.items():
         # The tokenizer is compared with that of init_from.
         if name not in defaults or name in overridden or (init_from and name.startswith("text.")):
@@ -184,16 +204,17 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any], ignored: Set
 def _tokenizer_change(
     before: Mapping[str, Any], now: Mapping[str, Any], config: Config, directory: pathlib.Path
 ) -> list[str]:
+    """The difference if the tokenizer that the settings name is not the one in `directory`."""
     old, new = before.get("text.model"), now.get("text.model")
-    if old == new:
-        return []
-    wrong = [_change("text.model", old, new)]
+    wrong = [_change("text.model", old, new)] if old != new else []
     if not new:
         return wrong
     with contextlib.suppress(text.TokenizerError, CheckpointError, OSError):
         tokenizer = tokenizer_of_lines([], config, lambda _: None)
         stored = damage.read_checked(directory / "tokenizer.model", pathlib.Path.read_bytes)
-        return [] if tokenizer.to_bytes() == stored else [f"{wrong[0]}, another tokenizer"]
+        if tokenizer.to_bytes() == stored:
+            return []
+        return [f"{wrong[0]}, another tokenizer" if wrong else f"text.model {new!r} is another tokenizer now"]
     return []  # it is not on this machine
 
 

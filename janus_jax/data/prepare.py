@@ -184,7 +184,7 @@ def _write_pairs(
         for split in splits
         if split != "test"  # which training does not read
     }
-    store.write_examples(
+    examples = store.write_examples(
         partial,
         {split: _examples(split, work, lengths) for split in splits},
         f"{config.data.source_lang}-{config.data.target_lang} token ids, prepared by janus_jax",
@@ -193,6 +193,7 @@ def _write_pairs(
     return _finish(partial, tokenizer, lengths, unknown) | {
         "splits": {split: _split_report(split, stats[split], lengths) for split in splits},
         "buckets": tables["train"],
+        "examples": examples,
     }
 
 
@@ -207,11 +208,12 @@ def _write_text(
     lines = [] if tokenizer_path(config) else prepare_text.sample_lines(splits["train"], config.text.train_lines)
     tokenizer = tokenizer_of_lines(lines, config, log)
     stats = {split: clean.FilterStats() for split in splits}
-    lengths, unknown = prepare_text.write_blocks(partial, config, splits, stats, tokenizer, processes)
+    lengths, unknown, examples = prepare_text.write_blocks(partial, config, splits, stats, tokenizer, processes)
     sizes = lengths["train_target"]
     return _finish(partial, tokenizer, lengths, unknown) | {
         "splits": {split: prepare_text.split_report(split, stats[split], lengths) for split in splits},
         "buckets": bucket_table(sizes, sizes, config),
+        "examples": examples,
     }
 
 

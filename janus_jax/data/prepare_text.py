@@ -23,7 +23,7 @@ from janus_jax.data.errors import DataError
 from janus_jax.data.report import length_histogram
 
 _TASK = 1 << 24  # characters of a shard's documents
-_Packed = tuple[pathlib.Path, dict[str, np.ndarray], int]  # file; lengths of each column; unknown tokens
+_Packed = tuple[shards.Shard, dict[str, np.ndarray], int]  # file; lengths of each column; unknown tokens
 
 
 def sample_lines(source: sources.SplitSource, limit: int) -> list[str]:
@@ -55,7 +55,7 @@ def write_blocks(
     stats: dict[str, clean.FilterStats],
     tokenizer: text.Tokenizer,
     processes: int,
-) -> tuple[dict[str, np.ndarray], int]:
+) -> tuple[dict[str, np.ndarray], int, dict[str, str]]:
     """Writes every split's blocks as shards of one dataset.
 
     Args:
@@ -67,7 +67,7 @@ def write_blocks(
       processes: number of processes that tokenize; 1: only this one.
 
     Returns:
-      "{split}_{column}" -> lengths [N] int32, and the number of unknown tokens.
+      "{split}_{column}" -> lengths [N] int32; the number of unknown tokens; the digest of each split's examples.
 
     Raises:
       DataError: no document of a split is left.
@@ -89,12 +89,12 @@ def write_blocks(
                 raise DataError(
                     f"config.data.{split}: no document of the {split} split is left of {stats[split].read}; check the files"
                 )
-            files[split] = [(path, len(columns["target"])) for path, columns, _ in packed]
+            files[split] = [shard for shard, *_ in packed]
             unknown += sum(count for *_, count in packed)
             for column in store.BLOCKS:
                 lengths[f"{split}_{column}"] = np.concatenate([columns[column] for _, columns, _ in packed])
     shards.finish(directory, "janus_text", store.BLOCKS, files, "blocks of token ids, prepared by janus_jax")
-    return lengths, unknown
+    return lengths, unknown, {split: shards.digest(written) for split, written in files.items()}
 
 
 def split_report(split: str, stats: clean.FilterStats, lengths: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -171,5 +171,5 @@ def _pack(task: tuple[pathlib.Path, bytes, list[str], int]) -> _Packed:
             unknown += int((example["target"] == tokenizer.specials.unk).sum())
             yield example
 
-    shards.write_shard(path, store.BLOCKS, counted())
-    return path, {column: np.array(values, np.int32) for column, values in lengths.items()}, unknown
+    shard = shards.write_shard(path, store.BLOCKS, counted())
+    return shard, {column: np.array(values, np.int32) for column, values in lengths.items()}, unknown

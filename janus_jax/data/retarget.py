@@ -74,7 +74,7 @@ def retarget(
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
     try:
         splits = {name: _examples(split, targets, readers) for name, split in prepared.splits.items()}
-        store.write_examples(
+        report["examples"] = store.write_examples(
             partial, splits, "token ids with distilled training targets, written by janus_jax", columns
         )
         np.savez(

@@ -21,7 +21,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from janus_jax.config import DataConfig
 from janus_jax.data import demo, pronunciations
@@ -34,6 +34,7 @@ FILES = ("parallel", "tsv", "glge", "text")  # sources whose splits are files, n
 # The built-in corpus is always the same: `data.seed` seeds order and masks and not the text.
 DEMO_SEED = 0
 _OPENERS: dict[str, Callable[..., Any]] = {"": open, ".gz": gzip.open, ".xz": lzma.open}
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)  # of the files that `open_file` opens
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -103,21 +104,25 @@ def find_file(path: str, key: str) -> pathlib.Path:
     )
 
 
+def open_file(path: pathlib.Path) -> BinaryIO:
+    """Opens a plain, .gz or .xz file; reading it may raise `READ_ERRORS`."""
+    return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path, "rb")
+
+
 def read_lines(path: pathlib.Path) -> Iterator[bytes]:
     r"""Lines of a plain, .gz or .xz file: split at "\n" only, one trailing "\r" and a byte-order mark removed.
 
     Raises:
       DataError: the file is not what its name says, or ends early.
     """
-    opener = _OPENERS[path.suffix if path.suffix in _OPENERS else ""]
     number = 0
     try:
-        with opener(path, "rb") as file:
+        with open_file(path) as file:
             for number, line in enumerate(file, 1):
                 if number == 1:
                     line = line.removeprefix(_BYTE_ORDER_MARK)
                 yield line.removesuffix(b"\n").removesuffix(b"\r")
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except READ_ERRORS as error:
         raise DataError(f"{path}:{number + 1}: cannot read on ({error}); is the file complete?") from error
 
 

@@ -63,7 +63,7 @@ def write_examples(
     splits: dict[str, Iterable[shards.Example]],
     description: str,
     columns: tuple[str, ...] = PAIRS,
-) -> None:
+) -> dict[str, str]:
     """Writes sentence pairs as a TFDS dataset, one shard per split.
 
     Args:
@@ -71,12 +71,16 @@ def write_examples(
       splits: name -> ids of each example by column, bos and eos included.
       description: one line for the metadata of the dataset.
       columns: PAIRS or TWO_TARGETS.
+
+    Returns:
+      The digest of each split's examples, for the report.
     """
     written = {}
     for split, examples in splits.items():
         path = directory / f"{split}.partial"
-        written[split] = [(path, shards.write_shard(path, columns, examples))]
+        written[split] = [shards.write_shard(path, columns, examples)]
     shards.finish(directory, "janus_pairs", columns, written, description)
+    return {split: shards.digest(files) for split, files in written.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -262,8 +266,15 @@ class Prepared:
 
     @functools.cached_property
     def contents(self) -> str:
-        """Twelve hex digits that change with the tokenizer and with the number, order and lengths of the examples."""
+        """Twelve hex digits that change with the tokenizer and with the examples that training reads.
+
+        Of an older dataset only the number, order and lengths of all examples are known.
+        """
         digest = hashlib.sha256(self.tokenizer_bytes)
+        if "examples" in self.report:
+            for name in ("train", "valid"):
+                digest.update(f"{name} {self.report['examples'].get(name)} ".encode())
+            return digest.hexdigest()[:12]
         for name, split in sorted(self.splits.items()):
             for column, lengths in sorted(split.lengths.items()):
                 digest.update(f"{name} {column} {len(lengths)} ".encode() + lengths.astype("<i4").tobytes())
@@ -344,7 +355,7 @@ def _wrong_entry(report: dict[str, Any]) -> str:
     ):
         if not isinstance(report.get(name), kind):
             return f"{name!r} is missing or no {'object' if kind is dict else 'text'}"
-    for name in ("content", "files"):
+    for name in ("content", "files", "examples"):
         sums = report.get(name, {})  # absent from older reports
         if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
             return f"{name!r} is no object of checksums"

@@ -19,7 +19,9 @@ from janus_jax.command_line import ArgumentParser, report_mistakes
 from janus_jax.config import DecodeConfig
 from janus_jax.data import Prepared, Readers
 from janus_jax.decode import Generator, io
+from janus_jax.decode.batching import bare
 from janus_jax.decode.distill import distill
+from janus_jax.decode.gaps import with_fillings, with_gaps
 from janus_jax.decode.keywords import SHARED, places
 from janus_jax.decode.modes import MODES
 from janus_jax.decode.types import Output
@@ -145,6 +147,8 @@ def _decode_file(
         modes = " or ".join(other for other, entry in MODES.items() if entry.traces)
         raise ValueError(f"--trace: mode {decode.mode} has no passes to record; use --mode={modes}")
     items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", decode.mode)
+    for start in range(0, len(items), io.CHUNK):
+        _check_items(generator, start, items[start : start + io.CHUNK], name, bool(args.trace))
     # The checkpoint by its content: another one may have taken its place when a killed run resumes, which needs --output.
     signature = [
         dataclasses.asdict(decode),
@@ -182,6 +186,31 @@ def _devices(count: int | None) -> list[jax.Device] | None:
     return jax.local_devices()[:count]
 
 
+def _check_items(generator: Generator, start: int, part: Sequence[io.Item], name: str, trace: bool) -> None:
+    """Raises what is wrong with the texts beside the sources; nothing is decoded.
+
+    Args:
+      generator: reads them.
+      start: sentences before the part.
+      part: of the sentences.
+      name: the keyword of their texts.
+      trace: whether passes are to be recorded.
+    """
+    tokenizer, special = generator.tokenizer, generator.net.specials
+    texts = generator.spaced(name, [item.text or "" for item in part])
+    if part[0].infill is not None:
+        if trace:
+            raise ValueError("--trace: scoring texts has no passes to record")
+        infills = [generator.spaced("infills", item.infill or ()) for item in part]
+        with_fillings(texts, infills, generator.max_target_length - 2, tokenizer, special.mask, start + 1)
+        lines = [item.source for item in part]
+        for number, ids in enumerate(generator.encoded(lines), start + 1):
+            if not bare(ids, special):
+                raise ValueError(f"line {number}: an empty source, for which nothing can be scored")
+    elif name == "targets" and part[0].text is not None:
+        with_gaps(texts, tokenizer, special.mask, start + 1)
+
+
 def _outputs(
     generator: Generator,
     start: int,
@@ -194,8 +223,6 @@ def _outputs(
     """The outputs of a chunk; `start` sentences stand before it, and `name` is the keyword of their texts."""
     lines = [item.source for item in part]
     if part[0].infill is not None:
-        if trace:
-            raise ValueError("--trace: scoring texts has no passes to record")
         targets, infills = [item.text or "" for item in part], [item.infill or () for item in part]
         return generator.score_infills(lines, targets, infills, first_line=start, progress=progress, **keywords)
     texts = {} if part[0].text is None else {name: [item.text for item in part]}

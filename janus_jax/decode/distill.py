@@ -72,7 +72,7 @@ def distill(
         return [" ".join(map(str, one.tokens)) for one in outputs]
 
     origin = {"checkpoint": checkpoint, "decode": dataclasses.asdict(decode)}
-    signature = [origin, generator.fingerprint()]
+    signature = [origin["decode"], generator.fingerprint()]  # without the path: a checkpoint may be moved
     # Says which finished translations are there, until the new dataset is.
     finished, job = translated.with_name(f"{translated.name}.finished"), job_hash(items, signature)
     if not (translated.is_file() and finished.is_file() and finished.read_text() == job):

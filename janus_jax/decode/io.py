@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from janus_jax import files
+from janus_jax.data import sources
 from janus_jax.decode.modes import MODES
 from janus_jax.decode.types import Output
 
@@ -25,6 +26,14 @@ log = logging.getLogger(__name__)
 FORMATS = ("lines", "tsv", "jsonl")
 # Keys of a JSON line: the input of a mode that it gives, and the field of an `Item` that holds it.
 _KEYS = {"prefix": ("prefixes", "text"), "target": ("targets", "text"), "infill": ("infills", "infill")}
+# First bytes of files that hold no UTF-8 text, and what to do about them.
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "compressed by gzip; give the file a name that ends in .gz, or unpack it with gunzip",
+    b"\xfd7zXZ": "compressed by xz; give the file a name that ends in .xz, or unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; unpack it with unzstd",
+    codecs.BOM_UTF16_LE: "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
+}
 CHUNK = 8192  # sentences between two states from which a killed run resumes
 
 
@@ -36,7 +45,13 @@ def split_lines(data: bytes, name: str) -> list[str]:
     r"""Lines of UTF-8 text, split at "\n" alone (`b"a\nb\n"` -> ["a", "b"]); a "\r" before it and a byte-order mark are dropped.
 
     Bytes that are not UTF-8 are replaced, with one warning that names the lines.
+
+    Raises:
+      LinesError: the first bytes are those of UTF-16 or of a compressed file.
     """
+    for start, problem in _OTHER_FORMATS.items():
+        if data.startswith(start):
+            raise LinesError(f"{name}: {problem}")
     raw = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if raw[-1] == b"":
         raw.pop()
@@ -55,19 +70,22 @@ def split_lines(data: bytes, name: str) -> list[str]:
 
 
 def read_lines(path: str | os.PathLike[str] | None) -> list[str]:
-    """The lines of a file, or of standard input where `path` is None or "-"; see `split_lines`.
+    """The lines of a plain, .gz or .xz file, or of standard input where `path` is None or "-"; see `split_lines`.
 
     Raises:
-      LinesError: the file is missing or cannot be read.
+      LinesError: the file is missing, cannot be read, or is not text.
     """
     if _is_standard(path):
         if sys.stdin is None:
             raise LinesError("standard input is closed; name a file of lines")
         return split_lines(sys.stdin.buffer.read(), "standard input")
     try:
-        return split_lines(Path(path).read_bytes(), str(path))
-    except OSError as error:
-        raise LinesError(f"{path}: {error.strerror}; name a readable text file, a sentence a line") from error
+        with sources.open_file(Path(path)) as file:
+            data = file.read()
+    except sources.READ_ERRORS as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LinesError(f"{path}: {reason}; name a readable text file, a sentence a line") from error
+    return split_lines(data, str(path))
 
 
 def write_lines(path: str | os.PathLike[str] | None, lines: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The noise of denoising pretraining: its statistics (docs/method.md, section 6), and its bounds."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -87,13 +88,18 @@ def test_the_source_is_the_block_without_hidden_tokens_and_with_a_mask_for_each_
         assert all(token in at for token in seen.tolist())
 
 
-def test_all_hidden_gives_one_mask_a_run_and_all_kept_gives_the_block():
+def test_all_hidden_gives_one_mask_a_run_and_all_kept_gives_the_block(monkeypatch):
+    drawn, spans = [], denoising._spans
+    monkeypatch.setattr(denoising, "_spans", lambda *arguments: drawn.append(spans(*arguments)) or drawn[-1])
     for tokens, _, noised in many(100, noise_hidden=1.0):
         masked = np.zeros(len(tokens), bool)
         masked[noised.masked] = True
         np.testing.assert_array_equal(shown(noised), tokens[~masked])
-        runs = (masked[1:] & ~masked[:-1]).sum()
-        assert (noised.source == SPECIALS.mask).sum() >= runs
+        starts, ends, inserts = drawn[-1]
+        # The start of the span that each token belongs to: of those over it, the one that starts last.
+        owners = [max(starts[(starts <= at) & (at < ends)], default=-1) for at in range(len(tokens))]
+        runs = sum(owner not in (-1, before) for before, owner in itertools.pairwise(owners))
+        assert (noised.source == SPECIALS.mask).sum() == runs + inserts
     inserted = 0
     for tokens, _, noised in many(100, noise_hidden=0.0):
         np.testing.assert_array_equal(
@@ -101,6 +107,32 @@ def test_all_hidden_gives_one_mask_a_run_and_all_kept_gives_the_block():
         )
         inserted += (noised.source == SPECIALS.mask).sum()
     assert inserted == 0  # a source that shows the whole block has no room for insertions
+
+
+@pytest.mark.parametrize(
+    ("hidden", "source"),
+    [
+        # Spans side by side have a mask each, and so has each part of a span that another one interrupts.
+        ([1, 1, 1, 1], [0, 11, 999, 999, 16, 999, 999, 999, 2]),
+        ([1, 0, 0, 1], [0, 11, 999, 14, 15, 16, 17, 999, 19, 20, 2]),
+        ([0, 1, 1, 0], [0, 11, 12, 13, 999, 16, 999, 18, 999, 2]),
+        ([0, 0, 0, 0], [0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 2]),
+    ],
+)
+def test_each_unbroken_run_of_a_hidden_span_becomes_one_mask(monkeypatch, hidden, source):
+    class Draws:
+        """Hides the spans of `hidden`, and neither permutes nor rotates."""
+
+        def random(self, count=None):
+            return 1.0 if count is None else 1.0 - np.array(hidden)
+
+    # Tokens 12 13 and 14 15 side by side, and 18 within 17 18 19 20.
+    starts, ends = np.array([2, 4, 7, 8]), np.array([4, 6, 11, 9])
+    monkeypatch.setattr(denoising, "_spans", lambda *_: (starts, ends, 0))
+    tokens = np.array([0, *range(11, 21), 2], np.int32)
+    noised = noise(Draws(), tokens, WORD_STARTS, np.array([1]), PLAIN, SPECIALS)
+    assert noised.masked.tolist() == [2, 3, 4, 5, 7, 8, 9, 10]
+    assert noised.source.tolist() == source
 
 
 def test_spans_of_length_zero_insert_masks(monkeypatch):

@@ -59,6 +59,18 @@ def test_each_example_once_an_epoch(prepared, accumulation):
     assert orders[0] != orders[1]
 
 
+def test_who_shares_a_batch_changes_with_the_epoch_and_the_seed(prepared):
+    def groups(epoch, **changes):
+        batches = data.TrainBatches(prepared, with_data(prepared.config, **changes))
+        steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+        return {frozenset(rows.tolist()) for step in steps for rows in batches.batch_at(step).example_id}
+
+    first = groups(0)
+    assert groups(0) == first
+    assert first.isdisjoint(groups(1))
+    assert first.isdisjoint(groups(0, seed=1))
+
+
 def test_rows_hold_the_data_and_valid_masks(prepared):
     batches = data.TrainBatches(prepared, prepared.config)
     split = prepared.split("train")

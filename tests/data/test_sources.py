@@ -1,6 +1,7 @@
 """Sources: what a line is, and every way in which input can be wrong."""
 
 import gzip
+import importlib
 import lzma
 import typing
 import zlib
@@ -11,7 +12,9 @@ import tensorflow_datasets as tfds
 
 from janus_jax import config as config_lib
 from janus_jax.config import DataConfig
-from janus_jax.data import DataError, sources
+from janus_jax.data import DataError, identity, sources
+
+prepare_module = importlib.import_module("janus_jax.data.prepare")  # the package exports a function of that name
 
 SOURCE = ["Ein Haus", "Zwei Häuser", "Drei"]
 TARGET = ["One house", "Two houses", "Three"]
@@ -186,6 +189,21 @@ def test_tfds_dataset_by_name(tmp_path, tfds_directory):
     assert splits["train"].where(2) == "my_pairs train[1]"
     half = dict(vars(settings), train="train[:2]")
     assert len(list(sources.open_splits(DataConfig(**half))["train"])) == 2
+
+
+def test_a_new_version_of_a_tfds_dataset_is_other_data(tmp_path, tfds_directory, monkeypatch):
+    changes = {"train": "train", "valid": "", "test": "", "tfds_data_dir": str(tfds_directory)}
+    settings = config_lib.resolve({"data": {"source": "tfds", "tfds_name": "my_pairs", **changes}})
+    splits = sources.open_splits(settings.data)
+    inputs = prepare_module._inputs(settings, splits)
+    report = {**prepare_module._about(settings, splits, inputs), "splits": {"train": {}}}
+    assert identity.preparation_changes(report, settings, splits, inputs, tmp_path) == ""
+    monkeypatch.setattr(MyPairs, "VERSION", tfds.core.Version("1.1.0"))
+    MyPairs(data_dir=tfds_directory, file_format="array_record").download_and_prepare()
+    splits = sources.open_splits(settings.data)
+    inputs = prepare_module._inputs(settings, splits)
+    changes = identity.preparation_changes(report, settings, splits, inputs, tmp_path)
+    assert changes == "the dataset was 'tfds my_pairs/1.0.0', is 'tfds my_pairs/1.1.0'"
 
 
 def _text(side):

@@ -133,16 +133,18 @@ def test_held_out_documents_are_not_trained_on(prepared):
 
 def test_any_number_of_processes_writes_the_same(folder, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_text, "_TASK", 8000)
-    results = []
+    results, contents = [], set()
     for processes in (1, 2):
         config = settings(folder, prepared=str(tmp_path / str(processes)))
         data.prepare(config, log=lambda _: None, processes=processes)
         prepared = data.Prepared.open(config.data.prepared, config)
         results.append([row["target"].tolist() for row in prepared.split("train").examples()])
+        contents.add(prepared.contents)
         shards = sorted(p.name for p in (tmp_path / str(processes) / "janus_text/1.0.0").glob("*train*"))
         assert len(shards) > 2
         assert shards[0].endswith(f"array_record-00000-of-{len(shards):05d}")
     assert results[0] == results[1]
+    assert len(contents) == 1
     # A shard ends a block: documents stay in order.
     tokenizer = text.load(prepared.tokenizer_bytes)
     assert "".join(map(tokenizer.decode, results[0])) == "".join(d for i, d in enumerate(DOCUMENTS) if (i + 1) % 20)
@@ -178,6 +180,32 @@ def test_large_splits_are_read_from_disk_at_random(prepared, folder, monkeypatch
     assert fresh.split("train")._flat is None
     for name, array in vars(before).items():
         np.testing.assert_array_equal(array, getattr(after, name))
+
+
+def test_a_run_needs_no_settings_that_have_no_effect_on_text(prepared, folder):
+    # Only SentencePiece reads these two; an older version recorded them for each kind.
+    other = settings(folder)
+    other = dataclasses.replace(
+        other, text=dataclasses.replace(other.text, character_coverage=1.0, byte_fallback=False)
+    )
+    path = prepared.directory / "report.json"
+    report = json.loads(path.read_text())
+    assert not {"text.character_coverage", "text.byte_fallback"} & set(report["settings"])
+    for more in ({}, {"text.character_coverage": 0.9, "text.byte_fallback": True}):
+        path.write_text(json.dumps({**report, "settings": {**report["settings"], **more}}))
+        data.Prepared.open(prepared.directory, other)
+    path.write_text(json.dumps(report))
+    # The length of a block is taken over, and so is the room for its source.
+    for overridden in (frozenset(), frozenset({"data.max_source_length"})):
+        config = config_lib.default_config()
+        config.data.update({"prepared": str(prepared.directory), "max_source_length": 32, "max_target_length": 32})
+        note = data.adopt(config, overridden)
+        if overridden:
+            with pytest.raises(config_lib.ConfigError, match=r"data\.max_source_length: 32, but noise may leave"):
+                config_lib.resolve(config)
+        else:
+            assert "data.max_source_length 48 instead of 32" in note
+            data.Prepared.open(prepared.directory, config_lib.resolve(config))
 
 
 def test_a_sample_for_the_tokenizer_is_spread_evenly(folder):

@@ -124,8 +124,10 @@ def test_a_stopped_distillation_resumes(original, tmp_path, monkeypatch):
     monkeypatch.setattr(
         Generator, "generate_ids", lambda self, sources, **s: counts.append(len(sources)) or whole(self, sources, **s)
     )
-    distill(generator, config.data.prepared, tmp_path / "new", **arguments)
+    # The checkpoint may have been moved since.
+    report = distill(generator, config.data.prepared, tmp_path / "new", **{**arguments, "checkpoint": "moved"})
     assert counts == [25, 10]
+    assert report["distilled"]["checkpoint"] == "moved"
     distill(generator, config.data.prepared, tmp_path / "at_once", **arguments)
     assert ids(tmp_path / "new") == ids(tmp_path / "at_once")
 

@@ -1,6 +1,7 @@
 """Cases of bad input, made at random: each has a command line, the files that it reads, and what its error has to name."""
 
 import dataclasses
+import gzip
 import json
 import random
 import shutil
@@ -33,7 +34,7 @@ class Case:
       argv: its arguments; paths are relative to the desk.
       places: an error has to hold one of these.
       output: the file or folder that must exist after success; "": none.
-      lines: number of lines of `output` after success; None: any.
+      lines: number of lines of `output` after success; None: any; -1: success is a fault.
       work: folder of the case, the only place where it may write.
     """
 
@@ -93,6 +94,8 @@ class Maker:
         Path(path).write_bytes(content)
         form = self.rng.choice(("lines", "tsv"))
         count = content.count(b"\n") + (not content.endswith(b"\n") and bool(content))
+        if content.startswith((b"\xff\xfe", b"\x1f\x8b")):  # UTF-16 and gzip are no lines
+            count = -1
         return self._decode([self._mode(), f"--input={path}", f"--format={form}"], (path,), count)
 
     def _bytes(self) -> bytes:
@@ -103,6 +106,7 @@ class Maker:
                 b"", b"\n", b"\n\n\n", b"\0", self.rng.randbytes(300), good[:at], good[:at] + b"\xff\xfe" + good[at:],
                 good.replace(b"\n", b"\r\n"), good.replace(b"\n", b"\r"), b"\xef\xbb\xbf" + good, "\u2028\x85\x0c".encode() + good,
                 b"a " * 3000 + b"\n", b"\t\t\n" + good, good.replace(b" ", b"\t"), b"<mask> </s> <s> <pad>\n", good.decode().encode("utf-16"),
+                gzip.compress(good),
             ]
         )  # fmt: skip
 
