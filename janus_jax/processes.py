@@ -113,7 +113,7 @@ def _has_launcher(environment: Any) -> bool:
     tasks = max(int(environment.get(name) or 0) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     hosts = [environment.get(name, "").count(",") for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")]
     requested = any(
-        environment.get(name)
+        environment.get(name, "") not in ("", "0")
         for name in ("JANUS_JAX_DISTRIBUTED", "JAX_COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
     )
     return tasks > 1 or any(hosts) or requested

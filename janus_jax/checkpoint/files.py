@@ -4,7 +4,8 @@ A step directory holds everything: parameters, their moving average, optimizer s
 and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,14 @@ class Loaded:
         """Of the parameters, as stored; None in older checkpoints."""
         return _checksum(self.about)
 
+    @property
+    def one_space(self) -> bool:
+        """Whether runs of white space were one space in training: here, or before the export that was imported."""
+        return "data" in self.about or self.about.get("one_space", False)
+
 
 # What checkpoints store about the training of the model: a copy or an average of them keeps it.
-_ORIGIN = ("data", "revision", "versions", "jax", "from", "of_steps", "moving_average")
+_ORIGIN = ("data", "revision", "versions", "jax", "from", "of_steps", "moving_average", "one_space")
 
 
 def origin(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,13 +56,17 @@ def origin(about: Mapping[str, Any]) -> dict[str, Any]:
     return kept | ({"moving_average": True} if "ema" in about.get("sums", {}) else {})
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path, device: jax.Device | None = None) -> Loaded:
     """Reads a step directory, or the newest one below a run's work directory or its `checkpoints` directory.
+
+    Args:
+      path: the directory.
+      device: that gets the parameters; None: the first local one.
 
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    return _read_checked(find(path), _load)
+    return _read_checked(find(path), lambda step_dir: _load(step_dir, device))
 
 
 def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
@@ -73,10 +83,10 @@ def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
         ) from error
 
 
-def _load(step_dir: Path) -> Loaded:
-    metadata = ocp.checkpointables_metadata(step_dir)
+def _load(step_dir: Path, device: jax.Device | None) -> Loaded:
+    metadata = stored_metadata(step_dir)
     params = "ema" if "ema" in metadata.metadata else "params"
-    abstract = {name: _on_one_device(metadata.metadata[name]) for name in (params, "assets")}
+    abstract = {name: _on_one_device(metadata.metadata[name], device) for name in (params, "assets")}
     stored = ocp.load_checkpointables(step_dir, abstract)
     about = metadata.custom_metadata or {}
     sums = about.get("sums", {})  # absent from older checkpoints
@@ -88,9 +98,22 @@ def _load(step_dir: Path) -> Loaded:
     return Loaded(stored[params], config, tokenizer, int(about.get("step", 0)), dict(about))
 
 
-def _on_one_device(tree: Any) -> Any:
+def stored_metadata(step_dir: Path) -> Any:
+    """What Orbax knows of a step directory: the items' arrays, and the metadata with their checksums.
+
+    Raises:
+      ValueError, OSError: a file of them is damaged or cannot be read. Orbax itself would take it for absent, and no checksum would
+        be compared.
+    """
+    json.loads((step_dir / "_CHECKPOINT_METADATA").read_bytes())
+    for path in step_dir.glob("*/_METADATA"):
+        path.read_bytes()
+    return ocp.checkpointables_metadata(step_dir)
+
+
+def _on_one_device(tree: Any, device: jax.Device | None = None) -> Any:
     """ShapeDtypeStructs of a tree on one local device: the stored shardings may name devices that this machine lacks."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
@@ -118,7 +141,7 @@ def checksum(path: str | Path) -> int | None:
     Raises:
       CheckpointError: there is no checkpoint, or it is damaged.
     """
-    return _read_checked(find(path), lambda step: _checksum(ocp.checkpointables_metadata(step).custom_metadata or {}))
+    return _read_checked(find(path), lambda step: _checksum(stored_metadata(step).custom_metadata or {}))
 
 
 def _checksum(about: Mapping[str, Any]) -> int | None:
@@ -144,7 +167,7 @@ def _config(step_dir: Path) -> Config:
 
 
 def _assets(step_dir: Path) -> dict[str, Any]:
-    metadata = ocp.checkpointables_metadata(step_dir)
+    metadata = stored_metadata(step_dir)
     assets = ocp.load_checkpointables(step_dir, {"assets": _on_one_device(metadata.metadata["assets"])})["assets"]
     check_bytes(assets, metadata.custom_metadata or {})
     return assets
@@ -152,7 +175,7 @@ def _assets(step_dir: Path) -> dict[str, Any]:
 
 def find(path: str | Path) -> Path:
     """The step directory that `path` is or holds; see `load`."""
-    path = Path(path).absolute()
+    path = Path(path).expanduser().absolute()
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; give a checkpoint's step directory or a run's work directory"
@@ -167,7 +190,7 @@ def find(path: str | Path) -> Path:
 
 def step_directories(path: str | Path) -> list[Path]:
     """Complete step directories of a run, oldest first."""
-    path = Path(path).absolute()
+    path = Path(path).expanduser().absolute()
     below = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     directories = [p for p in below.iterdir() if p.name.isdigit() and _has_assets(p)]
     return sorted(directories, key=lambda p: int(p.name))
@@ -191,7 +214,7 @@ def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, ab
     Raises:
       CheckpointError: `path` exists.
     """
-    path = Path(path).absolute()
+    path = Path(path).expanduser().absolute()
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or name another directory")
     assets = {"config": bytes_array(config_lib.to_json(config).encode()), "tokenizer": bytes_array(tokenizer)}
@@ -214,6 +237,14 @@ def _array_bytes(array: Any) -> bytes:
     return np.asarray(array).tobytes()
 
 
-def first_line(error: Exception) -> str:
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that led to it: Orbax hides the error of a file behind one of its own."""
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        following = following.__cause__ or following.__context__
+
+
+def first_line(error: BaseException) -> str:
     """The first line of an error's message, at most 300 characters; messages of Orbax fill pages."""
     return next(iter(str(error).strip().splitlines()), "")[:300]

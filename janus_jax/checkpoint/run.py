@@ -19,11 +19,18 @@ import janus_jax
 from janus_jax import config as config_lib
 from janus_jax import processes, provenance
 from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
-from janus_jax.checkpoint.files import CheckpointError, bytes_array, first_line, step_directories
+from janus_jax.checkpoint.files import (
+    CheckpointError,
+    bytes_array,
+    causes,
+    first_line,
+    step_directories,
+    stored_metadata,
+)
 from janus_jax.config import Config, TrainConfig, last_change, scheduled
 from janus_jax.types import TrainState
 
-# These errors come from the state of the machine and not from a damaged file.
+# Words of errors that come from the state of the machine and not from a damaged file.
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/output error", "Stale file handle")
 _STRUCTURE_FIX = "use the config that the run started with, or another --workdir"
 
@@ -68,6 +75,7 @@ class Checkpoints:
         self._origin = {"data": data, "revision": provenance.revision(), "versions": provenance.versions()}
         self.directory = Path(directory).absolute()
         self.notes: list[str] = []  # messages of `restore`, for the log
+        self._unrecorded: frozenset[int] = frozenset()  # steps that were evaluated, but whose record is lost
         self._checkpointer: Any = None
 
     @property
@@ -112,12 +120,13 @@ class Checkpoints:
             self.notes.append(
                 f"checkpoint {problems} is damaged and kept as damaged-STEP; resumes from step {int(restored[0].step)}"
             )
+        self._keep_unrecorded(restored)
         with processes.fail_together():
             self._remove_surplus()
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_Retention(self._train, self._evaluations, self._settled),
+            preservation_policy=_Retention(self._kept),
             cleanup_tmp_directories=True,
             context=_SAVING,
         )
@@ -147,11 +156,13 @@ class Checkpoints:
         except CheckpointError as error:
             refusal = str(error)
         except Exception as error:  # Orbax raises any class for a damaged file
-            message = f"{type(error).__name__}: {first_line(error)}"
-            if isinstance(error, MemoryError | PermissionError) or any(word in message for word in _NOT_DAMAGE):
-                refusal = f"{path}: cannot be read now ({message})"
+            if any("tree structures do not match" in str(cause) for cause in causes(error)):
+                # The arrays are the same ones, see `_check_structure`: an optimizer with another setting keeps them elsewhere.
+                refusal = f"{path}: does not fit this config (the optimizer's state has another form); {_STRUCTURE_FIX}"
+            elif machine := next(filter(_is_of_machine, causes(error)), None):
+                refusal = f"{path}: cannot be read now ({type(machine).__name__}: {first_line(machine)})"
             else:
-                damage = message
+                damage = f"{type(error).__name__}: {first_line(error)}"
         refusals, damages = zip(*processes.all_gather([refusal, damage]), strict=True)
         if any(refusals):
             raise CheckpointError(next(filter(None, refusals)))
@@ -176,13 +187,34 @@ class Checkpoints:
                 target = next(path for path in candidates if not path.exists())
                 (self.directory / name).rename(target)
 
+    def _keep_unrecorded(self, restored: tuple[TrainState, dict[str, Any]] | None) -> None:
+        """Finds checkpoints that may be the best ones, but whose evaluation is missing from the log: they are kept."""
+        if not self._train.keep_best or restored is None:
+            return
+        newest = int(restored[0].step)  # evaluated again, if it has to be
+        self._unrecorded = frozenset(
+            step
+            for step in map(int, processes.all_gather(self._steps())[0])
+            if step < newest and step % self._train.eval_every == 0 and step not in self._evaluations
+        )
+        if self._unrecorded:
+            self.notes.append(
+                f"checkpoints {', '.join(map(str, sorted(self._unrecorded)))} are kept, since metrics.jsonl has no evaluation of them: "
+                "they may be the best. Remove them if they are not needed"
+            )
+
+    def _kept(self, steps: Sequence[int], stored: Mapping[int, Mapping[str, float]] | None = None) -> frozenset[int]:
+        """The steps whose checkpoints are kept; `stored`: evaluations that only the checkpoints hold."""
+        evaluations = {**(stored or {}), **self._evaluations}
+        return kept_steps(steps, self._train, evaluations, self._settled) | (self._unrecorded & set(steps))
+
     def _remove_surplus(self) -> None:
         """Removes what a killed process was about to remove."""
         steps = [int(name) for name in self._steps()]
         # A run that was evaluated and lost its log: which checkpoints are best is not known.
         if jax.process_index() or (self._train.keep_best and not self._evaluations):
             return
-        for step in set(steps) - kept_steps(steps, self._train, self._evaluations, self._settled):
+        for step in set(steps) - self._kept(steps):
             # A name that Orbax removes too, should this process be killed here.
             leftover = self.directory / f"{step}.orbax-checkpoint-tmp-0"
             (self.directory / str(step)).rename(leftover)
@@ -252,7 +284,7 @@ def _read(path: Path, abstract: TrainState) -> tuple[dict[str, Any], dict[str, A
     """
     if not (path / "assets").is_dir():
         raise ValueError("has no assets (config and tokenizer)")
-    metadata, items = ocp.checkpointables_metadata(path), _checkpointables(abstract)
+    metadata, items = stored_metadata(path), _checkpointables(abstract)
     custom = metadata.custom_metadata or {}
     # Orbax reports items that it cannot read as absent or empty.
     unread = [
@@ -292,6 +324,11 @@ def _verified(stored: dict[str, Any], custom: dict[str, Any]) -> tuple[TrainStat
     return state, dict(interval)
 
 
+def _is_of_machine(error: BaseException) -> bool:
+    """Whether an error comes from the state of the machine and not from a damaged file."""
+    return isinstance(error, MemoryError | PermissionError) or any(word in str(error) for word in _NOT_DAMAGE)
+
+
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raises CheckpointError unless the stored arrays have the expected names and shapes."""
 
@@ -315,16 +352,15 @@ def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any
 
 
 class _Retention:
-    """Orbax's form of `kept_steps`."""
+    """Orbax's form of `Checkpoints._kept`."""
 
-    def __init__(self, train: TrainConfig, evaluations: Mapping[int, Mapping[str, float]], settled: int):
-        self._train, self._evaluations, self._settled = train, evaluations, settled
+    def __init__(self, kept: Callable[[Sequence[int], Mapping[int, Mapping[str, float]]], frozenset[int]]):
+        self._kept = kept
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         # Older runs stored the metrics in the checkpoints.
         stored = {one.step: one.metrics for one in checkpoints if one.metrics}
-        evaluations = {**stored, **self._evaluations}
-        kept = kept_steps([one.step for one in checkpoints], self._train, evaluations, self._settled)
+        kept = self._kept([one.step for one in checkpoints], stored)
         return [one.step in kept for one in checkpoints]
 
 

@@ -67,6 +67,8 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
         if jax.process_index() == 0:
             print(note, file=sys.stderr)
     if values.dry_run:
+        if profile:
+            raise ConfigError("--profile: a dry run trains no step to trace; leave one of the two flags out")
         dry_run(config)
         return 0
     try:

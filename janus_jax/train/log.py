@@ -11,11 +11,14 @@ from tqdm import tqdm
 
 from janus_jax import files
 from janus_jax.metrics import read_metrics
+from janus_jax.objective.terms import TERMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Families whose targets may not fit their rows: those with a loss of whole sentences.
+_SENTENCE_FAMILIES = [family for term in TERMS.values() if term.kind == "sentence" for family in term.families]
 MANY_UNFIT = 0.1  # share of the targets that do not fit their rows, above which the log warns
 
 
@@ -44,7 +47,8 @@ class RunLog:
         self.path = workdir / "metrics.jsonl"
         _truncate(self.path, start_step)
         self._file = self.path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None)
+        # The queue has no limit: once its thread has failed, a full one would block this process for ever. `record` looks.
+        self._board = SummaryWriter(str(workdir / "tensorboard"), max_queue=0, purge_step=start_step + 1)
         self._bar = tqdm(total=total, initial=start_step, unit="step", file=sys.stderr) if sys.stderr.isatty() else None
 
     def announce(self, step: int, terms: tuple[str, ...], settled: int = 0) -> None:
@@ -77,6 +81,8 @@ class RunLog:
             return
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        if not self._board.file_writer.event_writer._worker.is_alive():  # an error of writing ends this thread, unheard
+            raise OSError("TensorBoard's events could not be written")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         shown = [f"{name} {value:.4g}" for name, value in metrics.items() if _shown(name)]
@@ -87,7 +93,7 @@ class RunLog:
 
     def _warn_of_unfit(self, step: int, metrics: dict[str, float]) -> None:
         """Says once a family that it learns from few targets: its loss is 0 where they do not fit, which looks good."""
-        for family in ("ctc", "dag"):
+        for family in _SENTENCE_FAMILIES:
             share = metrics.get(f"{family}/unfit", 0.0)
             if share > MANY_UNFIT and family not in self._unfit:
                 self._unfit.add(family)
@@ -103,7 +109,7 @@ class RunLog:
 
     def message(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
-        with contextlib.suppress(BrokenPipeError):  # a closed stderr must not end the run
+        with contextlib.suppress(OSError):  # a closed stderr or a lost terminal must not end the run
             if self._bar:
                 self._bar.write(text, file=sys.stderr)
             elif self.active:

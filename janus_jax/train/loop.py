@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from janus_jax import parallel, processes, text
+from janus_jax import checkpoint, parallel, processes, text
 from janus_jax.checkpoint import Checkpoints, best_first, write_error
 from janus_jax.config import Config, ConfigError, last_change, only_terms, scheduled
 from janus_jax.data import Prepared, TrainBatches, eval_batches, train_batches
@@ -31,6 +32,7 @@ from janus_jax.train.step import abstract_state, jit_init_state, jit_train_step,
 from janus_jax.train.workdir import (
     changed_settings,
     check_workdir_is_shared,
+    depends_on_steps,
     has_checkpoint,
     save_settings,
     workdir_lock,
@@ -72,11 +74,14 @@ def train_or_stop(
       config, workdir, allow_changes: see `train`.
       profile: first and last step to trace, into workdir/profile.
     """
+    if "://" in str(workdir):
+        raise ConfigError(f"--workdir={workdir}: an address is no directory; mount the bucket and name its directory")
+    workdir = Path(workdir).expanduser()
     with contextlib.ExitStack() as lock, processes.stop_on_sigterm() as request:
         try:
-            return _TrainingRun(config, Path(workdir), allow_changes, profile, lock, request).run()
+            return _TrainingRun(config, workdir, allow_changes, profile, lock, request).run()
         except OSError as error:  # from writing the log, for example on a full disk
-            raise write_error(Path(workdir) / "checkpoints", error) from error
+            raise write_error(workdir / "checkpoints", error) from error
 
 
 def resolve_with_data(config: Config, prepared: Prepared) -> Config:
@@ -162,7 +167,7 @@ class _TrainingRun:
             self.state, interval = self._first_state(abstract, initial)
         for step in [step for step in self.evaluations if step > int(self.state.step)]:
             del self.evaluations[step]  # of a checkpoint that is damaged or gone
-        if self.process == 0:
+        if self.process == 0 and int(self.state.step) < config.train.steps:
             save_settings(self.config, self.prepared.contents, workdir)
         self.interval = IntervalMeans(**interval)
         self.spikes = SpikeDetector(config.train.spike)
@@ -215,6 +220,8 @@ class _TrainingRun:
             self.profiler.close()
             self.meter.close()
             self.log.close()
+            # A notebook keeps the traceback of an interrupted run, and with it this object: the next run needs the memory.
+            self.state = None
         self._plot()
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}, self.stopped
 
@@ -228,9 +235,13 @@ class _TrainingRun:
         pending: _StepInFlight | None = None
         settled = last_change(objective)
         if start >= settings.steps:
+            longer = "name a new --workdir" if depends_on_steps(self.config) else "raise train.steps"
             self.log.message(
-                f"{self.workdir} has all its {start} steps, so there is nothing to train; for a longer run name a new --workdir"
+                f"{self.workdir} has all its {start} steps, so there is nothing to train; for a longer run {longer}"
             )
+            self._say_kept_decoding()
+        if missed := self.profiler.missed(start, settings.steps):
+            self.log.message(missed)
         if start and self._evaluates(start) and start not in self.evaluations:
             self._evaluate(start)  # the run ended after it had saved this step
         if self._ends_early(start):
@@ -253,6 +264,7 @@ class _TrainingRun:
             if pauses or self.profiler.after(step):
                 self._read(pending)
                 pending = None
+                last = last or self.stopping
             if self.profiler.after(step):
                 self.profiler.close()
             if pauses:
@@ -263,6 +275,14 @@ class _TrainingRun:
                 return
             if pauses and self._ends_early(step):
                 return
+
+    def _say_kept_decoding(self) -> None:
+        newest = self.workdir / "checkpoints" / str(self.checkpoints.latest)
+        if checkpoint.config(newest).decode != self.config.decode:
+            self.log.message(
+                "the checkpoints keep the decoding settings that they were saved with; give others to `python -m janus_jax.decode`, or "
+                "store them with `python -m janus_jax.evaluate --save_best`"
+            )
 
     def _ends_early(self, step: int) -> bool:
         """Whether the last `train.patience` evaluations are no better than one before them; the log then says so.
@@ -279,9 +299,18 @@ class _TrainingRun:
             return False
         self.log.message(
             f"ended at step {step}: {settings.best_metric} is not better than at step {best}, {since} evaluations before; "
-            f"the best checkpoint is {self.workdir / 'checkpoints' / str(best)}"
+            + self._best_checkpoint(evaluated)
         )
         return True
+
+    def _best_checkpoint(self, evaluated: Sequence[int]) -> str:
+        """Names the best checkpoint. That of the best step may be gone, if the run had other settings before."""
+        best = best_first(evaluated, self.config.train, self.evaluations)
+        saved = [step for step in best if (self.workdir / "checkpoints" / str(step)).is_dir()]
+        if not saved:
+            return "no checkpoint of an evaluated step exists"
+        gone = "" if saved[0] == best[0] else f"there is no checkpoint of step {best[0]} any more, and "
+        return f"{gone}the best checkpoint is {self.workdir / 'checkpoints' / str(saved[0])}"
 
     def _flops(self, batch: Any, terms: tuple[str, ...]) -> float:
         micro, rows, source = batch.source.shape
@@ -297,7 +326,8 @@ class _TrainingRun:
         if last or step % self.config.train.checkpoint_every == 0:
             self.log.sync()
             self.checkpoints.save(self.state, self.interval.state())
-        if self._evaluates(step):
+        # A run that was asked to stop has little time; it evaluates when it resumes.
+        if self._evaluates(step) and not (self.stopping and step < self.config.train.steps):
             self.checkpoints.wait()
             self._evaluate(step)
             if not last:  # `run` plots at the end

@@ -33,6 +33,13 @@ class Profiler:
     def __init__(self, directory: Path, steps: tuple[int, int] | None):
         self._directory, self._steps, self._tracing = directory, steps, False
 
+    def missed(self, start: int, steps: int) -> str:
+        """A message if a run that goes on after step `start`, up to step `steps`, trains none of the steps to trace."""
+        if not self._steps or (self._steps[0] <= steps and start < self._steps[1]):
+            return ""
+        first, last = self._steps
+        return f"--profile={first}:{last}: nothing is traced, since this run trains the steps {start + 1} to {steps}"
+
     def before(self, step: int) -> None:
         """Call before the step starts on the device."""
         # A run that resumes between the two steps traces the rest.

@@ -142,6 +142,11 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
     return changed
 
 
+def depends_on_steps(config: Config) -> bool:
+    """Whether another length of the run would mean another learning rate or weight at every step."""
+    return config.optimizer.schedule in ("polynomial", "cosine") or config.objective.ar_first > 0
+
+
 def save_settings(config: Config, contents: str, workdir: Path) -> None:
     """Writes the settings and the digest of the data for `changed_settings`. Call it once a checkpoint is restored."""
     for name, text in ((_CONFIG, config_lib.to_json(config)), (_DATA, json.dumps({"contents": contents}))):
@@ -168,9 +173,7 @@ def _contents(text: str) -> str:
 
 
 def _differences(old: Config, new: Config) -> list[str]:
-    # These schedules depend on the length of the run: another length is another learning rate or weight at every step.
-    depends_on_steps = new.optimizer.schedule in ("polynomial", "cosine") or new.objective.ar_first
-    free = FREE_SETTINGS - ({"train.steps"} if depends_on_steps else set())
+    free = FREE_SETTINGS - ({"train.steps"} if depends_on_steps(new) else set())
     pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
     return [
         f"{name}: {before!r}, now {now!r}"

@@ -40,14 +40,14 @@ def directory(tmp_path):
     return tmp_path / "checkpoints"
 
 
-def change(step_directory, name):
-    """Flips a bit of an asset: files as Orbax writes them, and the metadata of the checkpoint as before."""
-    assets = {key: np.array(value) for key, value in ocp.load_checkpointables(step_directory)["assets"].items()}
-    assets[name][17] ^= 1
+def change(step_directory, name, item="assets"):
+    """Flips a bit of an array: files as Orbax writes them, and the metadata of the checkpoint as before."""
+    arrays = {key: np.array(value) for key, value in ocp.load_checkpointables(step_directory)[item].items()}
+    arrays[name].view(np.uint8)[12] ^= 1
     other = step_directory.parent.with_name("other")
-    ocp.save_checkpointables(other, {"assets": assets})
-    shutil.rmtree(step_directory / "assets")
-    shutil.copytree(other / "assets", step_directory / "assets")
+    ocp.save_checkpointables(other, {item: arrays})
+    shutil.rmtree(step_directory / item)
+    shutil.copytree(other / item, step_directory / item)
     shutil.rmtree(other)
 
 
@@ -68,6 +68,16 @@ def test_a_bit_of_an_asset_is_noticed_wherever_it_is_read(directory, name):
     step, notes = restored_step(directory)
     assert step == 1
     assert f"2 (ValueError: the bytes of {name} differ from those that were saved) is damaged" in notes[0]
+
+
+def test_a_bit_of_a_parameter_is_noticed_where_a_model_is_loaded(directory):
+    np.testing.assert_array_equal(checkpoint.load(directory).params["bias"], state(2).params["bias"])
+    change(directory / "2", "bias", "params")
+    with pytest.raises(
+        CheckpointError, match=r"/2: damaged \(ValueError: the parameters differ from those that were saved\).*/1$"
+    ):
+        checkpoint.load(directory)
+    assert checkpoint.load(directory / "1").step == 1
 
 
 def test_checkpoints_of_averages_and_imports_have_checksums(tmp_path):

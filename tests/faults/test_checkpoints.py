@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,11 @@ def numbers(workdir, step):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(stored)}
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, forget_parameters, forget_tokenizer, empty])
+def forget_checksums(step):
+    (step / "_CHECKPOINT_METADATA").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, forget_parameters, forget_tokenizer, forget_checksums, empty])
 def test_a_run_resumes_from_the_newest_intact_checkpoint_and_keeps_the_damaged_one(
     prepared, whole, workdir, capsys, damage
 ):
@@ -126,6 +131,48 @@ def test_an_error_of_the_machine_does_not_count_as_damage(prepared, workdir, mon
     monkeypatch.setattr(run.ocp, "load_checkpointables", fails)
     with pytest.raises(CheckpointError, match=r"checkpoints/12: cannot be read now \("):
         train(small(prepared), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), "RuntimeError: RESOURCE_EXHAUSTED"),
+        (OSError(5, "Input/output error"), r"OSError: \[Errno 5\] Input/output error"),
+    ],
+)
+def test_an_error_of_the_machine_that_orbax_wraps_does_not_count_as_damage(
+    prepared, workdir, monkeypatch, error, shown
+):
+    from orbax.checkpoint.experimental.v1._src.handlers.pytree_handler import PyTreeHandler
+
+    async def load(*_arguments, **_settings):
+        raise error
+
+    monkeypatch.setattr(PyTreeHandler, "_background_load", load)
+    with pytest.raises(CheckpointError, match=f"12: cannot be read now \\({shown}"):
+        train(small(prepared), workdir)
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
+
+
+def test_metadata_that_cannot_be_read_now_do_not_count_as_damage(prepared, workdir, monkeypatch):
+    original = Path.read_bytes
+
+    def read_bytes(path):
+        if path.name == "_METADATA" and "12" in path.parts:
+            raise OSError(5, "Input/output error")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(CheckpointError, match="12: cannot be read now"):
+        train(small(prepared), workdir)
+
+
+def test_another_form_of_the_optimizer_is_no_damage(prepared, workdir):
+    with pytest.raises(
+        CheckpointError, match=r"12: does not fit this config .*use the config that the run started with"
+    ):
+        train(small(prepared, optimizer__decay_all=False), workdir, allow_changes=True)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
 
 

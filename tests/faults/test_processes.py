@@ -268,6 +268,7 @@ def test_the_scripts_of_launchers_are_valid(capsys):
     rows = config.data.tokens_per_batch // longest // config.data.batch_multiple * config.data.batch_multiple
     assert tokens // longest // multiple * multiple * steps == rows * config.train.accumulation > 0
     slurm = (ROOT / "launch/slurm.sbatch").read_text()
+    assert "${JANUS_JAX_CACHE-" in slurm  # an empty value keeps nothing
     assert all(f"{name}={arguments[name]}" in slurm for name in batches)
     for name in ("--config.data.prepared", "--workdir"):  # all pods see them
         assert arguments[name].startswith(f"{container['volumeMounts'][0]['mountPath']}/"), name
@@ -331,6 +332,7 @@ def test_launchers_are_detected():
         {"SLURM_STEP_NUM_TASKS": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"TPU_WORKER_HOSTNAMES": "localhost"},
+        {"JANUS_JAX_DISTRIBUTED": "0"},
     ):
         assert not processes._has_launcher(alone)
     for several in (

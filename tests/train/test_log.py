@@ -1,4 +1,7 @@
+import io
 import json
+import sys
+import threading
 
 import pytest
 
@@ -69,6 +72,44 @@ def test_targets_that_do_not_fit_their_rows_are_reported_once(tmp_path, capsys):
         "step 20: warning: 50% of the targets are too long for their CTC rows, and their loss is 0; raise "
         "config.model.ctc_ratio, or check the targets"
     ]
+
+
+def test_a_failed_write_of_events_ends_the_run_and_does_not_block_it(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0, total=600)
+    writer = log._board.file_writer.event_writer
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+
+    def full(_event):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._ev_writer, "write_event", full)
+    errors = []
+
+    def records():
+        try:
+            for step in range(40):
+                log.record(step, {f"loss/{name}": 1.0 for name in range(40)})
+                writer._worker.join(0.5)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=records, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert "TensorBoard" in str(errors[0])
+
+
+def test_a_terminal_that_has_gone_does_not_end_the_run(tmp_path, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _text):
+            raise OSError(5, "Input/output error")
+
+    log = RunLog(tmp_path, 0, total=600)
+    monkeypatch.setattr(sys, "stderr", Gone())
+    log.record(10, {"nll/ar": 2.0})
+    log.close()
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 10, "nll/ar": 2.0}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3])

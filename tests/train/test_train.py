@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +16,15 @@ import pytest
 
 from janus_jax import checkpoint, parallel
 from janus_jax.checkpoint.run import kept_steps
-from janus_jax.config import ConfigError, TrainConfig
+from janus_jax.config import ConfigError, TrainConfig, from_json
 from janus_jax.data import Prepared, prepare
-from janus_jax.metrics import read_metrics
+from janus_jax.metrics import evaluations, read_metrics
 from janus_jax.train import NonFiniteLossError, log, train
 from janus_jax.train import evaluation as evaluation_module
 from janus_jax.train import loop as loop_module
 from janus_jax.train import workdir as workdir_module
+from janus_jax.train.__main__ import main
+from tests.docs.pages import ROOT
 from tests.faults.killed_runs import copy_until, experiment
 from tests.train import runs
 
@@ -80,6 +83,39 @@ def test_a_run_writes_all_its_files(whole):
     assert {"valid/loss", "valid/nll/ar", "valid/nll/nar", "valid/nll/aux", "valid/loss/length"} <= last.keys()
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((whole / "tensorboard").iterdir())
+
+
+def moving_average(workdir):
+    """The moving average in the newest checkpoint, as a flat dictionary of arrays; it differs from the parameters."""
+    everything = stored(workdir)
+    average = {name.removeprefix("['ema']"): x for name, x in everything.items() if name.startswith("['ema']")}
+    assert any((x != everything[f"['params']{name}"]).any() for name, x in average.items())
+    return average
+
+
+def assert_same_arrays(params, expected):
+    """Compares a tree of parameters with a flat dictionary."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    assert leaves.keys() == expected.keys()
+    for name, leaf in leaves.items():
+        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
+
+def test_a_loaded_model_is_the_moving_average(whole):
+    assert_same_arrays(checkpoint.load(whole).params, moving_average(whole))
+
+
+def test_evaluations_measure_the_moving_average(prepared, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    metrics = tmp_path / "run/metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))  # killed while it evaluated
+    measured = []
+    monkeypatch.setattr(
+        evaluation_module.Evaluation, "measure", lambda _, params: measured.append(jax.device_get(params))
+    )
+    train(runs.config(prepared), tmp_path / "run")
+    (params,) = measured
+    assert_same_arrays(params, moving_average(whole))
 
 
 def test_losses_fall(whole):
@@ -150,6 +186,32 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     assert "nothing to train" not in capsys.readouterr().err
     train(config, tmp_path)
     assert f"{tmp_path} has all its 12 steps, so there is nothing to train" in capsys.readouterr().err
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Steps that only count, for what a run does between its steps: no step is compiled."""
+    metrics = dict.fromkeys(("finite", "loss/total", "grad_norm", "learning_rate", "target_tokens"), 1.0)
+
+    def step(state, _batch):
+        return dataclasses.replace(state, step=state.step + 1), metrics
+
+    monkeypatch.setattr(loop_module, "jit_train_step", lambda *_: step)
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_run_ends_early_after_evaluations_that_are_no_better(prepared, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    losses = iter((99.0, float("nan")))  # at steps 14 and 16; those at 6 and 12 were finite, and fell
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {"valid/loss": next(losses)})
+    every = {"train__eval_every": 2, "train__checkpoint_every": 2, "train__keep_last": 1}
+    config = runs.config(prepared, train__steps=24, train__patience=2, **every)
+    _, stopped = loop_module.train_or_stop(config, tmp_path / "run")
+    assert not stopped  # it was not interrupted
+    best = tmp_path / "run/checkpoints/12"
+    message = "ended at step 16: valid/loss is not better than at step 12, 2 evaluations before; the best checkpoint is"
+    assert f"{message} {best}\n" in capsys.readouterr().err
+    assert sorted(path.name for path in best.parent.iterdir()) == ["12", "16"]
 
 
 @pytest.mark.slow
@@ -227,6 +289,17 @@ def test_other_settings_can_be_allowed_even_clipping(prepared, tmp_path, capsys)
     assert int(checkpoint.find(tmp_path).name) == 14
 
 
+@pytest.mark.usefixtures("idle")
+def test_allowed_changes_are_listed_and_the_run_goes_on(prepared, whole, tmp_path, monkeypatch, capsys):
+    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {})
+    changed = runs.config(prepared, train__steps=14, model__dropout=0.2, optimizer__clip_norm=1.0)
+    train(changed, tmp_path / "run", allow_changes=True)
+    message = "resumes with other settings: model.dropout: 0.1, now 0.2; optimizer.clip_norm: 0.0, now 1.0\n"
+    assert message in capsys.readouterr().err
+    assert int(checkpoint.find(tmp_path / "run").name) == 14
+
+
 def test_the_length_of_a_cosine_run_is_not_free(prepared, tmp_path):
     config = runs.config(prepared, objective__name="ar", train__steps=6, optimizer__schedule="cosine")
     opened = Prepared.open(prepared, config)
@@ -265,7 +338,8 @@ def test_a_best_metric_that_is_never_measured_is_named_before_the_first_step(
 ):
     for module in (loop_module, dry_run_module):
         monkeypatch.setattr(module, "jit_train_step", lambda *_: pytest.fail("the step was built"))
-    settings = {"train__best_metric": metric, "train__eval_sentences": sentences, "train__best_mode": "max"}
+    mode = "min" if metric.startswith("valid/nll") else "max"
+    settings = {"train__best_metric": metric, "train__eval_sentences": sentences, "train__best_mode": mode}
     config = runs.config(prepared, objective__name="ar", **settings)
     with pytest.raises(ConfigError, match=f"^config.train.best_metric: .*{message}"):
         train(config, tmp_path) if start == "train" else dry_run_module.dry_run(config)
@@ -335,6 +409,14 @@ def test_checkpoints_that_a_killed_run_had_not_removed_yet_are_removed(prepared,
     assert sorted(os.listdir(tmp_path / "run/checkpoints")) == ["12", "9"]
 
 
+def test_a_run_that_lost_its_evaluations_keeps_all_checkpoints(prepared, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").unlink()
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {})
+    train(runs.config(prepared, train__keep_last=1), tmp_path / "run")
+    assert [path.name for path in checkpoint.step_directories(tmp_path / "run")] == ["6", "9", "12"]
+
+
 def test_the_newest_and_those_of_every_few_steps_are_kept(prepared, tmp_path):
     kept = {"train__keep_last": 1, "train__keep_best": 0, "train__keep_every": 4, "train__checkpoint_every": 2}
     decoded = {"train__eval_every": 10, "train__eval_sentences": 4}
@@ -379,8 +461,6 @@ def assert_trained_and_decoded(final, half):
 
 
 def test_the_command_reports_mistakes_with_their_fix(capsys, tmp_path):
-    from janus_jax.train.__main__ import main
-
     assert main([]) == 2
     assert "--config and --workdir" in capsys.readouterr().err
 
@@ -423,3 +503,89 @@ def test_metrics_are_json_lines(whole):
 def test_a_run_of_some_parameters_says_where_the_others_are_from(prepared, tmp_path):
     with pytest.raises(ConfigError, match=r"config.train.only: .*name a checkpoint, init_from=DIR"):
         train(runs.config(prepared, train__only="adapter"), tmp_path / "run")
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_request_to_stop_is_followed_before_an_evaluation(prepared, tmp_path, monkeypatch):
+    config = runs.config(prepared, objective__name="ar", train__eval_every=1, train__checkpoint_every=12)
+    original, measured = loop_module.train_batches, []
+
+    def signalling(*args):
+        for number, batch in enumerate(original(*args), 1):
+            if number == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: measured.append(1) or {"valid/loss": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module, "train_batches", signalling)
+        assert loop_module.train_or_stop(config, tmp_path)[1]
+    saved = int(checkpoint.find(tmp_path).name)
+    assert len(measured) == saved - 1
+    train(config, tmp_path)
+    assert len(measured) == 12  # the evaluation is made up for
+    assert sorted(step for step in evaluations(tmp_path)) == list(range(1, 13))
+
+
+def test_a_finished_run_keeps_its_decoding_settings(prepared, whole, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    train(runs.config(prepared, decode__ar__beam=2), run)
+    assert "the checkpoints keep the decoding settings" in capsys.readouterr().err
+    assert from_json((run / "config.json").read_text()).decode == checkpoint.config(run).decode
+    train(runs.config(prepared), run)
+    message = capsys.readouterr().err
+    assert "for a longer run raise train.steps" in message
+    assert "decoding settings" not in message
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_best_checkpoint_that_is_gone_is_not_named(prepared, whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {"valid/loss": 99.0})
+    every = {"train__eval_every": 2, "train__checkpoint_every": 2, "train__keep_last": 1}
+    train(runs.config(prepared, train__steps=14, train__keep_best=0, **every), run)
+    train(runs.config(prepared, train__steps=24, train__patience=2, **every), run)
+    said = f"there is no checkpoint of step 12 any more, and the best checkpoint is {run}/checkpoints/14\n"
+    assert said in capsys.readouterr().err
+    assert (run / "checkpoints/14").is_dir()
+
+
+@pytest.mark.usefixtures("idle")
+def test_checkpoints_whose_evaluations_are_lost_are_kept(prepared, whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "metrics.jsonl").unlink()
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {"valid/loss": 1.0})
+    train(runs.config(prepared, train__steps=24, train__keep_last=1), run)
+    assert "checkpoints 6 are kept, since metrics.jsonl has no evaluation of them" in capsys.readouterr().err
+    # 6 may be the best; of the others 12 is, and 24 is the newest.
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["12", "24", "6"]
+
+
+@pytest.mark.usefixtures("idle")
+def test_steps_to_trace_that_do_not_run_are_named(prepared, tmp_path, capsys):
+    config = runs.config(prepared, objective__name="ar", train__steps=2, train__eval_every=9)
+    loop_module.train_or_stop(config, tmp_path, profile=(5, 6))
+    assert "--profile=5:6: nothing is traced, since this run trains the steps 1 to 2" in capsys.readouterr().err
+    assert main(["--config=configs/demo_deen.py", f"--workdir={tmp_path}", "--dry_run", "--profile=1:2"]) == 2
+
+
+def test_a_work_directory_is_a_directory(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main([f"--config={ROOT}/configs/demo_deen.py", "--workdir=gs://bucket/run"]) == 2
+    assert "--workdir=gs://bucket/run: an address is no directory" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="vocab_size"):  # which is found after the directory
+        train(runs.config(prepared, model__vocab_size=7), "~/run")
+    assert not any("~" in path.name or ":" in path.name for path in tmp_path.iterdir())
+
+
+def test_an_interrupted_run_keeps_no_state(prepared, tmp_path, monkeypatch):
+    def interrupted(_state, _batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop_module, "jit_train_step", lambda *_: interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(runs.config(prepared, objective__name="ar"), tmp_path)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
+    [run, *_] = [frame.f_locals["self"] for frame in frames if frame.f_code.co_name == "run"]
+    assert run.state is None

@@ -1,11 +1,12 @@
 """The files of a work directory that a resumed run reads: damaged ones are named with their fix."""
 
 import json
+import re
 
 import pytest
 
 from janus_jax import metrics
-from janus_jax.config import Config, ConfigError, to_json
+from janus_jax.config import Config, ConfigError, resolve, to_json
 from janus_jax.train import workdir
 
 
@@ -23,6 +24,18 @@ def test_what_the_run_started_with_is_compared(folder):
     assert workdir.changed_settings(Config(), "abc", folder, False) == []
     with pytest.raises(ConfigError, match="abc, now abd"):
         workdir.changed_settings(Config(), "abd", folder, False)
+
+
+def test_allowed_changes_are_listed(folder):
+    changed = resolve({"model": {"dropout": 0.25}, "optimizer": {"b1": 0.5}, "train": {"keep_last": 7}})
+    differences = workdir.changed_settings(changed, "abd", folder, True)
+    assert differences == [
+        f"model.dropout: {Config().model.dropout}, now 0.25",
+        "optimizer.b1: 0.9, now 0.5",
+        f"the examples in {changed.data.prepared}: abc, now abd",
+    ]  # but not keep_last, which may always change
+    with pytest.raises(ConfigError, match=re.escape(f"({'; '.join(differences)}); change them back")):
+        workdir.changed_settings(changed, "abd", folder, False)
 
 
 @pytest.mark.parametrize("allow_changes", [False, True])
