@@ -7,7 +7,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from janus_jax.objective.terms import OBJECTIVES, own_term, read_families, term
@@ -246,16 +246,25 @@ def _check_training(config: Config) -> None:
             f"config.train.keep_every: {t.keep_every} is not a multiple of train.checkpoint_every {t.checkpoint_every}, whose "
             "checkpoints it chooses from; make it one, or set it to 0"
         )
-    if t.keep_best and t.best_metric.startswith("valid/bleu") and t.best_mode == "min":
+    better = _better(t.best_metric)
+    if t.keep_best and better and t.best_mode != better:
+        change = "grows" if better == "max" else "falls"
         raise ConfigError(
-            f"config.train.best_mode: min, but {t.best_metric} grows as a model gets better, and the worst checkpoint would be "
-            'kept; set it to "max"'
+            f"config.train.best_mode: {t.best_mode}, but {t.best_metric} {change} as a model gets better, and the worst checkpoint "
+            f'would be kept; set it to "{better}"'
         )
     if t.patience and (not t.keep_best or t.eval_every % t.checkpoint_every):
         raise ConfigError(
             f"config.train.patience: {t.patience} would lose the best checkpoint; let train.keep_best (now {t.keep_best}) be at "
             f"least 1, and train.eval_every ({t.eval_every}) a multiple of train.checkpoint_every ({t.checkpoint_every})"
         )
+
+
+def _better(metric: str) -> str:
+    """Whether the best value of a metric is its "max" or its "min"; empty: not known here."""
+    if metric.startswith("valid/bleu") or metric == "valid/heads/accepted":
+        return "max"
+    return "min" if metric.startswith(("valid/loss", "valid/nll/")) or metric.endswith(("/unfit", "/dead")) else ""
 
 
 def _check_parallel(config: Config) -> None:
@@ -314,15 +323,33 @@ def _check_objective(config: Config) -> None:
             "config.model.draft_heads: 0, but objective.weights.heads has a weight; set it, for example to 4, or the weight to 0"
         )
     families = read_families(terms)
-    for family in sorted(families):
-        if term(own_term(family)).kind == "sentence":
-            _check_source_rows(config, family)
+    of_source = sorted(family for family in families if term(own_term(family)).kind == "sentence")
+    _check_row_settings(objective, families, bool(of_source))
+    for family in of_source:
+        _check_source_rows(config, family)
     if objective.ar_first:
         _check_ar_first(objective)
     if not families:
         raise ConfigError(
             f"config.objective.weights: no term of objective {config.objective.name!r} that reads decoder rows has a weight "
             f"above 0; give one to {' or '.join(name for name in OBJECTIVES[objective.name] if term(name).families)}"
+        )
+
+
+def _check_row_settings(objective: ObjectiveConfig, families: Set[str], of_source: bool) -> None:
+    """Checks that settings of some rows stand in an objective that has these rows; `of_source`: rows of the source."""
+    without = f"but objective {objective.name!r}"
+    if objective.glancing and not of_source:
+        raise ConfigError(
+            f"config.objective.glancing: {objective.glancing}, {without} has no CTC or DAG rows to show tokens to; set it to 0"
+        )
+    if objective.nar_correction and "nar" not in families:
+        raise ConfigError(
+            f"config.objective.nar_correction: {objective.nar_correction}, {without} trains no NAR rows; set it to 0"
+        )
+    if objective.weights.heads and "heads" not in OBJECTIVES[objective.name]:
+        raise ConfigError(
+            f"config.objective.weights.heads: {objective.weights.heads}, {without} has no AR rows, which draft heads read; set it to 0"
         )
 
 

@@ -34,6 +34,7 @@ from janus_jax.settings import all_settings
 _PACKAGE = Path(__file__).parent
 _SHIPPED = next(folder for folder in (_PACKAGE / "experiments", _PACKAGE.parent) if folder.is_dir())
 _SETTING = re.compile(r"--?(no)?config\.([\w.]+)(?:=(.*))?", re.DOTALL)
+_HOME = re.compile(r"^(--?[\w.]+=)~(?=/|$)")
 _HELP_SETTINGS = re.compile(r"--?help_settings(?:=(.*))?")
 
 _SETTINGS_HELP = (
@@ -50,7 +51,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """As argparse, but a flag that does not exist is reported before one that is missing: it may be its misspelling."""
-        args = list(sys.argv[1:] if args is None else args)
+        args = _with_home(sys.argv[1:] if args is None else args)
         known = _option_strings(self)
         for argument in args:
             flag = argument.split("=", 1)[0]
@@ -123,6 +124,11 @@ def _warnings() -> Iterator[None]:
         logger.propagate = propagated
 
 
+def _with_home(argv: Sequence[str]) -> list[str]:
+    """The arguments with the home directory in place of a `~` behind `=`, where a shell leaves it as it is."""
+    return [_HOME.sub(lambda match: match[1] + os.path.expanduser("~"), word) for word in argv]
+
+
 def _option_strings(parser: argparse.ArgumentParser) -> list[str]:
     """The flags of a parser and of its commands."""
     names = list(parser._option_string_actions)
@@ -189,7 +195,7 @@ def _parse(
     """The config and the flags; the help text where the arguments ask for it."""
     if help_settings := next(filter(None, map(_HELP_SETTINGS.fullmatch, argv)), None):
         return describe.help_text(help_settings[1] or "")
-    argv = _with_shipped_file(argv)
+    argv = _with_shipped_file(_with_home(argv))
     sys.modules.pop("config_config", None)  # ml_collections would execute this file in the module of the one before
     plain, numbers = _take_numbers(argv)
     program = f"python -m {module}"
@@ -252,12 +258,21 @@ def _shipped_files() -> list[str]:
 def _importable_configs() -> Iterator[None]:
     """Lets experiment files import modules of `configs`: of the current directory, or else of the package."""
     before = list(sys.path)
+    # Each experiment reads them anew: a notebook may edit them, or go to another folder. Other programs keep theirs.
+    others = _take_configs()
     sys.path += [os.getcwd(), str(_SHIPPED)]  # `configs` is a namespace package: both folders together
     importlib.invalidate_caches()  # the folders may have got files since the last experiment file of this process
     try:
         yield
     finally:
         sys.path[:] = before
+        _take_configs()
+        sys.modules.update(others)
+
+
+def _take_configs() -> dict[str, Any]:
+    """Removes `configs` and its modules from the loaded ones, and returns them."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "configs"}
 
 
 def _values(define: Callable[[flags.FlagValues], None], argv: list[str]) -> flags.FlagValues:

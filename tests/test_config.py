@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from janus_jax import command_line, describe
+from janus_jax import checkpoint, command_line, describe
 from janus_jax import config as config_lib
+from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import ConfigError, default_config, from_json, objective_terms, resolve, to_json
 from janus_jax.settings import all_settings
 from tests.docs.pages import ROOT
@@ -91,6 +92,12 @@ def test_unknown_keys_name_the_nearest():
         ({"data__mask_ratio": 0.0}, "config.data.mask_ratio: 0.0 must be above 0 and at most 1"),
         ({"data__source": "text", "data__mask_ratio": 0.3}, "config.data.mask_ratio: 0.3, but data.source text is masked by data.noise_ratio"),
         ({"train__best_metric": "valid/bleu_ar"}, "config.train.best_mode: min, but valid/bleu_ar grows"),
+        ({"train__best_metric": "valid/heads/accepted"}, "config.train.best_mode: min, but valid/heads/accepted grows"),
+        ({"train__best_mode": "max"}, "config.train.best_mode: max, but valid/loss falls"),
+        ({"train__best_metric": "valid/nll/ar", "train__best_mode": "max"}, "config.train.best_mode: max, but valid/nll/ar falls"),
+        ({"objective__glancing": 0.5}, "config.objective.glancing: 0.5, but objective 'janus' has no CTC or DAG rows"),
+        ({"objective__name": "ar", "objective__nar_correction": 0.3}, "config.objective.nar_correction: 0.3, but objective 'ar' trains no NAR rows"),
+        ({"objective__name": "cmlm", "objective__weights__heads": 1.0}, "config.objective.weights.heads: 1.0, but objective 'cmlm' has no AR rows"),
         ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps everything out of training"),
         ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),
@@ -348,7 +355,22 @@ def test_experiment_files_of_the_package_are_found_from_everywhere(tmp_path, mon
     # The file of the current directory comes first, and imports from there and from the package.
     assert command_line.load_config("configs/demo_deen.py").train.steps == 4321
     assert command_line.load_config("configs/mine.py").train.steps != 4321
+    # And they are read again for each experiment, as a notebook needs it.
+    steps = tmp_path / "configs/steps_of_mine.py"
+    steps.write_text(steps.read_text().replace("4321", "654321"))
+    assert command_line.load_config("configs/demo_deen.py").train.steps == 654321
     assert sys.path == path
+
+
+def test_a_home_directory_behind_an_equals_sign_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = command_line.load_config("configs/demo_deen.py", ["--config.data.prepared=~/p", "--config.text.model=~x"])
+    assert (config.data.prepared, config.text.model) == (f"{tmp_path}/p", "~x")
+    parser = command_line.ArgumentParser()
+    parser.add_argument("--output")
+    assert parser.parse_args(["--output=~/out"]).output == f"{tmp_path}/out"
+    with pytest.raises(CheckpointError, match=f"{tmp_path}/runs: no such directory"):
+        checkpoint.find("~/runs")
 
 
 def test_an_experiment_file_inherits_nothing_from_the_one_before(file, tmp_path):
@@ -375,7 +397,8 @@ def test_help_lists_the_flags_and_help_settings_every_setting(capsys):
 
 def test_a_range_holds_for_each_number_of_a_list_and_each_value_of_a_schedule():
     schedule = ((0, 0.0), (2**40, 1.0))
-    assert resolve(changed(objective__glancing=schedule)).objective.glancing == schedule
+    resolved = resolve(changed(objective__name="ctc", model__ctc_ratio=2.0, objective__glancing=schedule))
+    assert resolved.objective.glancing == schedule
 
 
 @pytest.mark.parametrize("setting", all_settings(), ids=lambda setting: setting.name)

@@ -52,7 +52,7 @@ def _resolved(decode: DecodeConfig, typed: tuple[tuple[str, type, Any], ...]) ->
         known = places(mode)
         for name, value in changes.items():
             if name not in known:
-                raise ConfigError(_unknown(name, mode))
+                raise ConfigError(unknown(name, mode))
             *groups, key = known[name]
             group = raw
             for part in groups:
@@ -66,6 +66,14 @@ def _resolved(decode: DecodeConfig, typed: tuple[tuple[str, type, Any], ...]) ->
             raise ConfigError(
                 f"{name}: it has no effect in mode {resolved.mode} unless {other} is {needed}; set that too"
             )
+    if changes.get("rules") == "released" and not MODES[resolved.mode].released:
+        modes = " and ".join(name for name, mode in MODES.items() if mode.released)
+        raise ConfigError(f"rules: released, but mode {resolved.mode} has no such rules; only {modes} have")
+    if changes.get("rerank") == "ar" and resolved.chosen.nbest_limit[1] == 1:
+        more = f"raise {resolved.chosen.nbest_limit[0]}" if resolved.chosen.nbest_limit[0] else "set search to beam"
+        raise ConfigError(
+            f"rerank: ar, but mode {resolved.mode} has one candidate a sentence with these settings; {more} too"
+        )
     if resolved.mode in ("speculative", "infill"):
         top, gap = resolved.chosen.accept_top, resolved.chosen.accept_gap
         if (changes.get("accept_top", 1) > 1 and not gap) or (changes.get("accept_gap", 0) > 0 and top <= 1):
@@ -82,7 +90,7 @@ def for_scores(keywords: Mapping[str, Any]) -> dict[str, Any]:
     return {"nbest": 1, **search, **keywords}
 
 
-def _unknown(name: str, mode: str) -> str:
+def unknown(name: str, mode: str) -> str:
     known = places(mode)
     if others := [other for other in MODES if name in places(other)]:
         return f"{name}: mode {mode} has no such setting; it belongs to mode {' and '.join(others)}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from janus_jax.config import ConfigError
 from janus_jax.decode import MODES, Generator
-from janus_jax.decode.keywords import for_scores
+from janus_jax.decode.keywords import for_scores, places, unknown
 from janus_jax.evaluate.latency import measure
 from janus_jax.evaluate.scores import AlignmentError, score
 from janus_jax.text import list_of_texts
@@ -34,6 +34,10 @@ def parse_setting(text: str) -> Keywords:
         name, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"--setting={text}: {item!r} is not name=value; write for example {mode}:{item}=1")
+        if name in setting:
+            raise ConfigError(f"--setting={text}: {name} stands in it twice; leave one out")
+        if name not in places(mode):
+            raise ConfigError(f"--setting={text}: {unknown(name, mode)}")
         setting[name] = _number(value)
     return setting
 

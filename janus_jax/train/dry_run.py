@@ -126,10 +126,8 @@ def dry_run(config: Config, show: Callable[[str], None] = print) -> Forecast:
         Evaluation(net, config, prepared, text.load(prepared.tokenizer_bytes), mesh).check(state.params)
         batch = abstract_batch(config, mesh, largest, prepared.two_targets)
         temporary = _temporary_bytes(net, config, mesh, state, batch)
-    params, trained = (
-        parallel.device_bytes(state.params),
-        jax.eval_shape(lambda p: select_trained(p, config), state.params),
-    )
+    params = parallel.device_bytes(state.params)
+    trained = jax.eval_shape(lambda p: select_trained(p, config), state.params)
     memory = Memory(
         params=params,
         moments=parallel.device_bytes(state.opt_state),

@@ -1,6 +1,7 @@
 """Evaluation during training: the loss over the validation split, and scores of decoded validation sentences."""
 
 import difflib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class Evaluation:
         """Raises ConfigError if a mode cannot decode the validation sentences with the settings of the run."""
         config = self._config
         for name in self._scored_modes() if "valid" in self._prepared.splits else ():
-            decode = with_keywords(config.decode, for_scores({"mode": name, **(MODES[name].validation or {})}))
+            decode = with_keywords(config.decode, _settings_of(name))
             longest = min(config.data.max_target_length, self._net.config.max_positions)
             plan = DecodePlan(self._net, decode, longest, longest_source=config.data.max_source_length)
             try:
@@ -144,13 +145,16 @@ class Evaluation:
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)
         scores = {}
         for name in modes:
-            settings = for_scores({"mode": name, **(MODES[name].validation or {})})
-            outputs = generator.generate(sources[self._process :: self._processes], **settings)
+            outputs = generator.generate(sources[self._process :: self._processes], **_settings_of(name))
             texts = [""] * count
             for process, part in enumerate(processes.all_gather([output.text for output in outputs])):
                 texts[process :: self._processes] = part
             scores[f"valid/bleu_{name}"] = score(texts, references)["bleu"]
         return scores
+
+
+def _settings_of(mode: str) -> dict[str, Any]:
+    return for_scores({"mode": mode, **(MODES[mode].validation or {})})
 
 
 def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
@@ -160,7 +164,7 @@ def _means(sums: dict[str, float], config: Config) -> dict[str, float]:
     for name, value in sums.items():
         if name.startswith("sum/"):
             metric = name.removeprefix("sum/")
-            metrics[f"valid/{metric}"] = value / sums[f"weight/{divisor_of(metric)}"]
+            metrics[f"valid/{metric}"] = value / max(sums[f"weight/{divisor_of(metric)}"], 1.0)
     total = 0.0
     for term, weight in objective_terms(config.objective).items():
         final = weight[-1][1] if isinstance(weight, tuple) else weight

@@ -26,6 +26,9 @@ _EQUAL = (
 ).split()
 # How AR rows are read. A half that is kept as it is (train.only) reads them as it did; another one can learn to.
 _AR_FORM = "ar_stream ar_start ar_slot_position".split()
+# What rows of masks read: NAR and AUX rows, and AR rows of the form "query".
+_MASK_FORM = "mask_token nar_layernorm_embedding".split()
+_CTC_FORM = "ctc_input ctc_positions".split()  # how CTC rows begin
 # Settings of a model that its own form does not depend on; all others are adopted where draft heads alone are trained.
 _FREE = "vocab_size draft_heads draft_vocab dropout attention_dropout activation_dropout remat attention".split()
 # And of an objective: those that say when, or in how many steps, a term is computed.
@@ -68,7 +71,9 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
             )
         _adopt_all(config, whole, overridden)
         return f"training follows {origin}: its model, objective and decoding settings, and draft heads beside them"
-    adopted = _ADOPTED + (_AR_FORM if ours.train.only and _has_ar(ours) else [])
+    adopted = (
+        _ADOPTED + (_AR_FORM if ours.train.only and _has_ar(ours) else []) + (_MASK_FORM if _has_masks(whole) else [])
+    )
     check_model(ours.model, stored, origin, [name for name in adopted if f"model.{name}" in overridden])
     changed = []
     for name in sorted(adopted):
@@ -82,6 +87,12 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
 
 def _has_ar(config: Config) -> bool:
     return "ar" in OBJECTIVES[config.objective.name]
+
+
+def _has_masks(config: Config) -> bool:
+    """Whether a model has learned what rows of masks read."""
+    terms = trained_terms(config)
+    return bool(terms & {"nar", "aux"}) or ("ar" in terms and config.model.ar_stream == "query")
 
 
 def _newest_config(workdir: str) -> Config:
@@ -165,14 +176,18 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
     source, target = loaded.config.model, net.config
     if not source.vocab_size:  # it is that of the tokenizer, which both have
         source = dataclasses.replace(source, vocab_size=target.vocab_size)
-    check_model(target, source, config.init_from, _EQUAL + (_AR_FORM if config.train.only and _has_ar(config) else []))
+    kept = (_AR_FORM if _has_ar(config) else []) + (_MASK_FORM if _has_masks(loaded.config) else [])
+    check_model(target, source, config.init_from, _EQUAL + (kept if config.train.only else []))
     fresh = jax.device_get(jax.jit(net.init)(jax.random.key(config.train.seed)))
     stored = {_name(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.params)}
     absent: list[str] = []
+    learns = dict.fromkeys(_AR_FORM, "the AR half has") if _has_ar(config) else {}
+    learns |= dict.fromkeys(_MASK_FORM, "rows of masks have") if _has_masks(loaded.config) else {}
+    learns |= dict.fromkeys(_CTC_FORM, "the CTC half has") if source.ctc_ratio and target.ctc_ratio else {}
     notes = [
-        f"model.{name}: {getattr(target, name)!r} instead of {getattr(source, name)!r}, which the AR half has to learn"
-        for name in _AR_FORM
-        if _has_ar(config) and getattr(target, name) != getattr(source, name)
+        f"model.{name}: {getattr(target, name)!r} instead of {getattr(source, name)!r}, which {half} to learn"
+        for name, half in learns.items()
+        if getattr(target, name) != getattr(source, name)
     ]
 
     def initial(path: Any, new: np.ndarray) -> np.ndarray:
@@ -195,9 +210,14 @@ def initial_params(net: Janus, config: Config, tokenizer: bytes) -> tuple[Params
         return np.concatenate([old[:rows], new[rows:]])
 
     params = jax.tree_util.tree_map_with_path(initial, fresh)
-    # Layers have the same names: one note for all of them.
-    kinds = collections.Counter(re.sub(r"layers_\d+", "layers_*", name) for name in absent)
-    return params, [f"{name}: new" + (f" ({count})" if count > 1 else "") for name, count in kinds.items()] + notes
+    left = sorted(stored.keys() - {_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(fresh)})
+    return params, _by_kind(absent, "new") + _by_kind(left, "left out, this model has none") + notes
+
+
+def _by_kind(names: Sequence[str], text: str) -> list[str]:
+    """A note for each name; layers have the same names, and one note for all of them."""
+    kinds = collections.Counter(re.sub(r"layers_\d+", "layers_*", name) for name in names)
+    return [f"{name}: {text}" + (f" ({count})" if count > 1 else "") for name, count in kinds.items()]
 
 
 def _name(path: Any) -> str:

@@ -13,7 +13,7 @@ import optax
 from janus_jax import parallel
 from janus_jax.config import Config, objective_terms, scheduled
 from janus_jax.model import Janus
-from janus_jax.objective.joint import batch_divisors, loss, weight_at
+from janus_jax.objective.joint import batch_counts, batch_divisors, loss, weight_at
 from janus_jax.train.optimizer import learning_rate, make_optimizer
 from janus_jax.train.trained import merge_trained, select_trained
 from janus_jax.types import Array, Batch, Params, TrainState
@@ -132,13 +132,13 @@ def _moving_average(decay: float, step: Array, ema: Params | None, params: Param
 def make_eval_step(net: Janus, config: Config) -> Callable[[Params, Batch], Metrics]:
     """`eval_step(params, batch[B, ...]) -> metrics`: sums over the batch, without dropout.
 
-    `sum/<metric>` is the sum of a metric of `joint.loss`; `weight/<count>` is a count of `joint.batch_divisors`. To
+    `sum/<metric>` is the sum of a metric of `joint.loss`; `weight/<count>` is one of `joint.batch_counts`. To
     evaluate several batches, add both over them, then divide.
     """
     objective = scheduled(config)
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
-        weights = batch_divisors(batch, net.config, objective, net.specials.pad)
+        weights = batch_counts(batch, net.config, objective, net.specials.pad)
         ones = {name: jnp.float32(1.0) for name in weights}
         _, metrics = loss(net, objective, params, batch, divisors=ones, step=jnp.int32(config.train.steps))
         return {f"sum/{name}": value for name, value in metrics.items()} | {

@@ -31,8 +31,9 @@ def test_settings_that_a_mode_reads_of_others_exist_and_have_other_names(name):
 def test_settings_that_need_another_exist(name):
     for setting, (other, value) in MODES[name].only_with.items():
         assert setting in places(name)
-        owner, field = places(name)[other]  # of the mode itself, or of one whose settings it reads
-        assert value in (typing.get_args(typing.get_type_hints(MODES[owner].settings)[field]) or (True, False))
+        *owner, field = places(name)[other]  # of all modes, of this one, or of one whose settings it reads
+        settings = MODES[owner[0]].settings if owner else DecodeConfig
+        assert value in (typing.get_args(typing.get_type_hints(settings)[field]) or (True, False))
 
 
 @pytest.mark.parametrize("name", MODES)
@@ -72,6 +73,27 @@ def test_a_keyword_changes_the_field_of_the_chosen_mode():
         ({"sample": True, "beam": 3}, "beam: it has no effect in mode ar unless sample is False; set that too"),
         ({"mode": "nar", "lenpen": 0.5}, "lenpen: it has no effect in mode nar unless rerank is ar; set that too"),
         ({"mode": "dag", "beam": 3}, "beam: it has no effect in mode dag unless search is beam; set that too"),
+        (
+            {"mode": "dag", "rerank": "ar"},
+            "rerank: ar, but mode dag has one candidate a sentence with these settings; set search to beam too",
+        ),
+        (
+            {"mode": "ctc", "beam": 1, "rerank": "ar"},
+            "rerank: ar, but mode ctc has one candidate a sentence with these settings; raise beam too",
+        ),
+        (
+            {"mode": "nar", "length_beam": 1, "rerank": "ar"},
+            "rerank: ar, but mode nar has one candidate a sentence with these settings; raise length_beam too",
+        ),
+        (
+            {"mode": "ctc", "rules": "released"},
+            "rules: released, but mode ctc has no such rules; only ar and nar and spec",
+        ),
+        ({"rules": "released", "stop": "best"}, "stop: it has no effect in mode ar unless rules is default"),
+        (
+            {"mode": "nar", "rules": "released", "lengths": "top"},
+            "lengths: it has no effect in mode nar unless rules is default",
+        ),
         ({"mode": "infill", "accept_top": 3}, "accept_top 3 and accept_gap 0.0: one has no effect without the other"),
         (
             {"mode": "speculative", "accept_gap": 0.5},

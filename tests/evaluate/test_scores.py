@@ -3,11 +3,10 @@
 import json
 import math
 import random
-import time
 
 import pytest
 
-from janus_jax.evaluate import error_rates, measure, score
+from janus_jax.evaluate import error_rates, latency, measure, score
 from janus_jax.evaluate.__main__ import main
 from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate, tokenized
 
@@ -77,18 +76,25 @@ def test_scorers_can_be_chosen():
     assert all(callable(scorer) for scorer in SCORERS.values())
 
 
-def test_latency_leaves_the_warm_up_out():
-    calls = []
+def test_latency_leaves_the_warm_up_out(monkeypatch):
+    class Clock:
+        now = 100.0
+
+        def perf_counter(self):
+            return self.now
+
+    clock, calls = Clock(), []
+    monkeypatch.setattr(latency, "time", clock)
 
     def work(lines):
+        clock.now += (0.2, 0.02, 0.5, 0.01)[len(calls)]
         calls.append(len(lines))
-        time.sleep(0.2 if len(calls) == 1 else 0.02)
         return [line.upper() for line in lines]
 
     result = measure(work, ["a", "b"], runs=3)
     assert calls == [2] * 4
-    assert len(result.seconds) == 3
-    assert 20 < result.sentences_per_second <= 100
+    assert result.seconds == pytest.approx((0.02, 0.5, 0.01))
+    assert result.sentences_per_second == pytest.approx(2 / 0.02)  # of the median run
     assert result.results == ["A", "B"]
     with pytest.raises(ValueError, match="need lines"):
         measure(work, [])

@@ -38,6 +38,13 @@ def test_settings_are_read_and_written():
         parse_setting("at:beam=1")
     with pytest.raises(ConfigError, match="name=value"):
         parse_setting("ar:beam")
+    for wrong, message in (
+        ("ar:lines=5", "lines: mode ar has no such setting"),
+        ("ar:mode=nar", "mode stands in it twice"),
+        ("nar:passes=4,passes=8", "passes stands in it twice"),
+    ):
+        with pytest.raises(ConfigError, match=f"--setting={wrong}: {message}"):
+            parse_setting(wrong)
 
 
 def test_each_setting_gives_a_row():

@@ -207,6 +207,24 @@ def test_the_command_takes_the_model_over(pretrained, tmp_path, monkeypatch, cap
     assert "config.model.d_model: 32, but" in capsys.readouterr().err
 
 
+def test_rows_of_masks_are_read_as_they_were(pretrained, tmp_path):
+    settings = default_config()
+    settings.init_from, settings.model.mask_token = str(pretrained / "run"), "unk"
+    with pytest.raises(ConfigError, match=r"config\.model\.mask_token: 'unk', but .* has 'mask'"):
+        adopt_model(settings, {"model.mask_token"}, str(tmp_path / "run"))
+    assert "model.mask_token 'mask' instead of 'unk'" in adopt_model(settings, set(), str(tmp_path / "run"))
+    theirs = {"mask_token": "unk", "ctc_ratio": 2.0, "parallel_adapter_rank": 2}
+    ours = {"mask_token": "mask", "ctc_input": "encoder"}
+    with pytest.raises(ConfigError, match=r"config\.model\.mask_token: 'mask', but .* has 'unk'"):
+        initialised(tmp_path / "kept", theirs=theirs, ours=ours, only="adapter")
+    _, _, notes = initialised(tmp_path / "free", theirs=theirs, ours=ours | {"parallel_adapter_rank": 0})
+    assert "decoder/layers_*/fc1_adapter/down/kernel: left out, this model has none" in notes
+    assert notes[-2:] == [
+        "model.mask_token: 'mask' instead of 'unk', which rows of masks have to learn",
+        "model.ctc_input: 'encoder' instead of 'mask', which the CTC half has to learn",
+    ]
+
+
 @pytest.mark.slow
 def test_layers_share_a_note(tmp_path):
     theirs = {"ctc_ratio": 2.0}
@@ -259,7 +277,8 @@ def test_dag_rows_start_fresh_or_are_copied_into_longer_tables(tmp_path):
     assert "decoder/embed_dag_positions/embedding: 42 rows of 42, 40 new" in notes
     assert "decoder/dag_links/embed_positions/embedding: 42 rows of 42, 40 new" in notes
     _, _, notes = initialised(tmp_path / "back", theirs={"dag_ratio": 2.0}, ours={"dag_ratio": 0.0})
-    assert notes == []
+    assert "decoder/embed_dag_positions/embedding: left out, this model has none" in notes
+    assert all("dag" in note and note.endswith(": left out, this model has none") for note in notes)
 
 
 @pytest.mark.parametrize("multiple", [8, 128])

@@ -92,28 +92,68 @@ def test_a_slow_moving_average_has_no_bias():
     np.testing.assert_allclose(update(params[0], params[1:]), expected, rtol=1e-5)
 
 
-def test_dropout_follows_the_step():
+@pytest.fixture(scope="module")
+def loss_with_dropout():
+    """A function: step, micro-batches -> the loss of a model with dropout."""
     net, params = tiny.model(dropout=0.3, encoder_layers=1, decoder_layers=1)
-    config = dataclasses.replace(resolve({}), model=net.config)
-    step = compiled(net, config)
-    batch = stack(tiny.batch())
-    state = start(config, params)
-    losses = [float(step(dataclasses.replace(state, step=np.int32(n)), batch)[1]["loss/total"]) for n in (0, 0, 1)]
+    config = dataclasses.replace(resolve({"objective": {"name": "ar"}}), model=net.config)
+    step, state = compiled(net, config), start(config, params)
+    return lambda n, *parts: float(step(dataclasses.replace(state, step=np.int32(n)), stack(*parts))[1]["loss/total"])
+
+
+def test_dropout_follows_the_step(loss_with_dropout):
+    parts = tiny.batch(), tiny.batch(seed=1)
+    losses = [loss_with_dropout(n, *parts) for n in (0, 0, 1)]
     assert losses[0] == losses[1]
     assert losses[0] != losses[2]
 
 
+def test_each_micro_batch_has_a_dropout_key_of_its_own(loss_with_dropout):
+    parts = tiny.batch(), tiny.batch(seed=1)
+    # With one key for both, the order of two micro-batches would not matter.
+    assert abs(loss_with_dropout(0, *parts) / loss_with_dropout(0, *parts[::-1]) - 1) > 1e-5
+
+
+def test_the_learning_rate_of_a_step_is_that_of_the_steps_before_it():
+    net, config, state = setup("ar", ema_decay=0.75)
+    state, step = jax.device_get(state), compiled(net, config)
+    changes = []
+    for done, rate in ((0, 1e-7), (1, 5e-4), (4, 2.5e-4)):  # one step of warm-up
+        new, metrics = jax.device_get(step(dataclasses.replace(state, step=np.int32(done)), stack(tiny.batch())))
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+        changes.append(jax.tree.map(lambda old, p: (old - p) / rate, state.params, new.params))  # noqa: B023
+    # From the same state, the parameters move in proportion to the rate.
+    assert tiny.largest_difference(changes[1], changes[2]) < 2e-3
+
+
 def test_schedules():
     def rates(steps, **settings):
-        rate = learning_rate(OptimizerConfig(learning_rate=1.0, warmup_steps=10, warmup_init=0.0, **settings), 110)
+        defaults = {"learning_rate": 1.0, "warmup_steps": 10, "warmup_init": 0.0}
+        rate = learning_rate(OptimizerConfig(**defaults | settings), 110)
         return jax.jit(jax.vmap(rate))(np.array(steps, np.int32))
 
     np.testing.assert_allclose(rates([0, 5, 10, 40], schedule="inverse_sqrt"), [0, 0.5, 1, 0.5])
     np.testing.assert_allclose(
         rates([5, 10, 60, 110], schedule="polynomial", end_learning_rate=0.2), [0.5, 1, 0.6, 0.2]
     )
+    np.testing.assert_allclose(
+        rates([10, 60, 110], schedule="polynomial", end_learning_rate=0.2, power=2.0), [1, 0.4, 0.2], rtol=1e-6
+    )
     np.testing.assert_allclose(rates([5, 10, 60, 110], schedule="cosine"), [0.5, 1, 0.5, 0], atol=1e-6)
-    np.testing.assert_allclose(rates([5, 10, 99], schedule="constant"), [0.5, 1, 1])
+    np.testing.assert_allclose(rates([10, 60, 110], schedule="cosine", end_learning_rate=0.2), [1, 0.6, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(rates([0, 5, 10, 99], schedule="constant", warmup_init=0.5), [0.5, 0.75, 1, 1])
+
+
+def test_adam_follows_its_formula():
+    optimizer = make_optimizer(OptimizerConfig(name="adam", b1=0.7, b2=0.9, eps=0.1))
+    gradients = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    state, update = optimizer.init(gradients[0]), jax.jit(optimizer.update)
+    mean = square = np.zeros(4)
+    for number, gradient in enumerate(gradients, 1):
+        change, state = update(gradient, state)
+        mean, square = 0.7 * mean + 0.3 * gradient, 0.9 * square + 0.1 * gradient**2
+        expected = mean / (1 - 0.7**number) / (np.sqrt(square / (1 - 0.9**number)) + 0.1)
+        np.testing.assert_allclose(change, expected, rtol=1e-5)
 
 
 def test_clipping_and_decay():

@@ -31,6 +31,7 @@ class Mode:
     reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Settings that have no effect unless another has this value.
     only_with: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    released: bool = False  # whether `rules="released"` changes its search
     inputs: frozenset[str] = frozenset()  # what it takes beside the sources: "prefixes", "targets", "infills"
     required: frozenset[str] = frozenset()  # those of `inputs` that it cannot do without
     traces: bool = False  # whether it can record the tokens of each pass
@@ -50,7 +51,8 @@ MODES: dict[str, Mode] = {
         needs=(frozenset({"ar"}),),
         rows=lambda decode: ar_hypotheses(decode.ar, decode.nbest),
         only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True))
-        | {"beam": ("sample", False)},
+        | {"beam": ("sample", False), "stop": ("rules", "default")},
+        released=True,
         inputs=frozenset({"prefixes"}),
         validation={"beam": 1},
         trials=({"beam": 1}, {"beam": 5}),
@@ -61,7 +63,8 @@ MODES: dict[str, Mode] = {
         needs=(frozenset({"nar", "length"}),),
         rows=lambda decode: decode.nar.length_beam,
         reads={"ar": ("lenpen",)},  # of reranking
-        only_with={"lenpen": ("rerank", "ar")},
+        only_with={"lenpen": ("rerank", "ar"), "lengths": ("rules", "default")},
+        released=True,
         inputs=frozenset({"targets"}),
         traces=True,
         check=nar.check,
@@ -113,7 +116,9 @@ MODES: dict[str, Mode] = {
             "nar": ("lengths", "mask_schedule", "early_stop", "revise"),  # of drafts by the NAR half
             "ctc": ("blank_penalty",),  # of drafts by the CTC half
         },
-        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True)),
+        only_with=dict.fromkeys(("temperature", "top_k", "top_p", "seed"), ("sample", True))
+        | {"lengths": ("rules", "default")},
+        released=True,
         traces=True,
         check=speculative.check,
     ),
