@@ -58,7 +58,7 @@ class Generator:
         max_target_length: tokens, bos and eos counted, of the longest output.
         trained: modes that the model was trained for; any other is an error unless `allow_untrained` is set. None: all.
         source_marks: pieces of text that are taken out of each source, as they were for training.
-        one_space: runs of white space in a source become one space, as they did for training.
+        one_space: runs of white space in a text become one space, as they did for training.
         mesh: devices; the sentences of a batch are split over its axes data and fsdp, parameters by the rules of
           `parallel`. None: one device.
         """
@@ -67,7 +67,9 @@ class Generator:
         self.source_marks, self.one_space = source_marks, one_space
         if mesh is not None:
             self.params = jax.device_put(params, parallel.state_shardings(mesh, params))
-        self._policies: dict[DecodeConfig, DraftPolicy | None] = {}
+        self._policies: dict[
+            DecodeConfig, DraftPolicy
+        ] = {}  # what drafts have earned; samples share it, whatever their seed
         self.decode_config = decode_config or DecodeConfig()
         self.max_source_length = min(max_source_length, net.config.max_positions)
         self.max_target_length = min(max_target_length, net.config.max_positions)
@@ -85,8 +87,7 @@ class Generator:
         """
         if devices is None:
             devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
-        loaded = checkpoint.load(path)
-        params = loaded.params if len(devices) > 1 else jax.device_put(loaded.params, devices[0])
+        loaded = checkpoint.load(path, devices[0])
         tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {path}")
         trained, decode = trained_modes(loaded.config), loaded.config.decode
         if trained and decode.mode not in trained:
@@ -96,14 +97,14 @@ class Generator:
             architecture = dataclasses.replace(architecture, vocab_size=tokenizer.vocab_size)
         return cls(
             Janus(architecture, tokenizer.specials),
-            params,
+            loaded.params,
             tokenizer,
             decode,
             max_source_length=loaded.config.data.max_source_length,
             max_target_length=loaded.config.data.max_target_length,
             trained=trained,
             source_marks=glge_marks(loaded.config.data) if loaded.config.data.source == "glge" else (),
-            one_space="data" in loaded.about,  # trained here, on text that preparation has cleaned
+            one_space=loaded.one_space,
             mesh=parallel.make_mesh(ParallelConfig(), list(devices)) if len(devices) > 1 else None,
         )
 
@@ -140,10 +141,10 @@ class Generator:
         tokenizer = self._require_tokenizer()
         return self.generate_ids(
             self.encoded(lines),
-            prefixes=None if prefixes is None else tokenizer.encode_batch(list_of_texts("prefixes", prefixes)),
+            prefixes=None if prefixes is None else tokenizer.encode_batch(self.spaced("prefixes", prefixes)),
             targets=None
             if targets is None
-            else with_gaps(list_of_texts("targets", targets), tokenizer, self.net.specials.mask, first_line + 1),
+            else with_gaps(self.spaced("targets", targets), tokenizer, self.net.specials.mask, first_line + 1),
             trace=trace,
             first_line=first_line,
             progress=progress,
@@ -211,10 +212,10 @@ class Generator:
         """
         tokenizer, special = self._require_tokenizer(), self.net.specials
         decode = self.settings({**settings, "mode": "infill"})
-        lines, targets = list_of_texts("lines", lines), list_of_texts("targets", targets)
+        lines, targets = list_of_texts("lines", lines), self.spaced("targets", targets)
         if isinstance(infills, str):
             raise TypeError("infills: a plain string; pass a list with a list of texts for each line")
-        infills = [list_of_texts(f"infills[{i}]", one) for i, one in enumerate(infills)]
+        infills = [self.spaced(f"infills[{i}]", one) for i, one in enumerate(infills)]
         pairs = with_fillings(targets, infills, self.max_target_length - 2, tokenizer, special.mask, first_line + 1)
         self._check_inputs(decode.mode, len(lines), {"targets": targets, "infills": infills})
         sources = framed(self.encoded(lines), self.max_source_length, "sources", special, first_line)
@@ -239,9 +240,16 @@ class Generator:
         texts = list_of_texts("lines", lines)
         for mark in self.source_marks:
             texts = [text.replace(mark, "") for text in texts]
-        if self.one_space:
-            texts = [" ".join(text.split()) for text in texts]
-        return self._require_tokenizer().encode_batch(texts)
+        return self._require_tokenizer().encode_batch(self.spaced("lines", texts))
+
+    def spaced(self, name: str, texts: Sequence[str]) -> list[str]:
+        """Texts with their white space changed as it was for training.
+
+        Raises:
+          TypeError: a plain string in place of a list of texts; the message has `name`.
+        """
+        texts = list_of_texts(name, texts)
+        return [" ".join(text.split()) for text in texts] if self.one_space else texts
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -277,7 +285,7 @@ class Generator:
 
     def check(self, lines: Sequence[str], **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
-        decode = self.settings(settings)
+        lines, decode = list_of_texts("lines", lines), self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if check := MODES[decode.mode].check:
             ids = self.encoded(lines)
@@ -297,6 +305,8 @@ class Generator:
             self.max_source_length,
             self.max_target_length,
             self.trained,
+            self.source_marks,
+            self.one_space,
         ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -372,7 +382,7 @@ class Generator:
                 max_target_length=self.max_target_length,
                 trained=self.trained,
                 trace=trace,
-                policy=self._policies.get(decode),
+                policy=self._policies.get(_without_seed(decode)),
                 **sentences.arrays(batch, rows, length, self.net.specials.pad),
             )
             with jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext():
@@ -386,7 +396,8 @@ class Generator:
         self, indices: list[int], result: DecodeResult, decode: DecodeConfig
     ) -> tuple[list[int], list[SentenceResult]]:
         """Waits for a batch."""
-        self._policies[decode] = jax.device_get(result.policy)
+        if result.policy is not None:
+            self._policies[_without_seed(decode)] = jax.device_get(result.policy)
         results = sentence_results(result, len(indices), self.net.specials)
         return indices, results
 
@@ -409,3 +420,7 @@ class Generator:
 
     def _pieces(self, ids: list[int]) -> list[str]:
         return self.tokenizer.pieces(ids) if self.tokenizer else [str(token) for token in ids]
+
+
+def _without_seed(decode: DecodeConfig) -> DecodeConfig:
+    return dataclasses.replace(decode, ar=dataclasses.replace(decode.ar, seed=0))

@@ -66,13 +66,15 @@ class Output:
     """The output of one sentence."""
 
     text: str  # detokenised; empty if the generator has no tokenizer
-    # ar and reranked: sum of log-probabilities / tokens ** lenpen; nar: mean log-probability of the filled tokens; ctc:
-    # log p(output) with the blank penalty; dag: log p(output, path), or of search beam log p(output), / tokens **
-    # length_beta; infill: mean log-probability of the gap tokens; 0 for an empty line
+    # ar and reranked: sum of log-probabilities / tokens ** lenpen; nar: mean log-probability of the filled tokens, plus
+    # log p(length) / tokens where no targets are given; ctc: log p(output) with the blank penalty, or with beam 1 that of
+    # its best alignment; dag: log p(output, path), or of search beam log p(output), / tokens ** length_beta; infill: mean
+    # log-probability of the gap tokens; 0 for an empty line. merge_repeats without reranking: of the tokens before merging.
     score: float
     tokens: list[int]  # without bos and eos
     statistics: dict[str, int] = field(default_factory=dict)  # "passes" of the decoder, and others by mode
-    others: tuple["Output", ...] = ()  # with nbest > 1 the next best outputs, without statistics
+    # With nbest > 1 the next best outputs, without statistics. Samples are in the order of drawing; empty outputs are last.
+    others: tuple["Output", ...] = ()
     # Log-probability of each of `tokens` and of eos behind them. It is 0 for eos in modes nar, ctc and infill, which predict
     # none, and for given tokens in infill. Empty where tokens were merged, and for the beams of modes ctc and dag.
     token_scores: list[float] = field(default_factory=list)

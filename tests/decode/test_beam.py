@@ -38,7 +38,7 @@ def _run(table, max_lengths, *, model, beam, **settings):
     def reorder(cache, rows):
         return jax.tree.map(lambda x: x[rows], cache)
 
-    return beam_search(step, reorder, cache, beam=beam, max_lengths=max_lengths, specials=SPECIALS, **settings)
+    return beam_search(step, reorder, cache, beam=beam, max_lengths=max_lengths, specials=SPECIALS, **settings)[0]
 
 
 def _search(table, *, batch, limit, vocab_size, model=_looked_up, max_lengths=None, forbidden=None, **settings):
@@ -133,8 +133,11 @@ def test_scores_belong_to_their_tokens(stop, lenpen):
     assert (np.diff(result.scores, axis=1) <= 0).all()
 
 
-def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
-    """The rules of docs/method.md, section 7 for one sentence, in plain Python."""
+def _reference(table, beam, limit, vocab, lenpen, forbidden, *, stops=True):
+    """The released rules (docs/method.md, section 7) for one sentence, in plain Python.
+
+    Without `stops` the search goes on to the limit, and the best hypotheses stay.
+    """
     log_probs = log_softmax(table.astype(np.float64), axis=-1)
     live, finished = [(0.0, ())], []
     for step in range(limit):
@@ -148,12 +151,12 @@ def _released_reference(table, beam, limit, vocab, lenpen, forbidden):
                 options.append((total + log_probs[step, before + 1, last, token], (*tokens, token)))
         options = sorted(options, reverse=True)[: 2 * beam]
         for total, tokens in options[:beam]:
-            if tokens[-1] == SPECIALS.eos and len(finished) < beam:
+            if tokens[-1] == SPECIALS.eos and (len(finished) < beam or not stops):
                 finished.append((total / len(tokens) ** lenpen, tokens))
         live = [o for o in options if o[1][-1] != SPECIALS.eos][:beam]
-        if len(finished) == beam:
+        if stops and len(finished) == beam:
             break
-    return sorted(finished, reverse=True)
+    return sorted(finished, reverse=True)[:beam]
 
 
 @pytest.mark.parametrize("beam", [1, 2, 4])
@@ -164,7 +167,7 @@ def test_released_stopping_follows_its_rule(beam):
         table, batch=batch, beam=beam, limit=limit, vocab_size=vocab, lenpen=1.0, stop="released", forbidden=[1]
     )
     for b in range(batch):
-        expected = _released_reference(table[b], beam, limit, vocab, 1.0, {1})
+        expected = _reference(table[b], beam, limit, vocab, 1.0, {1})
         assert [_tokens(result, b, k) for k in range(beam)] == [tokens for _, tokens in expected]
         np.testing.assert_allclose(result.scores[b], [score for score, _ in expected], rtol=1e-5)
 
@@ -172,13 +175,16 @@ def test_released_stopping_follows_its_rule(beam):
 def test_stopping_by_the_best_rule_loses_nothing():
     batch, limit, vocab = 8, 9, 9
     table = _random_table(4, batch, limit, vocab)
-    # Never stopping = a sentence whose finished set can always be beaten: compare with the rule's early stop.
     for lenpen in (0.0, 1.0):
         runs = {
             s: _search(table, batch=batch, beam=3, limit=limit, vocab_size=vocab, lenpen=lenpen, stop=s) for s in STOPS
         }
         assert (runs["best"].scores[:, 0] >= runs["released"].scores[:, 0] - 1e-6).all()
         assert (runs["best"].scores >= runs["current"].scores - 1e-6).all()
+        whole = [_reference(rows, 3, limit, vocab, lenpen, {0, 1, 4}, stops=False) for rows in table]
+        for b, expected in enumerate(whole):
+            assert [_tokens(runs["best"], b, k) for k in range(3)] == [tokens for _, tokens in expected]
+            np.testing.assert_allclose(runs["best"].scores[b], [score for score, _ in expected], rtol=1e-5)
 
 
 def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
@@ -186,7 +192,7 @@ def test_greedy_is_a_beam_of_one_and_ignores_its_neighbours():
     table = _random_table(5, batch, limit, vocab)
     together = _search(table, batch=batch, beam=1, limit=limit, vocab_size=vocab)
     for b in range(batch):
-        expected = _released_reference(table[b], 1, limit, vocab, 1.0, {0, 1, 4})
+        expected = _reference(table[b], 1, limit, vocab, 1.0, {0, 1, 4})
         assert _tokens(together, b, 0) == expected[0][1]
         np.testing.assert_allclose(together.scores[b, 0], expected[0][0], rtol=1e-5)
 
@@ -236,8 +242,8 @@ def test_growing_the_cache_changes_nothing(beam):
         "constraints": Constraints.default(SPECIALS, vocab),
         "max_lengths": np.asarray([12, 4, 9]),
     }
-    whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings))()
-    staged = jax.jit(lambda: beam_search(step, reorder, start(3), grow_fn=grow, stages=(3, 6), **settings))()
+    whole = jax.jit(lambda: beam_search(step, reorder, start(limit), **settings)[0])()
+    staged = jax.jit(lambda: beam_search(step, reorder, start(3), grow_fn=grow, stages=(3, 6), **settings)[0])()
     np.testing.assert_array_equal(whole.tokens, staged.tokens)
     np.testing.assert_array_equal(whole.scores, staged.scores)
 
@@ -262,10 +268,34 @@ def test_a_finished_batch_stops():
             max_lengths=np.asarray([50, 50]),
         )
 
-    result = jax.jit(search)()
+    result, passes = jax.jit(search)()
     jax.effects_barrier()
     assert np.asarray(result.lengths).tolist() == [[3], [3]]
     assert len(calls) == 3
+    assert passes.tolist() == [3, 3]
+
+
+def test_passes_count_until_the_search_is_sure():
+    """Both finished hypotheses have two tokens, but a live one may become better up to step 9."""
+    calls = []
+
+    def step(tokens, cache):
+        jax.debug.callback(lambda: calls.append(1))
+        first = jnp.zeros(9).at[5].set(2.0).at[6].set(2.0).at[7].set(2.5)
+        ends, goes_on = jnp.full(9, -9.0).at[SPECIALS.eos].set(1.0), jnp.full(9, -20.0).at[7].set(1.0)
+        after = jnp.where((tokens == 7), goes_on, ends)
+        return jnp.where(cache["step"] == 0, first, after), {"step": cache["step"] + 1}
+
+    def search():
+        return beam_search(
+            step, lambda c, rows: c, {"step": jnp.int32(0)}, beam=2, limit=12, specials=SPECIALS,
+            constraints=Constraints.default(SPECIALS, 9), max_lengths=np.asarray([9, 0]), lenpen=0.0,
+        )  # fmt: skip
+
+    result, passes = jax.jit(search)()
+    jax.effects_barrier()
+    assert passes.tolist() == [len(calls), 0]
+    assert len(calls) > int(result.lengths[0, 0])
 
 
 def test_wrong_settings_name_themselves():

@@ -15,6 +15,7 @@ from janus_jax import checkpoint, config, text
 from janus_jax.decode import Generator, Output, io, remask_counts
 from janus_jax.decode.__main__ import main
 from janus_jax.evaluate import __main__ as evaluate_module
+from janus_jax.evaluate import settings as settings_module
 from janus_jax.evaluate.__main__ import main as evaluate_main
 from janus_jax.evaluate.trace_html import read_traces
 from janus_jax.model import Janus
@@ -143,16 +144,23 @@ def timeless(row):
 
 
 @pytest.mark.slow
-def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys):
+def test_the_best_setting_becomes_the_default_of_a_copy(saved, tmp_path, capsys, monkeypatch):
     # Of a checkpoint whose own settings give several outputs, and samples.
     loaded, own = checkpoint.load(saved), {"nbest": 3, "ar": {"sample": True}}
     settings = dataclasses.replace(loaded.config, decode=config.resolve({"decode": own}).decode)
     checkpoint.write(tmp_path / "own", loaded.params, settings, loaded.tokenizer, {"step": 1})
     (tmp_path / "src").write_text("\n".join(LINES[:6]) + "\n")
-    # References of which one setting alone is right.
+    # References that one setting meets best. Their words are too few for BLEU: chrF stands in for it.
     (tmp_path / "ref").write_text(
         "".join(f"{line}\n" for line in decoded(saved, tmp_path, "--mode=nar", "--passes=3", lines=LINES[:6]))
     )
+    original = settings_module.score
+
+    def scored(*texts):
+        scores = original(*texts)
+        return scores | {"bleu": scores["chrf"]}
+
+    monkeypatch.setattr(settings_module, "score", scored)
     files = [f"--source={tmp_path / 'src'}", f"--references={tmp_path / 'ref'}"]
     settings = ["--setting=ar:beam=1", "--setting=nar:passes=3", "--setting=ar:beam=2"]
     given = f"--checkpoint={tmp_path / 'own'}"
@@ -276,11 +284,15 @@ def test_prefixes_and_targets_to_complete(saved, tmp_path):
     assert record["statistics"]["passes"] == 2
 
 
-def test_reranking_gives_the_scores_of_teacher_forcing(saved):
+@pytest.mark.parametrize("merge", [False, True])
+def test_reranking_gives_the_scores_of_teacher_forcing(saved, merge):
     generator = Generator.from_checkpoint(saved)
     sources = generator.tokenizer.encode_batch(LINES[:6])
-    reranked = generator.generate_ids(sources, mode="nar", rerank="ar", nbest=2)
-    plain = generator.generate_ids(sources, mode="nar", nbest=2)
+    settings = {"mode": "nar", "passes": 1, "nbest": 2}
+    plain = generator.generate_ids(sources, **settings, merge_repeats=merge)
+    if merge:  # there is something to merge
+        assert [one.tokens for one in plain] != [one.tokens for one in generator.generate_ids(sources, **settings)]
+    reranked = generator.generate_ids(sources, **settings, merge_repeats=merge, rerank="ar")
     for source, output, other in zip(sources, reranked, plain, strict=True):
         candidates = [output, *output.others]
         assert {tuple(one.tokens) for one in candidates} == {tuple(one.tokens) for one in (other, *other.others)}
@@ -348,6 +360,33 @@ def test_gaps_are_filled_or_their_texts_scored(saved, tmp_path, capsys):
     source.write_text(json.dumps({**with_texts[0], "infill": "dog"}) + "\n")
     assert main(arguments) == 2
     assert "a list of texts, one for each gap" in capsys.readouterr().err
+
+
+def test_all_texts_are_checked_before_the_first_is_decoded(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(io, "CHUNK", 2)
+    for name in ("generate", "score_infills"):
+        monkeypatch.setattr(Generator, name, lambda *_, **__: pytest.fail("decoded"))
+    good = {"source": "a man", "target": "a <mask>", "infill": ["dog"]}
+    arguments = [f"--checkpoint={saved}", "--mode=infill", "--format=jsonl", f"--input={tmp_path / 'in'}"]
+    arguments.append(f"--output={tmp_path / 'out'}")
+    for change, message in (
+        ({"infill": ["dog", "cat"]}, "line 3: 2 texts for 1 gaps; give one for each run of <mask>"),
+        ({"infill": [" "]}, "line 3: nothing to fill gap 1 with"),
+        ({"target": "a man " * 50 + "<mask>"}, "tokens; at most 46 can be scored"),
+        ({"source": " "}, "line 3: an empty source, for which nothing can be scored"),
+    ):
+        lines = [good, good, {**good, **change}, good]
+        (tmp_path / "in").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+    # A model that cannot tell an unknown word from a gap.
+    words = text.DictionaryTokenizer(b"a 1\nman 1\n")
+    net = Janus(config.ModelConfig(vocab_size=words.vocab_size, d_model=16, heads=2), words.specials)
+    monkeypatch.setattr(Generator, "from_checkpoint", lambda *_: Generator(net, {}, words))
+    (tmp_path / "in").write_text("a\ta <mask>\n" * 2 + "a\tthe <mask>\n")
+    assert main([*arguments, "--format=tsv"]) == 2
+    assert "line 3: 'the' holds a word that the tokenizer does not know" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 def test_devices_are_limited_to_the_local_ones(saved, tmp_path, capsys):

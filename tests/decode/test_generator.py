@@ -46,8 +46,10 @@ class Letters:
 class Spaces(Letters):
     """Letters from 0, and the codes of white space."""
 
-    def encode_batch(self, lines):
-        return [[ord(c) if c.isspace() else ord(c) - ord("a") for c in line] for line in lines]
+    def encode(self, line):
+        return [ord(c) if c.isspace() else ord(c) - ord("a") for c in line]
+
+    encode_inside = encode
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +152,18 @@ def test_marks_of_sources_are_taken_out_as_for_training(generator):
     assert [output.text for output in generator.generate(marked)] != [
         output.text for output in generator.generate(plain)
     ]
+
+
+def test_white_space_of_all_texts_is_that_of_training(generator, monkeypatch):
+    one = Generator(generator.net, generator.params, Spaces(), generator.decode_config, one_space=True)
+    monkeypatch.setattr(one, "generate_ids", lambda _, *, prefixes, targets, **__: prefixes or targets)
+    monkeypatch.setattr(one, "_decode", lambda sentences, *_: sentences)
+    assert one.generate(["f"], prefixes=[" f \t\u00a0g "]) == [[5, 32, 6]]
+    assert one.generate(["f"], targets=["f  <mask>\t\tg "]) == [[5, 4, 32, 6]]
+    scored = one.score_infills(["f"], ["f\t <mask>\u2003g"], [["h\t i"]])
+    assert (scored.starts, scored.fillings) == ([[0, 5, 4, 4, 4, 4, 32, 6, 2]], [[32, 7, 32, 8]])
+    one.one_space = False
+    assert one.generate(["f"], prefixes=[" f  g"]) == [[32, 5, 32, 32, 6]]
 
 
 def test_a_mode_that_was_not_trained_is_an_error_unless_it_is_allowed(generator):
@@ -269,6 +283,46 @@ def test_a_second_generator_does_not_compile_again(generator):
     )  # fmt: skip
     other.generate(["world"], beam=1)
     assert module._run_ar._cache_size() == compiled
+
+
+def test_limits_of_a_caller_share_programs(generator):
+    from janus_jax.decode.modes import autoregression as module
+
+    def decode(limit):
+        return generator.generate(["hello"], beam=1, min_length=40, max_length_a=0, max_length_b=limit)[0]
+
+    first = decode(17)
+    compiled = module._run_ar._cache_size()
+    assert [len(output.tokens) for output in (first, decode(18), decode(19))] == [17, 18, 19]
+    assert module._run_ar._cache_size() == compiled
+
+
+def another(generator, **settings):
+    """A generator of the same model."""
+    limits = {"max_source_length": 32, "max_target_length": 32}
+    return Generator(generator.net, generator.params, Letters(), generator.decode_config, **limits, **settings)
+
+
+def test_drafts_learn_whatever_the_seed_of_samples(generator):
+    generator = another(generator)
+    for seed in range(3):
+        generator.generate(["hello"], mode="ar", sample=True, seed=seed)
+    assert not generator._policies
+    for seed in range(3):
+        generator.generate(["hello"], mode="speculative", draft_from="nar", sample=True, seed=seed, draft="always")
+    assert len(generator._policies) == 1
+
+
+def test_a_check_refuses_what_decoding_refuses(generator):
+    generator.check(iter(["hello"]), mode="ar")
+    with pytest.raises(TypeError, match="lines: 'hello' is a plain string"):
+        generator.check("hello", mode="ar")
+
+
+def test_white_space_and_marks_belong_to_the_fingerprint(generator, monkeypatch):
+    monkeypatch.setattr(Letters, "to_bytes", lambda _: b"letters", raising=False)
+    others = ({}, {"one_space": True}, {"source_marks": ("[X_SEP]",)})
+    assert len({another(generator, **settings).fingerprint() for settings in others}) == 3
 
 
 def test_a_second_batch_of_drafts_does_not_compile_again(generator):

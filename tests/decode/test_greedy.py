@@ -26,7 +26,7 @@ def compiled_search(table, keys, *, beam, **shared):
         return jnp.broadcast_to(table[cache], (len(tokens), VOCAB)), cache + 1
 
     if beam > 1:
-        return beam_search(step, lambda cache, rows: cache, jnp.int32(0), beam=beam, specials=SPECIALS, **shared)
+        return beam_search(step, lambda cache, rows: cache, jnp.int32(0), beam=beam, specials=SPECIALS, **shared)[0]
     pick = None if keys is None else sampler(keys)
     return greedy_search(step, jnp.int32(0), pick_fn=pick, specials=SPECIALS, **shared)
 

@@ -21,6 +21,8 @@ from janus_jax.decode.types import DecodeRequest, DecodeResult
 from janus_jax.model import Janus
 from janus_jax.types import Array, Encoded, Hypotheses, Params
 
+_LIMIT_STEP = 16  # tokens to whose multiples L is rounded
+
 
 def decode_ar(request: DecodeRequest, settings: ArDecode, nbest: int) -> DecodeResult:
     """Beam search, greedy search if the beam is 1, or sampling.
@@ -64,7 +66,10 @@ def ar_hypotheses(settings: ArDecode, nbest: int) -> int:
 
 
 def ar_limits(request: DecodeRequest, settings: ArDecode) -> tuple[int, np.ndarray]:
-    """L, and the most tokens [B] of each sentence, eos counted; 0 for sentences that are all padding."""
+    """L, and the most tokens [B] of each sentence, eos counted; 0 for sentences that are all padding.
+
+    No sentence has more than L tokens; L may be larger than all of them need.
+    """
     source, pad = request.source, request.net.specials.pad
     cap = request.max_target_length - 1  # bos is not counted
     forced = 0 if request.prefix is None else (request.prefix != pad).sum(axis=1)
@@ -74,6 +79,8 @@ def ar_limits(request: DecodeRequest, settings: ArDecode) -> tuple[int, np.ndarr
     allowed = np.minimum(np.maximum(allowed, forced + 1), cap)
     limit = int(min(settings.max_length_a * (source.shape[1] - 2) + settings.max_length_b, cap)) + 1
     limit = min(max(limit, 0 if request.prefix is None else request.prefix.shape[1] + 1), cap)
+    # The search is compiled for each L: a caller who names another limit each time gets few programs.
+    limit = min(-(-limit // _LIMIT_STEP) * _LIMIT_STEP, cap)
     return limit, np.where(inner > 0, allowed, 0).astype(np.int32)
 
 
@@ -165,7 +172,7 @@ def _run_ar(
     nbest: int,
     limit: int,
 ) -> tuple[Hypotheses, Array]:
-    """Hypotheses [B, n, L], and the decoder passes [B] until the first of each sentence was finished."""
+    """Hypotheses [B, n, L], and the decoder passes [B] until each sentence was finished."""
     encoded = net.encode(params, source)
     count = ar_hypotheses(settings, nbest)
     projected = net.project_source(params, encoded)
@@ -192,8 +199,9 @@ def _run_ar(
             one_token, cache, max_lengths=jnp.repeat(max_lengths, count), prefix=prefix, pick_fn=pick, **shared
         )
         hypotheses = jax.tree.map(lambda x: x.reshape(source.shape[0], count, *x.shape[2:]), samples)
+        passes = hypotheses.lengths.max(axis=1)
     else:
-        hypotheses = beam_search(
+        hypotheses, passes = beam_search(
             one_token,
             net.reorder_cache,
             cache,
@@ -204,5 +212,4 @@ def _run_ar(
             **shared,
         )
         hypotheses = jax.tree.map(lambda x: x[:, :nbest], hypotheses)
-    # Inside the compiled function: outside, an index of an array takes as long as a step of a small model.
-    return hypotheses, hypotheses.lengths[:, 0]
+    return hypotheses, passes

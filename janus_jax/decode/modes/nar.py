@@ -28,6 +28,7 @@ from janus_jax.decode.search.candidates import (
     ranking,
     trace_of,
     with_length_scores,
+    without_repeats,
 )
 from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.model import Janus
@@ -51,11 +52,13 @@ def run(request: DecodeRequest) -> DecodeResult:
         lengths = jnp.maximum((request.start != net.specials.pad).sum(axis=1), 2)[:, None]
         limit = request.start.shape[1]
     candidates = run_nar(params, encoded, lengths, start, net=net, settings=settings, limit=limit, trace=request.trace)
-    if decode.nar.rerank == "ar":
-        candidates = run_rerank(params, encoded, candidates, net=net, lenpen=decode.ar.lenpen)
-    hypotheses, passes, trace = _run_ranking(candidates, rules=rules_of(decode), count=decode.nbest)
     # Given tokens stay, repeated or not.
     merge = decode.nar.merge_repeats and request.start is None
+    if decode.nar.rerank == "ar":
+        if merge:  # AR judges what is output
+            candidates = without_repeats(candidates, pad=net.specials.pad)
+        candidates = run_rerank(params, encoded, candidates, net=net, lenpen=decode.ar.lenpen)
+    hypotheses, passes, trace = _run_ranking(candidates, rules=rules_of(decode), count=decode.nbest)
     return DecodeResult(hypotheses, {"passes": passes}, trace, merge_repeats=merge)
 
 

@@ -44,6 +44,7 @@ class _Beam:
     done_token_scores: Array  # [B, K, L]
     done_lengths: Array  # [B, K] int32
     done: Array  # [B] bool, the sentence is finished
+    used: Array  # [B] int32, steps until it was
     cache: Cache
 
 
@@ -62,7 +63,7 @@ def beam_search(
     prefix: Array | None = None,
     grow_fn: GrowFn | None = None,
     stages: Sequence[int] = (),
-) -> Hypotheses:
+) -> tuple[Hypotheses, Array]:
     """Searches the likeliest continuations of bos, a batch at a time (docs/method.md); to be called under `jax.jit`.
 
     Each step takes the 2K best continuations of the K live hypotheses. Of the first K, those that end in eos are
@@ -86,7 +87,8 @@ def beam_search(
       stages: lengths below `limit` to which the cache grows, in order; `cache` has the first length.
 
     Returns:
-      Hypotheses [B, K, L], best first; scores are -inf where there is no hypothesis.
+      Hypotheses [B, K, L], best first; scores are -inf where there is no hypothesis. And [B] int32, the steps until each sentence
+      was finished: more than the best hypothesis has tokens, where the search had to look further.
 
     Raises:
       ValueError: an impossible setting.
@@ -97,7 +99,7 @@ def beam_search(
         raise ValueError(f"beam {beam} and limit {limit} must be at least 1, lenpen {lenpen} not negative")
     max_lengths = jnp.minimum(jnp.asarray(max_lengths, jnp.int32), limit)
     if beam == 1:
-        return greedy_search(
+        greedy = greedy_search(
             step_fn,
             cache,
             max_lengths=max_lengths,
@@ -109,6 +111,7 @@ def beam_search(
             grow_fn=grow_fn,
             stages=stages,
         )
+        return greedy, greedy.lengths[:, 0]
     rules = _Rules(max_lengths, prefix, specials, constraints, lenpen, stop)
     state = _init_beam(cache, beam, limit, rules)
 
@@ -118,7 +121,7 @@ def beam_search(
     state = run_in_stages(
         state, lambda s, goes_on: lax.while_loop(goes_on, step, s), lambda s: s.step + 1, limit, grow_fn, stages
     )
-    return _beam_result(state)
+    return _beam_result(state), state.used
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def _init_beam(cache: Cache, beam: int, limit: int, rules: _Rules) -> _Beam:
         done_token_scores=zeros,
         done_lengths=jnp.zeros((batch, beam), jnp.int32),
         done=rules.max_lengths <= 0,
+        used=jnp.zeros(batch, jnp.int32),
         cache=cache,
     )
 
@@ -182,6 +186,7 @@ def _beam_step(s: _Beam, step_fn: StepFn, reorder_fn: ReorderFn, rules: _Rules) 
         live_tokens=put(_take(s.live_tokens, parents), ids, s.step),
         live_token_scores=put(_take(s.live_token_scores, parents), _take(token_scores, chosen), s.step),
         done=s.done | full | at_end | (live_scores[:, 0] == _NONE),
+        used=s.used + ~s.done,
         cache=reorder_fn(cache, order),
     )
 

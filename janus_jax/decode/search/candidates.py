@@ -3,6 +3,7 @@
 Legend: B sentences, K length candidates a sentence, T slots (bos and eos counted), C length classes, P passes.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -68,6 +69,22 @@ class Candidates:
     empty: Array  # [B, K] bool, no inner token
     passes: Array  # [B, K] int32, decoder passes until the candidate was final
     trace: Trace | None
+
+
+@functools.partial(jax.jit, static_argnames=("pad",))
+def without_repeats(candidates: Candidates, *, pad: int) -> Candidates:
+    """The candidates without the tokens that equal the one before them, as they are output. Their scores stay."""
+    tokens = candidates.tokens
+    kept = (tokens != pad) & jnp.pad(
+        tokens[..., 1:] != tokens[..., :-1], ((0, 0), (0, 0), (1, 0)), constant_values=True
+    )
+    order = jnp.argsort(~kept, axis=-1, stable=True)
+    return replace(
+        candidates,
+        tokens=jnp.take_along_axis(jnp.where(kept, tokens, pad), order, axis=-1),
+        lengths=kept.sum(axis=-1, dtype=jnp.int32),
+        token_scores=jnp.take_along_axis(jnp.where(kept, candidates.token_scores, 0.0), order, axis=-1),
+    )
 
 
 def candidate_lengths(length_logits: Array, k: int, *, limit: int, rules: MaskPredictRules) -> Array:
