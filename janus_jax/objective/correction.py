@@ -19,9 +19,10 @@ def own_tokens(
 ) -> jax.Array:  # fmt: skip
     """The tokens that NAR rows read in place of some masks, [B, T] int32; -1: the row keeps its usual input.
 
-    A first pass without gradient and without dropout predicts the masked tokens. A random share of the masks is then
-    replaced by these predictions. The loss of these rows stays: they learn to keep right tokens and to replace wrong
-    ones, as each pass of decoding with `decode.nar.revise` asks of them.
+    A first pass of the decoder, without gradient and without dropout, predicts the masked tokens. (The encoder's states
+    are those of the joint pass, with its dropout.) A random share of the masks is then replaced by these predictions.
+    The loss of these rows stays: they learn to keep right tokens and to replace wrong ones, as each pass of decoding
+    with `decode.nar.revise` asks of them.
 
     Args:
       net, objective: the model and the objective.

@@ -71,7 +71,13 @@ def check_two_targets(objective: ObjectiveConfig) -> None:
 
 
 def batch_divisors(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
-    """The counts that terms and metrics are divided by, over a whole step's batch [..., B, T]; all [] float32.
+    """What the terms and metrics of a whole step's batch [..., B, T] are divided by: its `batch_counts`, 1 in place of 0."""
+    counts = batch_counts(batch, config, objective, pad)
+    return {name: jnp.maximum(count, 1.0) for name, count in counts.items()}
+
+
+def batch_counts(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
+    """What terms and metrics are means over, counted in a batch [..., B, T]; all [] float32.
 
     - `ar`: real target tokens that AR rows predict; `masked`: masked tokens; `length`: sentences; `ctc`: inner tokens
       of the targets that fit their CTC rows; `dag`: tokens of the targets that fit their graph, bos and eos counted.
@@ -91,7 +97,7 @@ def batch_divisors(batch: Batch, config: ModelConfig, objective: ObjectiveConfig
     if objective.normalize_by == "target":
         counts = dict.fromkeys(counts, tokens)
     counts |= rows
-    return {name: jnp.maximum(count, 1).astype(jnp.float32) for name, count in counts.items()}
+    return {name: count.astype(jnp.float32) for name, count in counts.items()}
 
 
 def loss(
@@ -169,4 +175,10 @@ def loss(
     token_losses = TokenLosses(net.config, objective, net.dtype, terms)
     total, token_metrics = token_losses(sets, table, weights, divisors)
     total += sum((weights[name] * value for name, value in values.items()), jnp.float32(0.0))
-    return total, token_metrics | metrics | {f"loss/{name}": value for name, value in values.items()}
+    metrics |= token_metrics | {f"loss/{name}": value for name, value in values.items()}
+    # A term that nothing computes would never be trained.
+    if missing := [name for name in terms if f"loss/{name}" not in metrics]:
+        raise ValueError(
+            f"loss term {missing[0]!r}: nothing in objective/joint.py or objective/token_losses.py computes it"
+        )
+    return total, metrics

@@ -12,7 +12,7 @@ import pytest
 from janus_jax.config import LossWeights, ObjectiveConfig, StopGradients, objective_terms
 from janus_jax.model import project
 from janus_jax.model.families import with_attended
-from janus_jax.objective.aligned import aligned_sets
+from janus_jax.objective.aligned import NO_TOKEN, aligned_sets
 from janus_jax.objective.joint import active_terms, batch_divisors, loss, weight_at
 from janus_jax.objective.terms import OBJECTIVES, divisor_of, own_term, read_families
 from janus_jax.objective.token_losses import TokenLosses, label_smoothed, length_nll, nll_and_smoothing, symmetric_kl
@@ -191,6 +191,28 @@ def test_stop_gradient_holds_one_side_of_a_kl_fixed():
     assert tiny.largest_difference(gradients["ar"], gradients["none"]) > 0.01 * bound
 
 
+@pytest.mark.parametrize(
+    ("name", "stops", "fixed", "taught"),
+    [
+        ("kl_ar_nar", {"kl_ar_nar": "ar"}, "ar", "nar"),
+        ("kl_ar_nar", {"kl_ar_nar": "nar"}, "nar", "ar"),
+        ("kl_ar_dag", {}, "ar", "dag"),  # the default
+    ],
+)
+def test_the_fixed_side_of_a_divergence_gets_no_gradient_and_the_other_does(name, stops, fixed, taught):
+    net, rng = tiny.net(), np.random.default_rng(0)
+    objective = ObjectiveConfig(stop_gradient=StopGradients(**stops))
+    losses = TokenLosses(net.config, objective, net.dtype, (name,))
+    rows = {family: rng.normal(size=(5, 16)).astype(np.float32) for family in (fixed, taught)}
+    rows = {family: rows[family] for family in sorted(rows)}  # "ar" is the first side
+    labels = dict.fromkeys(rows, np.array([7, 5, 9, NO_TOKEN, 6]))
+    table = rng.normal(size=(48, 16)).astype(np.float32)
+    divisors = dict.fromkeys(("masked", "dag", "rows/ar", "rows/masked"), 1.0)
+    gradients = jax.jit(jax.grad(lambda x: losses.of_chunk(x, labels, table, {name: 1.0}, divisors)[0]))(rows)
+    assert not np.asarray(gradients[fixed]).any()
+    assert np.asarray(gradients[taught]).any(axis=1).tolist() == [True, True, True, False, True]
+
+
 def test_weights_are_constant_or_piecewise_linear():
     assert float(weight_at(0.3, jnp.int32(5))) == pytest.approx(0.3)
     points = ((10, 0.0), (20, 1.0))
@@ -247,8 +269,13 @@ def test_two_encoder_passes_differ_only_in_dropout():
     net, params = tiny.model(dropout=0.2)
     one, two = (ObjectiveConfig(encoder_passes=n) for n in (1, 2))
     value = functools.partial(jax.jit(loss_of, static_argnums=(0, 3)), net, params, batch)
-    with_key = [value(objective, rng=jax.random.key(3))[0] for objective in (one, two)]
-    assert float(with_key[0]) != float(with_key[1])
+    with_key = [value(objective, rng=jax.random.key(3)) for objective in (one, two)]
+    assert float(with_key[0][0]) != float(with_key[1][0])
+    # AR rows read the first pass, all others the second.
+    once, twice = (metrics for _, metrics in with_key)
+    np.testing.assert_allclose(once["loss/ar"], twice["loss/ar"], rtol=1e-6)
+    for name in ("loss/nar", "loss/aux", "loss/length"):
+        assert abs(float(once[name]) / float(twice[name]) - 1) > 1e-5, name
     without = [value(objective)[0] for objective in (one, two)]
     assert float(without[0]) == float(without[1])
 
