@@ -11,6 +11,8 @@ import pytest
 
 from janus_jax import parallel
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # Workers of a parallel run divide the cores among themselves: two processes that both use all cores slow each other
 # down tenfold.
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -29,12 +31,13 @@ COMPILER_FLAGS = (
 )
 present = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([present, *(flag for flag in COMPILER_FLAGS if flag not in present)]).strip()
+# As launch/test.sh does: tests leave no compiled programs in the cache of the user.
+os.environ.setdefault("JANUS_JAX_CACHE", str(ROOT / ".cache"))
 parallel.start()
 
 # Tracing makes many objects, which live long: with Python's thresholds a tenth of the time goes into looking for cycles.
 gc.set_threshold(100_000, 20, 20)
 
-ROOT = Path(__file__).resolve().parents[1]
 MAPS = Path("/proc/self/maps")
 MOST_MAPS = 15_000
 

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -79,6 +80,42 @@ def test_libraries_stay_in_their_place(path):
     assert "flax" not in libraries or package_of(path) == "model"
     assert "orbax" not in libraries or path.parent.name == "checkpoint"
     assert not libraries & {"torch", "transformers", "tensorflow"} or package_of(path) == "convert"
+
+
+# Modules of libraries that import what their library requires only as an extra.
+IMPORTS_OF_EXTRAS = {"sentencepiece.sentencepiece_model_pb2": "google.protobuf"}
+# The requirements files of a part of the package, beside requirements.txt.
+REQUIREMENTS = {
+    "convert/": "requirements-convert.txt",
+    "evaluate/glge/": "requirements-glge.txt",
+    "play/": "requirements-play.txt",
+}
+
+
+def normalised(distribution):
+    """The name of a distribution as indices compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def required(*files):
+    """The distributions that requirements files name."""
+    lines = [line for file in files for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+    return {normalised(re.match(r"[\w.-]+", line)[0]) for line in lines if re.match(r"\w", line)}
+
+
+def test_requirements_name_every_distribution_that_is_imported():
+    distributions = importlib.metadata.packages_distributions()
+    missing = []
+    for path in FILES:
+        files = [file for folder, file in REQUIREMENTS.items() if name(path).startswith(folder)]
+        named = required("requirements.txt", *files)
+        modules = imported(path)
+        modules |= {IMPORTS_OF_EXTRAS[module] for module in modules & IMPORTS_OF_EXTRAS.keys()}
+        for package in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"janus_jax"}:
+            # A distribution that is not installed is taken to have the name of its package.
+            if named.isdisjoint(map(normalised, distributions.get(package, [package]))):
+                missing.append(f"{name(path)}: {package}")
+    assert not missing, "name the distributions of these packages in a requirements file"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

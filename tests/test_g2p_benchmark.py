@@ -114,7 +114,9 @@ def test_the_table_has_the_seeds_of_a_cell_side_by_side(tmp_path):
 
 def test_result_files_belong_to_cells_with_the_same_settings():
     """The table would otherwise show files of old settings."""
-    for path in g2p.RESULTS.glob("*.json"):
+    paths = list(g2p.RESULTS.glob("*.json"))
+    assert paths
+    for path in paths:
         figures = json.loads(path.read_text())
         assert path.name == f"{figures['cell']}_seed{figures['seed']}.json"
         config = g2p.config_of(figures["cell"], figures["seed"])

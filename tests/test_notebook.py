@@ -43,14 +43,15 @@ def test_notebooks_are_stored_without_outputs(path):
     assert all(not c.outputs and c.execution_count is None for c in notebook.cells if c.cell_type == "code")
 
 
-def run(name, parameters, monkeypatch, torch=False):
-    """Runs the notebook with this parameter cell; returns its code cells and the text of their outputs."""
+def run(name, parameters, monkeypatch, torch=False, last=""):
+    """Runs the notebook with this parameter cell and a `last` one; returns its code cells and the text of their outputs."""
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the compiler takes most of the time
     if not torch:
         monkeypatch.setenv("PYTHONPATH", str(NO_TORCH))
     notebook = nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)
     [cell] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     cell.source = parameters
+    notebook.cells += [nbformat.v4.new_code_cell(last)] if last else []
     # A failure keeps the outputs too, so that the error shows the message of the cell.
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     cells = [c for c in notebook.cells if c.cell_type == "code"]
@@ -128,7 +129,10 @@ def test_play_runs(shared, monkeypatch):
         CHECKPOINT="", CONFIG="configs/demo_deen.py:masks", WORKDIR=f"{shared}/ar", SETTINGS=tiny(shared),
         EXAMPLES=["3 Stunden"],
     )  # fmt: skip
-    cells, text = run("play", cell, monkeypatch)
+    # The page is open after "run all".
+    last = "import urllib.request\n\nprint('page', urllib.request.urlopen(address).status)"
+    cells, text = run("play", cell, monkeypatch, last=last)
+    assert text.endswith("page 200\n")
     assert re.search(r"^http://127\.0\.0\.1:\d+/$", text, re.MULTILINE)
     assert re.findall(r"^(\w+): .*\(\d+ decoder passes\)$", text, re.MULTILINE) == ["ar", "nar"]
     assert any("<iframe" in output.get("data", {}).get("text/html", "") for c in cells for output in c.outputs)

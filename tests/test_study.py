@@ -75,9 +75,9 @@ def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_pa
 
 def test_result_files_belong_to_cells_with_the_same_settings():
     """The tables would otherwise show files of removed cells or of old settings."""
-    for path in study.RESULTS.glob("*.json"):
-        if path.name in study_report.NO_CELLS:
-            continue
+    paths = [path for path in study.RESULTS.glob("*.json") if path.name not in study_report.NO_CELLS]
+    assert paths
+    for path in paths:
         figures = json.loads(path.read_text())
         assert path == study.result_path(figures["cell"], figures["seed"])
         assert study.is_done(path, study.config_of(CELLS[figures["cell"]], figures["seed"])), path.name

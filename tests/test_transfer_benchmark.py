@@ -117,7 +117,9 @@ def test_the_tables_have_both_starts_and_seeds_side_by_side(finished, tmp_path):
 
 def test_result_files_belong_to_cells_with_the_same_settings():
     """The tables would otherwise show files of old settings."""
-    for path in transfer.RESULTS.glob("*.json"):
+    paths = list(transfer.RESULTS.glob("*.json"))
+    assert paths
+    for path in paths:
         figures = json.loads(path.read_text())
         assert path.name == f"{figures['cell']}_seed{figures['seed']}.json"
         assert study.is_done(path, transfer.config_of(figures["cell"], figures["seed"])), path.name

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import log_softmax
 
 from janus_jax.config import ConfigError, ModelConfig
-from janus_jax.model import Janus, padded_vocab
+from janus_jax.model import Janus, layers, padded_vocab
 from janus_jax.types import Specials
 from tests import tiny
 from tests.further import further
@@ -276,6 +276,33 @@ def test_dropout_needs_a_key_keeps_the_mean_and_depends_on_the_key():
     dropped = np.asarray(jax.jit(lambda key: Dropout(0.3).apply({}, ones, rngs={"dropout": key}))(jax.random.key(0)))
     assert abs(float((dropped == 0).mean()) - 0.3) < 0.005
     assert abs(float(dropped.mean()) - 1.0) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("dropout", 3 + 5),  # inputs (of query and content rows in the decoder), attentions and feed-forward block
+        ("activation_dropout", 1 + 1),
+        ("attention_dropout", 1 + 2),
+    ],
+)
+def test_each_dropout_acts_in_encoder_and_decoder_with_a_key_alone(name, places, monkeypatch):
+    @partial(jax.jit, static_argnums=0)
+    def states_and_rows(net, params, encoded, key=None):
+        rows = net.train_rows(params, encoded, batch, key, families=("ar",))
+        return net.encode(params, batch.source, key).states, rows["ar"]
+
+    draws, draw = [], layers._half_words
+    monkeypatch.setattr(layers, "_half_words", lambda key, shape: draws.append(shape) or draw(key, shape))
+    sizes, batch = {"encoder_layers": 1, "decoder_layers": 1}, tiny.batch()
+    (plain, params), dropping = tiny.model(**sizes), tiny.net(**sizes, **{name: 0.5})
+    encoded = tiny.encode(plain, params, batch.source)
+    without, expected = (states_and_rows.lower(net, params, encoded).as_text() for net in (dropping, plain))
+    assert without == expected  # the same program
+    keys = jax.random.split(jax.random.key(0))
+    for one, other in zip(*(states_and_rows(dropping, params, encoded, key) for key in keys), strict=True):
+        assert tiny.largest_difference(one, other) > 0.01
+    assert len(draws) == places
 
 
 def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
