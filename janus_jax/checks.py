@@ -7,7 +7,7 @@ import dataclasses
 import math
 import operator
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from typing import Any
 
 from janus_jax.objective.terms import OBJECTIVES, own_term, read_families, term
@@ -324,7 +324,7 @@ def _check_objective(config: Config) -> None:
         )
     families = read_families(terms)
     of_source = sorted(family for family in families if term(own_term(family)).kind == "sentence")
-    _check_row_settings(objective, families, bool(of_source))
+    _check_row_settings(objective)
     for family in of_source:
         _check_source_rows(config, family)
     if objective.ar_first:
@@ -336,21 +336,23 @@ def _check_objective(config: Config) -> None:
         )
 
 
-def _check_row_settings(objective: ObjectiveConfig, families: Set[str], of_source: bool) -> None:
-    """Checks that settings of some rows stand in an objective that has these rows; `of_source`: rows of the source."""
-    without = f"but objective {objective.name!r}"
-    if objective.glancing and not of_source:
-        raise ConfigError(
-            f"config.objective.glancing: {objective.glancing}, {without} has no CTC or DAG rows to show tokens to; set it to 0"
-        )
-    if objective.nar_correction and "nar" not in families:
-        raise ConfigError(
-            f"config.objective.nar_correction: {objective.nar_correction}, {without} trains no NAR rows; set it to 0"
-        )
-    if objective.weights.heads and "heads" not in OBJECTIVES[objective.name]:
-        raise ConfigError(
-            f"config.objective.weights.heads: {objective.weights.heads}, {without} has no AR rows, which draft heads read; set it to 0"
-        )
+def settings_without_rows(objective: ObjectiveConfig) -> dict[str, str]:
+    """The settings of an objective that have no effect, since it has no such rows; and what it lacks."""
+    families = read_families(objective_terms(objective))
+    lacking = {}
+    if not any(term(own_term(family)).kind == "sentence" for family in families):
+        lacking["objective.glancing"] = "has no CTC or DAG rows to show tokens to"
+    if "nar" not in families:
+        lacking["objective.nar_correction"] = "trains no NAR rows"
+    if "heads" not in OBJECTIVES[objective.name]:
+        lacking["objective.weights.heads"] = "has no AR rows, which draft heads read"
+    return lacking
+
+
+def _check_row_settings(objective: ObjectiveConfig) -> None:
+    for name, lacks in settings_without_rows(objective).items():
+        if value := operator.attrgetter(name.removeprefix("objective."))(objective):
+            raise ConfigError(f"config.{name}: {value}, but objective {objective.name!r} {lacks}; set it to 0")
 
 
 def _check_ar_first(objective: ObjectiveConfig) -> None:

@@ -26,6 +26,7 @@ from janus_jax.checks import (
     objective_terms,
     only_terms,
     scheduled,
+    settings_without_rows,
     trained_terms,
     trains_heads_alone,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "preset",
     "resolve",
     "scheduled",
+    "settings_without_rows",
     "stored",
     "to_json",
     "trained_terms",

@@ -371,6 +371,8 @@ def test_a_home_directory_behind_an_equals_sign_is_expanded(tmp_path, monkeypatc
     assert parser.parse_args(["--output=~/out"]).output == f"{tmp_path}/out"
     with pytest.raises(CheckpointError, match=f"{tmp_path}/runs: no such directory"):
         checkpoint.find("~/runs")
+    with pytest.raises(CheckpointError, match="~nobody-here/runs: no such directory"):
+        checkpoint.find("~nobody-here/runs")
 
 
 def test_an_experiment_file_inherits_nothing_from_the_one_before(file, tmp_path):

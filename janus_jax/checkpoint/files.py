@@ -5,6 +5,7 @@ and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +176,7 @@ def _assets(step_dir: Path) -> dict[str, Any]:
 
 def find(path: str | Path) -> Path:
     """The step directory that `path` is or holds; see `load`."""
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such directory; give a checkpoint's step directory or a run's work directory"
@@ -190,7 +191,7 @@ def find(path: str | Path) -> Path:
 
 def step_directories(path: str | Path) -> list[Path]:
     """Complete step directories of a run, oldest first."""
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     below = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     directories = [p for p in below.iterdir() if p.name.isdigit() and _has_assets(p)]
     return sorted(directories, key=lambda p: int(p.name))
@@ -214,7 +215,7 @@ def write(path: str | Path, params: Params, config: Config, tokenizer: bytes, ab
     Raises:
       CheckpointError: `path` exists.
     """
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     if path.exists():
         raise CheckpointError(f"{path}: exists already; remove it or name another directory")
     assets = {"config": bytes_array(config_lib.to_json(config).encode()), "tokenizer": bytes_array(tokenizer)}

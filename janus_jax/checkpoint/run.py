@@ -4,6 +4,7 @@ Orbax writes to a temporary name and then renames. So a step directory is comple
 stored numbers are those that were saved.
 """
 
+import errno
 import logging
 import math
 import shutil
@@ -52,6 +53,7 @@ class Checkpoints:
       evaluations: the metrics of the evaluations so far, by step. The caller adds later ones, each after its checkpoint
         is saved: an evaluation that fails then costs no steps.
       data: digest of the prepared data. Every checkpoint stores it, with the git revision and the versions of this process.
+      evaluated: whether the run has a validation split.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Checkpoints:
         evaluations: dict[int, Mapping[str, float]],
         *,
         data: str | None = None,
+        evaluated: bool = True,
     ):
         # Orbax logs every retention decision and a page for each error. It also raises the errors.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -75,6 +78,7 @@ class Checkpoints:
         self._origin = {"data": data, "revision": provenance.revision(), "versions": provenance.versions()}
         self.directory = Path(directory).absolute()
         self.notes: list[str] = []  # messages of `restore`, for the log
+        self._evaluated = evaluated
         self._unrecorded: frozenset[int] = frozenset()  # steps that were evaluated, but whose record is lost
         self._checkpointer: Any = None
 
@@ -189,13 +193,15 @@ class Checkpoints:
 
     def _keep_unrecorded(self, restored: tuple[TrainState, dict[str, Any]] | None) -> None:
         """Finds checkpoints that may be the best ones, but whose evaluation is missing from the log: they are kept."""
-        if not self._train.keep_best or restored is None:
+        if not (self._train.keep_best and self._evaluated) or restored is None:
             return
         newest = int(restored[0].step)  # evaluated again, if it has to be
+        # The run may have been evaluated less often than now: the records that are left show it.
+        every = math.lcm(self._train.eval_every, math.gcd(*self._evaluations) or 1)
         self._unrecorded = frozenset(
             step
             for step in map(int, processes.all_gather(self._steps())[0])
-            if step < newest and step % self._train.eval_every == 0 and step not in self._evaluations
+            if step < newest and step % every == 0 and step not in self._evaluations
         )
         if self._unrecorded:
             self.notes.append(
@@ -326,7 +332,9 @@ def _verified(stored: dict[str, Any], custom: dict[str, Any]) -> tuple[TrainStat
 
 def _is_of_machine(error: BaseException) -> bool:
     """Whether an error comes from the state of the machine and not from a damaged file."""
-    return isinstance(error, MemoryError | PermissionError) or any(word in str(error) for word in _NOT_DAMAGE)
+    # A file that is absent is damage; any other error that the system numbers is not.
+    numbered = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return numbered or isinstance(error, MemoryError) or any(word in str(error) for word in _NOT_DAMAGE)
 
 
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -197,6 +197,11 @@ def _bart(exported: ExportedModel, directory: Path, report: Report) -> None:
     files.write_weights(directory / files.WEIGHTS[0], arrays)
     generation = generation_config(exported)
     del generation["max_length_a"], generation["max_length_b"]  # stock BART's generate has no such setting
+    ar, first = exported.config.decode.ar, 2 if exported.model.ar_start == "eos" else 1  # tokens at the start
+    if ar.max_length_a == 0:
+        generation["max_length"] = min(generation["max_length"], first + ar.max_length_b + 1)
+    else:
+        report.notes.append("max_length_a and max_length_b do not exist in stock BART: outputs end at max_length")
     generation["forced_eos_token_id"] = exported.specials.eos
     if exported.model.ar_start == "eos":
         # As in published BARTs, bos is forced, and counts as a token there. suppress_tokens would suppress it.
@@ -205,7 +210,6 @@ def _bart(exported: ExportedModel, directory: Path, report: Report) -> None:
         generation["bad_words_ids"] = [[token] for token in generation.pop("suppress_tokens")]
     files.write_json(directory / "generation_config.json", generation)
     _write_tokenizer(exported, directory)
-    report.notes.append("max_length_a and max_length_b do not exist in stock BART: outputs end at max_length")
 
 
 def _fairseq(exported: ExportedModel, directory: Path, report: Report) -> None:

@@ -32,7 +32,12 @@ _OTHERS = {
 
 
 def ar_settings(
-    directory: Path, config: Mapping[str, Any], specials: Specials, after_eos: bool, report: Report
+    directory: Path,
+    config: Mapping[str, Any],
+    specials: Specials,
+    after_eos: bool,
+    report: Report,
+    positions: int = LARGEST,
 ) -> dict[str, Any]:
     """The settings of `config.decode.ar` that equal those of a BART. Values that are no settings raise no error.
 
@@ -42,6 +47,7 @@ def ar_settings(
       specials: special tokens of the tokenizer.
       after_eos: the decoder starts with eos, and bos follows.
       report: receives what was taken over, and what was not.
+      positions: of the model; a limit that is no shorter is none.
     """
     given, where = config, "config.json"
     if (directory / FILE).is_file():
@@ -50,6 +56,9 @@ def ar_settings(
         except ConvertError as error:
             report.notes.append(f"{error}: its settings are not taken over")
             given = {}
+    given = {name: value for name, value in given.items() if not _no_limit(name, value, positions)}
+    if given.get("num_beams") not in (None, 1) and given.get("early_stopping") is None:
+        given["early_stopping"] = False  # transformers' default; files leave it out
     taken: dict[str, Any] = {}
     left = []
     for name, value in given.items():
@@ -107,6 +116,10 @@ def _length(name: str, value: Any, given: Mapping[str, Any], after_eos: bool) ->
     if name.startswith("min"):
         return {"min_length": inner} if inner > 1 else None  # no output has fewer
     return {"max_length_a": 0.0, "max_length_b": inner - 1} if inner > 1 else {}
+
+
+def _no_limit(name: str, value: Any, positions: int) -> bool:
+    return name in ("max_length", "max_new_tokens") and type(value) is int and value >= positions
 
 
 def _possible(settings: dict[str, Any]) -> bool:

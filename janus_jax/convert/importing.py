@@ -163,7 +163,7 @@ def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
         named, model, tokenizer, fitting.FitOptions(request.ignore, request.max_positions), report
     )
     after_eos = model.ar_start == "eos"
-    ar = generation.ar_settings(directory, config, tokenizer.specials, after_eos, report)
+    ar = generation.ar_settings(directory, config, tokenizer.specials, after_eos, report, model.max_positions)
     return _from_other_program(arrays, model, "bart", tokenizer, 0, ar)
 
 

@@ -28,9 +28,11 @@ FORMATS = ("lines", "tsv", "jsonl")
 _KEYS = {"prefix": ("prefixes", "text"), "target": ("targets", "text"), "infill": ("infills", "infill")}
 # First bytes of files that hold no UTF-8 text, and what to do about them.
 _OTHER_FORMATS = {
-    b"\x1f\x8b": "compressed by gzip; give the file a name that ends in .gz, or unpack it with gunzip",
-    b"\xfd7zXZ": "compressed by xz; give the file a name that ends in .xz, or unpack it with unxz",
+    b"\x1f\x8b": "compressed by gzip; unpack it with gunzip, or give it as a file whose name ends in .gz",
+    b"\xfd7zXZ": "compressed by xz; unpack it with unxz, or give it as a file whose name ends in .xz",
     b"\x28\xb5\x2f\xfd": "compressed by Zstandard; unpack it with unzstd",
+    b"BZh91AY&SY": "compressed by bzip2; unpack it with bunzip2",
+    b"PK\x03\x04": "a zip archive; unpack it with unzip",
     codecs.BOM_UTF16_LE: "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16; convert it with iconv -f UTF-16 -t UTF-8",
 }

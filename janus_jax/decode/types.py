@@ -76,7 +76,7 @@ class Output:
     # With nbest > 1 the next best outputs, without statistics. Samples are in the order of drawing; empty outputs are last.
     others: tuple["Output", ...] = ()
     # Log-probability of each of `tokens` and of eos behind them. It is 0 for eos in modes nar, ctc and infill, which predict
-    # none, and for given tokens in infill. Empty where tokens were merged, and for the beams of modes ctc and dag.
+    # none, and for given tokens in infill. Empty for merged outputs that were not reranked, and for beams of ctc and dag.
     token_scores: list[float] = field(default_factory=list)
     # With trace a record of each pass. nar: tokens (text), scores (log-probabilities) and remasked (flags), a list over the
     # slots. speculative: tokens (text) that the pass emitted, eos counted; drafted (text), the tokens that it verified;

@@ -25,19 +25,23 @@ class BpeTokenizer:
 
     `<s>`, `<pad>`, `</s>`, `<unk>` must be tokens 0 to 3, as in BART; `<mask>` may be any token. One of these five
     that the text spells is encoded as text. Any other added token (`<hl>` of a fine-tuned BART, say) is one token where
-    the text spells it, and decoding shows it. Truncation, padding and post-processor of the file are ignored.
+    the text spells it, and decoding shows it. Truncation, padding and post-processor of the file are ignored. Where a
+    file adds tokens that take the space before them, or puts a space before each text, decoding may differ from the text by
+    spaces beside added tokens.
 
     Args:
       data: the content of a tokenizer.json file.
+      origin: where it is from, for messages.
+      foreign: another program wrote it, which may have marked the tokens that it added as special.
 
     Raises:
       TokenizerError: not the JSON of a byte-level BPE tokenizer, or special tokens are absent or have other ids.
     """
 
-    def __init__(self, data: bytes, origin: str = "tokenizer data"):
+    def __init__(self, data: bytes, origin: str = "tokenizer data", *, foreign: bool = False):
         try:
             fields = json.loads(data)
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_extras(fields)))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_without_extras(fields, foreign)))
         except Exception as error:  # the library raises bare Exception
             raise TokenizerError(
                 f"{origin}: not a tokenizer.json of the tokenizers library ({type(error).__name__}: {error})"
@@ -133,7 +137,7 @@ def read(path: str | pathlib.Path) -> BpeTokenizer:
     Raises:
       TokenizerError: files are absent or broken; the message names them.
     """
-    return BpeTokenizer(bpe_files.tokenizer_json(pathlib.Path(path)), repr(str(path)))
+    return BpeTokenizer(bpe_files.tokenizer_json(pathlib.Path(path)), repr(str(path)), foreign=True)
 
 
 def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
@@ -164,11 +168,15 @@ def train(lines: Sequence[str], config: TextConfig) -> BpeTokenizer:
     return BpeTokenizer(tokenizer.to_str().encode())
 
 
-def _without_extras(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a tokenizer.json without those that change the ids of text; only our five tokens are special."""
+def _without_extras(fields: dict[str, Any], foreign: bool) -> dict[str, Any]:
+    """The fields of a tokenizer.json without those that change the ids of text; our five tokens are marked as special."""
     special = {*FIRST, MASK}
-    # Text that spells a special token is encoded as text: the tokens that a fine-tuning added must not be special.
-    added = [t | {"special": t["content"] in special} for t in fields.get("added_tokens") or []]
+    # Text that spells a special token is encoded as text: the tokens that another program added must not be special. Tokenizers
+    # that an older version has stored keep their marks, since its models were trained with them.
+    added = [
+        t | ({"special": t["content"] in special} if foreign or t["content"] in special else {})
+        for t in fields.get("added_tokens") or []
+    ]
     vocab = fields["model"]["vocab"]
     tokens = vocab if isinstance(vocab, dict) else {}
     names = {t["content"] for t in added}

@@ -15,7 +15,16 @@ import numpy as np
 
 from janus_jax import checkpoint
 from janus_jax.checkpoint import CheckpointError
-from janus_jax.config import Config, ConfigError, ModelConfig, leaves, resolve, trained_terms, trains_heads_alone
+from janus_jax.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    leaves,
+    objective_terms,
+    resolve,
+    trained_terms,
+    trains_heads_alone,
+)
 from janus_jax.model import Janus, output_classes
 from janus_jax.objective.terms import OBJECTIVES
 from janus_jax.types import Params
@@ -82,6 +91,13 @@ def adopt_model(config: ml_collections.ConfigDict, overridden: Set[str], workdir
             with config.model.unlocked():
                 config.model[name] = then
             changed.append(f"model.{name} {then!r} instead of {now!r}")
+    if ours.train.only and _has_ar(ours) and "ar" not in objective_terms(ours.objective):
+        # The AR half is kept as it is: so are the settings that it decodes with.
+        for name, then in vars(whole.decode.ar).items():
+            now = config.decode.ar[name]
+            if now != then and f"decode.ar.{name}" not in overridden:
+                config.decode.ar[name] = then
+                changed.append(f"decode.ar.{name} {then!r} instead of {now!r}")
     return f"training follows {origin}: {', '.join(changed)}" if changed else ""
 
 

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def train_or_stop(
     """
     if "://" in str(workdir):
         raise ConfigError(f"--workdir={workdir}: an address is no directory; mount the bucket and name its directory")
-    workdir = Path(workdir).expanduser()
+    workdir = Path(os.path.expanduser(workdir))
     with contextlib.ExitStack() as lock, processes.stop_on_sigterm() as request:
         try:
             return _TrainingRun(config, workdir, allow_changes, profile, lock, request).run()
@@ -163,6 +165,7 @@ class _TrainingRun:
                 self.prepared.tokenizer_bytes,
                 self.evaluations,
                 data=self.prepared.contents,
+                evaluated="valid" in self.prepared.splits,
             )
             self.state, interval = self._first_state(abstract, initial)
         for step in [step for step in self.evaluations if step > int(self.state.step)]:
@@ -220,8 +223,10 @@ class _TrainingRun:
             self.profiler.close()
             self.meter.close()
             self.log.close()
-            # A notebook keeps the traceback of an interrupted run, and with it this object: the next run needs the memory.
+            # A notebook keeps the traceback of an interrupted run, and what its frames hold: the next run needs the memory.
             self.state = None
+            if isinstance(sys.exception(), KeyboardInterrupt):
+                traceback.clear_frames(sys.exception().__traceback__)
         self._plot()
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}, self.stopped
 
@@ -265,6 +270,7 @@ class _TrainingRun:
                 self._read(pending)
                 pending = None
                 last = last or self.stopping
+                pauses = pauses or last
             if self.profiler.after(step):
                 self.profiler.close()
             if pauses:

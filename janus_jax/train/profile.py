@@ -35,10 +35,11 @@ class Profiler:
 
     def missed(self, start: int, steps: int) -> str:
         """A message if a run that goes on after step `start`, up to step `steps`, trains none of the steps to trace."""
-        if not self._steps or (self._steps[0] <= steps and start < self._steps[1]):
+        if not self._steps or (self._steps[0] <= steps and start < min(self._steps[1], steps)):
             return ""
         first, last = self._steps
-        return f"--profile={first}:{last}: nothing is traced, since this run trains the steps {start + 1} to {steps}"
+        trained = f"this run trains the steps {start + 1} to {steps}" if start < steps else "there is nothing to train"
+        return f"--profile={first}:{last}: nothing is traced, since {trained}"
 
     def before(self, step: int) -> None:
         """Call before the step starts on the device."""

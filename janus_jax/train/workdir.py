@@ -14,7 +14,7 @@ import filelock
 
 from janus_jax import config as config_lib
 from janus_jax import files
-from janus_jax.config import Config, ConfigError
+from janus_jax.config import Config, ConfigError, settings_without_rows
 
 # Settings that may change at a resume, since the steps that are done don't depend on them.
 FREE_SETTINGS = {
@@ -174,6 +174,8 @@ def _contents(text: str) -> str:
 
 def _differences(old: Config, new: Config) -> list[str]:
     free = FREE_SETTINGS - ({"train.steps"} if depends_on_steps(new) else set())
+    # Older versions accepted settings without effect.
+    free |= settings_without_rows(old.objective).keys() & settings_without_rows(new.objective).keys()
     pairs = zip(config_lib.leaves(old), config_lib.leaves(new), strict=True)
     return [
         f"{name}: {before!r}, now {now!r}"

@@ -20,6 +20,7 @@ from janus_jax.config import ArDecode, DecodeConfig, TextConfig, resolve
 from janus_jax.convert import (
     ConvertError,
     ImportRequest,
+    export_model,
     generation,
     import_model,
     model_config_from_released,
@@ -586,6 +587,18 @@ def test_settings_of_generation_are_taken_over(place, stock, tmp_path):
     assert left == f"{place}: not taken over, since mode ar has no equal setting: {expected}"
 
 
+def test_a_limit_survives_the_way_back(stock, tmp_path):
+    directory = with_generation(stock, tmp_path / "m", CNN | {"max_length": 20, "min_length": 5})
+    import_model(ImportRequest("hf", directory, tmp_path / "out"))
+    report = export_model(tmp_path / "out", "bart", tmp_path / "bart")
+    assert not any("max_length_a" in note for note in report.notes)
+    written = json.loads((tmp_path / "bart/generation_config.json").read_text())
+    assert (written["max_length"], written["min_new_tokens"], written["num_beams"]) == (20, 4, 4)
+    import_model(ImportRequest("hf", tmp_path / "bart", tmp_path / "again"))
+    assert checkpoint.config(tmp_path / "again").decode == checkpoint.config(tmp_path / "out").decode
+    assert checkpoint.config(tmp_path / "again").decode.ar.max_length_b == 17
+
+
 @pytest.mark.parametrize(
     ("settings", "after_eos", "expected", "left"),
     [
@@ -596,10 +609,12 @@ def test_settings_of_generation_are_taken_over(place, stock, tmp_path):
         ({"max_length": 20}, False, {"max_length_a": 0.0, "max_length_b": 18}, []),
         ({"max_new_tokens": 19, "max_length": 7}, False, {"max_length_a": 0.0, "max_length_b": 18}, []),
         ({"max_new_tokens": 20}, True, {"max_length_a": 0.0, "max_length_b": 18}, []),
-        ({"max_length": 2, "num_beams": 2}, True, {"beam": 2}, ["max_length"]),
+        ({"max_length": 2, "num_beams": 2}, True, {"beam": 2, "stop": "current"}, ["max_length"]),
+        ({"num_beams": 4, "early_stopping": True}, True, {"beam": 4, "stop": "released"}, []),
+        ({"max_length": 1000, "max_new_tokens": 1001}, True, {}, []),  # no shorter than the model's positions
         ({"early_stopping": "never", "do_sample": False}, True, {"stop": "best", "sample": False}, []),
         ({"do_sample": True, "top_p": 0.9}, True, {"sample": True, "temperature": 1.0, "top_k": 50, "top_p": 0.9}, []),
-        ({"num_beams": 3, "do_sample": True}, True, {"beam": 3}, ["do_sample"]),
+        ({"num_beams": 3, "do_sample": True}, True, {"beam": 3, "stop": "current"}, ["do_sample"]),
         ({"top_p": 0.9, "temperature": 0.5}, True, {}, []),  # without do_sample they change nothing
         ({"bad_words_ids": [[0], [1], [4]], "suppress_tokens": [4]}, True, {}, []),  # no output here has them
         ({"length_penalty": -1.0, "no_repeat_ngram_size": 1}, True, {}, ["length_penalty", "no_repeat_ngram_size"]),
@@ -607,7 +622,7 @@ def test_settings_of_generation_are_taken_over(place, stock, tmp_path):
 )  # fmt: skip
 def test_each_setting_of_generation(settings, after_eos, expected, left, tmp_path):
     report = Report()
-    ar = generation.ar_settings(tmp_path, settings | {"forced_bos_token_id": 0}, Specials(), after_eos, report)
+    ar = generation.ar_settings(tmp_path, settings | {"forced_bos_token_id": 0}, Specials(), after_eos, report, 1000)
     assert ar == expected
     named = [note for note in report.notes if "not taken over" in note]
     assert len(named) == bool(left)

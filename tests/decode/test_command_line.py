@@ -302,6 +302,7 @@ def test_reranking_gives_the_scores_of_teacher_forcing(saved, merge):
             forced = generator.generate_ids([source], prefixes=[one.tokens], mode="ar", beam=1, max_length_b=0)[0]
             assert forced.tokens == one.tokens
             assert one.score == pytest.approx(forced.score, abs=1e-4)
+            assert one.token_scores == pytest.approx(forced.token_scores, abs=1e-4)
 
 
 def test_a_trace_holds_every_pass_of_every_sentence(saved, tmp_path):

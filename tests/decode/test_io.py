@@ -1,5 +1,6 @@
 """Lines in and out."""
 
+import bz2
 import gzip
 import logging
 import lzma
@@ -50,11 +51,13 @@ def test_compressed_files_are_read_by_their_ending(tmp_path):
     [
         (gzip.compress(b"a\n"), "compressed by gzip; .* ends in .gz"),
         (lzma.compress(b"a\n"), "compressed by xz; .* ends in .xz"),
+        (bz2.compress(b"a\n"), "compressed by bzip2; unpack it with bunzip2"),
+        (b"PK\x03\x04\x14\x00", "a zip archive; unpack it with unzip"),
         (b"\x28\xb5\x2f\xfd\x04\x00\x11\x00\x00a\n", "compressed by Zstandard; unpack it with unzstd"),
         ("\ufeffa\n".encode("utf-16-le"), "UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
         ("\ufeffa\n".encode("utf-16-be"), "UTF-16; convert it with iconv -f UTF-16 -t UTF-8"),
     ],
-    ids=["gzip", "xz", "zstd", "utf-16-le", "utf-16-be"],
+    ids=["gzip", "xz", "bzip2", "zip", "zstd", "utf-16-le", "utf-16-be"],
 )
 def test_what_is_not_text_is_refused(tmp_path, content, message):
     (tmp_path / "in.txt").write_bytes(content)

@@ -155,12 +155,13 @@ def test_an_error_of_the_machine_that_orbax_wraps_does_not_count_as_damage(
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["12", "3", "6", "9"]
 
 
-def test_metadata_that_cannot_be_read_now_do_not_count_as_damage(prepared, workdir, monkeypatch):
+@pytest.mark.parametrize("number", [errno.EIO, errno.ETIMEDOUT, errno.EMFILE])
+def test_metadata_that_cannot_be_read_now_do_not_count_as_damage(prepared, workdir, monkeypatch, number):
     original = Path.read_bytes
 
     def read_bytes(path):
         if path.name == "_METADATA" and "12" in path.parts:
-            raise OSError(5, "Input/output error")
+            raise OSError(number, os.strerror(number))
         return original(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)

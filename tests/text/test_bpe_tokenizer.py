@@ -186,8 +186,9 @@ def fine_tuned(special=True, **marks):
 
 
 @pytest.mark.parametrize("special", [True, False])
-def test_tokens_that_a_fine_tuning_added_are_tokens(special):
-    tokenizer = text.load(json.dumps(fine_tuned(special)).encode())
+def test_tokens_that_a_fine_tuning_added_are_tokens(special, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fine_tuned(special)))
+    tokenizer = text.read(tmp_path)
     vocab, first = bart_vocab(), len(bart_vocab())
     assert tokenizer.vocab_size == first + 2
     line = "ab <hl> ab<hl> <é ü>ab"
@@ -204,6 +205,13 @@ def test_tokens_that_a_fine_tuning_added_are_tokens(special):
     again = text.load(tokenizer.to_bytes())
     assert again.to_bytes() == tokenizer.to_bytes()
     assert again.encode(line) == tokenizer.encode(line)
+
+
+def test_a_stored_tokenizer_keeps_its_marks():
+    """Those of the first versions were trained with added tokens that are text."""
+    stored = text.load(json.dumps(fine_tuned(True)).encode())
+    assert text.load(stored.to_bytes()).to_bytes() == stored.to_bytes()
+    assert len(bart_vocab()) not in stored.encode("ab <hl>")
 
 
 def test_tokens_added_beside_vocab_json(tmp_path):

@@ -131,13 +131,13 @@ def test_bytes_hold_the_whole_tokenizer(tokenizer):
     assert again.encode_batch(LINES) == tokenizer.encode_batch(LINES)
 
 
-@pytest.mark.skipif(not GIVEN.exists(), reason="the shared Multi30k model is not beside the checkout")
 def test_a_tokenizer_can_be_copied_and_sent_to_a_process(tokenizer):
     for other in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
         assert other.to_bytes() == tokenizer.to_bytes()
         assert other.encode("ein </s> Haus <mask>") == tokenizer.encode("ein </s> Haus <mask>")
 
 
+@pytest.mark.skipif(not GIVEN.exists(), reason="the shared Multi30k model is not beside the checkout")
 def test_an_existing_model_is_renumbered():
     tokenizer = text.train([], TextConfig(model=str(GIVEN)))
     proto = model_pb2.ModelProto()

@@ -207,6 +207,24 @@ def test_the_command_takes_the_model_over(pretrained, tmp_path, monkeypatch, cap
     assert "config.model.d_model: 32, but" in capsys.readouterr().err
 
 
+def test_a_half_that_is_kept_decodes_as_it_did(pretrained, tmp_path):
+    loaded = checkpoint.load(pretrained / "run")
+    decode = dataclasses.replace(
+        loaded.config.decode, ar=dataclasses.replace(loaded.config.decode.ar, lenpen=2.0, beam=7)
+    )
+    kept = dataclasses.replace(loaded.config, decode=decode)
+    checkpoint.write(tmp_path / "kept", loaded.params, kept, loaded.tokenizer, {"step": 1})
+    settings = default_config()
+    settings.init_from, settings.objective.weights.ar = str(tmp_path / "kept"), 0.0
+    free = settings.copy_and_resolve_references()
+    adopt_model(free, set(), str(tmp_path / "run"))
+    assert free.decode.ar.lenpen != 2.0
+    settings.train.only, settings.model.parallel_adapter_rank = "adapter", 2
+    note = adopt_model(settings, {"decode.ar.beam"}, str(tmp_path / "run"))
+    assert "decode.ar.lenpen 2.0 instead of" in note
+    assert (settings.decode.ar.lenpen, settings.decode.ar.beam) == (2.0, free.decode.ar.beam)
+
+
 def test_rows_of_masks_are_read_as_they_were(pretrained, tmp_path):
     settings = default_config()
     settings.init_from, settings.model.mask_token = str(pretrained / "run"), "unk"

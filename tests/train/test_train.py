@@ -562,10 +562,55 @@ def test_checkpoints_whose_evaluations_are_lost_are_kept(prepared, whole, tmp_pa
 
 
 @pytest.mark.usefixtures("idle")
+def test_checkpoints_that_were_never_evaluated_are_not_kept(prepared, whole, tmp_path, monkeypatch, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")  # evaluated every 6 steps, with checkpoints 6, 9 and 12
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {"valid/loss": 99.0})
+    train(runs.config(prepared, train__steps=15, train__keep_last=1, train__eval_every=3), run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["12", "15"]
+    # Without a validation split nothing is, and nothing may be the best.
+    without = runs.config(
+        prepared, objective__name="ar", train__eval_every=2, train__checkpoint_every=2, train__keep_last=2
+    )
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", lambda *_: {})
+    monkeypatch.setattr(Prepared, "open", classmethod(without_validation(Prepared.open)))
+    for steps in (6, 10):
+        train(dataclasses.replace(without, train=dataclasses.replace(without.train, steps=steps)), tmp_path / "blind")
+    assert sorted(path.name for path in (tmp_path / "blind/checkpoints").iterdir()) == ["10", "8"]
+    assert "are kept" not in capsys.readouterr().err
+
+
+def without_validation(original):
+    def opened(_, *arguments):
+        prepared = original(*arguments)
+        return dataclasses.replace(prepared, splits={"train": prepared.splits["train"]})
+
+    return opened
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_request_to_stop_in_the_last_traced_step_saves(prepared, tmp_path, monkeypatch):
+    config = runs.config(prepared, objective__name="ar", train__eval_every=12, train__checkpoint_every=12)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda _: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    original = loop_module._TrainingRun._read
+
+    def read(run, pending):
+        if pending and pending.step == 5:
+            pending = dataclasses.replace(pending, stop=True)
+        original(run, pending)
+
+    monkeypatch.setattr(loop_module._TrainingRun, "_read", read)
+    assert loop_module.train_or_stop(config, tmp_path, profile=(5, 5))[1]
+    assert checkpoint.find(tmp_path).name == "5"
+
+
+@pytest.mark.usefixtures("idle")
 def test_steps_to_trace_that_do_not_run_are_named(prepared, tmp_path, capsys):
     config = runs.config(prepared, objective__name="ar", train__steps=2, train__eval_every=9)
     loop_module.train_or_stop(config, tmp_path, profile=(5, 6))
     assert "--profile=5:6: nothing is traced, since this run trains the steps 1 to 2" in capsys.readouterr().err
+    loop_module.train_or_stop(config, tmp_path, profile=(1, 6))
+    assert "--profile=1:6: nothing is traced, since there is nothing to train" in capsys.readouterr().err
     assert main(["--config=configs/demo_deen.py", f"--workdir={tmp_path}", "--dry_run", "--profile=1:2"]) == 2
 
 
@@ -589,3 +634,17 @@ def test_an_interrupted_run_keeps_no_state(prepared, tmp_path, monkeypatch):
     frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
     [run, *_] = [frame.f_locals["self"] for frame in frames if frame.f_code.co_name == "run"]
     assert run.state is None
+
+
+@pytest.mark.usefixtures("idle")
+def test_an_interrupted_evaluation_keeps_no_parameters(prepared, tmp_path, monkeypatch):
+    def interrupted(_evaluation, params):
+        assert params
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(runs.config(prepared, objective__name="ar", train__eval_every=2), tmp_path)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)]
+    assert any(frame.f_code is interrupted.__code__ for frame in frames)
+    assert not any("params" in frame.f_locals for frame in frames)

@@ -38,6 +38,18 @@ def test_allowed_changes_are_listed(folder):
         workdir.changed_settings(changed, "abd", folder, False)
 
 
+def test_a_setting_without_effect_is_no_change(folder):
+    """Older versions accepted it, and this one asks for 0."""
+    raw = json.loads(to_json(resolve({"objective": {"name": "ar"}})))
+    raw["objective"]["nar_correction"] = 0.3
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert workdir.changed_settings(resolve({"objective": {"name": "ar"}}), "abc", folder, False) == []
+    raw["objective"]["name"] = "janus"
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ConfigError, match=r"objective\.nar_correction: 0\.3, now 0\.0"):
+        workdir.changed_settings(Config(), "abc", folder, False)
+
+
 @pytest.mark.parametrize("allow_changes", [False, True])
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe", b'{"contents": 3}', b"[" * 100_000], ids=range(8)

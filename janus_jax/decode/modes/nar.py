@@ -25,10 +25,10 @@ from janus_jax.decode.search.candidates import (
     MaskPredictRules,
     Trace,
     hypotheses_of,
+    merged,
     ranking,
     trace_of,
     with_length_scores,
-    without_repeats,
 )
 from janus_jax.decode.types import DecodePlan, DecodeRequest, DecodeResult
 from janus_jax.model import Janus
@@ -56,7 +56,7 @@ def run(request: DecodeRequest) -> DecodeResult:
     merge = decode.nar.merge_repeats and request.start is None
     if decode.nar.rerank == "ar":
         if merge:  # AR judges what is output
-            candidates = without_repeats(candidates, pad=net.specials.pad)
+            candidates, merge = merged(candidates, pad=net.specials.pad), False
         candidates = run_rerank(params, encoded, candidates, net=net, lenpen=decode.ar.lenpen)
     hypotheses, passes, trace = _run_ranking(candidates, rules=rules_of(decode), count=decode.nbest)
     return DecodeResult(hypotheses, {"passes": passes}, trace, merge_repeats=merge)

@@ -72,7 +72,7 @@ class Candidates:
 
 
 @functools.partial(jax.jit, static_argnames=("pad",))
-def without_repeats(candidates: Candidates, *, pad: int) -> Candidates:
+def merged(candidates: Candidates, *, pad: int) -> Candidates:
     """The candidates without the tokens that equal the one before them, as they are output. Their scores stay."""
     tokens = candidates.tokens
     kept = (tokens != pad) & jnp.pad(
