@@ -144,7 +144,8 @@ def test_a_fine_tuned_bpe_of_another_program(prefixed, tmp_path):
     fields = json.loads(text.train(TRAINING, CONFIGS["byte_bpe"]).to_bytes())
     fields["pre_tokenizer"]["add_prefix_space"] = prefixed
     fields["added_tokens"].append(bpe_files.added_token("<hl>", 400) | {"special": True})
-    tokenizer = text.load(json.dumps(fields).encode())
+    (tmp_path / "theirs.json").write_text(json.dumps(fields))
+    tokenizer = text.read(tmp_path / "theirs.json")
     other = hugging_face(tokenizer, tmp_path)
     check_equal(tokenizer, other, [*TRAINING[:100], *LINES[:300], "haus <hl> baum<hl>", "<hl>haus"])
     assert 400 in tokenizer.encode("haus <hl> baum")

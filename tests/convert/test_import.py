@@ -575,11 +575,14 @@ CNN_HERE = {
 @pytest.mark.parametrize("place", ["generation_config.json", "config.json"])
 def test_settings_of_generation_are_taken_over(place, stock, tmp_path):
     others = {"repetition_penalty": 1.2, "typical_p": 1.0, "num_beam_groups": 2, "bad_words_ids": [[9]]}
-    files = {place.removesuffix(".json"): CNN | others}
+    # A limit that the tiny model's positions do not reach is none.
+    files = {place.removesuffix(".json"): CNN | others | {"max_length": 30}}
     directory = with_generation(stock, tmp_path / "m", files.get("generation_config"), files.get("config"))
     report = import_model(ImportRequest("hf", directory, tmp_path / "out"))
     decode = checkpoint.load(tmp_path / "out").config.decode
-    assert decode == dataclasses.replace(DecodeConfig(mode="ar"), ar=dataclasses.replace(ArDecode(), **CNN_HERE))
+    assert decode == dataclasses.replace(
+        DecodeConfig(mode="ar"), ar=dataclasses.replace(ArDecode(), **CNN_HERE | {"max_length_b": 27})
+    )
     taken, left = report.notes
     assert taken.startswith(f"{place}: taken over into decode.ar: beam 4, ")
     assert taken.endswith("(length_penalty counts bos there, lenpen does not)")
