@@ -6,6 +6,8 @@ change the result.
 Legend: B sentences, T target length.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +21,7 @@ from janus_jax.objective.correction import own_tokens
 from janus_jax.objective.sentence import SentenceLoss
 from janus_jax.objective.terms import read_families, term
 from janus_jax.objective.token_losses import Scalars, TokenLosses, length_nll
-from janus_jax.types import Batch, Params
+from janus_jax.types import Batch, Encoded, Params
 
 # Families whose loss is the negative log-likelihood of a whole target. All other families have a loss for each token.
 SENTENCE_LOSSES: dict[str, SentenceLoss] = {
@@ -142,18 +144,7 @@ def loss(
     encoded = net.encode(params, batch.source, keys[0])
     twice = objective.encoder_passes == 2 and "ar" in families and len(families) > 1 and rng is not None
     parallel = net.encode(params, batch.source, keys[2]) if twice else encoded
-    shown = {}
-    if rng is not None and objective.glancing != 0:
-        ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
-        for name in [name for name in families if name in SENTENCE_LOSSES]:
-            # This pass has the dropout of the joint pass, unless rows of other families are in that one too.
-            fixed = jax.lax.stop_gradient((params, parallel))
-            rows = net.train_rows(*fixed, batch, keys[1], families=(name,))[name]
-            glance = SENTENCE_LOSSES[name].shown_tokens
-            shown[name] = glance(net, objective, fixed[0], rows, batch, ratio=ratio, rng=key)
-    if rng is not None and objective.nar_correction != 0 and "nar" in families:
-        share, key = weight_at(objective.nar_correction, step), jax.random.fold_in(rng, 4)
-        shown["nar"] = own_tokens(net, objective, params, parallel, batch, share=share, rng=key)
+    shown = {} if rng is None else _shown(net, objective, params, parallel, batch, families, step, rng, keys[1])
     hidden = net.train_rows(
         params, encoded, batch, keys[1], families=families, encoded_parallel=parallel if twice else None, shown=shown
     )
@@ -182,3 +173,36 @@ def loss(
             f"loss term {missing[0]!r}: nothing in objective/joint.py or objective/token_losses.py computes it"
         )
     return total, metrics
+
+
+def _shown(
+    net: Janus,
+    objective: ObjectiveConfig,
+    params: Params,
+    encoded: Encoded,
+    batch: Batch,
+    families: Sequence[str],
+    step: jax.Array,
+    rng: jax.Array,
+    dropout: jax.Array,
+) -> dict[str, jax.Array]:
+    """What rows of these families read in place of some masks, by family: tokens [B, rows], -1 elsewhere, after a first pass.
+
+    Args:
+      encoded: what parallel rows attend to.
+      rng: random key of the step.
+      dropout: that of the decoder in the joint pass.
+    """
+    shown = {}
+    if objective.glancing != 0:
+        ratio, key = weight_at(objective.glancing, step), jax.random.fold_in(rng, 3)
+        for name in [name for name in families if name in SENTENCE_LOSSES]:
+            # This pass has the dropout of the joint pass, unless rows of other families are in that one too.
+            fixed = jax.lax.stop_gradient((params, encoded))
+            rows = net.train_rows(*fixed, batch, dropout, families=(name,))[name]
+            glance = SENTENCE_LOSSES[name].shown_tokens
+            shown[name] = glance(net, objective, fixed[0], rows, batch, ratio=ratio, rng=key)
+    if objective.nar_correction != 0 and "nar" in families:
+        share, key = weight_at(objective.nar_correction, step), jax.random.fold_in(rng, 4)
+        shown["nar"] = own_tokens(net, objective, params, encoded, batch, share=share, rng=key)
+    return shown

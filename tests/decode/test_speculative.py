@@ -25,6 +25,7 @@ from janus_jax.decode.search.sampling import sampler
 from janus_jax.decode.search.verify import Statistics, speculative_search
 from janus_jax.types import Specials
 from tests import tiny
+from tests.clock import Clock
 from tests.further import further
 
 SPECIALS = Specials()
@@ -276,13 +277,6 @@ def test_a_width_is_measured_if_it_seems_to_gain_more(expected, narrow, chosen, 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""
-
-    class Clock:
-        now = 100.0
-
-        def perf_counter(self):
-            return self.now
-
     clock = Clock()
     monkeypatch.setattr(drafting, "time", clock)
     return clock

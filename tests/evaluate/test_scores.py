@@ -9,6 +9,7 @@ import pytest
 from janus_jax.evaluate import error_rates, latency, measure, score
 from janus_jax.evaluate.__main__ import main
 from janus_jax.evaluate.scores import SCORERS, AlignmentError, repeated_rate, tokenized
+from tests.clock import Clock
 
 
 def test_perfect_output_has_perfect_scores():
@@ -77,12 +78,6 @@ def test_scorers_can_be_chosen():
 
 
 def test_latency_leaves_the_warm_up_out(monkeypatch):
-    class Clock:
-        now = 100.0
-
-        def perf_counter(self):
-            return self.now
-
     clock, calls = Clock(), []
     monkeypatch.setattr(latency, "time", clock)
 

@@ -15,19 +15,13 @@ from janus_jax.train.loop import train_or_stop
 from janus_jax.train.meter import Meter, SpikeDetector, memory_gib, peak_flops
 from janus_jax.train.profile import Profiler, profiled_steps
 from janus_jax.train.step import compiler_options
+from tests.clock import Clock
 from tests.train import runs
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that the test moves."""
-
-    class Clock:
-        now = 100.0
-
-        def perf_counter(self):
-            return self.now
-
     clock = Clock()
     monkeypatch.setattr(meter_module, "time", clock)
     return clock
