@@ -337,8 +337,8 @@ class ModelConfig:
     )
     draft_heads: int = setting(
         0,
-        "Draft heads: so many tokens behind the next one are guessed from an AR row by a small layer, for decoding mode speculative. "
-        "0: none.",
+        "Draft heads: so many tokens behind the next one are guessed from an AR row and the source by a small layer, for decoding "
+        "mode speculative. 0: none.",
         unit="tokens",
         at_least=0,
         at_most=_MOST_DRAFT_HEADS,

@@ -30,7 +30,7 @@ PARALLEL_ONLY = (
     "decoder.layers.*_adapter.*.weight", "draft_heads.*",
 )  # fmt: skip
 _IGNORED = re.compile(r"\.version$")
-_TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length")
+_TABLES = ("embed_tokens", "embed_positions", "embed_ctc_positions", "embed_dag_positions", "embed_length", "start")
 
 
 def model_config_from_released(arrays: Mapping[str, np.ndarray], heads: int) -> ModelConfig:

@@ -71,10 +71,11 @@ def step_flops(
     # For heads alone nothing else has gradients; the logits of AR rows are then those of their labels.
     total = (1 if trains_heads_alone(config) else TRAINING) * (passes * (encoder + cross) + decoder)
     if "heads" in terms:
-        slots = sum(group.read_rows for group in layout.groups if group.family == "ar")
-        rows, labels = slots * m.draft_heads, 0 if tuple(terms) == ("heads",) else slots
-        # The token table learns nothing from heads, which saves a third of their logits' products.
-        total += TRAINING * rows * 6 * d * d + d * (2 * rows * draft_vocab(m) + labels * padded_vocab(m))
+        rows, labels = (target - 1) * m.draft_heads, 0 if tuple(terms) == ("heads",) else target - 1
+        # Neither the token table nor the encoder learns from heads, which saves a third of the products with them.
+        total += (
+            TRAINING * rows * 10 * d * d + 2 * rows * d * (draft_vocab(m) + 2 * source) + d * labels * padded_vocab(m)
+        )
     return 2 * sentences * total
 
 

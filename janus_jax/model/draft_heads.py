@@ -1,11 +1,13 @@
-"""Draft heads: they predict the tokens behind the next one from a single AR row, without a pass of the decoder.
+"""Draft heads: they predict the tokens behind the next one from an AR row and the encoder, without a pass of the decoder.
 
 Head 1 reads the AR row that predicts token y_1, and y_1 itself, and predicts y_2; head d reads what head d-1 made, and y_d, and
-predicts y_{d+1}. Speculative decoding drafts with them (`decode.search.drafters`). Their rows are residual, as in Medusa (Cai
-et al. 2024, arXiv 2401.10774); that they read the drafted tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads
-share their parameters, so that they are one small recurrent network. The vocabulary logits come from the token table.
+predicts y_{d+1}. Before the first token there is no such row: a learned vector takes its place, and bos that of y_1. Each head also looks once more at the source: one attention over the encoder states. A row has read what the
+next token needs, and without it the heads would know little of the source's other words. Speculative decoding drafts with them
+(`decode.search.drafters`). Their rows are residual, as in Medusa (Cai et al. 2024, arXiv 2401.10774); that they read the drafted
+tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads share their parameters, so that they are one small recurrent
+network. The vocabulary logits come from the token table.
 
-Legend: U AR slots, B sentences, k heads, D model width.
+Legend: U AR slots, B sentences, S source tokens, k heads, D model width.
 """
 
 import math
@@ -15,39 +17,53 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from janus_jax.config import ModelConfig
+from janus_jax.model.attention import NEGATIVE
 from janus_jax.model.layers import Table, dense
+from janus_jax.types import Encoded
 
 
 class DraftHeads(nn.Module):
-    """The heads: row + V silu(W [row; token] + b). V starts at zero, so that a row starts as it is."""
+    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(Q [row; token] . states / sqrt(D)) states.
+
+    V starts at zero, so that a row starts as it is. The encoder states are keys and values as they are: projections of them
+    brought no more accepted drafts.
+    """
 
     config: ModelConfig
     dtype: jnp.dtype
 
     def setup(self) -> None:
         width = self.config.d_model
+        self.start = nn.Embed(1, width, dtype=self.dtype, embedding_init=nn.initializers.zeros)
+        self.query = nn.Dense(width, use_bias=False, dtype=self.dtype)
         self.inner = dense(2 * width, self.dtype)
         self.outer = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
-    def step(self, table: Table, rows: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The rows of the next head: rows [..., D] of the head before it, and the tokens [...] int32 that they predict."""
-        return self._next(rows, self._vectors(table, tokens))
+    def first(self, sentences: int) -> jax.Array:
+        """What heads read in place of a row before the first token, [B, D]."""
+        return self.start(jnp.zeros(sentences, jnp.int32))
 
-    def rows(self, table: Table, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+    def step(self, table: Table, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The rows of the next head: rows [B, D] of the head before it, and the tokens [B] int32 that they predict."""
+        return self._next(encoded, rows[:, None], self._vectors(table, tokens[:, None]))[:, 0]
+
+    def rows(self, table: Table, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
         """The rows of all heads where the tokens are known.
 
         Args:
           table: of the tokens.
-          rows: [B, U, D] AR rows.
-          tokens: [B, U] int32, the token that each of them predicts.
+          encoded: the source.
+          rows: [B, U-1, D] AR rows, which predict the tokens behind the first.
+          tokens: [B, U] int32, bos first.
 
         Returns:
           [B, U, k, D]: of slot t and head d, the row that predicts token t+d of `tokens`. In the last slots there is none.
         """
+        rows = jnp.concatenate([self.first(len(rows))[:, None], rows], axis=1)
         vectors, made = self._vectors(table, tokens), []
         for distance in range(self.config.draft_heads):
             missing = min(distance, tokens.shape[1])
-            rows = self._next(rows, jnp.pad(vectors[:, distance:], ((0, 0), (0, missing), (0, 0))))
+            rows = self._next(encoded, rows, jnp.pad(vectors[:, distance:], ((0, 0), (0, missing), (0, 0))))
             made.append(rows)
         return jnp.stack(made, axis=2)
 
@@ -55,5 +71,11 @@ class DraftHeads(nn.Module):
         scale = math.sqrt(self.config.d_model) if self.config.scale_embedding else 1.0
         return (scale * table(tokens)).astype(self.dtype)
 
-    def _next(self, rows: jax.Array, vectors: jax.Array) -> jax.Array:
-        return rows + self.outer(nn.silu(self.inner(jnp.concatenate([rows, vectors], axis=-1))))
+    def _next(self, encoded: Encoded, rows: jax.Array, vectors: jax.Array) -> jax.Array:
+        """Rows and token vectors [B, U, D] -> rows [B, U, D]."""
+        read = jnp.concatenate([rows, vectors], axis=-1)
+        scores = jnp.einsum("bud,bsd->bus", self.query(read), encoded.states, preferred_element_type=jnp.float32)
+        scores = jnp.where(encoded.mask[:, None], scores / math.sqrt(self.config.d_model), NEGATIVE)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        context = jnp.einsum("bus,bsd->bud", weights, encoded.states)
+        return rows + self.outer(nn.silu(self.inner(jnp.concatenate([read, context], axis=-1))))

@@ -78,11 +78,14 @@ class _Network(nn.Module):
     def ar_step(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         return self.decoder.ar_step(self.embed_tokens, tokens, cache)
 
-    def draft_rows(self, rows: jax.Array, tokens: jax.Array) -> jax.Array:
-        return self.draft_heads.rows(self.embed_tokens, rows, tokens)
+    def draft_rows(self, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self.draft_heads.rows(self.embed_tokens, encoded, rows, tokens)
 
-    def draft_step(self, rows: jax.Array, tokens: jax.Array) -> jax.Array:
-        return self.draft_heads.step(self.embed_tokens, rows, tokens)
+    def draft_start(self, sentences: int) -> jax.Array:
+        return self.draft_heads.first(sentences)
+
+    def draft_step(self, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        return self.draft_heads.step(self.embed_tokens, encoded, rows, tokens)
 
     def init_gaps(
         self, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None
@@ -100,7 +103,7 @@ class _Network(nn.Module):
         nar = self.project(self.nar_rows(encoded, source, None, None))
         total = nar.sum() + ar.sum() + encoded.length_logits.sum()
         if self.config.draft_heads:
-            total += self.draft_rows(ar, source).sum()
+            total += self.draft_rows(encoded, ar[:, 1:], source).sum()
         if self.config.ctc_ratio:
             total += self.source_rows("ctc", source, encoded, None, None)[0].sum()
         if self.config.dag_ratio:
@@ -329,28 +332,34 @@ class Janus:
         """Hidden rows [N, k, D] and the extended cache; row j predicts the token after tokens[:, j], tokens [N, k]."""
         return self._apply(params, None, _Network.ar_step, tokens, cache)
 
-    def draft_rows(self, params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+    def draft_rows(self, params: Params, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
         """The rows of the draft heads where the tokens are known, for their loss.
 
         Args:
           params: parameters.
-          rows: [B, U, D] AR rows.
-          tokens: [B, U] int32, the token that each row predicts.
+          encoded: the sources.
+          rows: [B, U-1, D] AR rows, which predict the tokens behind the first.
+          tokens: [B, U] int32, bos first.
 
         Returns:
           [B, U, k, D]: of slot t and head d, the row that predicts token t+d of `tokens`.
         """
-        return self._apply(params, None, _Network.draft_rows, rows, tokens)
+        return self._apply(params, None, _Network.draft_rows, encoded, rows, tokens)
 
-    def draft_step(self, params: Params, rows: jax.Array, tokens: jax.Array) -> jax.Array:
-        """The rows [N, D] of the next draft head, which predict the tokens behind `tokens`.
+    def draft_start(self, params: Params, sentences: int) -> jax.Array:
+        """What the first draft head reads in place of an AR row before the first token, [B, D]."""
+        return self._apply(params, None, _Network.draft_start, sentences)
+
+    def draft_step(self, params: Params, encoded: Encoded, rows: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The rows [B, D] of the next draft head, which predict the tokens behind `tokens`.
 
         Args:
           params: parameters.
-          rows: [N, D], of the head before it; for the first head the AR rows that predict `tokens`.
-          tokens: [N] int32.
+          encoded: the sources.
+          rows: [B, D], of the head before it; for the first head the AR rows that predict `tokens`, or `draft_start`.
+          tokens: [B] int32.
         """
-        return self._apply(params, None, _Network.draft_step, rows, tokens)
+        return self._apply(params, None, _Network.draft_step, encoded, rows, tokens)
 
     def init_gaps(
         self, params: Params, encoded: Encoded, tokens: jax.Array, max_gaps: int, source: Source | None = None

@@ -1,6 +1,6 @@
 """The loss of draft heads: cross-entropy of what the AR half would emit behind the next token.
 
-Legend: B sentences, U AR slots, k heads, D model width, V' padded vocabulary.
+Legend: B sentences, U slots at which a round may begin, k heads, D model width, V' padded vocabulary.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from janus_jax.config import ObjectiveConfig
 from janus_jax.model import Janus, draft_vocab
-from janus_jax.model.families import ar
 from janus_jax.objective.logits import chunks_of, likeliest, logits_of, merge_rows, split_rows, table_copies
 from janus_jax.objective.sentence import SentenceTerms
 from janus_jax.objective.terms import divisor_of, term
-from janus_jax.types import Batch, Params
+from janus_jax.types import Batch, Encoded, Params
 
 _DECAY = 0.8  # weight of a head relative to the one before it, as in Medusa (arXiv 2401.10774)
 
@@ -23,34 +22,38 @@ def loss(
     net: Janus,
     objective: ObjectiveConfig,
     params: Params,
+    encoded: Encoded,
     rows: jax.Array,
     batch: Batch,
     divisors: Mapping[str, jax.Array],
 ) -> SentenceTerms:
-    """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over all slots.
+    """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over the tokens behind which a
+    round may begin: bos and all but eos.
 
     A label is not the token of the target but the likeliest one of the AR row at its place, because the AR half verifies
-    drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right
-    there. Neither the AR rows nor the token table learn from this loss.
+    drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right there. Neither the encoder, the AR
+    rows nor the token table learn from this loss.
 
     Args:
       net, objective, params: the model, the objective and the parameters.
+      encoded: the sources.
       rows: [B, U, D] AR rows.
       batch: one micro-batch.
       divisors: `joint.batch_divisors` of the step's batch.
     """
     table = jax.lax.stop_gradient(params["embed_tokens"]["embedding"])
-    rows = jax.lax.stop_gradient(rows)
-    tokens = ar.targets(batch.target, net.config)
+    encoded, rows = jax.lax.stop_gradient((encoded, rows))
+    tokens, behind = batch.target[:, :-1], batch.target[:, 1:]
+    rows = rows[:, -behind.shape[1] :]  # without the one that predicts bos, if there is one
     choices = likeliest(rows, table, net.config, objective.projection_rows, net.dtype)
     fixed = params | {"embed_tokens": {"embedding": table}}
-    drafted = net.draft_rows(fixed, rows, tokens)
+    drafted = net.draft_rows(fixed, encoded, rows[:, :-1], tokens)
     slots, heads = drafted.shape[1:3]
-    place = jnp.arange(slots)[:, None] + 1 + jnp.arange(heads)  # [U, k], the slot whose token a head predicts
-    behind = jnp.minimum(place, slots - 1)
-    labels = choices[:, behind]
+    place = jnp.arange(slots)[:, None] + jnp.arange(heads)  # [U, k], the row that judges what a head predicts
+    judge = jnp.minimum(place, slots - 1)
+    labels = choices[:, judge]
     frequent = draft_vocab(net.config)
-    real = (place < slots) & (tokens != net.specials.pad)[:, behind] & (labels < frequent)
+    real = (place < slots) & (behind != net.specials.pad)[:, judge] & (labels < frequent)
     flat = drafted.reshape(len(drafted), slots * heads, -1)
     nll, right = _of_rows(net, objective, flat, labels.reshape(len(drafted), -1), table[:frequent])
     weighted = jnp.where(real, nll.reshape(real.shape), 0.0) * _DECAY ** jnp.arange(heads)

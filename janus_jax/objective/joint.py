@@ -154,7 +154,7 @@ def loss(
         part = SENTENCE_LOSSES[name].loss(net, objective, params, terms, hidden, batch, divisors)
         values, metrics, partners = values | part.values, metrics | part.metrics, partners | part.partners
     if "heads" in terms:
-        part = heads.loss(net, objective, params, hidden["ar"], batch, divisors)
+        part = heads.loss(net, objective, params, encoded, hidden["ar"], batch, divisors)
         values, metrics = values | part.values, metrics | part.metrics
         if not any("ar" in term(name).families for name in terms if name != "heads"):
             hidden = {name: rows for name, rows in hidden.items() if name != "ar"}

@@ -61,12 +61,13 @@ def network(mask=4, **changes):
 def arrays_of(net, seed=0):
     """Random arrays under released names; matrices are large enough that the model does not copy its input.
 
-    Arrays that only parallel rows use are drawn last, so that a model without them has the same other arrays.
+    Arrays that only parallel rows use are drawn behind the others, and those of draft heads last, so that a model without
+    them has the same other arrays.
     """
     rng = np.random.default_rng(seed)
     arrays, shapes = {}, released_shapes(net.config, net.specials)
     last = parallel_only(shapes)
-    for name, shape in sorted(shapes.items(), key=lambda item: item[0] in last):
+    for name, shape in sorted(shapes.items(), key=lambda item: (item[0].startswith("draft_heads."), item[0] in last)):
         spread = next((s for part, s in _SPREADS.items() if part in name), 0.6) if len(shape) > 1 else 0.1
         array = rng.normal(0.0, spread, shape) + ("norm" in name and name.endswith("weight"))
         arrays[name] = array.astype(np.float32)

@@ -109,7 +109,10 @@ def tensors_of_parallel_rows(config):
     if config.dag_ratio:
         names |= {"decoder.embed_dag_positions.weight", *(f"decoder.dag_links.{part}" for part in LINKS)}
     if config.draft_heads:
-        names |= {f"draft_heads.{part}" for part in ("inner.weight", "inner.bias", "outer.weight")}
+        names |= {
+            f"draft_heads.{part}"
+            for part in ("start.weight", "query.weight", "inner.weight", "inner.bias", "outer.weight")
+        }
     if config.parallel_adapter_rank:
         names |= {
             f"decoder.layers.{layer}.{adapted}_adapter.{half}.weight"

@@ -8,6 +8,7 @@ import pytest
 
 from janus_jax.convert import ImportRequest, export_model, import_model
 from janus_jax.decode import Generator
+from janus_jax.types import Encoded
 from tests.convert.parallel_models import PAD, padded, sources
 
 torch = pytest.importorskip("torch")
@@ -27,14 +28,18 @@ def test_rows_of_heads_are_equal(each):
     _, _, net, params, model = each
     step, rng = jax.jit(net.draft_step), np.random.default_rng(0)
     row = rng.normal(size=(5, net.config.d_model)).astype(np.float32)
+    states = rng.normal(size=(5, 7, net.config.d_model)).astype(np.float32)
+    real = np.arange(7) < np.array([7, 3, 1, 5, 6])[:, None]
+    encoded = Encoded(states, real, np.zeros((5, 1), np.float32))
+    bias = torch.zeros(5, 1, 1, 7).masked_fill(~torch.from_numpy(real)[:, None, None], -1e30)
     scale = net.config.d_model**0.5 if net.config.scale_embedding else 1.0
     theirs = torch.from_numpy(row)
     for _ in range(net.config.draft_heads):
         tokens = rng.integers(5, net.config.vocab_size, 5)
-        row = np.asarray(step(params, row, tokens))
+        row = np.asarray(step(params, encoded, row, tokens))
         with torch.no_grad():
             vectors = scale * model.decoder.embed_tokens.weight[torch.from_numpy(tokens)]
-            theirs = model.draft_heads(theirs, vectors)
+            theirs = model.draft_heads(theirs, vectors, torch.from_numpy(states), bias)
         np.testing.assert_allclose(theirs.numpy(), row, rtol=1e-5, atol=1e-4)
 
 
@@ -89,7 +94,8 @@ def test_an_export_comes_back(each, tmp_path):
     import_model(ImportRequest("hf", export, tmp_path / "back"))
     back = Generator.from_checkpoint(tmp_path / "back")
     assert dataclasses.replace(back.net.config, dropout=net.config.dropout) == net.config
-    for part in ("inner", "outer"):
+    np.testing.assert_array_equal(*(each["draft_heads"]["start"]["embedding"] for each in (back.params, params)))
+    for part in ("query", "inner", "outer"):
         np.testing.assert_array_equal(back.params["draft_heads"][part]["kernel"], params["draft_heads"][part]["kernel"])
 
 

@@ -447,16 +447,23 @@ class JanusDecoder(JanusEmbedder):
 
 
 class JanusDraftHeads(nn.Module):
-    """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token] + b)."""
+    """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token; context] + b).
+
+    Before the first token, `start` takes the row's place, and bos that of the token. The context is an attention of one head over the encoder's states, whose query is Q [row; token].
+    """
 
     def __init__(self, config: JanusConfig):
         super().__init__()
-        self.inner = nn.Linear(2 * config.d_model, 2 * config.d_model)
+        self.start = nn.Embedding(1, config.d_model)
+        self.query = nn.Linear(2 * config.d_model, config.d_model, bias=False)
+        self.inner = nn.Linear(3 * config.d_model, 2 * config.d_model)
         self.outer = nn.Linear(2 * config.d_model, config.d_model, bias=False)
 
-    def forward(self, row: Tensor, token: Tensor) -> Tensor:
-        """Rows and token vectors [..., D] -> rows [..., D]."""
-        return row + self.outer(F.silu(self.inner(torch.cat([row, token], dim=-1))))
+    def forward(self, row: Tensor, token: Tensor, states: Tensor, source_bias: Tensor) -> Tensor:
+        """Rows and token vectors [B, D] -> rows [B, D]; for encoder states [B, S, D] and `bias_of` their real tokens."""
+        read = torch.cat([row, token], dim=-1)
+        context = F.scaled_dot_product_attention(self.query(read)[:, None], states, states, attn_mask=source_bias[:, 0])
+        return row + self.outer(F.silu(self.inner(torch.cat([read, context[:, 0]], dim=-1))))
 
 
 class EndInTime(LogitsProcessor):
@@ -823,10 +830,22 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         scale = math.sqrt(c.d_model) if c.scale_embedding else 1.0
         shortest = settings.min_new_tokens or 0
         tokens, cache, passes = list(c.start_tokens), EncoderDecoderCache(DynamicCache(), DynamicCache()), 0
-        frame, drafted = len(tokens), []
+        frame = len(tokens)
         never = torch.zeros(c.vocab_size, device=states.device)
         never[list(settings.suppress_tokens or [])] = -math.inf
         frequent = decoder.output_projection.weight[: c.draft_vocab or max(c.vocab_size // 4, 1024)]
+
+        def draft(row: Tensor) -> list[int]:
+            """What the heads guess behind the last token, which `row` [1, D] predicts."""
+            last, drafted = tokens[-1], []
+            for _ in range(min(count, limit - len(tokens) - 1)):
+                vector = scale * decoder.embed_tokens.weight[last : last + 1]
+                row = self.draft_heads(row, vector, states, source_bias)
+                last = int((F.linear(row, frequent).float() + never[: len(frequent)]).argmax())
+                drafted.append(last)
+            return drafted
+
+        drafted = draft(self.draft_heads.start.weight)
         while True:
             past = cache.get_seq_length()
             fed = torch.tensor([tokens[past:] + drafted], device=states.device)
@@ -845,11 +864,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
                     break
             if rejected := cache.get_seq_length() - len(tokens) + 1:
                 cache.self_attention_cache.crop(-rejected)
-            row, last, drafted = rows[at], tokens[-1], []
-            for _ in range(min(count, limit - len(tokens) - 1)):
-                row = self.draft_heads(row, scale * decoder.embed_tokens.weight[last])
-                last = int((F.linear(row, frequent).float() + never[: len(frequent)]).argmax())
-                drafted.append(last)
+            drafted = draft(rows[at : at + 1])
 
     @torch.no_grad()
     def generate_nar(

@@ -274,11 +274,9 @@ class RowSpeculation:
         banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
         banned, table = banned[:frequent], params["embed_tokens"]["embedding"][:frequent]
         return HeadDrafts(
-            step_fn=functools.partial(net.draft_step, params),
+            first=net.draft_start(params, encoded.states.shape[0]),
+            step_fn=functools.partial(net.draft_step, params, encoded),
             choose_fn=lambda rows: argmax(project(rows, table, net.config, net.dtype) + banned),
-            sentences=encoded.states.shape[0],
-            width=net.config.d_model,
-            dtype=net.dtype,
             specials=net.specials,
         )
 

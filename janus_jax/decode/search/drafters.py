@@ -40,7 +40,6 @@ class Drafter(Protocol):
     # There is no draft to make: no `renew`, `ready` or `left`, and the time of `block` counts as that of verifying. Whether
     # to draft is then decided once for a whole search.
     free: bool
-    reads_rows: bool  # `block` needs a row of `after`: a greedy step comes first
 
     def start(self) -> Any:
         """The state before the first round."""
@@ -97,7 +96,6 @@ class WholeDrafts:
     realign: bool = True
     first: Array | None = None
     free = False
-    reads_rows = False
 
     @property
     def count(self) -> int:
@@ -149,7 +147,6 @@ class FreeDrafts:
 
     count = 1
     free = True
-    reads_rows = False
 
 
 @dataclass(frozen=True)
@@ -157,25 +154,20 @@ class HeadDrafts(FreeDrafts):
     """Drafts of draft heads: each round drafts anew, from the row of the verifying model that gave the last token.
 
     Attributes:
+      first: [B, D], what the heads read before there is such a row.
       step_fn: (rows [B, D], their tokens [B]) -> the rows [B, D] of the next head.
       choose_fn: rows [B, D] -> their likeliest tokens [B].
-      sentences: B.
-      width: D.
-      dtype: of the rows.
       specials: ids of the special tokens.
     """
 
+    first: Array
     step_fn: Callable[[Array, Array], Array]
     choose_fn: Callable[[Array], Array]
-    sentences: int
-    width: int
-    dtype: Any
     specials: Specials
-    reads_rows = True
 
     def start(self) -> Array:
         """See `Drafter`."""
-        return jnp.zeros((self.sentences, self.width), self.dtype)
+        return self.first
 
     def block(self, state: Array, emitted: Emitted, width: int) -> tuple[Array, Array]:
         """See `Drafter`; the state is the row [B, D] that gave the last emitted token."""
@@ -189,4 +181,4 @@ class HeadDrafts(FreeDrafts):
 
     def after(self, state: Array, emitted: Emitted, rows: Array) -> Array:
         """See `Drafter`."""
-        return rows.astype(self.dtype)
+        return rows.astype(self.first.dtype)

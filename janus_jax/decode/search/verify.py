@@ -181,8 +181,6 @@ def speculative_search(
 
         return lax.while_loop(goes_on, both, s)
 
-    if drafter.reads_rows:
-        state = search.greedy_step(state)
     reach = costs.widths[-1] + 1  # tokens that a round adds to the cache, before some are rejected
     state = run_in_stages(state, loop, lambda s: jnp.max(s.lengths) + reach, limit + reach, grow_fn, stages)
     hypotheses = as_hypotheses(state.tokens, state.lengths, state.token_scores, lenpen)
