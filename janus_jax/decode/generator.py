@@ -88,6 +88,11 @@ class Generator:
         if devices is None:
             devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
         loaded = checkpoint.load(path, devices[0])
+        if loaded.config.model.draft_heads and "start" not in loaded.params["draft_heads"]:
+            raise ValueError(
+                f"{path}: its draft heads are those of an earlier version, which did not read the source; train them again "
+                "(configs/heads.py)"
+            )
         tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {path}")
         trained, decode = trained_modes(loaded.config), loaded.config.decode
         if trained and decode.mode not in trained:

@@ -7,7 +7,7 @@ next token needs, and without it the heads would know little of the source's oth
 tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads share their parameters, so that they are one small recurrent
 network. The vocabulary logits come from the token table.
 
-Legend: U AR slots, B sentences, S source tokens, k heads, D model width.
+Legend: U slots behind which heads draft (bos, and all tokens of a target but the last), B sentences, S source tokens, k heads, D model width.
 """
 
 import math

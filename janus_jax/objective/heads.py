@@ -1,6 +1,6 @@
 """The loss of draft heads: cross-entropy of what the AR half would emit behind the next token.
 
-Legend: B sentences, U slots at which a round may begin, k heads, D model width, V' padded vocabulary.
+Legend: B sentences, U slots behind which heads draft (bos, and all tokens of a target but the last), k heads, D model width, V' padded vocabulary.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ def loss(
     Args:
       net, objective, params: the model, the objective and the parameters.
       encoded: the sources.
-      rows: [B, U, D] AR rows.
+      rows: [B, U, D] AR rows; with an eos start [B, U+1, D], of which the first predicts bos.
       batch: one micro-batch.
       divisors: `joint.batch_divisors` of the step's batch.
     """

@@ -81,15 +81,17 @@ def batch_divisors(batch: Batch, config: ModelConfig, objective: ObjectiveConfig
 def batch_counts(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, pad: int) -> Scalars:
     """What terms and metrics are means over, counted in a batch [..., B, T]; all [] float32.
 
-    - `ar`: real target tokens that AR rows predict; `masked`: masked tokens; `length`: sentences; `ctc`: inner tokens
-      of the targets that fit their CTC rows; `dag`: tokens of the targets that fit their graph, bos and eos counted.
+    - `ar`: real target tokens that AR rows predict; `heads`: the same without bos; `masked`: masked tokens; `length`:
+      sentences; `ctc`: inner tokens of the targets that fit their CTC rows; `dag`: tokens of the targets that fit their
+      graph, bos and eos counted.
       With `normalize_by="target"` all of them are the number of target tokens (pretraining; docs/method.md, section 6).
-    - `rows/ar`, `rows/masked`, `rows/length`, `rows/ctc`, `rows/dag`: the same counts, whatever normalize_by is.
+    - `rows/ar`, `rows/heads`, `rows/masked`, `rows/length`, `rows/ctc`, `rows/dag`: the same counts, whatever normalize_by is.
       Metrics per token are divided by them.
     """
     real = batch.target != pad
-    tokens = (real if config.ar_start == "eos" else real[..., 1:]).sum()
-    counts = {"ar": tokens, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
+    behind = real[..., 1:].sum()
+    tokens = real.sum() if config.ar_start == "eos" else behind
+    counts = {"ar": tokens, "heads": behind, "masked": batch.masked_count.sum(), "length": real[..., 0].sum()}
     counts |= {
         name: family_loss.count(batch, config, pad)
         for name, family_loss in SENTENCE_LOSSES.items()

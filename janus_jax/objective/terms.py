@@ -22,7 +22,7 @@ class Term:
     """
 
     families: tuple[str, ...]
-    divisor: Literal["ar", "masked", "ctc", "dag", "length"]
+    divisor: Literal["ar", "heads", "masked", "ctc", "dag", "length"]
     kind: Literal["token", "sentence", "divergence", "draft"]
 
 
@@ -34,7 +34,7 @@ TERMS: dict[str, Term] = {
     "kl_ar_nar": Term(("ar", "nar"), "masked", "divergence"),
     "kl_nar_aux": Term(("nar", "aux"), "masked", "divergence"),
     "kl_ar_aux": Term(("ar", "aux"), "masked", "divergence"),
-    "heads": Term(("ar",), "ar", "draft"),
+    "heads": Term(("ar",), "heads", "draft"),
     "ctc": Term(("ctc",), "ctc", "sentence"),
     "kl_ar_ctc": Term(("ar", "ctc"), "ctc", "divergence"),
     "dag": Term(("dag",), "dag", "sentence"),
@@ -54,7 +54,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 
 # Other metrics than `loss/<term>` and `nll/<family>`: name -> the count that the metric's sum is divided by.
 COUNTERS: dict[str, str] = {
-    "heads/accepted": "ar",
+    "heads/accepted": "heads",
     "ctc/unfit": "length",
     "dag/unfit": "length",
     "dag/visits": "length",

@@ -8,6 +8,7 @@ import pytest
 
 from janus_jax.convert import ImportRequest, export_model, import_model
 from janus_jax.decode import Generator
+from janus_jax.model import draft_vocab
 from janus_jax.types import Encoded
 from tests.convert.parallel_models import PAD, padded, sources
 
@@ -33,6 +34,9 @@ def test_rows_of_heads_are_equal(each):
     encoded = Encoded(states, real, np.zeros((5, 1), np.float32))
     bias = torch.zeros(5, 1, 1, 7).masked_fill(~torch.from_numpy(real)[:, None, None], -1e30)
     scale = net.config.d_model**0.5 if net.config.scale_embedding else 1.0
+    np.testing.assert_array_equal(
+        model.draft_heads.start.weight.detach(), jax.jit(net.draft_start, static_argnums=1)(params, 1)
+    )
     theirs = torch.from_numpy(row)
     for _ in range(net.config.draft_heads):
         tokens = rng.integers(5, net.config.vocab_size, 5)
@@ -60,6 +64,25 @@ def test_the_tokens_are_those_of_generate_in_as_many_passes_as_here(each, side):
     ours = generator.generate_ids(lines, mode="speculative", draft="always", draft_from="heads")
     assert [list(output.tokens) for output in ours] == [row[frame:-1] for row in greedy]
     assert [output.statistics["passes"] for output in ours] == passes.tolist()
+
+
+def test_the_first_drafts_come_from_the_start_bos_and_the_source(each):
+    _, _, net, params, model = each
+    (line,) = sources(1, net.config.vocab_size, 4)
+    rows = []
+    hook = model.draft_heads.register_forward_hook(lambda _, read, row: rows.append((read, row)))
+    model.generate_speculative(torch.from_numpy(padded([line, line * 2])[:1]))  # with padding
+    hook.remove()
+    encoded = jax.jit(net.encode)(params, np.array([[net.specials.bos, *line, net.specials.eos]]))
+    expected, token = net.draft_start(params, 1), net.specials.bos
+    scale = net.config.d_model**0.5 if net.config.scale_embedding else 1.0
+    for (_, vector, *_), row in rows[: net.config.draft_heads]:
+        table = params["embed_tokens"]["embedding"]
+        np.testing.assert_allclose(vector.detach().numpy()[0], scale * table[token], rtol=1e-5, atol=1e-5)
+        expected = jax.jit(net.draft_step)(params, encoded, expected, np.array([token]))
+        np.testing.assert_allclose(row.detach().numpy(), expected, rtol=1e-4, atol=1e-3)
+        choices = np.asarray(expected[0] @ table[: draft_vocab(net.config)].T)
+        token = int(np.argmax(np.where(np.isin(np.arange(len(choices)), [PAD, net.specials.mask]), -np.inf, choices)))
 
 
 def test_bad_settings_are_refused(each):

@@ -23,6 +23,8 @@ from janus_jax.decode.search.drafts import Acceptance, realign, without_stutter
 from janus_jax.decode.search.greedy import greedy_search
 from janus_jax.decode.search.sampling import sampler
 from janus_jax.decode.search.verify import Statistics, speculative_search
+from janus_jax.decode.search.vocab import forbid
+from janus_jax.model import padded_vocab
 from janus_jax.types import Specials
 from tests import tiny
 from tests.clock import Clock
@@ -148,7 +150,8 @@ def search_with_heads(want, right, policy, before):
         distance = row[:, 1:2] + 1
         at = (row[:, :1] + distance).astype(jnp.int32)
         drafted = jnp.take_along_axis(want, jnp.minimum(at, LIMIT - 1), axis=1)
-        drafted = jnp.where(distance <= right, drafted, SPECIALS.mask)
+        before = jnp.where(at > 0, jnp.take_along_axis(want, jnp.clip(at - 1, 0, LIMIT - 1), axis=1), SPECIALS.bos)
+        drafted = jnp.where((distance <= right) & (token[:, None] == before), drafted, SPECIALS.mask)
         return row.at[:, 1:3].set(jnp.concatenate([distance, drafted], axis=1))
 
     def verify(tokens, cache):
@@ -174,10 +177,10 @@ def test_heads_draft_behind_the_token_that_was_emitted_last(right):
     result, did, policy = toy_with_heads(right)
     np.testing.assert_array_equal(result.tokens, expected.tokens)
     np.testing.assert_array_equal(did.rounds + did.drafted, did.tokens)
-    rounds, drafted = (int(x.sum()) for x in (did.rounds, did.drafted))
-    # The last round of a sentence may end before its draft does.
-    assert right * (rounds - 5) / 2 <= drafted <= right * rounds
+    np.testing.assert_array_equal(did.rounds, -(-did.tokens // (right + 1)))
+    assert did.rounds.max() > 1
     assert int(did.steps.max()) == 0
+    rounds, drafted = (int(x.sum()) for x in (did.rounds, did.drafted))
     # A search of 8 tokens: 8 rounds of 1.9 steps lose 7.2 steps, so that the next searches do without drafts.
     assert int(policy.pause) == (FIRST_PAUSE if right == 0 else 0)
     accepted = drafted / rounds
@@ -286,19 +289,19 @@ def test_costs_of_searches_are_those_of_their_passes(clock):
         clock.now += 0.01 if empty else 0.06
         return np.zeros(1), np.array([5, 2])
 
-    def with_drafts(empty, rounds=3):
+    def with_drafts(empty):
         clock.now += 0.04 if empty else 0.12
         none = np.zeros(2, np.int32)
-        made = np.array([0 if empty else rounds, 0])
-        counts = Statistics(rounds=made, drafts=none, drafted=none, steps=none + (0 if empty else 1), tokens=none)
+        made = np.array([0 if empty else 3, 0])
+        counts = Statistics(rounds=made, drafts=none, drafted=none, steps=none, tokens=none)
         return np.zeros(1), counts, DraftPolicy.initial()
 
     costs = costs_of_searches(greedy, with_drafts, 4)
     assert (costs.widths, costs.draft) == ((4,), 0.0)
     assert costs.step == pytest.approx((0.06 - 0.01) / 5)
     assert costs.verify[0] == pytest.approx((0.12 - 0.04) / 3)
-    assert costs.before == pytest.approx(0.04 - 0.01 - 0.01)  # without the first step
-    assert costs_of_searches(greedy, lambda empty: with_drafts(empty, rounds=0), 4) is None
+    assert costs.before == pytest.approx(0.04 - 0.01)
+    assert costs_of_searches(lambda empty: (greedy(empty)[0], np.array([1, 1])), with_drafts, 4) is None
 
 
 def test_a_round_is_timed_without_the_time_around_the_rounds(clock):
@@ -362,6 +365,37 @@ def test_no_repeat_ngram_is_refused():
 def run(mode, request):
     """The result of a mode, with NumPy arrays."""
     return tiny.with_numpy_fields(MODES[mode].run(request))
+
+
+@pytest.mark.parametrize("ar_start", ["bos", further("eos")])
+def test_heads_draft_from_their_start_and_from_the_row_of_the_last_token(ar_start):
+    net, params = tiny.model(draft_heads=3, ar_start=ar_start)
+    params, rng = tiny.sharper(params, 10), np.random.default_rng(0)
+    params["draft_heads"] = jax.tree.map(
+        lambda x: rng.normal(0.0, 0.5, x.shape).astype(np.float32), params["draft_heads"]
+    )
+    source = np.array(tiny.batch(rows=4, seed=3).source)
+    decode = with_keywords(DecodeConfig(), {"mode": "speculative", "draft": "always", "min_length": 5})
+    result = run("speculative", DecodeRequest(net, params, source, decode, 24, trace=True))
+    drafts, emitted = result.trace.drafted, result.trace.emitted
+    assert drafts.shape[2] == 3
+    banned = forbid(padded_vocab(net.config), (net.specials.pad, net.specials.mask), net.config.vocab_size)
+    seen = set()
+    for sentence, tokens in enumerate(result.hypotheses.tokens[:, 0]):
+        encoded = net.encode(params, source[sentence : sentence + 1])
+        frame = [net.specials.eos, net.specials.bos] if ar_start == "eos" else [net.specials.bos]
+        fed, done = np.array([[*frame, *tokens]]), 0
+        rows = net.ar_rows(params, encoded, fed[:, :-1])[:, len(frame) - 1 :]  # row t predicts tokens[t]
+        for number in range(int((emitted[sentence] > 0).sum())):
+            row = rows[:, done - 1] if done else net.draft_start(params, 1)
+            token = tokens[done - 1] if done else net.specials.bos
+            for drafted in drafts[sentence, number]:
+                row = net.draft_step(params, encoded, row, np.array([token]))
+                token = int(jnp.argmax(net.project(params, row)[0] + banned))
+                assert drafted == token, (sentence, number)
+                seen.add(token)
+            done += int(emitted[sentence, number])
+    assert len(seen) > 4, "the drafts must differ"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from janus_jax.config import Config, LossWeights, ObjectiveConfig, TrainConfig
@@ -77,3 +78,26 @@ def test_operations_of_draft_heads_are_counted(alone, choices):
     # The backward pass computes the heads' logits again, which no count of useful operations holds.
     again = 2 * 4 * 8 * 3 * 64 * choices
     assert counted == pytest.approx(step_flops(config, 4, 10, 9, 6) + again, rel=0.04)
+
+
+def test_operations_of_a_draft_head_are_counted():
+    def counted_and_expected(heads, source):
+        net, params = tiny.abstract(ar_stream="content", d_model=64, ffn_dim=128, vocab_size=256, draft_heads=heads)
+        objective = ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0))
+        config = Config(model=net.config, objective=objective, train=TrainConfig(only="heads"))
+        batch = tiny.batch(rows=4, source=source, target=9, masked=6)
+
+        def total(trained, params, batch):
+            divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+            values = params | trained
+            return loss(net, objective, values, batch, divisors=divisors, step=jnp.int32(0), terms=("heads",))[0]
+
+        trained = {"draft_heads": params["draft_heads"]}
+        counted = product_operations(jax.make_jaxpr(jax.grad(total))(trained, params, batch).jaxpr)
+        return np.array([counted, step_flops(config, 4, source, 9, 6)])
+
+    # Of one more head; its logits are computed again.
+    short, long = (counted_and_expected(3, source) - counted_and_expected(2, source) for source in (10, 60))
+    again = 2 * 4 * 8 * 64 * 256
+    assert short[0] - again == pytest.approx(short[1], rel=0.02)
+    assert long[0] - short[0] == pytest.approx(long[1] - short[1], rel=0.1)

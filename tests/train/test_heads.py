@@ -107,6 +107,20 @@ def test_a_model_without_a_trained_ar_half_is_refused(finished, capsys):
     assert not (finished / "other").exists()
 
 
+def test_heads_of_an_earlier_version_are_refused(finished):
+    loaded = checkpoint.load(finished / "run")
+    model = dataclasses.replace(loaded.config.model, draft_heads=4)
+    heads = {"inner": loaded.params["decoder"]["layers_0"]["fc1"]}
+    config = dataclasses.replace(loaded.config, model=model)
+    checkpoint.write(
+        finished / "earlier/3", loaded.params | {"draft_heads": heads}, config, loaded.tokenizer, {"step": 3}
+    )
+    with pytest.raises(
+        ValueError, match=r"earlier/3: its draft heads are those of an earlier version.*configs/heads.py"
+    ):
+        Generator.from_checkpoint(finished / "earlier/3")
+
+
 def test_heads_without_a_weight_are_refused(finished, capsys):
     assert main(command(finished, "--config.objective.weights.heads=0")) == 2
     assert (

@@ -150,17 +150,15 @@ def costs_of_searches(
       width: W of each round.
 
     Returns:
-      The costs; None if the outputs are so short that nothing was drafted.
+      The costs; None if no output has more than one token, which is too short to tell them.
     """
     (alone_before, _), (drafts_before, _) = _timed_search(greedy, True), _timed_search(drafting, True)
     (alone, (_, passes)), (drafts, (_, counts, _)) = _timed_search(greedy, False), _timed_search(drafting, False)
-    rounds, steps = int(np.max(counts.rounds)), int(np.max(counts.steps))
-    if not rounds:
+    if int(np.max(passes)) < 2:
         return None
     step = max(alone - alone_before, 1e-9) / int(np.max(passes))
-    # The steps of such a search come before its first round, so an empty one makes them too (and counts none).
-    verify = max(drafts - drafts_before, 1e-9) / rounds
-    before = max(drafts_before - alone_before - steps * step, 0.0)
+    verify = max(drafts - drafts_before, 1e-9) / int(np.max(counts.rounds))
+    before = max(drafts_before - alone_before, 0.0)
     return PassCosts(step, 0.0, (verify,), (width,), before)
 
 

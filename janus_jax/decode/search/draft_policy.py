@@ -123,9 +123,7 @@ class DraftPolicy:
         policy = self._after(0.5 * (self.expected + acceptable), balance, over & (balance < 0.0), over)
         return policy, over
 
-    def after_free_search(
-        self, costs: PassCosts, rounds: Array, steps: Array, accepted: Array, longest: Array
-    ) -> "DraftPolicy":
+    def after_free_search(self, costs: PassCosts, rounds: Array, accepted: Array, longest: Array) -> "DraftPolicy":
         """The state after a search whose drafter has no draft to make.
 
         The search took as long as its slowest sentence. If searches with drafts take longer than greedy search would, no drafts
@@ -133,14 +131,14 @@ class DraftPolicy:
 
         Args:
           costs: of the passes, with one width.
-          rounds, steps: [] passes of the search.
+          rounds: [] passes of the search.
           accepted: [] float32, drafted tokens accepted in a round, the mean over the sentences.
           longest: [] tokens of the longest hypothesis: as many passes would greedy search need.
         """
         could = self._acceptable(costs, 0, accepted)
         mixed = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
         expected = jnp.where(rounds > 0, mixed, self.expected)
-        spent = costs.before / costs.step + rounds * costs.in_steps(0, False) + steps
+        spent = costs.before / costs.step + rounds * costs.in_steps(0, False)
         balance = 0.9 * self.balance + longest - spent
         failed = balance < -_PATIENCE
         after = self._after(expected, balance, failed, balance > _PATIENCE)

@@ -38,7 +38,7 @@ class Drafter(Protocol):
 
     count: int  # K
     # There is no draft to make: no `renew`, `ready` or `left`, and the time of `block` counts as that of verifying. Whether
-    # to draft is then decided once for a whole search.
+    # to draft is then decided once for a whole search, which has no greedy steps.
     free: bool
 
     def start(self) -> Any:

@@ -187,8 +187,7 @@ def speculative_search(
     counts, policy = replace(state.statistics, tokens=state.lengths), state.policy
     if drafter.free:
         accepted = counts.drafted.sum() / jnp.maximum(counts.rounds.sum(), 1)
-        passes = counts.rounds.max(), counts.steps.max()
-        policy = policy.after_free_search(costs, *passes, accepted, counts.tokens.max())
+        policy = policy.after_free_search(costs, counts.rounds.max(), accepted, counts.tokens.max())
     return hypotheses, counts, policy
 
 
@@ -220,12 +219,9 @@ class _Search:
         token, _ = self._greedy_choice(logits, s.lengths[:, None], self.max_lengths[:, None])
         counts = jnp.where(s.done, 0, 1)
         statistics = replace(s.statistics, steps=s.statistics.steps + counts)
-        policy = s.policy
-        if not self.drafter.free:  # else a pause counts searches
-            policy = replace(policy, pause=jnp.maximum(policy.pause - 1, 0))
-        s = replace(s, policy=policy, redraft=jnp.bool_(not self.drafter.free), statistics=statistics)
-        s = self._emit(s, token, log_probs_of(logits, token), counts, cache, token[:, :0])
-        return replace(s, draft=self.drafter.after(s.draft, s.emitted, rows[:, 0])) if self.drafter.free else s
+        policy = replace(s.policy, pause=jnp.maximum(s.policy.pause - 1, 0))
+        s = replace(s, policy=policy, redraft=jnp.bool_(True), statistics=statistics)
+        return self._emit(s, token, log_probs_of(logits, token), counts, cache, token[:, :0])
 
     def round(self, s: _State) -> _State:
         """Makes a draft if one is needed, verifies it, and updates the policy."""
