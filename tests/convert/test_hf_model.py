@@ -1,5 +1,6 @@
 """The PyTorch model of hf exports computes the logits and the tokens of the JAX model."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -175,7 +176,9 @@ def test_masks_and_lengths(pair, batch, expected):
 
 
 def test_padding_changes_nothing(pair, batch):
-    net, _, model = pair
+    net, _, single = pair
+    # In double precision: in single precision, the rounding of some CPUs' kernels depends on the width of the padding.
+    model = copy.deepcopy(single).double()
     source, target, masked = batch
     fed, tokens = ids(decoder_inputs(net, target)), ids(np.where(masked, net.specials.mask, target))
     right = np.pad(source, ((0, 0), (0, 3)), constant_values=SPECIALS.pad)
@@ -187,13 +190,13 @@ def test_padding_changes_nothing(pair, batch):
     for padded in (right, left):
         for mask in (None, ids(padded != SPECIALS.pad)):
             again = model(input_ids=ids(padded), attention_mask=mask, decoder_input_ids=fed).logits
-            torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
+            torch.testing.assert_close(again, plain, atol=1e-9, rtol=0)
         again = model.nar_forward(ids(padded), decoder_input_ids=wide)[:, : tokens.shape[1]]
-        torch.testing.assert_close(again[real], plain_nar[real], atol=1e-5, rtol=0)
+        torch.testing.assert_close(again[real], plain_nar[real], atol=1e-9, rtol=0)
     shifted = torch.nn.functional.pad(fed, (3, 0), value=SPECIALS.pad)
     seen = torch.nn.functional.pad(torch.ones_like(fed), (3, 0))
     again = model(input_ids=ids(source), decoder_input_ids=shifted, decoder_attention_mask=seen).logits[:, 3:]
-    torch.testing.assert_close(again, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again, plain, atol=1e-9, rtol=0)
 
 
 def test_loss_is_the_cross_entropy_of_the_next_tokens(pair, batch, expected):
