@@ -1,6 +1,7 @@
 """The loss of draft heads: cross-entropy of what the AR half would emit behind the next token.
 
-Legend: B sentences, U slots behind which heads draft (bos, and all tokens of a target but the last), k heads, D model width, V' padded vocabulary.
+Legend: B sentences, U slots behind which heads draft (bos, and all tokens of a target but the last), k heads, D model
+width, V' padded vocabulary.
 """
 
 from collections.abc import Mapping
@@ -27,8 +28,9 @@ def loss(
     batch: Batch,
     divisors: Mapping[str, jax.Array],
 ) -> SentenceTerms:
-    """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right, in the mean over the tokens behind which a
-    round may begin: bos and all but eos.
+    """The term `heads`, and the metric `heads/accepted`: how many heads in a row are right.
+
+    It is the mean over the tokens behind which a round may begin: bos, and all tokens but eos.
 
     A label is not the token of the target but the likeliest one of the AR row at its place, because the AR half verifies
     drafts. A label that no head can choose (`draft_vocab`) has no loss, and no head is right there. Neither the encoder, the AR

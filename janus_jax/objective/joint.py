@@ -83,10 +83,10 @@ def batch_counts(batch: Batch, config: ModelConfig, objective: ObjectiveConfig, 
 
     - `ar`: real target tokens that AR rows predict; `heads`: the same without bos; `masked`: masked tokens; `length`:
       sentences; `ctc`: inner tokens of the targets that fit their CTC rows; `dag`: tokens of the targets that fit their
-      graph, bos and eos counted.
-      With `normalize_by="target"` all of them are the number of target tokens (pretraining; docs/method.md, section 6).
-    - `rows/ar`, `rows/heads`, `rows/masked`, `rows/length`, `rows/ctc`, `rows/dag`: the same counts, whatever normalize_by is.
-      Metrics per token are divided by them.
+      graph, bos and eos counted. With `normalize_by="target"` all of them are the number of target tokens (pretraining;
+      docs/method.md, section 6).
+    - `rows/ar`, `rows/heads`, `rows/masked`, `rows/length`, `rows/ctc`, `rows/dag`: the same counts, whatever
+      normalize_by is. Metrics per token are divided by them.
     """
     real = batch.target != pad
     behind = real[..., 1:].sum()
