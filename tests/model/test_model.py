@@ -317,6 +317,20 @@ def test_bfloat16_stays_near_float32_with_float32_parameters_and_logits():
     assert np.abs(np.asarray(logits) - np.asarray(whole))[..., : tiny.VOCAB].max() < 0.1
 
 
+@pytest.mark.parametrize("shape", [(1,), (2,), (1, 5), (2, 1, 3), (8,), (9,)])
+def test_logits_of_few_and_of_many_rows_are_the_product_with_the_table(shape):
+    net, params = tiny.model()
+    rng = np.random.default_rng(0)
+    rows, weights = (rng.normal(size=(*shape, width)).astype(np.float32) for width in (16, tiny.VOCAB))
+    table = params["embed_tokens"]["embedding"][: tiny.VOCAB]
+    expected = rows @ table.T
+    logits = tiny.project(net, params, rows)
+    assert logits.shape == (*shape, padded_vocab(net.config))
+    np.testing.assert_allclose(logits[..., : tiny.VOCAB], expected, atol=1e-5)
+    gradient = jax.grad(lambda rows: (weights * tiny.project(net, params, rows)[..., : tiny.VOCAB]).sum())(rows)
+    np.testing.assert_allclose(gradient, weights @ table, atol=1e-5)
+
+
 def test_a_vocabulary_too_small_for_the_special_tokens_is_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         Janus(ModelConfig(vocab_size=4), Specials())
