@@ -25,7 +25,7 @@ def get_config():
     config = default_config()
     config.init_from = "runs/multi30k_ar"
     config.data.prepared = "prepared/multi30k_ar"
-    config.data.tokens_per_batch = 1536
+    config.data.tokens_per_batch = 768
 
     config.model.draft_heads = 4
     config.model.dropout = 0.0  # the AR rows that the heads read are then those of decoding
@@ -36,14 +36,14 @@ def get_config():
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup_steps = 100
     config.optimizer.weight_decay = 0.0
 
     config.train.only = "heads"
-    config.train.steps = 600
-    config.train.log_every = 50
-    config.train.eval_every = 300
+    config.train.steps = 1200
+    config.train.log_every = 100
+    config.train.eval_every = 600
     config.train.eval_sentences = 0
-    config.train.checkpoint_every = 150
+    config.train.checkpoint_every = 300
     config.decode.mode = "speculative"
     return config

@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"(out_proj|fc2)/bias$", PartitionSpec()),
     (r"draft_heads/start/embedding$", PartitionSpec()),
     (r"draft_heads/(query|inner)/kernel$", PartitionSpec("fsdp", "tensor")),
+    (r"draft_heads/key/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"draft_heads/inner/bias$", PartitionSpec("tensor")),
     (r"draft_heads/outer/kernel$", PartitionSpec("tensor", "fsdp")),
     (r"(layer_norm|layernorm_embedding)/(scale|bias)$", PartitionSpec()),

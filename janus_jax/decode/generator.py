@@ -88,9 +88,9 @@ class Generator:
         if devices is None:
             devices = jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
         loaded = checkpoint.load(path, devices[0])
-        if loaded.config.model.draft_heads and "start" not in loaded.params["draft_heads"]:
+        if loaded.config.model.draft_heads and "key" not in loaded.params["draft_heads"]:
             raise ValueError(
-                f"{path}: its draft heads are those of an earlier version, which did not read the source; train them again "
+                f"{path}: its draft heads are those of an earlier version, with other parameters; train them again "
                 "(configs/heads.py)"
             )
         tokenizer = text.load(loaded.tokenizer, f"the tokenizer of {path}")

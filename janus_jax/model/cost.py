@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from janus_jax.config import Config, ModelConfig, objective_terms, only_terms, trains_heads_alone
+from janus_jax.model.draft_heads import draft_query_width
 from janus_jax.model.families import row_layout, with_attended
 from janus_jax.model.janus import draft_vocab, padded_vocab
 from janus_jax.model.layout import RowLayout
@@ -74,7 +75,9 @@ def step_flops(
         rows, labels = (target - 1) * m.draft_heads, 0 if tuple(terms) == ("heads",) else target - 1
         # Neither the token table nor the encoder learns from heads, which saves a third of the products with them.
         total += (
-            TRAINING * rows * 10 * d * d + 2 * rows * d * (draft_vocab(m) + 2 * source) + d * labels * padded_vocab(m)
+            TRAINING * rows * d * (8 * d + 3 * draft_query_width(m))
+            + 2 * rows * d * (draft_vocab(m) + 2 * source)
+            + d * labels * padded_vocab(m)
         )
     return 2 * sentences * total
 

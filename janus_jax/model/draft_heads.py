@@ -22,11 +22,16 @@ from janus_jax.model.layers import Table, dense
 from janus_jax.types import Encoded
 
 
-class DraftHeads(nn.Module):
-    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(Q [row; token] . states / sqrt(D)) states.
+def draft_query_width(config: ModelConfig) -> int:
+    """Outputs of Q, by which a draft head compares what it has read with the encoder states."""
+    return min(64, config.d_model)
 
-    V starts at zero, so that a row starts as it is. The encoder states are keys and values as they are: projections of them
-    brought no more accepted drafts.
+
+class DraftHeads(nn.Module):
+    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(K Q [row; token] . states / sqrt(D)) states.
+
+    V starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft. K would
+    project the encoder states to as few numbers; the product is the same, and one query is less work than many states.
     """
 
     config: ModelConfig
@@ -35,7 +40,8 @@ class DraftHeads(nn.Module):
     def setup(self) -> None:
         width = self.config.d_model
         self.start = nn.Embed(1, width, dtype=self.dtype, embedding_init=nn.initializers.zeros)
-        self.query = nn.Dense(width, use_bias=False, dtype=self.dtype)
+        self.query = nn.Dense(draft_query_width(self.config), use_bias=False, dtype=self.dtype)
+        self.key = nn.Dense(width, use_bias=False, dtype=self.dtype)
         self.inner = dense(2 * width, self.dtype)
         self.outer = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
 
@@ -74,7 +80,8 @@ class DraftHeads(nn.Module):
     def _next(self, encoded: Encoded, rows: jax.Array, vectors: jax.Array) -> jax.Array:
         """Rows and token vectors [B, U, D] -> rows [B, U, D]."""
         read = jnp.concatenate([rows, vectors], axis=-1)
-        scores = jnp.einsum("bud,bsd->bus", self.query(read), encoded.states, preferred_element_type=jnp.float32)
+        query = self.key(self.query(read))
+        scores = jnp.einsum("bud,bsd->bus", query, encoded.states, preferred_element_type=jnp.float32)
         scores = jnp.where(encoded.mask[:, None], scores / math.sqrt(self.config.d_model), NEGATIVE)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         context = jnp.einsum("bus,bsd->bud", weights, encoded.states)

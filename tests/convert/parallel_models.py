@@ -111,7 +111,7 @@ def tensors_of_parallel_rows(config):
     if config.draft_heads:
         names |= {
             f"draft_heads.{part}"
-            for part in ("start.weight", "query.weight", "inner.weight", "inner.bias", "outer.weight")
+            for part in ("start.weight", "query.weight", "key.weight", "inner.weight", "inner.bias", "outer.weight")
         }
     if config.parallel_adapter_rank:
         names |= {

@@ -450,20 +450,23 @@ class JanusDraftHeads(nn.Module):
     """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token; context] + b).
 
     Before the first token, `start` takes the row's place, and bos that of the token. The context is an attention of one
-    head over the encoder's states, whose query is Q [row; token].
+    head over the encoder's states, whose query is K Q [row; token].
     """
 
     def __init__(self, config: JanusConfig):
         super().__init__()
         self.start = nn.Embedding(1, config.d_model)
-        self.query = nn.Linear(2 * config.d_model, config.d_model, bias=False)
+        width = min(64, config.d_model)
+        self.query = nn.Linear(2 * config.d_model, width, bias=False)
+        self.key = nn.Linear(width, config.d_model, bias=False)
         self.inner = nn.Linear(3 * config.d_model, 2 * config.d_model)
         self.outer = nn.Linear(2 * config.d_model, config.d_model, bias=False)
 
     def forward(self, row: Tensor, token: Tensor, states: Tensor, source_bias: Tensor) -> Tensor:
         """Rows and token vectors [B, D] -> rows [B, D]; for encoder states [B, S, D] and `bias_of` their real tokens."""
         read = torch.cat([row, token], dim=-1)
-        context = F.scaled_dot_product_attention(self.query(read)[:, None], states, states, attn_mask=source_bias[:, 0])
+        query = self.key(self.query(read))[:, None]
+        context = F.scaled_dot_product_attention(query, states, states, attn_mask=source_bias[:, 0])
         return row + self.outer(F.silu(self.inner(torch.cat([read, context[:, 0]], dim=-1))))
 
 
