@@ -47,7 +47,7 @@ from janus_jax.decode.modes.filling import (
 )
 from janus_jax.decode.modes.source_rows import check_source_rows, offered_tokens
 from janus_jax.decode.search.constraints import Constraints
-from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts
+from janus_jax.decode.search.draft_policy import DraftPolicy, PassCosts, accepted_of_width
 from janus_jax.decode.search.drafters import Drafter, HeadDrafts, WholeDrafts
 from janus_jax.decode.search.drafts import Acceptance
 from janus_jax.decode.search.emission_drafts import CtcDrafts, DagDrafts
@@ -189,7 +189,7 @@ def _widths(origin: str, net: Janus, limit: int) -> list[int]:
 def costs_of_best_width(
     widths: Sequence[int], expected: float, costs_of_width: Callable[[int], PassCosts]
 ) -> PassCosts:
-    """The costs of the width alone that gains most if `expected` drafted tokens are accepted a round; below 0: not known.
+    """The costs of the width alone that gains most if `expected` tokens of an endless draft are accepted; below 0: not known.
 
     A search with one width needs no branch for each width, which would copy the cache.
 
@@ -201,8 +201,8 @@ def costs_of_best_width(
     """
 
     def gain(costs: PassCosts) -> float:
-        tokens = min(costs.widths[0] if expected < 0 else expected, costs.widths[0]) + 1
-        return tokens / costs.verify[0]
+        rate = 1.0 if expected < 0 else expected / (1.0 + expected)
+        return (accepted_of_width(rate, costs.widths[0]) + 1) / costs.verify[0]
 
     best = costs_of_width(widths[-1])
     for width in reversed(widths[:-1]):

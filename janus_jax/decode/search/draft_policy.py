@@ -19,6 +19,19 @@ _LONGEST_PAUSE = 4096
 _PATIENCE = 4.0  # greedy steps that searches with drafts may lose; the last ten searches or so count most
 
 
+def accepted_of_width(rate: float, width: int) -> float:
+    """Drafted tokens of `width` that a round accepts in the mean, if each one is accepted with the probability `rate`, provided
+    that those before it are.
+    """
+    return sum(rate**number for number in range(1, width + 1))
+
+
+def acceptance_rate(accepted: Array, width: int) -> Array:
+    """Inverts `accepted_of_width`, [] float32, from a table; at most 0.95, an endless draft of 19 accepted tokens."""
+    rates = np.linspace(0.0, 0.95, 96)
+    return jnp.interp(accepted, np.array([accepted_of_width(rate, width) for rate in rates]), rates)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PassCosts:
@@ -90,7 +103,8 @@ class DraftPolicy:
     Between searches it stays on the host: as arrays of a device it would cause another compilation.
     """
 
-    expected: Array  # [] float32, drafted tokens that a round is expected to accept; below 0: not known
+    # [] float32, drafted tokens that a round is expected to accept, where drafts are free of endless drafts; below 0: not known
+    expected: Array
     # [] float32, greedy steps saved minus greedy steps spent: by the present draft; where drafts are free, by the last searches
     balance: Array
     pause: Array  # [] int32, greedy steps before the next draft; where drafts are free, searches
@@ -135,9 +149,9 @@ class DraftPolicy:
           accepted: [] float32, drafted tokens accepted in a round, the mean over the sentences.
           longest: [] tokens of the longest hypothesis: as many passes would greedy search need.
         """
-        could = self._acceptable(costs, 0, accepted)
-        mixed = jnp.where(self.expected < 0, could, 0.7 * self.expected + 0.3 * could)
-        expected = jnp.where(rounds > 0, mixed, self.expected)
+        rate, before = acceptance_rate(accepted, costs.widths[0]), self.expected / (1.0 + self.expected)
+        mixed = jnp.where(self.expected < 0, rate, 0.7 * before + 0.3 * rate)
+        expected = jnp.where(rounds > 0, mixed / (1.0 - mixed), self.expected)
         spent = costs.before / costs.step + rounds * costs.in_steps(0, False)
         balance = 0.9 * self.balance + longest - spent
         failed = balance < -_PATIENCE
