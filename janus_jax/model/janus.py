@@ -159,8 +159,8 @@ def project(rows: jax.Array, table: jax.Array, config: ModelConfig, dtype: Any, 
 def _few_logits(rows: jax.Array, table: jax.Array) -> jax.Array:
     """The logits of a few rows, as a product of the table with them.
 
-    XLA on a CPU copies the second operand of a product before it computes, here a few rows instead of the table. The barrier
-    keeps XLA from swapping the operands back. Eight rows are faster than five to seven.
+    On a CPU, XLA is slower with the table as the second operand: 2.5 instead of 1.5 ms for five rows of width 512 and 10,112
+    tokens. The first barrier keeps XLA from swapping the operands back. Eight rows are faster than five to seven.
     """
     few = rows.reshape(-1, rows.shape[-1])
     few = jnp.pad(few, ((0, (_FEW_ROWS if len(few) > _FEW_ROWS // 2 else len(few)) - len(few)), (0, 0)))
