@@ -28,10 +28,10 @@ def draft_query_width(config: ModelConfig) -> int:
 
 
 class DraftHeads(nn.Module):
-    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(K Q [row; token] . states / sqrt(D)) states.
+    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(P Q [row; token] . states / sqrt(D)) states.
 
-    V starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft. K would
-    project the encoder states to as few numbers; the product is the same, and one query is less work than many states.
+    V starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft.
+    P is applied to the query and not, transposed, to the encoder states, which gives the same scores with less work.
     """
 
     config: ModelConfig

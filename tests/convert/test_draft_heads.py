@@ -1,5 +1,6 @@
 """Draft heads of exported models: PyTorch drafts the same tokens, and its outputs are those of greedy `generate`."""
 
+import copy
 import dataclasses
 
 import jax
@@ -10,6 +11,7 @@ from janus_jax.convert import ImportRequest, export_model, import_model
 from janus_jax.decode import Generator
 from janus_jax.model import draft_vocab
 from janus_jax.types import Encoded
+from tests import tiny
 from tests.convert.parallel_models import PAD, padded, sources
 
 torch = pytest.importorskip("torch")
@@ -120,6 +122,16 @@ def test_an_export_comes_back(each, tmp_path):
     np.testing.assert_array_equal(*(each["draft_heads"]["start"]["embedding"] for each in (back.params, params)))
     for part in ("query", "key", "inner", "outer"):
         np.testing.assert_array_equal(back.params["draft_heads"][part]["kernel"], params["draft_heads"][part]["kernel"])
+
+
+def test_wide_models_have_the_same_heads(each):
+    config = copy.copy(each[4].config)
+    config.d_model = 96  # wider than the query
+    theirs = {name: tuple(part.shape)[::-1] for name, part in type(each[4].draft_heads)(config).named_parameters()}
+    ours = tiny.abstract(d_model=96, draft_heads=2)[1]["draft_heads"]
+    assert ours["query"]["kernel"].shape == (192, 64)
+    for part in ("query", "key", "inner", "outer"):
+        assert ours[part]["kernel"].shape == theirs[f"{part}.weight"], part
 
 
 def test_formats_without_heads_leave_them_out(export_of, tmp_path):

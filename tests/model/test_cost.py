@@ -59,9 +59,9 @@ def test_operations_of_a_step_are_counted(name, stream, rank):
     assert counted == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize(("alone", "choices"), [(True, 256), (False, 256), (True, 96)])
-def test_operations_of_draft_heads_are_counted(alone, choices):
-    shape = {"d_model": 64, "ffn_dim": 128, "vocab_size": 256, "draft_heads": 3, "draft_vocab": choices}
+@pytest.mark.parametrize(("alone", "choices", "width"), [(True, 256, 64), (False, 256, 128), (True, 96, 64)])
+def test_operations_of_draft_heads_are_counted(alone, choices, width):
+    shape = {"d_model": width, "ffn_dim": 128, "vocab_size": 256, "draft_heads": 3, "draft_vocab": choices}
     net, params = tiny.abstract(ar_stream="content", **shape)
     objective = ObjectiveConfig(name="ar", weights=LossWeights(heads=1.0))
     config = Config(model=net.config, objective=objective, train=TrainConfig(only="heads" if alone else ""))
@@ -76,7 +76,7 @@ def test_operations_of_draft_heads_are_counted(alone, choices):
     trained = {"draft_heads": params["draft_heads"]} if alone else params
     counted = product_operations(jax.make_jaxpr(jax.grad(total))(trained, params, batch).jaxpr)
     # The backward pass computes the heads' logits again, which no count of useful operations holds.
-    again = 2 * 4 * 8 * 3 * 64 * choices
+    again = 2 * 4 * 8 * 3 * width * choices
     assert counted == pytest.approx(step_flops(config, 4, 10, 9, 6) + again, rel=0.04)
 
 

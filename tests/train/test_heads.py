@@ -110,7 +110,8 @@ def test_a_model_without_a_trained_ar_half_is_refused(finished, capsys):
 def test_heads_of_an_earlier_version_are_refused(finished):
     loaded = checkpoint.load(finished / "run")
     model = dataclasses.replace(loaded.config.model, draft_heads=4)
-    heads = {"inner": loaded.params["decoder"]["layers_0"]["fc1"]}
+    first = loaded.params["decoder"]["layers_0"]["fc1"]
+    heads = dict.fromkeys(("start", "query", "inner", "outer"), first)  # no key
     config = dataclasses.replace(loaded.config, model=model)
     checkpoint.write(
         finished / "earlier/3", loaded.params | {"draft_heads": heads}, config, loaded.tokenizer, {"step": 3}

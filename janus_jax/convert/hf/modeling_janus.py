@@ -450,7 +450,7 @@ class JanusDraftHeads(nn.Module):
     """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token; context] + b).
 
     Before the first token, `start` takes the row's place, and bos that of the token. The context is an attention of one
-    head over the encoder's states, whose query is K Q [row; token].
+    head over the encoder's states, whose query is P Q [row; token].
     """
 
     def __init__(self, config: JanusConfig):

@@ -103,7 +103,7 @@ class DraftPolicy:
     Between searches it stays on the host: as arrays of a device it would cause another compilation.
     """
 
-    # [] float32, drafted tokens that a round is expected to accept, where drafts are free of endless drafts; below 0: not known
+    # [] float32, drafted tokens that a round is expected to accept; where drafts are free, of an endless draft; below 0: not known
     expected: Array
     # [] float32, greedy steps saved minus greedy steps spent: by the present draft; where drafts are free, by the last searches
     balance: Array
@@ -149,7 +149,8 @@ class DraftPolicy:
           accepted: [] float32, drafted tokens accepted in a round, the mean over the sentences.
           longest: [] tokens of the longest hypothesis: as many passes would greedy search need.
         """
-        rate, before = acceptance_rate(accepted, costs.widths[0]), self.expected / (1.0 + self.expected)
+        known = jnp.maximum(self.expected, 0.0)
+        rate, before = acceptance_rate(accepted, costs.widths[0]), known / (1.0 + known)
         mixed = jnp.where(self.expected < 0, rate, 0.7 * before + 0.3 * rate)
         expected = jnp.where(rounds > 0, mixed / (1.0 - mixed), self.expected)
         spent = costs.before / costs.step + rounds * costs.in_steps(0, False)
