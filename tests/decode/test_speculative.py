@@ -186,7 +186,7 @@ def test_heads_draft_behind_the_token_that_was_emitted_last(right):
     rate = float(policy.expected / (1 + policy.expected))
     # Of four drafted tokens so many are accepted at this rate, which is at most 0.95.
     of_four = sum(rate**number for number in (1, 2, 3, 4))
-    np.testing.assert_allclose(of_four, min(drafted / rounds, 3.525), atol=2e-3)
+    np.testing.assert_allclose(of_four, min(drafted / rounds, sum(0.95**n for n in (1, 2, 3, 4))), atol=1e-5)
 
 
 def test_searches_that_lose_time_are_followed_by_longer_and_longer_pauses_until_drafts_pay():

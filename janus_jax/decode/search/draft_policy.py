@@ -28,7 +28,7 @@ def accepted_of_width(rate: float, width: int) -> float:
 
 def acceptance_rate(accepted: Array, width: int) -> Array:
     """Inverts `accepted_of_width`, [] float32, from a table; at most 0.95, an endless draft of 19 accepted tokens."""
-    rates = np.linspace(0.0, 0.95, 96)
+    rates = np.linspace(0.0, 0.95, 951)
     return jnp.interp(accepted, np.array([accepted_of_width(rate, width) for rate in rates]), rates)
 
 
@@ -103,7 +103,8 @@ class DraftPolicy:
     Between searches it stays on the host: as arrays of a device it would cause another compilation.
     """
 
-    # [] float32, drafted tokens that a round is expected to accept; where drafts are free, of an endless draft; below 0: not known
+    # [] float32, drafted tokens that a round is expected to accept; below 0: not known. Where drafts are free, those of an
+    # endless draft.
     expected: Array
     # [] float32, greedy steps saved minus greedy steps spent: by the present draft; where drafts are free, by the last searches
     balance: Array
