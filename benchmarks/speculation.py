@@ -14,6 +14,7 @@ differ.
 import argparse
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -41,23 +42,27 @@ def without_policy(generator: Generator) -> Generator:
     )  # fmt: skip
 
 
-def decode(generator: Generator, lines: Sequence[str], batch: int, **settings: Any) -> tuple[list[Output], list[float]]:
-    """Outputs of the lines in batches of `batch`, and the seconds of each batch, both from the second of two rounds."""
-    targets = settings.pop("targets", None)
+def decode(
+    generator: Generator, lines: Sequence[str], batch: int, cases: Sequence[dict[str, Any]]
+) -> list[tuple[list[Output], list[float]]]:
+    """Of each case, keywords of `generate`: the outputs of the lines in batches of `batch`, and the seconds of each batch.
+
+    The cases take turns at each batch, and another one begins each time, so that they share the machine's faster and slower
+    moments. Both are from the second of two rounds.
+    """
     for _ in range(2):  # the first round compiles
-        trial = without_policy(generator)
-        outputs, times = [], []
-        for start in range(0, len(lines), batch):
+        trials = [without_policy(generator) for _ in cases]
+        results: list[tuple[list[Output], list[float]]] = [([], []) for _ in cases]
+        for number, start in enumerate(range(0, len(lines), batch)):
             part = slice(start, start + batch)
-            gaps = {} if targets is None else {"targets": targets[part]}
-
-            def run(trial: Generator = trial, part: slice = part, gaps: dict[str, Any] = gaps) -> list[Output]:
-                return trial.generate(lines[part], batch_tokens=1 << 20, **gaps, **settings)
-
-            batch_outputs: list[Output] = []
-            times += common.seconds(lambda run=run, batch_outputs=batch_outputs: batch_outputs.extend(run()), 1)
-            outputs += batch_outputs
-    return outputs, times
+            for turn in range(len(cases)):
+                at = (number + turn) % len(cases)
+                settings = {name: value[part] if name == "targets" else value for name, value in cases[at].items()}
+                outputs, times = results[at]
+                began = time.perf_counter()
+                outputs += trials[at].generate(lines[part], batch_tokens=1 << 20, **settings)
+                times.append(time.perf_counter() - began)
+    return results
 
 
 def gap_of(generator: Generator, line: str, one: Output, other: Output) -> float:
@@ -136,10 +141,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             twice = [] if args.always else [{"draft": "always", "draft_passes": 2}]
             cases.append(({**infill, "draft": "never"}, [{**infill, **draft} for draft in [*drafts, *twice]]))
         for base, others in cases:
-            first, times = decode(generator, lines, batch, **base)
+            (first, times), *results = decode(generator, lines, batch, [base, *others])
             rows.append(row_of(base["mode"] if base["mode"] == "ar" else "infill, token by token", batch, first, times))
-            for other in others:
-                outputs, seconds = decode(generator, lines, batch, **other)
+            for other, (outputs, seconds) in zip(others, results, strict=True):
                 name = ",".join(f"{k}={v}" for k, v in other.items() if k not in ("mode", "targets"))
                 row = row_of(f"{other['mode']}:{name}", batch, outputs, seconds)
                 row["speed_up"] = sum(times) / sum(seconds)

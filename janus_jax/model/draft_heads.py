@@ -39,11 +39,15 @@ class DraftHeads(nn.Module):
 
     def setup(self) -> None:
         width = self.config.d_model
+
+        def matrix(outputs: int, init: nn.initializers.Initializer) -> nn.Dense:
+            return dense(outputs, self.dtype, use_bias=False, kernel_init=init)
+
         self.start = nn.Embed(1, width, dtype=self.dtype, embedding_init=nn.initializers.zeros)
-        self.query = nn.Dense(draft_query_width(self.config), use_bias=False, dtype=self.dtype)
-        self.key = nn.Dense(width, use_bias=False, dtype=self.dtype)
+        self.query = matrix(draft_query_width(self.config), nn.initializers.lecun_normal())
+        self.key = matrix(width, nn.initializers.lecun_normal())
         self.inner = dense(2 * width, self.dtype)
-        self.outer = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.zeros)
+        self.outer = matrix(width, nn.initializers.zeros)
 
     def first(self, sentences: int) -> jax.Array:
         """What heads read in place of a row before the first token, [B, D]."""
