@@ -1,5 +1,7 @@
 """Blocks that encoder and decoder layers share."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +10,20 @@ import pytest
 from janus_jax.model.layers import dense
 
 
-@pytest.mark.parametrize("width", [16, 18])  # a multiple of the parts in which a CPU computes a single row, and none
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
-def test_a_single_row_has_the_product_that_it_has_among_others(width, shape):
+@pytest.mark.parametrize("width", [16, 18])  # a multiple of the parts in which a CPU computes few rows, and none
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (2,), (1, 3), (3, 1), (2, 2), (0,)])
+def test_few_rows_have_the_products_that_they_have_among_others(width, shape):
     layer = dense(6, jnp.float32)
-    x = jax.random.normal(jax.random.key(0), (3, width))
+    x = jax.random.normal(jax.random.key(0), (8, width))
     params = layer.init(jax.random.key(1), x)
-    alone = layer.apply(params, x[1].reshape(*shape, width))
+    few = math.prod(shape)
+    alone = layer.apply(params, x[:few].reshape(*shape, width))
     assert alone.shape == (*shape, 6)
-    np.testing.assert_allclose(alone.reshape(6), layer.apply(params, x)[1], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(alone.reshape(few, 6), layer.apply(params, x)[:few], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU computes a single row in parts")
-def test_the_sum_of_the_parts_of_a_single_row_is_rounded_once():
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only a CPU computes few rows in parts")
+def test_the_sum_of_the_parts_of_a_row_is_rounded_once():
     layer = dense(64, jnp.bfloat16)
     x = jax.random.normal(jax.random.key(0), (1, 512), jnp.bfloat16)
     params = layer.init(jax.random.key(1), x)
