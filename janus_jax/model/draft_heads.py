@@ -1,13 +1,15 @@
-"""Draft heads: they predict the tokens behind the next one from an AR row and the encoder, without a pass of the decoder.
+"""Draft heads predict the tokens behind the next one from an AR row and the encoder, without a pass of the decoder.
 
-Head 1 reads the AR row that predicts token y_1, and y_1 itself, and predicts y_2; head d reads what head d-1 made, and y_d, and
-predicts y_{d+1}. Before the first token there is no such row: a learned vector takes its place, and bos that of y_1. Each head also looks once more at the source: one attention over the encoder states. A row has read what the
-next token needs, and without it the heads would know little of the source's other words. Speculative decoding drafts with them
-(`decode.search.drafters`). Their rows are residual, as in Medusa (Cai et al. 2024, arXiv 2401.10774); that they read the drafted
-tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads share their parameters, so that they are one small recurrent
-network. The vocabulary logits come from the token table.
+Head 1 reads the AR row that predicts token y_1, and y_1 itself, and predicts y_2; head d reads what head d-1 made, and
+y_d, and predicts y_{d+1}. Before the first token there is no such row: a learned vector takes its place, and bos that
+of y_1. Each head also looks once more at the source: one attention over the encoder states. A row has read what the
+next token needs, and without it the heads would know little of the source's other words. Speculative decoding drafts
+with them (`decode.search.drafters`). Their rows are residual, as in Medusa (Cai et al. 2024, arXiv 2401.10774); that
+they read the drafted tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads share their parameters, so
+that they are one small recurrent network. The vocabulary logits come from the token table.
 
-Legend: U slots behind which heads draft (bos, and all tokens of a target but the last), B sentences, S source tokens, k heads, D model width.
+Legend: U slots behind which heads draft (bos, and all tokens of a target but the last), B sentences, S source tokens, k
+heads, D model width.
 """
 
 import math
@@ -28,7 +30,9 @@ def draft_query_width(config: ModelConfig) -> int:
 
 
 class DraftHeads(nn.Module):
-    """The heads: row + V silu(W [row; token; context] + b), where context = softmax(P Q [row; token] . states / sqrt(D)) states.
+    """The heads: row + V silu(W [row; token; context] + b).
+
+    The context is softmax(P Q [row; token] . states / sqrt(D)) states.
 
     V starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft.
     P is applied to the query and not, transposed, to the encoder states, which gives the same scores with less work.
@@ -38,16 +42,12 @@ class DraftHeads(nn.Module):
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        width = self.config.d_model
-
-        def matrix(outputs: int, init: nn.initializers.Initializer) -> nn.Dense:
-            return dense(outputs, self.dtype, use_bias=False, kernel_init=init)
-
+        width, lecun = self.config.d_model, nn.initializers.lecun_normal()
         self.start = nn.Embed(1, width, dtype=self.dtype, embedding_init=nn.initializers.zeros)
-        self.query = matrix(draft_query_width(self.config), nn.initializers.lecun_normal())
-        self.key = matrix(width, nn.initializers.lecun_normal())
+        self.query = dense(draft_query_width(self.config), self.dtype, use_bias=False, kernel_init=lecun)
+        self.key = dense(width, self.dtype, use_bias=False, kernel_init=lecun)
         self.inner = dense(2 * width, self.dtype)
-        self.outer = matrix(width, nn.initializers.zeros)
+        self.outer = dense(width, self.dtype, use_bias=False, kernel_init=nn.initializers.zeros)
 
     def first(self, sentences: int) -> jax.Array:
         """What heads read in place of a row before the first token, [B, D]."""

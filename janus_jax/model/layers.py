@@ -15,30 +15,32 @@ from janus_jax.config import ModelConfig
 from janus_jax.parallel import constrain
 
 _INIT = nn.initializers.normal(0.02)
-# On a CPU, products of no more rows are computed row by row, each in so many parts.
-_SINGLE_ROWS, _PARTS = 3, 4
+# On a CPU, the product of at most _ROWS_IN_PARTS rows is computed row by row, each row in _PARTS parts.
+_ROWS_IN_PARTS, _PARTS = 3, 4
 
 
-def dense(features: int, dtype: jnp.dtype, **options: Any) -> nn.Dense:
-    """A dense layer; options as of `nn.Dense`, by default the released initialisation: weights N(0, 0.02), biases 0."""
-    return nn.Dense(features, dtype=dtype, dot_general=_product, **{"kernel_init": _INIT, **options})
+def dense(
+    features: int, dtype: jnp.dtype, use_bias: bool = True, kernel_init: nn.initializers.Initializer = _INIT
+) -> nn.Dense:
+    """A dense layer, by default with the released initialisation: weights N(0, 0.02), biases 0."""
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, dot_general=_product)
 
 
 def _product(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    """x [..., K] times kernel [K, N], as `lax.dot_general`.
+    """x [..., K] times kernel [K, N], called as `lax.dot_general`; `dimensions` are always those of this product.
 
     On a CPU, XLA computes the product of one row on one core. It computes a batch of products, each with a part of K,
-    on all cores. For two and three rows, row by row, that is faster than their common product too.
+    on several. For two and three rows, row by row, that is faster than their common product too.
     """
     count, width = math.prod(x.shape[:-1]), x.shape[-1]
-    if jax.default_backend() != "cpu" or not 0 < count <= _SINGLE_ROWS or width % _PARTS:
+    if jax.default_backend() != "cpu" or not 0 < count <= _ROWS_IN_PARTS or width % _PARTS:
         return lax.dot_general(x, kernel, dimensions, precision=precision)
     parts = kernel.reshape(_PARTS, width // _PARTS, -1)
-    exact = jnp.promote_types(x.dtype, jnp.float32)  # so that the sums of bfloat16 are rounded once
+    sum_type = jnp.promote_types(x.dtype, jnp.float32)  # so that the sums of bfloat16 are rounded once
 
     def of_row(row: jax.Array) -> jax.Array:
         row = row.reshape(_PARTS, -1)
-        return jnp.einsum("pk,pkn->pn", row, parts, precision=precision, preferred_element_type=exact).sum(axis=0)
+        return jnp.einsum("pk,pkn->pn", row, parts, precision=precision, preferred_element_type=sum_type).sum(axis=0)
 
     products = jnp.stack([of_row(row) for row in x.reshape(count, width)])
     return products.astype(x.dtype).reshape(*x.shape[:-1], -1)
