@@ -20,10 +20,10 @@ _ROWS_IN_PARTS, _PARTS = 3, 4
 
 
 def dense(
-    features: int, dtype: jnp.dtype, use_bias: bool = True, kernel_init: nn.initializers.Initializer = _INIT
+    features: int, dtype: jnp.dtype, use_bias: bool = True, kernel_init: nn.initializers.Initializer | None = None
 ) -> nn.Dense:
     """A dense layer, by default with the released initialisation: weights N(0, 0.02), biases 0."""
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init, dot_general=_product)
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=kernel_init or _INIT, dot_general=_product)
 
 
 def _product(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
