@@ -30,11 +30,11 @@ def draft_query_width(config: ModelConfig) -> int:
 
 
 class DraftHeads(nn.Module):
-    """The heads: row + V silu(W [row; token; context] + b).
+    """The heads: row + U silu(W [row; token; context] + b).
 
     The context is softmax(P Q [row; token] . states / sqrt(D)) states.
 
-    V starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft.
+    U starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft.
     P is applied to the query and not, transposed, to the encoder states, which gives the same scores with less work.
     """
 

@@ -447,7 +447,7 @@ class JanusDecoder(JanusEmbedder):
 
 
 class JanusDraftHeads(nn.Module):
-    """Predicts the token behind `token` from the row that predicts it: row + V silu(W [row; token; context] + b).
+    """Predicts the token behind `token` from the row that predicts it: row + U silu(W [row; token; context] + b).
 
     Before the first token, `start` takes the row's place, and bos that of the token. The context is an attention of one
     head over the encoder's states, whose query is P Q [row; token].
