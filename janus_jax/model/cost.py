@@ -41,6 +41,8 @@ def step_flops(
 ) -> float:
     """Operations of a training step's matrix products, padding included, attention products too.
 
+    The first passes of `glancing` and `nar_correction` count as well; they have no gradients.
+
     Args:
       config: model (with its vocabulary size) and objective.
       sentences, source, target, masked: B, S, T, M of the batch.
@@ -53,24 +55,23 @@ def step_flops(
     d, f = m.d_model, m.ffn_dim
     terms = terms or only_terms(config) or objective_terms(config.objective)
     families = with_attended(read_families(terms))
-    layout = layout_of_shapes(m, families, source, target, masked)
-    per_row = 4 * d * d + 2 * d * f  # queries and outputs of both attentions, feed-forward
+
+    def layout_of(families: Collection[str]) -> RowLayout:
+        return layout_of_shapes(m, families, source, target, masked)
+
+    layout = layout_of(families)
     encoder = m.encoder_layers * source * (4 * d * d + 2 * d * f + 2 * source * d)
-
-    def decoder_layer(rows: int, pairs: int) -> int:
-        return rows * per_row + layout.memory_rows * 2 * d * d + 2 * d * (pairs + rows * source)
-
-    layer = decoder_layer(layout.rows, layout.attention_pairs()) + _adapter_operations(layout, m)
-    last = decoder_layer(layout.read_rows, layout.attention_pairs(last=True)) + _adapter_operations(
-        layout, m, last=True
-    )
     cross = m.decoder_layers * source * 2 * d * d
     logits = (layout.read_rows + _rows_projected_again(layout, terms)) * d * padded_vocab(m)
-    links = _link_operations(layout, m)
     passes = config.objective.encoder_passes if "ar" in families and len(families) > 1 else 1
-    decoder = (m.decoder_layers - 1) * layer + last + logits + links
+    joint = passes * (encoder + cross) + _decoder_operations(layout, m, source) + logits
     # For heads alone nothing else has gradients; the logits of AR rows are then those of their labels.
-    total = (1 if trains_heads_alone(config) else TRAINING) * (passes * (encoder + cross) + decoder)
+    total = (1 if trains_heads_alone(config) else TRAINING) * joint
+    for family in _first_passes(config, families):
+        alone = layout_of((family,))
+        # The path of DAG needs the logits of all rows; then those on the path are projected again.
+        projected = alone.read_rows + (target if family == "dag" else 0)
+        total += cross + _decoder_operations(alone, m, source) + projected * d * padded_vocab(m)
     if "heads" in terms:
         rows, labels = (target - 1) * m.draft_heads, 0 if tuple(terms) == ("heads",) else target - 1
         # Neither the token table nor the encoder learns from heads, which saves a third of the products with them.
@@ -80,6 +81,26 @@ def step_flops(
             + d * labels * padded_vocab(m)
         )
     return 2 * sentences * total
+
+
+def _decoder_operations(layout: RowLayout, m: ModelConfig, source: int) -> int:
+    """Multiplications of the decoder's layers and links, but for the keys and values of the source, for a sentence."""
+    d = m.d_model
+
+    def layer(last: bool) -> int:
+        rows = layout.read_rows if last else layout.rows
+        per_row = 4 * d * d + 2 * d * m.ffn_dim  # queries and outputs of both attentions, feed-forward
+        pairs = layout.attention_pairs(last) + rows * source
+        return rows * per_row + layout.memory_rows * 2 * d * d + 2 * d * pairs + _adapter_operations(layout, m, last)
+
+    return (m.decoder_layers - 1) * layer(last=False) + layer(last=True) + _link_operations(layout, m)
+
+
+def _first_passes(config: Config, families: Collection[str]) -> tuple[str, ...]:
+    """The families whose rows a step computes once more, before the joint pass."""
+    glancing = ("ctc", "dag") if config.objective.glancing != 0 else ()
+    correction = ("nar",) if config.objective.nar_correction != 0 else ()
+    return tuple(family for family in (*glancing, *correction) if family in families)
 
 
 def _adapter_operations(layout: RowLayout, m: ModelConfig, last: bool = False) -> int:

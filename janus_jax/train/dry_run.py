@@ -248,7 +248,7 @@ def _format_batches(forecast: Forecast) -> str:
         f"{_table(header, rows)}\n{all_batches // settings.accumulation} steps an epoch, batches a step: {settings.accumulation}; "
         f"{forecast.flops / 1e12:,.3f} TFLOP a step on average, {forecast.flops / forecast.mesh.size / 1e12:,.3f} a device, "
         f"{forecast.flops * settings.steps / 1e15:,.3f} PFLOP in {settings.steps:,} steps: matrix products, forward and backward, "
-        "padding included (model/cost.py), not what the compiler computes twice, nor the first pass of glancing and nar_correction"
+        "padding included (model/cost.py), not what the compiler computes twice"
     )
 
 

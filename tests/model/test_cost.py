@@ -59,6 +59,35 @@ def test_operations_of_a_step_are_counted(name, stream, rank):
     assert counted == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "shares", "passes"),
+    [
+        ("ctc", {"glancing": 0.5}, 1), ("dag", {"glancing": 0.5}, 1), ("cmlm", {"nar_correction": 0.3}, 1),
+        further("janus_all", {"glancing": 0.5, "nar_correction": 0.3}, 2), ("ar", {"glancing": 0.5}, 0),
+    ],
+)  # fmt: skip
+def test_operations_of_a_first_pass_are_counted(name, shares, passes):
+    net, params = tiny.abstract(
+        d_model=64, ffn_dim=128, vocab_size=256,
+        **{f"{family}_ratio": 1.5 for family in ("ctc", "dag") if family in OBJECTIVES[name]},
+    )  # fmt: skip
+    batch = tiny.batch(rows=4, source=10, target=9, masked=6)
+
+    def counted_and_expected(objective):
+        def forward(params):
+            divisors = batch_divisors(batch, net.config, objective, net.specials.pad)
+            key = jax.random.key(0)
+            return loss(net, objective, params, batch, divisors=divisors, step=jnp.int32(0), rng=key)[0]
+
+        config = Config(model=net.config, objective=objective)
+        counted = product_operations(jax.make_jaxpr(forward)(params).jaxpr)
+        return np.array([counted, step_flops(config, 4, 10, 9, 6)])
+
+    more = counted_and_expected(ObjectiveConfig(name=name, **shares)) - counted_and_expected(ObjectiveConfig(name=name))
+    assert more[0] == pytest.approx(more[1], rel=0.02)
+    assert (more[1] > 0) == (passes > 0)
+
+
 @pytest.mark.parametrize(("alone", "choices", "width"), [(True, 256, 64), (False, 256, 128), (True, 96, 64)])
 def test_operations_of_draft_heads_are_counted(alone, choices, width):
     shape = {"d_model": width, "ffn_dim": 128, "vocab_size": 256, "draft_heads": 3, "draft_vocab": choices}
