@@ -56,8 +56,8 @@ def step_flops(
     terms = terms or only_terms(config) or objective_terms(config.objective)
     families = with_attended(read_families(terms))
 
-    def layout_of(families: Collection[str]) -> RowLayout:
-        return layout_of_shapes(m, families, source, target, masked)
+    def layout_of(wanted: Collection[str]) -> RowLayout:
+        return layout_of_shapes(m, wanted, source, target, masked)
 
     layout = layout_of(families)
     encoder = m.encoder_layers * source * (4 * d * d + 2 * d * f + 2 * source * d)
@@ -84,7 +84,7 @@ def step_flops(
 
 
 def _decoder_operations(layout: RowLayout, m: ModelConfig, source: int) -> int:
-    """Multiplications of the decoder's layers and links, but for the keys and values of the source, for a sentence."""
+    """Multiplications for one sentence in the decoder's layers and links, without the keys and values of the source."""
     d = m.d_model
 
     def layer(last: bool) -> int:
@@ -98,9 +98,14 @@ def _decoder_operations(layout: RowLayout, m: ModelConfig, source: int) -> int:
 
 def _first_passes(config: Config, families: Collection[str]) -> tuple[str, ...]:
     """The families whose rows a step computes once more, before the joint pass."""
-    glancing = ("ctc", "dag") if config.objective.glancing != 0 else ()
-    correction = ("nar",) if config.objective.nar_correction != 0 else ()
-    return tuple(family for family in (*glancing, *correction) if family in families)
+    objective = config.objective
+
+    def has_one(family: str) -> bool:
+        if family == "nar":
+            return objective.nar_correction != 0
+        return objective.glancing != 0 and term(own_term(family)).kind == "sentence"
+
+    return tuple(family for family in families if has_one(family))
 
 
 def _adapter_operations(layout: RowLayout, m: ModelConfig, last: bool = False) -> int:

@@ -8,7 +8,7 @@ with them (`decode.search.drafters`). Their rows are residual, as in Medusa (Cai
 they read the drafted tokens is as in Hydra (Ankner et al. 2024, arXiv 2402.05109). All heads share their parameters, so
 that they are one small recurrent network. The vocabulary logits come from the token table.
 
-Legend: U slots behind which heads draft (bos, and all tokens of a target but the last), B sentences, S source tokens, k
+Legend: T slots behind which heads draft (bos, and all tokens of a target but the last), B sentences, S source tokens, k
 heads, D model width.
 """
 
@@ -34,7 +34,7 @@ class DraftHeads(nn.Module):
 
     The context is softmax(P Q [row; token] . states / sqrt(D)) states.
 
-    U starts at zero, so that a row starts as it is. Q has few outputs, since that is faster and costs no accepted draft.
+    U starts at zero, so that a row starts as it is. Q has few outputs: that is faster, and costs no accepted draft.
     P is applied to the query and not, transposed, to the encoder states, which gives the same scores with less work.
     """
 
@@ -63,11 +63,11 @@ class DraftHeads(nn.Module):
         Args:
           table: of the tokens.
           encoded: the source.
-          rows: [B, U-1, D] AR rows, which predict the tokens behind the first.
-          tokens: [B, U] int32, bos first.
+          rows: [B, T-1, D] AR rows, which predict the tokens behind the first.
+          tokens: [B, T] int32, bos first.
 
         Returns:
-          [B, U, k, D]: of slot t and head d, the row that predicts token t+d of `tokens`. In the last slots there is none.
+          [B, T, k, D]: of slot t and head d, the row that predicts token t+d of `tokens`. The last slots have none.
         """
         rows = jnp.concatenate([self.first(len(rows))[:, None], rows], axis=1)
         vectors, made = self._vectors(table, tokens), []
@@ -82,11 +82,11 @@ class DraftHeads(nn.Module):
         return (scale * table(tokens)).astype(self.dtype)
 
     def _next(self, encoded: Encoded, rows: jax.Array, vectors: jax.Array) -> jax.Array:
-        """Rows and token vectors [B, U, D] -> rows [B, U, D]."""
+        """Rows and token vectors [B, T, D] -> rows [B, T, D]."""
         read = jnp.concatenate([rows, vectors], axis=-1)
         query = self.key(self.query(read))
-        scores = jnp.einsum("bud,bsd->bus", query, encoded.states, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("btd,bsd->bts", query, encoded.states, preferred_element_type=jnp.float32)
         scores = jnp.where(encoded.mask[:, None], scores / math.sqrt(self.config.d_model), NEGATIVE)
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        context = jnp.einsum("bus,bsd->bud", weights, encoded.states)
+        context = jnp.einsum("bts,bsd->btd", weights, encoded.states)
         return rows + self.outer(nn.silu(self.inner(jnp.concatenate([read, context], axis=-1))))
