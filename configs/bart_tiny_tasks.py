@@ -17,9 +17,11 @@ Data: data/headline/train.tsv and so on, a line each: source TAB target. Every t
 which ends the run when its loss no longer falls (train.patience), so that data/headline/valid.tsv can be scored afterwards.
 
 Cost: wikidesc took 46 minutes of one core that had other work too (2400 steps, 12 evaluations), headline takes hours.
-Scores, 1,000 pairs, ROUGE-L: wikidesc, two seeds, AR beam 5 43.2, 43.4, mask-predict in 10 passes 36.5, 36.7, CTC in one
-pass 21.8, 23.7; wikidesc_scratch 29.2, 29.8, 25.1, 25.8, 18.8, 19.3; wikidesc_dag AR beam 5 44.4, 43.4, DAG lookahead
-28.7, 28.2; wikidesc_dag_scratch 32.5, 32.1, 24.0, 24.3 (docs/pretraining.md).
+Scores, 1,000 pairs, ROUGE-L, two seeds (docs/pretraining.md):
+  wikidesc              AR beam 5 43.2, 43.4; mask-predict in 10 passes 36.5, 36.7; CTC in one pass 21.8, 23.7
+  wikidesc_scratch      AR beam 5 29.2, 29.8; mask-predict in 10 passes 25.1, 25.8; CTC in one pass 18.8, 19.3
+  wikidesc_dag          AR beam 5 44.4, 43.4; DAG lookahead 28.7, 28.2
+  wikidesc_dag_scratch  AR beam 5 32.5, 32.1; DAG lookahead 24.0, 24.3
 """
 
 import dataclasses
