@@ -148,7 +148,7 @@ def _decode_file(
         raise ValueError(f"--trace: mode {decode.mode} has no passes to record; use --mode={modes}")
     items = io.parse(io.read_lines(args.input), args.format, args.input or "standard input", decode.mode)
     for start in range(0, len(items), io.CHUNK):
-        _check_items(generator, start, items[start : start + io.CHUNK], name, bool(args.trace))
+        _check_items(generator, start, items[start : start + io.CHUNK], name, bool(args.trace), keywords)
     # The checkpoint by its content: another one may have taken its place when a killed run resumes, which needs --output.
     signature = [
         dataclasses.asdict(decode),
@@ -186,8 +186,10 @@ def _devices(count: int | None) -> list[jax.Device] | None:
     return jax.local_devices()[:count]
 
 
-def _check_items(generator: Generator, start: int, part: Sequence[io.Item], name: str, trace: bool) -> None:
-    """Raises what is wrong with the texts beside the sources; nothing is decoded.
+def _check_items(
+    generator: Generator, start: int, part: Sequence[io.Item], name: str, trace: bool, keywords: dict[str, Any]
+) -> None:
+    """Raises what is wrong with a part of the sentences; nothing is decoded.
 
     Args:
       generator: reads them.
@@ -195,6 +197,7 @@ def _check_items(generator: Generator, start: int, part: Sequence[io.Item], name
       part: of the sentences.
       name: the keyword of their texts.
       trace: whether passes are to be recorded.
+      keywords: settings of the search.
     """
     tokenizer, special = generator.tokenizer, generator.net.specials
     texts = generator.spaced(name, [item.text or "" for item in part])
@@ -209,6 +212,8 @@ def _check_items(generator: Generator, start: int, part: Sequence[io.Item], name
                 raise ValueError(f"line {number}: an empty source, for which nothing can be scored")
     elif name == "targets" and part[0].text is not None:
         with_gaps(texts, tokenizer, special.mask, start + 1)
+    else:
+        generator.check([item.source for item in part], **keywords)
 
 
 def _outputs(

@@ -62,7 +62,9 @@ def distill(
     check_one_target(data)
     generator = copy.copy(generator)
     generator.max_target_length = min(generator.max_target_length, data.config.data.max_target_length)
-    items = [Item(" ".join(map(str, row["source"].tolist()))) for row in data.split("train").examples()]
+    sources = [row["source"].tolist() for row in data.split("train").examples()]
+    generator.check_ids(sources, **settings)
+    items = [Item(" ".join(map(str, ids))) for ids in sources]
     output.parent.mkdir(parents=True, exist_ok=True)
     translated = output.with_name(f".{output.name}.targets")
 

@@ -290,11 +290,14 @@ class Generator:
 
     def check(self, lines: Sequence[str], **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
-        lines, decode = list_of_texts("lines", lines), self.settings(settings)
-        self._check_inputs(decode.mode, len(lines), {})
+        self.check_ids(self.encoded(lines), **settings)
+
+    def check_ids(self, sources: Sequence[Sequence[int]], **settings: Any) -> None:
+        """`check` for token ids, with or without bos, eos and padding."""
+        decode = self.settings(settings)
+        self._check_inputs(decode.mode, len(sources), {})
         if check := MODES[decode.mode].check:
-            ids = self.encoded(lines)
-            longest = max((len(bare(one, self.net.specials)) for one in ids), default=0) + 2
+            longest = max((len(bare(one, self.net.specials)) for one in sources), default=0) + 2
             check(self._plan(decode, min(longest, self.max_source_length)))
 
     def _plan(self, decode: DecodeConfig, longest_source: int = 0, has_targets: bool = False) -> DecodePlan:

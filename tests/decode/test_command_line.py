@@ -387,6 +387,11 @@ def test_all_texts_are_checked_before_the_first_is_decoded(saved, tmp_path, caps
     (tmp_path / "in").write_text("a\ta <mask>\n" * 2 + "a\tthe <mask>\n")
     assert main([*arguments, "--format=tsv"]) == 2
     assert "line 3: 'the' holds a word that the tokenizer does not know" in capsys.readouterr().err
+    # A source with more CTC rows than the model has positions.
+    net = Janus(dataclasses.replace(net.config, ctc_ratio=2.0, max_positions=16), words.specials)
+    (tmp_path / "in").write_text("a\n" * 3 + "a man a man a man a\n")
+    assert main([arguments[0], "--mode=ctc", *arguments[3:]]) == 2
+    assert "16 positions do not hold the 18 CTC rows of a source of 9 tokens" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -155,7 +155,7 @@ def test_finished_translations_outlive_a_failure_of_what_follows(original, tmp_p
     assert ids(tmp_path / "new") == ids(tmp_path / "other")
 
 
-def test_unusable_datasets_are_named(original, tmp_path):
+def test_unusable_datasets_are_named(original, tmp_path, monkeypatch):
     config, workdir = original
     generator = Generator.from_checkpoint(workdir)
     (tmp_path / "there").mkdir()
@@ -165,6 +165,9 @@ def test_unusable_datasets_are_named(original, tmp_path):
     data.prepare(other, log=lambda _: None)
     with pytest.raises(data.DataError, match="another tokenizer"):
         distill(generator, tmp_path / "other", tmp_path / "new", checkpoint="c")
+    monkeypatch.setattr(Generator, "generate_ids", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="99 lengths wanted"):
+        distill(generator, config.data.prepared, tmp_path / "new", checkpoint="c", mode="nar", length_beam=99)
     prepared = data.Prepared.open(config.data.prepared)
     with pytest.raises(data.DataError, match="59 targets for 60"):
         data.retarget(prepared, tmp_path / "new", [[7]] * 59, {})
