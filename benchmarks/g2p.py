@@ -5,7 +5,7 @@
     python benchmarks/g2p.py --list     # the cells, and which are done
 
 A cell is a preset of configs/g2p_cmudict.py with a seed. It is trained in a directory of its own in --workdir, and an
-interrupted training goes on with the same command. Then every decoding setting scores the validation and the test words:
+interrupted training resumes with the same command. Then every decoding setting scores the validation and the test words:
 phoneme error rate (PER) and word error rate (WER), as `janus_jax.evaluate --error_rates` computes them, with the 95%
 interval of 1000 bootstrap samples of the words. A finished cell has a file in benchmarks/results/g2p/. The program runs it
 again only if its settings change; a new setting of the package is no change while it has its default.

@@ -6,7 +6,7 @@
     python benchmarks/transfer.py --list                # the cells, and which are done
 
 A cell is a preset of configs/bart_tiny_tasks.py with a seed. It is trained in a directory of its own in --workdir until the
-loss of held-out pairs no longer falls; an interrupted training goes on with the same command. Then every decoding setting
+loss of held-out pairs no longer falls; an interrupted training resumes with the same command. Then every decoding setting
 of the best checkpoint scores the task's valid.tsv, which training has not seen: ROUGE F1 with the 95% interval of 1000
 bootstrap samples of the pairs (rouge-score's aggregator). A finished cell has a file in benchmarks/results/transfer/. The
 program runs it again only if its settings change; a new setting of the package is no change while it has its default.

@@ -1,4 +1,4 @@
-"""Three small tasks in English: a small pretrained model goes on to each of them, beside the same model from scratch.
+"""Three small tasks in English: a small pretrained model, fine-tuned on each, beside the same model from scratch.
 
     python -m janus_jax.data --config=configs/bart_tiny_tasks.py:headline
     python -m janus_jax.train --config=configs/bart_tiny_tasks.py:headline --workdir=runs/headline

@@ -12,7 +12,7 @@ Presets:
   coqa                  answers in a conversation
   personachat           dialogue
 
-  Each trains from scratch, with a tokenizer of its own. With _bart, as squadqg_bart, it goes on from runs/bart_base, an
+  Each trains from scratch, with a tokenizer of its own. With _bart, as squadqg_bart, it fine-tunes runs/bart_base, an
   imported BART or a run of configs/bart_janus.py (--config.init_from names another, with its size).
 
 Data: the folders of the benchmark, data/glge/easy/TASK_data/org_data with train.src, train.tgt, dev.src, dev.tgt and

@@ -84,8 +84,9 @@ class TextConfig:
 
     model: str = setting(
         "",
-        "An existing tokenizer: a SentencePiece model, a tokenizer.json, a folder with vocab.json and merges.txt (BART), or a "
-        "fairseq dict.txt (for text that is tokenized already). Empty: the tokenizer of init_from, or a new one, trained on "
+        "An existing tokenizer: a SentencePiece model, a tokenizer.json, a folder with vocab.json and merges.txt, or with "
+        "fairseq's dict.txt, encoder.json and vocab.bpe (BART), a fairseq dict.txt (for text that is tokenized already), or a "
+        "checkpoint, whose tokenizer is taken. Empty: the tokenizer of init_from, or a new one, trained on "
         "the training split.",
     )
     model_type: Literal["unigram", "bpe", "byte_bpe", "word"] = setting(

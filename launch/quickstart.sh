@@ -4,7 +4,7 @@
 #
 #   ./launch/quickstart.sh [--workdir=runs/demo_deen] [--config.train.steps=500 --config.optimizer.warmup_steps=50 ...]
 #
-# The settings apply to preparation and training. --allow_changes goes on with a run whose settings were others.
+# The settings apply to preparation and training. --allow_changes resumes a run whose settings were others.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 start=$SECONDS

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks everything: lint, format, tests. Arguments go to pytest: ./launch/test.sh tests/model -x
+# Checks lint and format, and runs the tests but the slow ones (-m "": all). Arguments go to pytest: ./launch/test.sh tests/model -x
 # Builds an environment in .venv (see environment.sh). .cache keeps compiled programs, so that a second run is faster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,7 +1,7 @@
 """Drafts from one pass over rows that each emit a token (CTC, DAG): continued from the tokens that were emitted.
 
 The pass gives a distribution over whole outputs. After each round the forward recursion over the emitted tokens says which row
-or vertex they most likely end in; the draft goes on greedily from there. So a draft that went wrong is mended without a pass
+or vertex they most likely end in; the draft goes on greedily from there. So a draft that went wrong is corrected without a pass
 of the decoder.
 
 Legend: B sentences, R rows or vertices, W drafted tokens, L longest hypothesis.
