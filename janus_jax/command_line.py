@@ -88,6 +88,7 @@ def report_mistakes(body: Callable[[], None]) -> int:
     Returns:
       The exit status.
     """
+    _open_stderr()
     try:
         with _warnings():
             body()
@@ -100,6 +101,12 @@ def report_mistakes(body: Callable[[], None]) -> int:
         print("error: the device has too little memory for this; make the batches or the beam smaller", file=sys.stderr)
         return 2
     return 0
+
+
+def _open_stderr() -> None:
+    """A process that was started without standard error (`2>&-`) writes it to nothing: Python gives it none."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, it stays open as standard error does
 
 
 @contextlib.contextmanager
@@ -163,6 +170,7 @@ def run(
     Returns:
       The exit status.
     """
+    _open_stderr()
     try:
         parsed = _parse(list(sys.argv[1:] if argv is None else argv), module, define, doc, adjust)
         if isinstance(parsed, str):

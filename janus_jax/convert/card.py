@@ -251,8 +251,8 @@ def _data(loaded: Loaded) -> str:
     data = loaded.config.data
     names = {"tfds": data.tfds_name, "demo": "built-in corpus", "cmudict": "CMU Pronouncing Dictionary"}
     corpus = names.get(data.source, "the author's files")
-    pair = "" if data.source == "text" else f", {data.source_lang} to {data.target_lang}"
-    return f"{data.source}: {corpus}{pair}"
+    codes = hub.language_codes(loaded)
+    return f"{data.source}: {corpus}" + (f", {' to '.join(codes)}" if codes else "")
 
 
 def _settings(config: Config) -> str:

@@ -59,15 +59,18 @@ class CardOptions:
 
 def languages(loaded: Loaded) -> dict[str, str]:
     """Code -> English name of the languages of source and target; {} where the config does not say them for certain."""
+    codes, names = language_codes(loaded), babel.Locale("en").languages
+    known = all(re.fullmatch("[a-z]{2,3}", code) and code in names for code in codes)
+    return {code: names[code] for code in codes} if known else {}
+
+
+def language_codes(loaded: Loaded) -> tuple[str, ...]:
+    """The config's codes of source and target; () where it does not say them for certain."""
     data, default = loaded.config.data, DataConfig()
     codes = (data.source_lang, data.target_lang)
     chosen = data.source == "tsv" and codes != (default.source_lang, default.target_lang)
     # The config of an import describes no training.
-    if "from" in loaded.about or not (data.source in _CODES_CHOOSE or chosen):
-        return {}
-    names = babel.Locale("en").languages
-    known = all(re.fullmatch("[a-z]{2,3}", code) and code in names for code in codes)
-    return {code: names[code] for code in codes} if known else {}
+    return codes if "from" not in loaded.about and (data.source in _CODES_CHOOSE or chosen) else ()
 
 
 def metadata(name: str, options: CardOptions, codes: Sequence[str], parallel: bool, scores: Sequence[Score]) -> str:

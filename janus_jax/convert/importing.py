@@ -145,7 +145,11 @@ def _from_fairseq(request: ImportRequest, report: Report) -> _ImportedModel:
 
 
 def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
-    directory = request.model if request.model.is_dir() else request.model.parent
+    directory = request.model
+    if directory.is_file():
+        raise ConvertError(
+            f"--model={directory}: a file; name its directory, {directory.parent}, which holds config.json too"
+        )
     config = files.read_json(directory / "config.json")
     arrays = files.as_float32(files.read_directory(directory), report)
     if config.get("model_type") == "janus_jax":

@@ -19,6 +19,8 @@ _METRICS = {
     "chrf": ("chrf", "chrF"),
     "exact_match": ("exact_match", "exact match"),
     "bleu_words": ("bleu", "BLEU of Moses words"),
+    "token_error_rate": ("token_error_rate", "token error rate"),
+    "sequence_error_rate": ("sequence_error_rate", "sequence error rate"),
 }
 
 

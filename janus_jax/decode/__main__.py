@@ -114,7 +114,7 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.distill_readers and not args.distill:
         parser.error("--distill_readers goes with --distill=PREPARED")
     if args.distill is not None:
-        others = ("input", "trace", "scores", "format")
+        others = ("input", "trace", "scores", "format", "nbest")
         given = [f"--{name}" for name in others if getattr(args, name) != parser.get_default(name)]
         if given or not args.output:
             parser.error(

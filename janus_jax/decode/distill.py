@@ -56,6 +56,7 @@ def distill(
         raise DataError(
             f"{data.directory} was prepared with another tokenizer than the checkpoint's; distil with a model trained on this dataset"
         )
+    settings["nbest"] = 1  # a pair has one target; a checkpoint's own settings may ask for more
     decode = generator.settings(settings)
     if data.config.data.source == "text":
         raise DataError(f"{data.directory} holds blocks of text for denoising; only sentence pairs can be distilled")

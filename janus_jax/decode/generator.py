@@ -282,6 +282,12 @@ class Generator:
                 f"mode: {decode.mode}, but this model was trained only for {trained}{drafts}; choose that, or set allow_untrained "
                 "(--allow_untrained of decode, or in a --setting of evaluate)"
             )
+        drafter = getattr(decode.chosen, "draft_from", "auto")
+        if drafter in MODES and drafter not in self.trained and decode.chosen.draft != "never":
+            raise ConfigError(
+                f"draft_from: {drafter}, but this model was trained only for {trained}; set draft_from to auto, or set "
+                "allow_untrained"
+            )
         if getattr(decode.chosen, "rerank", "none") == "ar" and "ar" not in self.trained:
             raise ConfigError(
                 f"rerank: ar, but this model was trained only for {trained}; set rerank to none, or set allow_untrained"

@@ -261,8 +261,9 @@ def render(number: int, item: Item, output: Output, form: str, *, scores: bool, 
     for one in ranked:
         cells = [str(number)] if nbest > 1 else []
         cells += [f"{one.score:.4f}"] if scores or nbest > 1 else []
-        cells += [item.source] if form == "tsv" else []
-        lines.append(one_line("\t".join([*cells, one.text])))
+        # A TAB in the text would be one more column, which reading the record again refuses.
+        cells += [item.source, one.text.replace("\t", " ")] if form == "tsv" else [one.text]
+        lines.append(one_line("\t".join(cells)))
     return "\n".join(lines)
 
 

@@ -227,13 +227,15 @@ def _score_benchmark(args: argparse.Namespace) -> None:
 
 def _score_checkpoint(args: argparse.Namespace) -> None:
     parallel.start(alone=True)
-    texts = list(args.setting or []) + ([args.mode] if args.mode else [])
-    own = [parse_setting(text) for text in texts]
+    own = [parse_setting(text) for text in args.setting or []]
+    own += [parse_setting(args.mode, "--mode")] if args.mode else []
     if args.pairs:
         sources, references = _read_pairs(args.pairs)
     else:
         sources, references = _read_lines(args.source), _read_lines(args.references)
         check_aligned(args.source, sources, args.references, references)
+    if (args.task or args.error_rates) and not any(line.strip() for line in references):
+        raise LinesError(f"{args.references or args.pairs}: all references are empty; nothing can be scored")
     plain = _plain_references(args, references)
     _check_places(args)
     if args.task:
@@ -260,10 +262,10 @@ def _score_checkpoint(args: argparse.Namespace) -> None:
         results = evaluate_settings(generator, sources, references, settings, runs=args.runs, progress=bar.update)
     for result, output in itertools.zip_longest(results, outputs):
         hypotheses = result.pop("hypotheses")
-        result |= {"model": model, "lines": len(sources)}
-        result |= _more_scores(args, hypotheses, references, sources, plain)
         if output:
             write_lines(output, hypotheses)
+        result |= {"model": model, "lines": len(sources)}
+        result |= _more_scores(args, hypotheses, references, sources, plain)
     if args.error_rates:
         best = min(range(len(results)), key=lambda i: results[i]["sequence_error_rate"])
     else:
@@ -320,11 +322,19 @@ def _check_places(args: argparse.Namespace) -> None:
     for flag, path in (("--output_dir", args.output_dir), ("--save_best", args.save_best)):
         if path is not None:
             try:
+                if not path:
+                    raise LinesError(f"{flag}=: names no directory; name one, or leave {flag} out")
                 files.check_directory(path)
             except OSError as error:
                 raise LinesError(
                     f"{flag}={path}: {error.strerror} ({error.filename}); name a directory in a writable one"
                 ) from error
+    if args.output_dir and args.save_best:
+        output, best = Path(args.output_dir).resolve(), Path(args.save_best).resolve()
+        if output.is_relative_to(best):  # which must not exist when the checkpoint is written
+            raise LinesError(
+                f"--output_dir={args.output_dir}: lies in --save_best={args.save_best}; name another directory"
+            )
 
 
 def _file_name(setting: dict[str, Any]) -> str:

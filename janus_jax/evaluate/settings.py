@@ -18,26 +18,28 @@ def standard_settings(modes: Sequence[str]) -> list[Keywords]:
     return [{"mode": name, **trial} for name, mode in MODES.items() if name in modes for trial in mode.trials]
 
 
-def parse_setting(text: str) -> Keywords:
+def parse_setting(text: str, flag: str = "--setting") -> Keywords:
     """A setting written "ar:beam=1" or "nar:passes=4,length_beam=3" as a dictionary.
+
+    Args:
+      text: the setting.
+      flag: that gave it, for messages.
 
     Raises:
       ConfigError: an unknown mode, or not of that form.
     """
     mode, _, rest = text.partition(":")
     if mode not in MODES:
-        raise ConfigError(
-            f"--setting={text}: {mode!r} is not one of {', '.join(MODES)}; write for example nar:passes=4"
-        )
+        raise ConfigError(f"{flag}={text}: {mode!r} is not one of {', '.join(MODES)}; write for example nar:passes=4")
     setting: Keywords = {"mode": mode}
     for item in filter(None, rest.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
-            raise ConfigError(f"--setting={text}: {item!r} is not name=value; write for example {mode}:{item}=1")
+            raise ConfigError(f"{flag}={text}: {item!r} is not name=value; write for example {mode}:{item}=1")
         if name in setting:
-            raise ConfigError(f"--setting={text}: {name} stands in it twice; leave one out")
+            raise ConfigError(f"{flag}={text}: {name} stands in it twice; leave one out")
         if name not in places(mode):
-            raise ConfigError(f"--setting={text}: {unknown(name, mode)}")
+            raise ConfigError(f"{flag}={text}: {unknown(name, mode)}")
         setting[name] = _number(value)
     return setting
 

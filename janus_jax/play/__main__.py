@@ -5,6 +5,7 @@ The page shows the outputs beside each other with their times, and what the pass
 """
 
 import argparse
+import errno
 import importlib.util
 import logging
 import socket
@@ -80,7 +81,8 @@ def _check_address(host: str, port: int | None) -> None:
         with socket.create_server((host, port or 0)):
             pass
     except OSError as error:
-        where = f"--port={port}" if port else f"--host={host}"
+        of_port = port and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        where = f"--port={port}" if of_port else f"--host={host}"
         raise ValueError(f"{where}: cannot listen on {host} ({error.strerror or error}); name another one") from error
 
 

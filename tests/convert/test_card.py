@@ -60,7 +60,16 @@ def rows(run):
     common["model"] = checkpoint.checksum(run)
     return [
         {"setting": "ar:beam=5", "bleu": 41.23456789, "chrf": 60.5, "exact_match": 0.25, "coqa/f1": None, **common},
-        {"setting": "nar:passes=4", "bleu": 39.0, "chrf": float("nan"), "exact_match": 0.125, "coqa/f1": 7.5, **common},
+        {
+            "setting": "nar:passes=4",
+            "bleu": 39.0,
+            "chrf": float("nan"),
+            "exact_match": 0.125,
+            "coqa/f1": 7.5,
+            "token_error_rate": 12.5,
+            "sequence_error_rate": 87.5,
+            **common,
+        },
     ]
 
 
@@ -100,6 +109,7 @@ def test_the_hub_reads_the_metadata(exports, rows):
         "newstest": [
             ("bleu", first["bleu"]), ("chrf", first["chrf"]), ("exact_match", first["exact_match"]),
             ("bleu", second["bleu"]), ("exact_match", second["exact_match"]), ("f1", second["coqa/f1"]),
+            ("token_error_rate", 12.5), ("sequence_error_rate", 87.5),
         ],
     }  # fmt: skip
     decodings = [result.metric_name for result in data.eval_results if result.metric_type == "bleu"]
@@ -120,6 +130,7 @@ def test_what_is_not_known_is_left_out(exports):
     }  # no license, language, data or scores
     assert card.data.pipeline_tag == "text-generation"
     assert "must choose one" in card.text
+    assert "| data | tsv: the author's files |" in card.text
     assert card.text.count("not recorded") >= 4
 
 
@@ -127,6 +138,7 @@ def test_the_card_says_how_the_model_was_made(exports, run, tmp_path):
     text = card_of(exports / "me/all").text
     loaded = checkpoint.load(run)
     for fact in (
+        "| data | demo: built-in corpus, de to en |",
         ORIGIN["data"],
         ORIGIN["revision"],
         "jax 0.10.2",

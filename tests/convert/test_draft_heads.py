@@ -15,6 +15,7 @@ from tests import tiny
 from tests.convert.parallel_models import PAD, padded, sources
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors.numpy")
 
 
@@ -87,19 +88,25 @@ def test_the_first_drafts_come_from_the_start_bos_and_the_source(each):
         token = int(np.argmax(np.where(np.isin(np.arange(len(choices)), [PAD, net.specials.mask]), -np.inf, choices)))
 
 
-def test_bad_settings_are_refused(each):
+def test_bad_settings_are_refused(each, monkeypatch):
     _, _, _, _, model = each
     ids = torch.tensor([[0, 7, 2]])
     for count in (0, 9):
         with pytest.raises(ValueError, match=f"draft_tokens: {count}; choose 1 to {model.config.draft_heads}"):
             model.generate_speculative(ids, draft_tokens=count)
-    usual = model.generation_config.no_repeat_ngram_size
-    model.generation_config.no_repeat_ngram_size = 3
-    try:
-        with pytest.raises(ValueError, match="no_repeat_ngram_size: generate_speculative has no such setting"):
+    for name, value in (("no_repeat_ngram_size", 3), ("begin_suppress_tokens", [7]), ("sequence_bias", [[[7], -1.0]])):
+        monkeypatch.setattr(model, "generation_config", transformers.GenerationConfig(max_length=9, **{name: value}))
+        with pytest.raises(ValueError, match=f"{name}: generate_speculative has no such setting"):
             model.generate_speculative(ids)
-    finally:
-        model.generation_config.no_repeat_ngram_size = usual
+
+
+def test_a_generation_config_without_values_is_read(each, monkeypatch):
+    _, _, net, _, model = each
+    ids = torch.tensor([[0, 7, 9, 2]])
+    monkeypatch.setattr(model, "generation_config", transformers.GenerationConfig())
+    tokens = model.generate_speculative(ids)
+    frame = len(model.config.start_tokens)
+    assert frame < tokens.shape[1] < frame + net.config.max_positions
 
 
 def test_a_negative_vocabulary_of_drafts_is_refused(each):

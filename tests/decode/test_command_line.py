@@ -425,7 +425,29 @@ def test_files_are_checked_before_a_model_is_loaded(saved, tmp_path, capsys, mon
         for path, message in (("file/below", "Not a directory"), ("file", "Not a directory|exists already")):
             assert evaluate_main([*base, "--setting=ar:beam=1", f"--{name}={tmp_path / path}"]) == 2
             assert re.search(message, capsys.readouterr().err)
+        assert evaluate_main([*base, "--setting=ar:beam=1", f"--{name}="]) == 2
+        assert f"--{name}=: names no directory" in capsys.readouterr().err
+    best = tmp_path / "best"
+    for output in (best, best / "lines"):
+        assert evaluate_main([*base, "--setting=ar:beam=1", f"--save_best={best}", f"--output_dir={output}"]) == 2
+        assert f"--output_dir={output}: lies in --save_best={best}" in capsys.readouterr().err
+    assert evaluate_main([*base, "--mode=nra"]) == 2
+    assert "--mode=nra: 'nra' is not one of ar, nar" in capsys.readouterr().err
+    (tmp_path / "file").write_text(" \n")
+    for flag in ("--error_rates", "--task=xsum"):
+        assert evaluate_main([*base, "--setting=ar:beam=1", flag]) == 2
+        assert f"{tmp_path / 'file'}: all references are empty" in capsys.readouterr().err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_command_runs_without_standard_error(saved, tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("a man\n")
+    monkeypatch.setattr("sys.stderr", None)  # as Python has it after 2>&-
+    assert (
+        main([f"--checkpoint={saved}", "--beam=1", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]) == 0
+    )
+    assert (tmp_path / "out").read_text().count("\n") == 1
+    assert main([f"--checkpoint={saved}", f"--input={tmp_path / 'none'}"]) == 2
 
 
 def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, capsys, monkeypatch):

@@ -192,8 +192,17 @@ def test_empty_outputs_leave_the_original_targets(original, tmp_path, monkeypatc
         assert new == (old if i % 20 == 3 else [old[0], 7, old[-1]])
     assert data.Prepared.open(tmp_path / "new").report["distilled"]["empty_outputs"] == 3
     assert lengths == [config.data.max_target_length]
-    monkeypatch.setattr(Generator, "generate_ids", lambda self, sources, **_: [Output("", 0.0, []) for _ in sources])
+    counts = set()
+
+    def empty(self, sources, *, nbest, **_):
+        counts.add(nbest)
+        return [Output("", 0.0, []) for _ in sources]
+
+    monkeypatch.setattr(Generator, "generate_ids", empty)
+    several = dataclasses.replace(Generator.from_checkpoint(workdir).decode_config, nbest=2)
+    monkeypatch.setattr(Generator, "decode_config", property(lambda _: several, lambda *_: None), raising=False)
     assert main([*flags, f"--output={tmp_path / 'none'}"]) == 2
+    assert counts == {1}  # a pair has one target, whatever the checkpoint's own settings
     assert "all 60 outputs are empty" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
 
@@ -207,6 +216,7 @@ def test_the_place_of_the_new_dataset_is_checked_first(original, tmp_path, monke
     for name, message in (("file/new", "Not a directory"), ("link", "exists; remove it")):
         assert main([*flags, f"--output={tmp_path / name}"]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*flags, f"--output={tmp_path / 'new'}", "--scores"])
-    assert "takes no --scores" in capsys.readouterr().err
+    for flag in ("--scores", "--nbest=2"):
+        with pytest.raises(SystemExit):
+            main([*flags, f"--output={tmp_path / 'new'}", flag])
+        assert f"takes no {flag.split('=')[0]}" in capsys.readouterr().err

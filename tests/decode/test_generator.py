@@ -193,6 +193,20 @@ def test_a_mode_that_was_not_trained_is_an_error_unless_it_is_allowed(generator)
     assert one.generate(["hello"], mode="ctc") == generator.generate(["hello"], mode="ctc")
 
 
+def test_rows_that_were_not_trained_draft_only_if_it_is_allowed(generator):
+    one = Generator(
+        generator.net, generator.params, Letters(), generator.decode_config, max_target_length=32,
+        trained=("ar", "ctc", "speculative"),
+    )  # fmt: skip
+    settings = {"mode": "speculative", "draft_from": "nar"}
+    with pytest.raises(
+        ConfigError, match="draft_from: nar, but this model was trained only for ar or ctc or speculative"
+    ):
+        one.settings(settings)
+    for allowed in ({"allow_untrained": True}, {"draft": "never"}, {"draft_from": "ctc"}, {"draft_from": "auto"}):
+        one.settings({**settings, **allowed})
+
+
 def test_no_lines_give_no_outputs(generator):
     assert generator.generate([]) == []
     assert [o.text for o in generator.generate(["", ""])] == ["", ""]

@@ -117,6 +117,8 @@ def test_formats():
     output = Output("y", -0.5, [7])
     assert io.render(4, item, output, "lines", scores=True, nbest=1) == "-0.5000\ty"
     assert io.render(4, item, output, "tsv", scores=False, nbest=1) == "a\ty"
+    # A byte-level tokenizer can produce a TAB; the line stays one that can be read.
+    assert io.render(4, item, Output("y\tz", -0.5, [7]), "tsv", scores=False, nbest=1) == "a\ty z"
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,10 @@ def test_a_port_that_is_in_use_is_named_before_the_model_is_loaded(capsys):
         port = taken.getsockname()[1]
         assert main(["--checkpoint=no_such_run", f"--port={port}"]) == 2
     assert f"--port={port}: cannot listen" in capsys.readouterr().err
+    assert (
+        main(["--checkpoint=no_such_run", "--host=192.0.2.1", f"--port={port}"]) == 2
+    )  # an address of documents (RFC 5737)
+    assert "--host=192.0.2.1: cannot listen" in capsys.readouterr().err
 
 
 def test_calls_of_an_address_are_limited():

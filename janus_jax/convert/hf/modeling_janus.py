@@ -767,7 +767,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
           prefix: tokens that an output begins with, the decoder's first tokens left out.
         """
         frame = len(self.config.start_tokens)
-        longest = min(generation_config.max_length, frame - 1 + self.config.max_positions)
+        longest = frame - 1 + self.config.max_positions
+        if generation_config.max_length is not None:
+            longest = min(generation_config.max_length, longest)
         a, b = (getattr(generation_config, name, None) for name in ("max_length_a", "max_length_b"))
         if mask is None or a is None or b is None:
             return torch.tensor([longest])
@@ -789,7 +791,7 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         A pass feeds the last token and `draft_tokens` guesses of the heads. The longest run of guesses that greedy search
         would have emitted is kept, and its next token. Sentences are decoded one after the other, as in assisted
         generation of transformers. Of the generation config, max_length, max_length_a, max_length_b, min_new_tokens and
-        suppress_tokens count.
+        suppress_tokens count. Without max_length an output may have as many tokens as the model has positions.
 
         Args:
           input_ids, attention_mask: as in `forward`.
@@ -811,7 +813,9 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not 1 <= count <= c.draft_heads:
             raise ValueError(f"draft_tokens: {count}; choose 1 to {c.draft_heads}, the number of heads")
         changed = {"no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "bad_words_ids": None, "do_sample": False}
-        changed |= {"min_length": 0, "max_new_tokens": None, "forced_bos_token_id": None}
+        changed |= {"min_length": 0, "max_new_tokens": None, "forced_bos_token_id": None, "begin_suppress_tokens": None}
+        changed |= {"encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "sequence_bias": None}
+        changed |= {"exponential_decay_length_penalty": None, "guidance_scale": None, "stop_strings": None}
         for name, usual in changed.items():
             if getattr(settings, name, None) not in (None, usual):
                 raise ValueError(
@@ -1146,6 +1150,8 @@ class JanusForConditionalGeneration(PreTrainedModel, GenerationMixin):
         tokens, lengths, scores = outputs
         if length_penalty is None:
             length_penalty = self.generation_config.length_penalty
+        if length_penalty is None:  # a generation config without it
+            length_penalty = 1.0
         c, count = self.config, tokens.shape[1]
         targets = framed(tokens.flatten(0, 1), lengths.flatten(), c)
         start = torch.tensor([c.start_tokens], device=targets.device).repeat(len(targets), 1)
