@@ -170,6 +170,10 @@ def _check_data(config: Config) -> None:
         )
     if not d.prepared:
         raise ConfigError("config.data.prepared: name the folder of the prepared data, for example prepared/mine")
+    if "://" in d.prepared:
+        raise ConfigError(
+            f"config.data.prepared: {d.prepared} is an address, no folder; mount the bucket and name its folder"
+        )
     if d.source == "tfds" and not d.tfds_name:
         raise ConfigError("config.data.tfds_name: name the TFDS dataset, for example 'wmt16_translate/ro-en'")
     if 0 < d.max_length_ratio < 1:

@@ -126,25 +126,30 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_on_sigterm() -> Iterator[StopRequest]:
-    """Inside the block, SIGTERM sets `received` of the request and doesn't end the process.
+def stop_on_signal() -> Iterator[StopRequest]:
+    """Inside the block, SIGTERM and SIGHUP (its terminal was closed) set `received` and don't end the process.
 
-    Only the main thread can install a signal handler: in any other thread the request is never set.
+    A SIGHUP that is ignored stays so: `nohup` wants the run to go on. Only the main thread can install a signal handler: in
+    any other thread the request is never set.
     """
     request = StopRequest()
 
     def handle(*_: Any) -> None:
         request.received = True
 
+    wanted = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
     try:
-        before = signal.signal(signal.SIGTERM, handle)
+        before = [(number, signal.signal(number, handle)) for number in wanted]
     except ValueError:
         yield request
         return
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:

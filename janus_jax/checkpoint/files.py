@@ -4,6 +4,7 @@ A step directory holds everything: parameters, their moving average, optimizer s
 and metadata about its origin. Config and tokenizer are stored as bytes.
 """
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,9 @@ from janus_jax import config as config_lib
 from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.config import Config, ConfigError
 from janus_jax.types import Params
+
+# Words of errors that come from the state of the machine and not from a damaged file.
+_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/output error", "Stale file handle")
 
 
 class CheckpointError(ValueError):
@@ -77,6 +81,10 @@ def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
     except (ConfigError, CheckpointError):
         raise
     except Exception as error:  # Orbax raises any class for a damaged file
+        if machine := next(filter(is_of_machine, causes(error)), None):
+            raise CheckpointError(
+                f"{step_dir}: cannot be read now ({type(machine).__name__}: {first_line(machine)})"
+            ) from error
         others = ", ".join(str(other) for other in step_directories(step_dir.parent) if other != step_dir)
         raise CheckpointError(
             f"{step_dir}: damaged ({type(error).__name__}: {first_line(error)}); "
@@ -86,11 +94,15 @@ def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
 
 def _load(step_dir: Path, device: jax.Device | None) -> Loaded:
     metadata = stored_metadata(step_dir)
-    params = "ema" if "ema" in metadata.metadata else "params"
-    abstract = {name: _on_one_device(metadata.metadata[name], device) for name in (params, "assets")}
-    stored = ocp.load_checkpointables(step_dir, abstract)
     about = metadata.custom_metadata or {}
     sums = about.get("sums", {})  # absent from older checkpoints
+    params = "ema" if "ema" in metadata.metadata or "ema" in sums else "params"
+    # Orbax reports items that it cannot read as absent or empty.
+    if not jax.tree.leaves(metadata.metadata.get(params)):
+        raise ValueError(f"{params} cannot be read")
+    abstract = {name: _on_one_device(metadata.metadata[name], device) for name in (params, "assets")}
+    with alone():
+        stored = ocp.load_checkpointables(step_dir, abstract)
     if params in sums and checksums({params: stored[params]})[params] != sums[params]:
         raise ValueError("the parameters differ from those that were saved")
     check_bytes(stored["assets"], about)
@@ -110,6 +122,20 @@ def stored_metadata(step_dir: Path) -> Any:
     for path in step_dir.glob("*/_METADATA"):
         path.read_bytes()
     return ocp.checkpointables_metadata(step_dir)
+
+
+def alone() -> ocp.Context:
+    """For reading without Orbax's barriers, at which all other processes would wait for minutes where one finds damage."""
+    context, this = ocp.Context(), jax.process_index()
+    context.multiprocessing.primary_host, context.multiprocessing.active_processes = this, {this}
+    return context
+
+
+def is_of_machine(error: BaseException) -> bool:
+    """Whether an error comes from the state of the machine and not from a damaged file."""
+    # A file that is absent is damage; any other error that the system numbers is not.
+    numbered = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return numbered or isinstance(error, MemoryError) or any(word in str(error) for word in _NOT_DAMAGE)
 
 
 def _on_one_device(tree: Any, device: jax.Device | None = None) -> Any:
@@ -169,7 +195,9 @@ def _config(step_dir: Path) -> Config:
 
 def _assets(step_dir: Path) -> dict[str, Any]:
     metadata = stored_metadata(step_dir)
-    assets = ocp.load_checkpointables(step_dir, {"assets": _on_one_device(metadata.metadata["assets"])})["assets"]
+    with alone():
+        stored = ocp.load_checkpointables(step_dir, {"assets": _on_one_device(metadata.metadata["assets"])})
+    assets = stored["assets"]
     check_bytes(assets, metadata.custom_metadata or {})
     return assets
 
@@ -177,13 +205,18 @@ def _assets(step_dir: Path) -> dict[str, Any]:
 def find(path: str | Path) -> Path:
     """The step directory that `path` is or holds; see `load`."""
     path = Path(os.path.expanduser(path)).absolute()
-    if not path.is_dir():
+    try:
+        if not path.is_dir():
+            raise CheckpointError(
+                f"{path}: no such directory; give a checkpoint's step directory or a run's work directory"
+            )
+        if (path / "assets").is_dir():
+            return path
+        steps = step_directories(path)
+    except OSError as error:
         raise CheckpointError(
-            f"{path}: no such directory; give a checkpoint's step directory or a run's work directory"
-        )
-    if (path / "assets").is_dir():
-        return path
-    steps = step_directories(path)
+            f"{path}: cannot be read ({error.strerror}: {error.filename}); give read permission, or name another directory"
+        ) from error
     if not steps:
         raise CheckpointError(f"{path}: holds no complete checkpoint; has the run saved one yet?")
     return steps[-1]

@@ -4,7 +4,6 @@ Orbax writes to a temporary name and then renames. So a step directory is comple
 stored numbers are those that were saved.
 """
 
-import errno
 import logging
 import math
 import shutil
@@ -22,17 +21,17 @@ from janus_jax import processes, provenance
 from janus_jax.checkpoint.checksums import byte_checksums, check_bytes, checksums
 from janus_jax.checkpoint.files import (
     CheckpointError,
+    alone,
     bytes_array,
     causes,
     first_line,
+    is_of_machine,
     step_directories,
     stored_metadata,
 )
 from janus_jax.config import Config, TrainConfig, last_change, scheduled
 from janus_jax.types import TrainState
 
-# Words of errors that come from the state of the machine and not from a damaged file.
-_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE", "Input/output error", "Stale file handle")
 _STRUCTURE_FIX = "use the config that the run started with, or another --workdir"
 
 
@@ -163,7 +162,7 @@ class Checkpoints:
             if any("tree structures do not match" in str(cause) for cause in causes(error)):
                 # The arrays are the same ones, see `_check_structure`: an optimizer with another setting keeps them elsewhere.
                 refusal = f"{path}: does not fit this config (the optimizer's state has another form); {_STRUCTURE_FIX}"
-            elif machine := next(filter(_is_of_machine, causes(error)), None):
+            elif machine := next(filter(is_of_machine, causes(error)), None):
                 refusal = f"{path}: cannot be read now ({type(machine).__name__}: {first_line(machine)})"
             else:
                 damage = f"{type(error).__name__}: {first_line(error)}"
@@ -300,12 +299,7 @@ def _read(path: Path, abstract: TrainState) -> tuple[dict[str, Any], dict[str, A
         raise ValueError(f"{' and '.join(unread)} cannot be read")
     _check_structure(path, metadata.metadata, items)
     assets = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), metadata.metadata["assets"])
-    # Without Orbax's barriers, at which all others would wait for minutes where one process finds damage: `_read_everywhere`
-    # compares what the processes found.
-    this = jax.process_index()
-    with ocp.Context(
-        multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
-    ):
+    with alone():  # `_read_everywhere` compares what the processes found
         stored = ocp.load_checkpointables(path, items | {"assets": assets})
     check_bytes(stored["assets"], custom)
     return stored, custom
@@ -328,13 +322,6 @@ def _verified(stored: dict[str, Any], custom: dict[str, Any]) -> tuple[TrainStat
     if not isinstance(interval, dict) or not interval.keys() <= {"steps", "sums", "skipped"}:
         raise ValueError("its metadata are damaged")
     return state, dict(interval)
-
-
-def _is_of_machine(error: BaseException) -> bool:
-    """Whether an error comes from the state of the machine and not from a damaged file."""
-    # A file that is absent is damage; any other error that the system numbers is not.
-    numbered = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    return numbered or isinstance(error, MemoryError) or any(word in str(error) for word in _NOT_DAMAGE)
 
 
 def _check_structure(path: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:

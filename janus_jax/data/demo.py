@@ -67,14 +67,20 @@ def generate(
       seed: another seed gives another corpus; the same arguments always give the same one.
 
     Raises:
-      DataError: CLDR has no such locale, the two are the same, or it does not yield so many different pairs.
+      DataError: CLDR has no such locale or too little of it, the two are the same, or it does not yield so many different pairs.
     """
     source, target = _locale(source_lang, "source_lang"), _locale(target_lang, "target_lang")
     if source_lang == target_lang:
         raise DataError(f"config.data.target_lang: {target_lang!r} is the source language too; name another")
     kinds = _kinds(source, target)
     rng = random.Random(f"{source_lang} {target_lang} {seed}")
-    weights = [rule[3] for rule in _RULES]
+    rules = [rule for rule in _RULES if all(kinds[kind] for kind in rule[0].split())]
+    if not rules:
+        raise DataError(
+            f"config.data.source_lang, target_lang: Unicode CLDR lacks too much of {source_lang!r} or {target_lang!r} for the "
+            "built-in corpus; take other languages"
+        )
+    weights = [rule[3] for rule in rules]
     pairs: list[Phrase] = []
     seen: tuple[set[str], set[str]] = (set(), set())
     tries = 0
@@ -85,7 +91,7 @@ def generate(
                 f"config.data.demo_sizes: the built-in {source_lang}-{target_lang} corpus has only about {len(pairs)} different pairs "
                 f"of the {sum(sizes)} that the setting needs; lower it"
             )
-        parts, source_order, target_order, _ = rng.choices(_RULES, weights)[0]
+        parts, source_order, target_order, _ = rng.choices(rules, weights)[0]
         drawn = [rng.choice(kinds[kind])(rng) for kind in parts.split()]
         pair = (
             _clean(source_order.format(*(part[0] for part in drawn))),

@@ -48,7 +48,9 @@ def prepare(
       DataError: data is missing or unusable, or the directory holds something else.
       TokenizerError: the tokenizer cannot be trained or read.
     """
-    directory = pathlib.Path(config.data.prepared)
+    directory = pathlib.Path(os.path.abspath(config.data.prepared))
+    if directory == pathlib.Path.cwd():
+        raise DataError("config.data.prepared: the current folder cannot be replaced; name a folder in it")
     if directory.is_symlink():
         directory = directory.resolve()  # the link stays, and what it points to is written
     if config.data.source != "text" and config.data.source_lang == config.data.target_lang:
@@ -134,6 +136,8 @@ def _existing(
     try:
         report = store.read_report(directory)
         changes = identity.preparation_changes(report, config, splits, inputs, directory)
+        if not changes:
+            store.Prepared.open(directory)  # finds damage
     except DataError as error:
         changes = str(error)
     if not changes:
@@ -232,6 +236,8 @@ def _empty(split: str, stats: clean.FilterStats, data: DataConfig) -> DataError:
     fix = clean.MALFORMED.get(
         usual, "check the files, and data.max_source_length, max_target_length and max_length_ratio"
     )
+    if data.source == "demo" and not stats.read:
+        fix = f"raise data.demo_sizes {data.demo_sizes}" + (f', or set data.{split}=""' if split != "train" else "")
     if split == "valid" and not data.valid:
         fix += f"; or lower config.data.hold_out ({data.hold_out})"
     return DataError(

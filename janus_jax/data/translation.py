@@ -441,7 +441,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     def body() -> None:
         output = Path(args.output)
         if (output / FINISHED).is_file():
-            made = json.loads((output / FINISHED).read_text())["corpus"]
+            try:
+                made = json.loads((output / FINISHED).read_text(encoding="utf-8"))["corpus"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{output / FINISHED}: not of this command; name another folder with --output"
+                ) from error
             if made != args.corpus:
                 raise DataError(f"--output={output}: holds {made} already; name another folder")
             print(f"{output}: finished already")

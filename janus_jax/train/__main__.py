@@ -85,7 +85,7 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
         reason = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise ConfigError(
             f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}), "
-            "or the model; --dry_run says what a step takes. The same command resumes from the newest checkpoint"
+            "with --allow_changes, or the model; --dry_run says what a step takes. The same command resumes from the newest checkpoint"
         ) from error
     if jax.process_index() == 0 and not stopped:
         print(f"finished: {values.workdir}")

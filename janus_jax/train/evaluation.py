@@ -45,10 +45,16 @@ class Evaluation:
     def _check_modes(self) -> None:
         """Raises ConfigError if a mode cannot decode the validation sentences with the settings of the run."""
         config = self._config
+        trained = trained_modes(config)
+        for name in trained:
+            if getattr(getattr(config.decode, name), "rerank", "none") == "ar" and "ar" not in trained:
+                raise ConfigError(
+                    f"config.decode.{name}.rerank: ar, but the objective trains only {' and '.join(trained)}; set it to none"
+                )
         for name in self._scored_modes() if "valid" in self._prepared.splits else ():
             decode = with_keywords(config.decode, _settings_of(name))
             longest = min(config.data.max_target_length, self._net.config.max_positions)
-            plan = DecodePlan(self._net, decode, longest, longest_source=config.data.max_source_length)
+            plan = DecodePlan(self._net, decode, longest, trained, config.data.max_source_length)
             try:
                 if check := MODES[name].check:
                     check(plan)
@@ -140,6 +146,7 @@ class Evaluation:
             config.decode,
             max_source_length=config.data.max_source_length,
             max_target_length=config.data.max_target_length,
+            trained=trained_modes(config),
             mesh=mesh,
         )
         sources, references = zip(*self._prepared.text("valid")[:count], strict=True)

@@ -70,7 +70,7 @@ def train(config: Config, workdir: str | Path, *, allow_changes: bool = False) -
 def train_or_stop(
     config: Config, workdir: str | Path, *, allow_changes: bool = False, profile: tuple[int, int] | None = None
 ) -> tuple[dict[str, float], bool]:
-    """The same as `train`; also returns whether SIGTERM stopped the run before its end.
+    """The same as `train`; also returns whether SIGTERM or SIGHUP stopped the run before its end.
 
     Args:
       config, workdir, allow_changes: see `train`.
@@ -79,7 +79,7 @@ def train_or_stop(
     if "://" in str(workdir):
         raise ConfigError(f"--workdir={workdir}: an address is no directory; mount the bucket and name its directory")
     workdir = Path(os.path.expanduser(workdir))
-    with contextlib.ExitStack() as lock, processes.stop_on_sigterm() as request:
+    with contextlib.ExitStack() as lock, processes.stop_on_signal() as request:
         try:
             return _TrainingRun(config, workdir, allow_changes, profile, lock, request).run()
         except OSError as error:  # from writing the log, for example on a full disk
@@ -394,7 +394,16 @@ class _TrainingRun:
 
     def _evaluate(self, step: int) -> None:
         params = self.state.params if self.state.ema is None else self.state.ema
-        metrics = self.evaluation.measure(params)
+        try:
+            metrics = self.evaluation.measure(params)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # Of the evaluation's parts decoding takes most: less than a step the loss on a batch.
+            raise ConfigError(
+                f"the evaluation of step {step} does not fit into memory; lower config.decode.batch_tokens (now "
+                f"{self.config.decode.batch_tokens}), or set config.train.eval_sentences to 0. The same command resumes"
+            ) from error
         if metrics:
             self.log.record(step, metrics)
             self.evaluations[step] = metrics

@@ -15,6 +15,7 @@ import filelock
 from janus_jax import config as config_lib
 from janus_jax import files
 from janus_jax.config import Config, ConfigError, settings_without_rows
+from janus_jax.metrics import read_metrics
 
 # Settings that may change at a resume, since the steps that are done don't depend on them.
 FREE_SETTINGS = {
@@ -124,9 +125,12 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
       A text per difference; none for a run without a checkpoint.
 
     Raises:
-      ConfigError: something differs that may not, or a file is damaged.
+      ConfigError: something differs that may not, a file is damaged, or the checkpoints of the run are gone.
     """
-    if not has_checkpoint(workdir) or not (workdir / _CONFIG).exists():
+    if not (workdir / _CONFIG).exists():
+        return []
+    if not has_checkpoint(workdir):
+        _check_none_was_saved(workdir)
         return []
     changed = _differences(_read(workdir / _CONFIG, config_lib.from_json), config)
     old_contents = contents  # older runs have no digest
@@ -140,6 +144,19 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
             "--workdir, or resume with --allow_changes"
         )
     return changed
+
+
+def _check_none_was_saved(workdir: Path) -> None:
+    """Raises ConfigError if a run without checkpoints has gone so far that it must have had some.
+
+    At the second interval between checkpoints the first one is complete.
+    """
+    last = max((record["step"] for record in read_metrics(workdir / "metrics.jsonl")), default=0)
+    if last > 2 * _read(workdir / _CONFIG, config_lib.from_json).train.checkpoint_every:
+        raise ConfigError(
+            f"{workdir}: metrics.jsonl goes to step {last}, but {workdir / 'checkpoints'} holds no checkpoint; put them back, or "
+            "remove metrics.jsonl to begin again"
+        )
 
 
 def depends_on_steps(config: Config) -> bool:

@@ -73,3 +73,6 @@ def test_errors():
         demo.generate("xx", "en", (1, 1, 1), 0)
     with pytest.raises(DataError, match="source language too"):
         demo.generate("en", "en", (1, 1, 1), 0)
+    # A language of which CLDR lacks the names of languages and countries: the rules that need them are left out.
+    train, *_ = demo.generate("gv", "en", (20, 1, 1), 0)
+    assert len(train) == 20

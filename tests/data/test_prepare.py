@@ -137,6 +137,28 @@ def test_second_run_keeps_the_directory(tmp_path):
     assert (tmp_path / "prepared/lengths.npz").stat().st_mtime_ns == stamp
 
 
+def test_a_damaged_dataset_is_not_called_prepared(tmp_path):
+    write(tmp_path, CLEAN)
+    config = parallel_config(tmp_path)
+    data.prepare(config, **QUIET)
+    (tmp_path / "prepared/lengths.npz").unlink()
+    with pytest.raises(data.DataError, match=r"lengths\.npz: .*--overwrite"):
+        data.prepare(config, **QUIET)
+    data.prepare(config, overwrite=True, **QUIET)
+    assert len(data.Prepared.open(config.data.prepared).split("train")) == len(CLEAN)
+
+
+def test_the_current_folder_is_no_place_for_a_dataset(tmp_path, monkeypatch):
+    write(tmp_path, CLEAN)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for place in (".", "../empty"):
+        with pytest.raises(data.DataError, match="the current folder cannot be replaced; name a folder in it"):
+            data.prepare(with_data(parallel_config(tmp_path), prepared=place), **QUIET)
+    with pytest.raises(config_lib.ConfigError, match=r"gs://bucket/mine is an address, no folder; mount the bucket"):
+        config_lib.resolve({"data": {"prepared": "gs://bucket/mine"}})
+
+
 def test_other_settings_or_files_are_refused_unless_overwritten(tmp_path):
     write(tmp_path, CLEAN)
     config = parallel_config(tmp_path)
@@ -205,6 +227,9 @@ def test_empty_splits_are_errors(tmp_path):
     with pytest.raises(data.DataError, match=r"config\.data\.valid: no pair .*1 source too long.*max_source_length"):
         data.prepare(parallel_config(tmp_path), **QUIET)
     assert not (tmp_path / "prepared").exists()
+    none = {"demo_sizes": (200, 20, 0), "prepared": str(tmp_path / "demo")}
+    with pytest.raises(data.DataError, match=r'raise data\.demo_sizes \(200, 20, 0\), or set data\.test=""'):
+        data.prepare(config_lib.resolve({"data": none, "text": {"vocab_size": 120}}), **QUIET)
 
 
 def test_long_sides_are_cut_where_the_config_says_so(tmp_path):

@@ -175,12 +175,17 @@ def test_sides_of_different_length_are_an_error_and_leave_nothing(tmp_path, chan
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_files_of_something_else_are_not_replaced(tmp_path):
+def test_files_of_something_else_are_not_replaced(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/train.de").write_text("precious")
     with pytest.raises(DataError, match=r"out holds train\.de and no corpus\.json: .* move them away"):
         translation.make("iwslt14", iwslt(tmp_path / "raw"), tmp_path / "out", checked=False)
     assert (tmp_path / "out/train.de").read_text() == "precious"
+    for content in ("{}", "[1]", "none"):
+        (tmp_path / "out/corpus.json").write_text(content)
+        flags = ["--corpus=iwslt14", f"--downloads={tmp_path}", f"--output={tmp_path / 'out'}"]
+        assert translation.main(flags) == 2
+        assert "corpus.json: not of this command; name another folder" in capsys.readouterr().err
 
 
 def test_wrong_downloads_are_named(tmp_path, monkeypatch, capsys):

@@ -128,3 +128,25 @@ def test_a_folder_with_little_in_it_does_not_hide_the_intact_checkpoint(director
     step, notes = restored_step(directory)
     assert step == 2
     assert "checkpoint 3 (" in notes[0]
+
+
+def test_a_folder_that_may_not_be_read_is_named(directory, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(directory), "is_dir", refused)
+    for read in (checkpoint.find, checkpoint.config, checkpoint.load):
+        with pytest.raises(
+            CheckpointError, match=rf"{directory}: cannot be read \(Permission denied: .*give read permission"
+        ):
+            read(directory)
+    assert not checkpoint.is_checkpoint(directory)
+
+
+def test_an_error_of_the_machine_is_not_called_damage_where_a_model_is_loaded(directory, monkeypatch):
+    def failing(*_, **__):
+        raise ValueError("UNAVAILABLE: a host is gone")
+
+    monkeypatch.setattr(ocp, "load_checkpointables", failing)
+    with pytest.raises(CheckpointError, match=r"2: cannot be read now \(ValueError: UNAVAILABLE: a host is gone\)"):
+        checkpoint.load(directory)

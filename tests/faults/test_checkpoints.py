@@ -121,6 +121,13 @@ def test_without_an_intact_checkpoint_the_run_does_not_start_from_the_beginning(
         (workdir / "checkpoints" / step).rename(workdir / f"checkpoints/damaged-{step}")
     with pytest.raises(CheckpointError, match=r"no checkpoint can be read\. Restore a copy"):
         train(small(prepared), workdir)
+    records = (workdir / "metrics.jsonl").read_bytes()
+    (workdir / "checkpoints").rename(workdir / "moved")
+    with pytest.raises(
+        ConfigError, match=r"metrics\.jsonl goes to step 12, but .*checkpoints holds no checkpoint; put them back"
+    ):
+        train(small(prepared), workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == records
 
 
 @pytest.mark.parametrize("error", [RuntimeError("RESOURCE_EXHAUSTED: out of memory"), PermissionError(13, "no")])

@@ -63,13 +63,16 @@ def assert_same(actual, expected):
 class ProcessesRun:
     """A run of several processes, which starts with this object."""
 
-    def __init__(self, count, config, workdir, folder, devices=1):
+    def __init__(self, count, config, workdir, folder, devices=1, init_from=""):
+        """`init_from` is an expression of the experiment file, which each process runs for itself."""
         settings = {name: value for name, value in leaves(config) if not name.startswith("parallel.")}
         settings |= {f"parallel.{name}": getattr(config.parallel, name) for name in ("data", "fsdp", "tensor")}
         file = folder / "experiment.py"
         file.write_text(
-            "from janus_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
-            f"    config.update_from_flattened_dict({settings!r})\n    return config\n"
+            "import os\n\nfrom janus_jax.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+            f"    config.update_from_flattened_dict({settings!r})\n"
+            + (f"    config.init_from = {init_from}\n" if init_from else "")
+            + "    return config\n"
         )
         self.count, self.workdir, self.output = count, workdir, folder / "output.txt"
         with self.output.open("w") as output:
@@ -210,6 +213,23 @@ def test_a_checkpoint_that_is_damaged_for_one_process_is_set_aside_by_all(prepar
     assert "is damaged and kept as damaged-STEP; resumes from step 16" in again.text()
     names = {path.name for path in (run.workdir / "checkpoints").iterdir()}
     assert {"damaged-24", "24", "32"} <= names
+
+
+@pytest.mark.slow
+def test_a_start_that_is_damaged_for_one_process_is_named_by_it_and_ends_all(prepared, tmp_path):
+    settings = SETTINGS | {"objective__name": "ar", "train__eval_sentences": 0}
+    train(runs.config(prepared, **settings | {"train__steps": 8}), tmp_path / "start0")
+    shutil.copytree(tmp_path / "start0", tmp_path / "start1")
+    copies = f"{str(tmp_path / 'start')!r} + os.environ['JAX_PROCESS_ID']"
+    config = runs.config(prepared, **settings)
+    run = ProcessesRun(2, config, tmp_path / "run", tmp_path, init_from=copies)
+    assert run.status() == 0, run.text()
+    for part in (tmp_path / "start1/checkpoints/8/ema").rglob("d/*"):
+        os.truncate(part, part.stat().st_size // 2)
+    run = ProcessesRun(2, config, tmp_path / "again", tmp_path, init_from=copies)
+    assert run.status(seconds=100) == 2, run.text()
+    assert re.search(r"\[1\] error: .*start1/checkpoints/8: damaged", run.text()), run.text()
+    assert "[0] error: another process of this run failed; its message says why" in run.text()
 
 
 def test_when_one_process_fails_no_other_waits_for_it(prepared, tmp_path):

@@ -67,7 +67,7 @@ def test_compile_time_is_measured_until_closed():
 
 @pytest.mark.parametrize(
     ("kind", "rate"),
-    [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("NVIDIA H200", 989e12), ("NVIDIA A100-SXM4-80GB", 312e12)],
+    [("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("TPU v6 lite", 918e12), ("NVIDIA H200", 989e12), ("NVIDIA L40", 181e12), ("NVIDIA L4", 121e12), ("NVIDIA A100-SXM4-80GB", 312e12)],
 )  # fmt: skip
 def test_rates_of_known_devices(kind, rate):
     class Device:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax import checkpoint, parallel
+from janus_jax import checkpoint, parallel, processes
 from janus_jax.checkpoint.run import kept_steps
 from janus_jax.config import ConfigError, TrainConfig, from_json
 from janus_jax.data import Prepared, prepare
@@ -162,21 +162,22 @@ def test_terms_without_weight_are_not_computed_and_a_resume_between_them_is_bitw
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
 
 
-def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeypatch, capsys, number):
     config = runs.config(prepared, objective__name="ar", train__eval_every=12, train__checkpoint_every=12)
     original = loop_module.train_batches
 
     def signalling(*args):
-        for number, batch in enumerate(original(*args), 1):
-            if number == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
+        for position, batch in enumerate(original(*args), 1):
+            if position == 5:
+                os.kill(os.getpid(), number)
             yield batch
 
     monkeypatch.setattr(loop_module, "train_batches", signalling)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     _, stopped = loop_module.train_or_stop(config, tmp_path)
     assert stopped
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     saved = int(checkpoint.find(tmp_path).name)
     assert 5 <= saved <= 7  # the request is read with the metrics of a step, a step late
     assert f"stopped on request after step {saved}" in capsys.readouterr().err
@@ -186,6 +187,18 @@ def test_sigterm_saves_and_stops_and_the_run_resumes(prepared, tmp_path, monkeyp
     assert "nothing to train" not in capsys.readouterr().err
     train(config, tmp_path)
     assert f"{tmp_path} has all its 12 steps, so there is nothing to train" in capsys.readouterr().err
+
+
+def test_nohup_keeps_a_run_from_the_end_of_its_terminal():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    try:
+        with processes.stop_on_signal() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not request.received
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture
@@ -484,6 +497,29 @@ def test_a_run_too_large_for_the_memory_is_one_line_with_status_2(capsys, tmp_pa
     fails(jax.errors.JaxRuntimeError("INTERNAL: a bug"))
     with pytest.raises(jax.errors.JaxRuntimeError):
         command.main(arguments)
+
+
+@pytest.mark.usefixtures("idle")
+def test_an_evaluation_too_large_for_the_memory_names_the_settings_of_decoding(prepared, tmp_path, monkeypatch):
+    def measure(_self, _params):
+        raise error
+
+    monkeypatch.setattr(evaluation_module.Evaluation, "measure", measure)
+    config = runs.config(prepared, train__eval_every=6, train__checkpoint_every=6)
+    for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory."), MemoryError()):
+        message = "the evaluation of step 6 does not fit into memory; lower config.decode.batch_tokens"
+        with pytest.raises(ConfigError, match=message):
+            train(config, tmp_path / type(error).__name__)
+    error = jax.errors.JaxRuntimeError("INTERNAL: a bug")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+        train(config, tmp_path / "bug")
+
+
+def test_reranking_by_an_untrained_half_is_named_before_the_first_step(prepared, tmp_path):
+    config = runs.config(prepared, objective__name="cmlm", decode={"nar": {"rerank": "ar"}})
+    with pytest.raises(ConfigError, match=r"config\.decode\.nar\.rerank: ar, but the objective trains only nar"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run/checkpoints").exists()
 
 
 def test_parallel_start_sets_the_compile_cache(tmp_path):
