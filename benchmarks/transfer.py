@@ -4,6 +4,7 @@
     python benchmarks/transfer.py --table               # the finished cells as Markdown tables
     python benchmarks/transfer.py --plot=FILE.svg       # BLEU of the parallel modes against BLEU of AR during training
     python benchmarks/transfer.py --list                # the cells, and which are done
+    python benchmarks/transfer.py --overlap=FILE        # how many sources of the tasks stand in the pretraining's text
 
 A cell is a preset of configs/bart_tiny_tasks.py with a seed. It is trained in a directory of its own in --workdir until the
 loss of held-out pairs no longer falls; an interrupted training resumes with the same command. Then every decoding setting
@@ -13,8 +14,10 @@ program runs it again only if its settings change; a new setting of the package 
 """
 
 import argparse
+import io
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +27,20 @@ import numpy as np
 
 from benchmarks import common, study
 from configs import bart_tiny_tasks
+from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
-from janus_jax import parallel
 from janus_jax.checkpoint import best_first
 from janus_jax.config import Config
 from janus_jax.data import prepare
+from janus_jax.data.sources import open_file
 from janus_jax.decode import Generator
 from janus_jax.decode.io import read_lines
 from janus_jax.metrics import read_metrics
 from janus_jax.train.loop import train_or_stop
 
 RESULTS = Path(__file__).resolve().parent / "results" / "transfer"
+OVERLAP = RESULTS.with_name("transfer_overlap.json")
+PHRASE = 8  # words that are looked for in the pretraining's text
 TASKS = ("qg", "wikidesc", "headline")  # the shortest first
 CELLS = tuple(f"{task}{family}{start}" for task in TASKS for family in ("", "_dag") for start in ("", "_scratch"))
 SEEDS = (0, 1)
@@ -106,6 +112,7 @@ def run_cell(cell: str, config: Config, workdir: Path, path: Path) -> bool:
         "seed": config.train.seed,
         "settings": study.changed_settings(config),
         "config_hash": config_lib.config_hash(config),
+        "start": checkpoint.checksum(config.init_from) if config.init_from else None,  # of its parameters
         "machine": common.machine(),
         "best_step": best,
         "last_step": max(evaluations),
@@ -203,6 +210,48 @@ def plot(cells: dict[str, list[dict[str, Any]]], path: Path) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def overlap(text: Iterable[str], data: Path) -> dict[str, dict[str, int]]:
+    """How many pairs of each split, "qg/valid", have a source that stands in a text.
+
+    A source counts if its first `PHRASE` words and those from its middle stand in lines of the text.
+
+    Args:
+      text: lines of the pretraining's text.
+      data: see `config_of`.
+
+    Returns:
+      For each split `pairs`, and those `seen` in the text; for valid also the pairs whose target is one of train.
+    """
+    sources: dict[str, list[tuple[str, str]]] = {}
+    targets: dict[str, list[str]] = {}
+    for split in (f"{task}/{name}" for task in TASKS for name in ("train", "valid")):
+        pairs = [line.split("\t") for line in read_lines(str(data / f"{split}.tsv"))]
+        words = [source.split() for source, _ in pairs]
+        halves = [len(one) // 2 for one in words]
+        sources[split] = [
+            (" ".join(one[:PHRASE]), " ".join(one[half : half + PHRASE]))
+            for one, half in zip(words, halves, strict=True)
+        ]
+        targets[split] = [target for _, target in pairs]
+    # Only phrases of PHRASE words can be found like this; a source of fewer words counts as not seen.
+    wanted = {phrase for phrases in sources.values() for pair in phrases for phrase in pair}
+    first = {phrase.split(" ", 1)[0] for phrase in wanted}
+    found = set()
+    for line in text:
+        words = line.split()
+        for start, word in enumerate(words):
+            if word in first and (phrase := " ".join(words[start : start + PHRASE])) in wanted:
+                found.add(phrase)
+    counts = {
+        split: {"pairs": len(phrases), "seen": sum(found.issuperset(pair) for pair in phrases)}
+        for split, phrases in sources.items()
+    }
+    for task in TASKS:
+        known = set(targets[f"{task}/train"])
+        counts[f"{task}/valid"]["targets of train"] = sum(target in known for target in targets[f"{task}/valid"])
+    return counts
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cells; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -215,12 +264,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="only list the cells")
     parser.add_argument("--table", action="store_true", help="only print the tables of the finished cells")
     parser.add_argument("--plot", type=Path, help="only draw the finished cells as an SVG file")
+    parser.add_argument(
+        "--overlap", type=Path, help="only look for the sources of --data in this text, a document a line"
+    )
     args = parser.parse_args(argv)
     if args.table:
         print(tables(study.load_cells(RESULTS, CELLS)))
     if args.plot:
         plot(study.load_cells(RESULTS, CELLS), args.plot)
-    if args.table or args.plot:
+    if args.overlap:
+        with open_file(args.overlap) as file:
+            counts = overlap(io.TextIOWrapper(file, "utf-8"), args.data)
+        study.write(OVERLAP, {"text": args.overlap.name, "words": PHRASE, "splits": counts})
+        print(json.dumps(counts, indent=1))
+    if args.table or args.plot or args.overlap:
         return 0
     if not args.list:
         parallel.start()

@@ -46,6 +46,24 @@ def test_rouge_has_the_means_of_the_command_and_an_interval_of_the_pairs():
     assert transfer.rouge(hypotheses, references) == figures
 
 
+def test_sources_are_found_in_the_text_of_the_pretraining(tmp_path, monkeypatch, capsys):
+    words = [str(n) for n in range(40)]
+    known, new, short = " ".join(words[:20]), " ".join(words[20:]), "10 11 12"
+    pairs = {"train": [(known, "x"), (new, "y"), (short, "z")], "valid": [(new, "x"), (known, "z"), (known, "w")]}
+    for task in transfer.TASKS:
+        (tmp_path / task).mkdir()
+        for split, lines in pairs.items():
+            (tmp_path / task / f"{split}.tsv").write_text("".join(f"{a}\t{b}\n" for a, b in lines))
+    # Without the middle of a source it does not count, wherever its start stands.
+    (tmp_path / "text").write_text(f"a {known} b\n{' '.join(words[20:29])}\n")
+    monkeypatch.setattr(transfer, "OVERLAP", tmp_path / "overlap.json")
+    assert transfer.main([f"--overlap={tmp_path / 'text'}", f"--data={tmp_path}"]) == 0
+    expected = {"train": {"pairs": 3, "seen": 1}, "valid": {"pairs": 3, "seen": 2, "targets of train": 2}}
+    splits = json.loads((tmp_path / "overlap.json").read_text())["splits"]
+    assert splits == {f"{task}/{split}": counts for task in transfer.TASKS for split, counts in expected.items()}
+    assert json.loads(capsys.readouterr().out) == splits
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The results of a tiny model that stopped early, trained and scored by the command; its config and folder."""
@@ -74,6 +92,7 @@ def test_a_finished_cell_is_scored_at_its_best_step_and_is_not_run_again(finishe
     records = {r["step"]: r for r in read_metrics(folder / "runs/qg_dag_seed0/metrics.jsonl") if "valid/loss" in r}
     assert figures["last_step"] == max(records) < config.train.steps
     assert records[figures["best_step"]]["valid/loss"] == min(r["valid/loss"] for r in records.values())
+    assert figures["start"] is None  # random parameters
     assert {"bleu_ar", "bleu_dag"} <= figures["validation"][str(figures["best_step"])].keys()
     assert figures["pairs"] == len((folder / "test.tsv").read_text().splitlines())
     assert (
