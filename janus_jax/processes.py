@@ -149,7 +149,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before:
-            signal.signal(number, handler)
+            if handler is not None:  # one that Python did not install cannot be put back
+                signal.signal(number, handler)
 
 
 def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:

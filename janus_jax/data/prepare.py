@@ -48,11 +48,9 @@ def prepare(
       DataError: data is missing or unusable, or the directory holds something else.
       TokenizerError: the tokenizer cannot be trained or read.
     """
-    directory = pathlib.Path(os.path.abspath(config.data.prepared))
+    directory = pathlib.Path(config.data.prepared).resolve()  # a link stays, and what it points to is written
     if directory == pathlib.Path.cwd():
         raise DataError("config.data.prepared: the current folder cannot be replaced; name a folder in it")
-    if directory.is_symlink():
-        directory = directory.resolve()  # the link stays, and what it points to is written
     if config.data.source != "text" and config.data.source_lang == config.data.target_lang:
         raise DataError(
             f"config.data.target_lang: {config.data.target_lang!r} is data.source_lang too, and files are named by them; give "
@@ -136,11 +134,15 @@ def _existing(
     try:
         report = store.read_report(directory)
         changes = identity.preparation_changes(report, config, splits, inputs, directory)
-        if not changes:
-            store.Prepared.open(directory)  # finds damage
     except DataError as error:
         changes = str(error)
     if not changes:
+        try:
+            store.Prepared.open(directory)  # finds damage
+        except DataError as error:
+            if not overwrite:
+                raise DataError(f"{error}; --overwrite prepares it again") from error
+            return None
         return report
     if overwrite:
         return None

@@ -103,6 +103,8 @@ def _run(args: argparse.Namespace) -> None:
     found = checkpoint.find(args.checkpoint)
     generator = Generator.from_checkpoint(found, _devices(args.devices))
     keywords = {name: getattr(args, name) for name in _flags() if getattr(args, name) is not None}
+    if args.distill is not None:
+        keywords["nbest"] = 1  # a pair has one target; the checkpoint's own settings may ask for more
     decode = generator.settings(keywords)
     if args.distill is not None:
         _distill(generator, args, str(found), decode, keywords)
@@ -114,8 +116,9 @@ def _check_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
     if args.distill_readers and not args.distill:
         parser.error("--distill_readers goes with --distill=PREPARED")
     if args.distill is not None:
-        others = ("input", "trace", "scores", "format", "nbest")
+        others = ("input", "trace", "scores", "format")
         given = [f"--{name}" for name in others if getattr(args, name) != parser.get_default(name)]
+        given += ["--nbest"] if args.nbest not in (None, 1) else []
         if given or not args.output:
             parser.error(
                 f"--distill=PREPARED needs --output=DIRECTORY, and takes no {', '.join(given or ('--input', '--trace'))}"
@@ -213,7 +216,7 @@ def _check_items(
     elif name == "targets" and part[0].text is not None:
         with_gaps(texts, tokenizer, special.mask, start + 1)
     else:
-        generator.check([item.source for item in part], **keywords)
+        generator.check([item.source for item in part], first_line=start, **keywords)
 
 
 def _outputs(

@@ -294,17 +294,30 @@ class Generator:
             )
         return decode
 
-    def check(self, lines: Sequence[str], **settings: Any) -> None:
+    def check(self, lines: Sequence[str], first_line: int = 0, **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
-        self.check_ids(self.encoded(lines), **settings)
+        lines, decode = list_of_texts("lines", lines), self.settings(settings)
+        self._check_inputs(decode.mode, len(lines), {})
+        if MODES[decode.mode].check:
+            self._check_lengths(decode, self.encoded(lines), first_line)
 
-    def check_ids(self, sources: Sequence[Sequence[int]], **settings: Any) -> None:
+    def check_ids(self, sources: Sequence[Sequence[int]], first_line: int = 0, **settings: Any) -> None:
         """`check` for token ids, with or without bos, eos and padding."""
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(sources), {})
-        if check := MODES[decode.mode].check:
-            longest = max((len(bare(one, self.net.specials)) for one in sources), default=0) + 2
-            check(self._plan(decode, min(longest, self.max_source_length)))
+        if MODES[decode.mode].check:
+            self._check_lengths(decode, sources, first_line)
+
+    def _check_lengths(self, decode: DecodeConfig, sources: Sequence[Sequence[int]], first_line: int) -> None:
+        """Raises what the mode cannot do with sources of these lengths."""
+        lengths = [len(bare(one, self.net.specials)) + 2 for one in sources]
+        longest = max(lengths, default=2)
+        try:
+            MODES[decode.mode].check(self._plan(decode, min(longest, self.max_source_length)))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} (the longest source is line {lengths.index(longest) + 1 + first_line})"
+            ) from error
 
     def _plan(self, decode: DecodeConfig, longest_source: int = 0, has_targets: bool = False) -> DecodePlan:
         return DecodePlan(self.net, decode, self.max_target_length, self.trained, longest_source, has_targets)

@@ -3,7 +3,7 @@
 Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. Settings that shaped the prepared data (languages,
 tokenizer, longest lengths) are taken from it, and the model's size from the checkpoint of init_from. The same command
 resumes a run that stopped.
-SIGTERM to any process of the run saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
+SIGTERM to any process of the run, or SIGHUP (its terminal was closed), saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
 train.max_bad_steps); 4: another process of the run is lost.
 """
 
@@ -15,7 +15,7 @@ import jax
 import ml_collections
 from absl import flags
 
-from janus_jax import command_line, parallel
+from janus_jax import command_line, parallel, processes
 from janus_jax.checkpoint import CheckpointError
 from janus_jax.config import Config, ConfigError, resolve
 from janus_jax.data import DataError, adopt
@@ -47,7 +47,12 @@ def _define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run.", flag_values=values)
     flags.DEFINE_string("profile", "", "FIRST:LAST step to trace, into the work directory.", flag_values=values)
     flags.DEFINE_integer(
-        "status_when_stopped", 0, "Exit status after SIGTERM.", lower_bound=0, upper_bound=255, flag_values=values
+        "status_when_stopped",
+        0,
+        "Exit status after SIGTERM or SIGHUP.",
+        lower_bound=0,
+        upper_bound=255,
+        flag_values=values,
     )
     flags.DEFINE_string(
         "coordinator", "", "HOST:PORT of process 0, for a run of several processes.", flag_values=values
@@ -62,7 +67,9 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
     profile = profiled_steps(values.profile)
     parallel.start(rendezvous=Rendezvous(values.coordinator, values.processes, values.process))
     # Not before: the checkpoint is read by JAX, which must know all processes first.
-    if note := adopt_model(values.config, overridden, values.workdir):
+    with processes.fail_together():
+        note = adopt_model(values.config, overridden, values.workdir)
+    if note:
         config = resolve(values.config)
         if jax.process_index() == 0:
             print(note, file=sys.stderr)
@@ -85,7 +92,7 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
         reason = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise ConfigError(
             f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}), "
-            "with --allow_changes, or the model; --dry_run says what a step takes. The same command resumes from the newest checkpoint"
+            "or the model, and add --allow_changes; --dry_run says what a step takes. The command then resumes from the newest checkpoint"
         ) from error
     if jax.process_index() == 0 and not stopped:
         print(f"finished: {values.workdir}")

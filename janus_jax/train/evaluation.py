@@ -46,10 +46,11 @@ class Evaluation:
         """Raises ConfigError if a mode cannot decode the validation sentences with the settings of the run."""
         config = self._config
         trained = trained_modes(config)
-        for name in trained:
+        for name in () if config.decode.allow_untrained else trained:
             if getattr(getattr(config.decode, name), "rerank", "none") == "ar" and "ar" not in trained:
                 raise ConfigError(
-                    f"config.decode.{name}.rerank: ar, but the objective trains only {' and '.join(trained)}; set it to none"
+                    f"config.decode.{name}.rerank: ar, but the objective trains only {' and '.join(trained)}; set it to none, "
+                    "or set config.decode.allow_untrained"
                 )
         for name in self._scored_modes() if "valid" in self._prepared.splits else ():
             decode = with_keywords(config.decode, _settings_of(name))

@@ -170,15 +170,16 @@ class _TrainingRun:
             self.state, interval = self._first_state(abstract, initial)
         for step in [step for step in self.evaluations if step > int(self.state.step)]:
             del self.evaluations[step]  # of a checkpoint that is damaged or gone
-        if self.process == 0 and int(self.state.step) < config.train.steps:
-            save_settings(self.config, self.prepared.contents, workdir)
         self.interval = IntervalMeans(**interval)
         self.spikes = SpikeDetector(config.train.spike)
         self.any_process = processes.any_process(self.mesh)
-        self.request = request  # whether this process received SIGTERM
-        self.stopping = False  # True once all processes know that one of them received SIGTERM
+        self.request = request  # whether this process received SIGTERM or SIGHUP
+        self.stopping = False  # True once all processes know that one of them did
         self.stopped = False  # the run stopped before its last step
         self.log = RunLog(workdir, int(self.state.step), config.train.steps, active=self.process == 0)
+        # Not before the records of later steps are gone: `changed_settings` compares them with these settings.
+        if self.process == 0 and int(self.state.step) < config.train.steps:
+            save_settings(self.config, self.prepared.contents, workdir)
         for note in self.checkpoints.notes:
             self.log.message(note)
         if changed:
@@ -399,10 +400,11 @@ class _TrainingRun:
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            # Of the evaluation's parts decoding takes most: less than a step the loss on a batch.
+            # The loss on a batch takes less than a step, which has fitted: decoding may take more.
             raise ConfigError(
                 f"the evaluation of step {step} does not fit into memory; lower config.decode.batch_tokens (now "
-                f"{self.config.decode.batch_tokens}), or set config.train.eval_sentences to 0. The same command resumes"
+                f"{self.config.decode.batch_tokens}), or set config.train.eval_sentences (now "
+                f"{self.config.train.eval_sentences}) to 0. The same command resumes"
             ) from error
         if metrics:
             self.log.record(step, metrics)

@@ -147,15 +147,21 @@ def changed_settings(config: Config, contents: str, workdir: Path, allow_changes
 
 
 def _check_none_was_saved(workdir: Path) -> None:
-    """Raises ConfigError if a run without checkpoints has gone so far that it must have had some.
+    """Raises ConfigError if a run without checkpoints must have had some.
 
-    At the second interval between checkpoints the first one is complete.
+    A run makes the folder before its first step. An evaluation waits for the checkpoint of its step, and the second
+    checkpoint for the first.
     """
-    last = max((record["step"] for record in read_metrics(workdir / "metrics.jsonl")), default=0)
-    if last > 2 * _read(workdir / _CONFIG, config_lib.from_json).train.checkpoint_every:
+    records = read_metrics(workdir / "metrics.jsonl")
+    if not records:
+        return
+    folder, last = workdir / "checkpoints", records[-1]["step"]
+    every = _read(workdir / _CONFIG, config_lib.from_json).train.checkpoint_every
+    saved = [record["step"] for record in records if "valid/loss" in record and record["step"] % every == 0]
+    if saved or last > 2 * every or not folder.is_dir():
         raise ConfigError(
-            f"{workdir}: metrics.jsonl goes to step {last}, but {workdir / 'checkpoints'} holds no checkpoint; put them back, or "
-            "remove metrics.jsonl to begin again"
+            f"{workdir}: metrics.jsonl goes to step {last}, but {folder} holds no checkpoint; restore a copy of its checkpoints, "
+            "or remove metrics.jsonl to begin again"
         )
 
 

@@ -142,7 +142,7 @@ def test_a_damaged_dataset_is_not_called_prepared(tmp_path):
     config = parallel_config(tmp_path)
     data.prepare(config, **QUIET)
     (tmp_path / "prepared/lengths.npz").unlink()
-    with pytest.raises(data.DataError, match=r"lengths\.npz: .*--overwrite"):
+    with pytest.raises(data.DataError, match=r"lengths\.npz: missing.*; --overwrite prepares it again"):
         data.prepare(config, **QUIET)
     data.prepare(config, overwrite=True, **QUIET)
     assert len(data.Prepared.open(config.data.prepared).split("train")) == len(CLEAN)
@@ -152,9 +152,10 @@ def test_the_current_folder_is_no_place_for_a_dataset(tmp_path, monkeypatch):
     write(tmp_path, CLEAN)
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    for place in (".", "../empty"):
+    (tmp_path / "link").symlink_to("empty")
+    for place in (".", "../empty", tmp_path / "link"):
         with pytest.raises(data.DataError, match="the current folder cannot be replaced; name a folder in it"):
-            data.prepare(with_data(parallel_config(tmp_path), prepared=place), **QUIET)
+            data.prepare(with_data(parallel_config(tmp_path), prepared=str(place)), **QUIET)
     with pytest.raises(config_lib.ConfigError, match=r"gs://bucket/mine is an address, no folder; mount the bucket"):
         config_lib.resolve({"data": {"prepared": "gs://bucket/mine"}})
 

@@ -391,7 +391,9 @@ def test_all_texts_are_checked_before_the_first_is_decoded(saved, tmp_path, caps
     net = Janus(dataclasses.replace(net.config, ctc_ratio=2.0, max_positions=16), words.specials)
     (tmp_path / "in").write_text("a\n" * 3 + "a man a man a man a\n")
     assert main([arguments[0], "--mode=ctc", *arguments[3:]]) == 2
-    assert "16 positions do not hold the 18 CTC rows of a source of 9 tokens" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "16 positions do not hold the 18 CTC rows of a source of 9 tokens; shorten it, choose another mode" in said
+    assert "(the longest source is line 4)" in said
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -230,6 +230,11 @@ def test_a_start_that_is_damaged_for_one_process_is_named_by_it_and_ends_all(pre
     assert run.status(seconds=100) == 2, run.text()
     assert re.search(r"\[1\] error: .*start1/checkpoints/8: damaged", run.text()), run.text()
     assert "[0] error: another process of this run failed; its message says why" in run.text()
+    shutil.rmtree(tmp_path / "start1")
+    run = ProcessesRun(2, config, tmp_path / "again", tmp_path, init_from=copies)
+    assert run.status(seconds=100) == 2, run.text()
+    assert re.search(r"\[1\] error: .*start1: no such directory", run.text()), run.text()
+    assert "[0] error: another process of this run failed; its message says why" in run.text()
 
 
 def test_when_one_process_fails_no_other_waits_for_it(prepared, tmp_path):

@@ -48,7 +48,7 @@ def check_source_rows(
     if (rows := rows_of_source(ratio, longest)) > net.config.max_positions:
         raise ConfigError(
             f"config.model.max_positions: {net.config.max_positions} positions do not hold the {rows} {name} rows of a source of "
-            f"{longest} tokens; cut it, or lower max_source_length"
+            f"{longest} tokens; shorten it, {instead}, or lower max_source_length"
         )
 
 
