@@ -3,16 +3,19 @@
 #   make_environment requirements.txt [requirements-convert.txt requirements-dev.txt]
 #
 # make_environment puts the Python of .venv first on PATH. $PYTHON names the interpreter for .venv (3.11 or 3.12).
-# An environment that is incomplete, or has other requirements or another Python, is built again.
+# An environment that is incomplete, has another Python or was moved is built again. A list that has changed is installed
+# into the environment as it is: what else you have installed there, such as jax[cuda13], stays.
 
 find_python() {
   local candidate
   for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3; do
-    # Run it: a shim may be on PATH without an installed Python.
+    # Run it: a shim may be on PATH without an installed Python. Of an active environment its base counts: the
+    # environment itself may be the one that is built again.
     if "$candidate" 2>/dev/null -c '
 import sys, venv, ensurepip
-sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; then
-      echo "$candidate"
+if sys.version_info[:2] not in ((3, 11), (3, 12)):
+    sys.exit(1)
+print(sys._base_executable)'; then
       return
     fi
     [ -z "${PYTHON:-}" ] || break # no other Python replaces $PYTHON
@@ -27,29 +30,34 @@ sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; then
 }
 
 make_environment() {
-  local python identity folder=.venv list
+  local python identity folder=.venv old list content
   python=$(find_python) || return 1
-  identity=$("$python" -c 'import hashlib, pathlib, sys
-names = sorted(pathlib.Path().glob("requirements*.txt"))
-print(sys.version, *(hashlib.sha256(name.read_bytes()).hexdigest() for name in names))') || return 1
+  # Programs of an environment name its place: where it was moved they would run another one.
+  identity="$("$python" -c 'import sys; print(sys.version)') $PWD" || return 1
   if [ -e "$folder" ] && [ ! -e "$folder/made-by-janus_jax" ]; then
     echo "error: $PWD/$folder was not built by launch/environment.sh; move it away" >&2
     return 1
   fi
   if [ "$(cat "$folder/made-by-janus_jax" 2>/dev/null)" != "$identity" ]; then
     echo "building $PWD/$folder with $("$python" --version)" >&2
-    rm -rf "$folder"
+    if [ -e "$folder" ]; then
+      # Under another name first: half of it must not look like an environment of somebody else.
+      old=$(mktemp -d "$folder-old.XXXXXX") || return 1
+      mv "$folder" "$old/" || return 1
+    fi
+    rm -rf "$folder"-old.*
     mkdir "$folder"
     touch "$folder/made-by-janus_jax" # an empty marker: ours, but not complete
     "$python" -m venv "$folder" || return 1
     echo "$identity" >"$folder/made-by-janus_jax"
   fi
   for list in "$@"; do
-    if [ ! -e "$folder/installed-$list" ]; then
+    content=$(cksum <"$list") || return 1
+    if [ "$(cat "$folder/installed-$list" 2>/dev/null)" != "$content" ]; then
       echo "installing $list" >&2
       # --no-compile: most of the files are never imported; Python compiles those that are when it first reads them.
       "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$list" || return 1
-      touch "$folder/installed-$list"
+      echo "$content" >"$folder/installed-$list"
     fi
   done
   PATH="$PWD/$folder/bin:$PATH"
