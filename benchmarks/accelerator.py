@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from janus_jax import files
+from janus_jax.command_line import ArgumentParser
 
 ROOT = Path(__file__).resolve().parents[1]
 MODES = (
@@ -72,7 +73,7 @@ def run_part(command: Sequence[str], seconds: float) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts; returns the exit status: 0, or 1 if one of them has no figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("accelerator.json"))
     parser.add_argument("--minutes", type=float, default=9.0, help="of all parts together")
     parser.add_argument("--checkpoint", help="a trained model, for speculation")

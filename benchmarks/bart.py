@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 
 from benchmarks import common
 from janus_jax import checkpoint, text
-from janus_jax.command_line import load_config, report_mistakes
+from janus_jax.command_line import ArgumentParser, load_config, report_mistakes
 from janus_jax.config import TextConfig
 from janus_jax.convert.hf_tokenizer import tokenizer_files
 from janus_jax.metrics import read_metrics
@@ -170,7 +170,7 @@ def kept(before: Path, after: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", required=True, help="source TAB target in each line")
     parser.add_argument("--folder", required=True, help="to make; it gets some gigabytes")
     parser.add_argument("--size", default="bart_base", choices=[name for name in PRESETS if name.startswith("bart")])

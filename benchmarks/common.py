@@ -65,6 +65,6 @@ def peak_gigabytes() -> float:
 
 
 def device_peak_gigabytes() -> float | None:
-    """Peak memory of the first device in this process; None where the device does not report it, as a CPU."""
+    """Peak memory of the first device in this process, which never falls; None where it is not reported, as by a CPU."""
     stats = jax.devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] / 1e9 if stats and "peak_bytes_in_use" in stats else None

@@ -6,7 +6,6 @@ IWSLT14 and WMT have about 27), prepares them in a temporary directory and reads
 With --json the last line is one JSON object.
 """
 
-import argparse
 import os
 import pathlib
 import platform
@@ -22,6 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that 
 from benchmarks import common
 from janus_jax import config as config_lib
 from janus_jax import data
+from janus_jax.command_line import ArgumentParser
 from janus_jax.data import demo
 
 _PHRASES = (2, 3)  # phrases in a sentence
@@ -65,7 +65,7 @@ def rate(prepared: data.Prepared, first_step: int, seconds: float) -> tuple[floa
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=20_000, help="size of the corpus")
     parser.add_argument("--seconds", type=float, default=1.0, help="duration of each of the five measurements")
     parser.add_argument("--workers", type=int, default=1, help="threads that prepare batches")

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks import common, peers
 from configs import recipes
 from janus_jax import parallel
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import DecodeConfig, default_config, resolve
 from janus_jax.decode import MODES, DecodeRequest, DecodeResult, remask_counts
 from janus_jax.decode.keywords import places, with_keywords
@@ -215,6 +216,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
     """Figures of ours and of a peer, measured in turns; every row has its speed as a multiple of the peer's."""
+    if jax.default_backend() != "cpu":
+        raise SystemExit(f"error: --peer={args.peer}: it runs on the CPU, but JAX here does not; set JAX_PLATFORMS=cpu")
     peer = peers.Peer(args.peer)
     models = {stream: make_model(stream, args.dtype) for stream in ("content", "query")}
     rows = []
@@ -247,7 +250,7 @@ def measure_beside(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", help="default: 1,32,256; with --peer 1,32")
     parser.add_argument("--modes", type=lambda text: text.split(";"), help="settings, separated by ;")
     parser.add_argument("--runs", type=int, default=5)

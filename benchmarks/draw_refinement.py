@@ -12,7 +12,6 @@ These commands drew docs/images/refinement.svg, the picture in the README. A das
 again after the pass. A filled box is a token that the pass changed.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks.common import finish
+from janus_jax.command_line import ArgumentParser
 from janus_jax.data import Prepared
 from janus_jax.evaluate import trace_html
 
@@ -152,7 +152,7 @@ def _ar_output(path: str, line: int) -> tuple[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the picture; returns the exit status (2: the input cannot be used)."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_refinement", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m benchmarks.draw_refinement", description=__doc__.split("\n")[0])
     parser.add_argument("--trace", help="file that python -m janus_jax.decode --mode=nar --trace=FILE wrote")
     parser.add_argument("--line", type=int, default=1, help="number of the sentence, from 1")
     parser.add_argument(

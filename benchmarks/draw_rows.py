@@ -8,7 +8,6 @@ a row says that a loss reads it. notebooks/inspect_joint_pass.ipynb draws the ro
 Legend: R query rows, K key rows.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks.common import finish
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import ModelConfig
 from janus_jax.model.families import row_layout
 from janus_jax.model.layout import RowGroup, RowLayout
@@ -153,7 +153,7 @@ def _offsets(drawn: list[Group], start: int) -> list[int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the picture; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.draw_rows", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m benchmarks.draw_rows", description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=PATH)
     parser.add_argument("--json", action="store_true", help="where the picture is, as one JSON object, the last line")
     args = parser.parse_args(argv)

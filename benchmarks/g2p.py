@@ -25,6 +25,7 @@ from benchmarks import common, study
 from configs import g2p_cmudict
 from janus_jax import config as config_lib
 from janus_jax import parallel
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.decode import Generator
@@ -166,7 +167,7 @@ def table(cells: dict[str, list[dict[str, Any]]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cells; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", action="append", choices=CELLS, help="repeatable; all by default")
     parser.add_argument("--seed", action="append", type=int, help=f"repeatable; {SEEDS} by default")
     parser.add_argument("--workdir", type=Path, default=Path("runs/g2p"), help="parent of the runs' directories")

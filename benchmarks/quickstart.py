@@ -5,7 +5,6 @@
 Figures and translations are written to quickstart.json in the workdir. The same checkpoint is not decoded twice.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks.common import finish, machine
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
+from janus_jax.command_line import ArgumentParser
 from janus_jax.data import DataError, Prepared
 from janus_jax.decode import Generator
 from janus_jax.evaluate import evaluate_settings, format_table, standard_settings
@@ -89,7 +89,7 @@ def show(figures: dict[str, Any], workdir: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status (2: the checkpoint or its data cannot be used)."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__.split("\n")[0])
+    parser = ArgumentParser(prog="python -m benchmarks.quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True, type=Path, help="directory of the run")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     args = parser.parse_args(argv)

@@ -50,7 +50,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also 
 from benchmarks import common
 from benchmarks.collectives import by_axes, collectives, ring_share
 from configs import bart_janus
-from janus_jax import parallel
+from janus_jax import files, parallel
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import Config, ParallelConfig, resolve
 from janus_jax.data.denoising import max_masked
 from janus_jax.model import Janus
@@ -317,6 +318,10 @@ def measure(devices: Sequence[int], seconds: float) -> dict[str, Any]:
         if name not in results["compiled"]:
             by_layers = {str(layers): in_subprocess(sizes, layers, seconds) for layers in COMPILED_LAYERS}
             if None in by_layers.values():
+                if sizes == (1, 1, 1):
+                    raise SystemExit(
+                        f"error: {name}, which the others are compared with, took too long; raise --seconds"
+                    )
                 continue
             results["compiled"][name] = by_layers
             print(f"{name}: {[figures['compile_seconds'] for figures in by_layers.values()]} s", flush=True)
@@ -332,12 +337,12 @@ def _write(results: dict[str, Any]) -> None:
     if not results.get("state_bytes"):
         results["state_bytes"] = {name_of(sizes): state_bytes(sizes) for sizes in sorted(meshes)}
     results |= {"chips": [vars(chip) for chip in CHIPS], "rows": rows_of(results)}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    files.write_bytes(RESULTS, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     parser.add_argument("--table", action="store_true", help="only print the table of the results")
     parser.add_argument("--max_devices", type=int, default=64, help="larger meshes are not compiled")

@@ -19,8 +19,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a file
 
 from benchmarks import common
-from janus_jax import checkpoint, parallel
+from janus_jax import checkpoint, files, parallel
 from janus_jax import config as config_lib
+from janus_jax.command_line import ArgumentParser
 from janus_jax.decode import Generator
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import evaluate_settings, format_table, parse_setting
@@ -87,7 +88,7 @@ def _named(record: dict[str, Any], prefix: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Scores the run; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--source")
     parser.add_argument("--references")
@@ -97,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if (args.source is None) != (args.references is None):
         parser.error("give both --source and --references, or neither")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    files.check_writable(args.output)
     parallel.start()
     figures = measure(args)
-    partial = args.output.with_suffix(".partial")
-    partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    partial.replace(args.output)
+    files.write_bytes(args.output, (json.dumps(figures, indent=1) + "\n").encode())
     common.finish(figures, args.json)
     return 0
 

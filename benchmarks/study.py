@@ -34,6 +34,7 @@ from configs import multi30k_deen
 from janus_jax import config as config_lib
 from janus_jax import parallel
 from janus_jax.checkpoint import step_directories
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.decode import Generator
@@ -41,7 +42,7 @@ from janus_jax.decode.distill import distill
 from janus_jax.decode.io import read_lines
 from janus_jax.evaluate import parse_setting, score
 from janus_jax.metrics import read_metrics
-from janus_jax.train import train
+from janus_jax.train.loop import train_or_stop
 
 RESULTS = Path(__file__).resolve().parent / "results" / "study"
 PATH_SETTINGS = ("data.prepared", "data.train", "data.valid", "data.test", "text.model", "init_from")
@@ -96,13 +97,13 @@ def changed_settings(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps({name: value for name, value in changed.items() if name not in PATH_SETTINGS}))
 
 
-def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
-    """Trains a cell or resumes its run, scores it and writes its file."""
-    train(config, workdir)
-    records = read_metrics(workdir / "metrics.jsonl")
-    if not any("valid/loss" in record and record["step"] == config.train.steps for record in records):
+def run_cell(name: str, config: Config, workdir: Path, path: Path) -> bool:
+    """Trains a cell or resumes its run, scores it and writes its file; False if the training was stopped before its end."""
+    _, stopped = train_or_stop(config, workdir)
+    if stopped:
         print(f"{name}: stopped; the same command resumes it")
-        return
+        return False
+    records = read_metrics(workdir / "metrics.jsonl")
     curve = {r["step"]: named(r, "valid/") for r in records if "valid/loss" in r}
     figures = {
         "cell": name,
@@ -116,6 +117,7 @@ def run_cell(name: str, config: Config, workdir: Path, path: Path) -> None:
         "rows": scores(config, workdir, decodings(config.objective.name, CELLS[name].preset)),
     }
     write(path, figures)
+    return True
 
 
 def _targets(cell: Cell) -> str:
@@ -267,7 +269,7 @@ def named(record: dict[str, Any], prefix: str) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the study; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--cell",
         action="append",
@@ -328,8 +330,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cells = {
             name: (path, decodings(config_of(CELLS[name], 0).objective.name, CELLS[name].preset))
             for name, path in workdirs.items()
-            if path.exists()
         }
+        if absent := [str(path) for path in workdirs.values() if not path.exists()]:
+            parser.error(f"--speed: no run of {', '.join(absent)}; train these cells first, or name others with --cell")
         test = tuple(f"{config.data.test}.{language}" for language in languages)
         file = study_report.SPEED_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_SPEED_FILE
         write(RESULTS / file, study_report.speed(cells, test, args.sentences, args.runs))
@@ -341,8 +344,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {'done' if done else 'to run'}; {CELLS[name].why}", flush=True)
         if done and args.rescore:
             add_scores(path, config, args.workdir / path.stem)
-        if not done and not args.list:
-            _run_with_sources(name, args.seed, args)
+        if not done and not args.list and not _run_with_sources(name, args.seed, args):
+            return 1
     return 0
 
 
@@ -350,13 +353,18 @@ def _short_cells() -> list[str]:
     return [name for name, cell in CELLS.items() if cell.preset == "study"]
 
 
-def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
-    """Trains a cell, and first those whose model or translations it needs and that have no finished run in --workdir."""
+def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> bool:
+    """Trains a cell, and first those whose model or translations it needs and that have no finished run in --workdir.
+
+    Returns:
+      False if a training was stopped before its end: then nothing is made of what it has.
+    """
     cell = CELLS[name]
     for source in filter(None, dict.fromkeys((cell.start, cell.distilled_by))):
         if not _is_trained(source, 0, args):
             print(f"{name} needs {source}", flush=True)
-            _run_with_sources(source, 0, args)
+            if not _run_with_sources(source, 0, args):
+                return False
     config = config_of(cell, seed, args.data, args.prepared, args.workdir)
     if cell.distilled_by and not Path(config.data.prepared).exists():
         raw = config_of(CELLS[cell.distilled_by], 0, args.data, args.prepared).data.prepared
@@ -367,7 +375,7 @@ def _run_with_sources(name: str, seed: int, args: argparse.Namespace) -> None:
     if not Path(config.data.prepared).exists():
         prepare(config)
     path = result_path(name, seed)
-    run_cell(name, config, args.workdir / path.stem, path)
+    return run_cell(name, config, args.workdir / path.stem, path)
 
 
 def _is_trained(name: str, seed: int, args: argparse.Namespace) -> bool:

@@ -30,6 +30,7 @@ from configs import bart_tiny_tasks
 from janus_jax import checkpoint, parallel
 from janus_jax import config as config_lib
 from janus_jax.checkpoint import best_first
+from janus_jax.command_line import ArgumentParser
 from janus_jax.config import Config
 from janus_jax.data import prepare
 from janus_jax.data.sources import open_file
@@ -254,7 +255,7 @@ def overlap(text: Iterable[str], data: Path) -> dict[str, dict[str, int]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the cells; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pretrained", help="run of configs/bart_tiny_entext.py; default: the presets'")
     parser.add_argument("--cell", action="append", choices=CELLS, help="repeatable; all by default")
     parser.add_argument("--seed", action="append", type=int, help=f"repeatable; {SEEDS} by default")

@@ -187,6 +187,11 @@ def _check_data(config: Config) -> None:
                     f"config.data.{name}: {getattr(d, name)}, but data.source text is masked by data.noise_ratio and its "
                     f"neighbours; leave it at {getattr(DataConfig(), name)}"
                 )
+    if d.source != "text" and d.mask_sampler == "span" and d.mask_span < d.mask_ratio:
+        raise ConfigError(
+            f"config.data.mask_span: spans of {d.mask_span} tokens on average, one for each token at most, cannot mask "
+            f"data.mask_ratio {d.mask_ratio} of them; raise it to at least that"
+        )
     if d.hold_out == 1:
         raise ConfigError(
             "config.data.hold_out: 1 keeps everything out of training; set it to 2 or more, or to 0 for no validation split"

@@ -622,7 +622,7 @@ class ArDecode:
     stop: Literal["best", "current", "released"] = setting(
         "best",
         "When beam search ends, once `beam` hypotheses are finished: when no live hypothesis can beat them any more (best), when "
-        "none would beat them if it ended now (current), or at once (released).",
+        "none would beat them if it ended now (current), or at once (released). A beam of 1 always ends at once.",
     )
     max_length_a: float = setting(
         1.5,

@@ -27,7 +27,6 @@ free_port() {
   return 1
 }
 
-cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
 JAX_COORDINATOR_ADDRESS="127.0.0.1:${PORT:-$(free_port)}"
 export JAX_COORDINATOR_ADDRESS JAX_NUM_PROCESSES=$processes
@@ -45,7 +44,8 @@ for ((i = 0; i < processes; i++)); do
       # The cores that this shell may use, distributed in turns.
       mapfile -t process_cores < <(awk -F'[:\t ]+' '/^Cpus_allowed_list/ {print $2}' /proc/self/status | tr ',' '\n' |
         awk -F- '{for (c = $1; c <= ($2 == "" ? $1 : $2); c++) print c}' |
-        awk -v n="$processes" -v i="$i" -v total="$cores" '(n <= total ? (NR - 1) % n == i : NR - 1 == i % total)')
+        awk -v n="$processes" -v i="$i" '{core[NR - 1] = $1} END {
+          for (c = 0; c < NR; c++) if (n <= NR ? c % n == i : c == i % NR) print core[c]}')
       pin=(taskset -c "$(IFS=,; echo "${process_cores[*]}")")
     fi
     exec ${pin[@]+"${pin[@]}"} "$@" > >(sed -u "s/^/[$i] /") 2> >(sed -u "s/^/[$i] /" >&2)

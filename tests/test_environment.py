@@ -44,6 +44,6 @@ def test_an_environment_is_built_once_and_keeps_what_was_added(tmp_path):
     assert [path.name for path in moved.iterdir() if path.name.startswith(".venv")] == [".venv"]
     assert not (moved / ".venv/added").exists()
     (moved / ".venv/made-by-janus_jax").unlink()
-    with pytest.raises(AssertionError, match="was not built by launch/environment.sh; move it away"):
+    with pytest.raises(AssertionError, match=r"was not built by launch/environment\.sh; move it away"):
         make(moved)
     assert (moved / ".venv/bin/python").exists()

@@ -50,6 +50,7 @@ def test_a_cell_trains_first_what_it_starts_from_and_who_made_its_targets(tmp_pa
     def train(name, config, workdir, path):
         calls.append((name, config.init_from, config.data.prepared, path.name))
         finished(workdir, config.train.steps)
+        return True
 
     def made(directory):
         calls.append(f"prepare {directory}")
@@ -131,11 +132,22 @@ def test_missing_scores_of_a_finished_cell_are_added(run, tmp_path, monkeypatch)
     assert rows == [*figures["rows"][:1], removed, *figures["rows"][1:]]
 
 
+def test_a_stop_ends_the_command_before_anything_is_made_of_a_half_trained_model(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(study, "run_cell", lambda name, *_: started.append(name))  # stopped
+    monkeypatch.setattr(study, "prepare", lambda _: None)
+    monkeypatch.setattr(study, "distill", lambda *_, **__: pytest.fail("distilled"))
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["--cell=cpu_ctc_distilled", "--cell=cpu_ctc", "--seed=1"]) == 1
+    assert started == ["cpu_ar"]
+
+
 @pytest.mark.slow
 def test_a_stopped_cell_writes_no_result_file(run, tmp_path, monkeypatch, capsys):
     _, config = run
-    monkeypatch.setattr(study, "train", lambda config, workdir: workdir.mkdir() or (workdir / "metrics.jsonl").touch())
-    study.run_cell("janus", config, tmp_path / "run", tmp_path / "janus.json")
+    monkeypatch.setattr(study, "train_or_stop", lambda *_: ({}, True))
+    assert not study.run_cell("janus", config, tmp_path / "run", tmp_path / "janus.json")
     assert "stopped" in capsys.readouterr().out
     assert not (tmp_path / "janus.json").exists()
 

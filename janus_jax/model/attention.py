@@ -76,9 +76,30 @@ def attention_of(config: ModelConfig, dtype: jnp.dtype, rank: int = 0) -> Attent
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`Attention.attend` by JAX's own function: cuDNN's kernel, which makes no [R, S] array, where there is one for the type."""
-    cudnn = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
-    allowed = jnp.broadcast_to(mask, (q.shape[0], q.shape[1], k.shape[1]))[:, None]
-    return jax.nn.dot_product_attention(
-        q, k.astype(q.dtype), v.astype(q.dtype), mask=allowed, scale=1.0, implementation="cudnn" if cudnn else "xla"
-    )
+    """`Attention.attend` by JAX's own function: cuDNN's kernel where there is one for the type and the width of a head.
+
+    That kernel makes no [B, H, R, S] array of logits, only one [B, 1, R, S] of the mask.
+    """
+    k, v = k.astype(q.dtype), v.astype(q.dtype)
+    mask = jnp.broadcast_to(mask, (q.shape[0], q.shape[1], k.shape[1]))
+    width = q.shape[-1]
+    if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=1.0, implementation="xla")
+    rows = q.shape[1]
+    q, k, v, mask = _even(q, k, v, mask)
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=1.0, implementation="cudnn")
+    return out[:, :rows]
+
+
+def _even(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Queries, keys, values and mask with even numbers of rows and of keys, as cuDNN's gradient with a mask needs them.
+
+    No row sees the key that is added. The row that is added sees the others, and is to be cut off.
+    """
+    rows, keys = q.shape[1] % 2, k.shape[1] % 2
+    q = jnp.pad(q, ((0, 0), (0, rows), (0, 0), (0, 0)))
+    k, v = (jnp.pad(x, ((0, 0), (0, keys), (0, 0), (0, 0))) for x in (k, v))
+    mask = jnp.pad(mask, ((0, 0), (0, rows), (0, 0)), constant_values=True)
+    return q, k, v, jnp.pad(mask, ((0, 0), (0, 0), (0, keys)))

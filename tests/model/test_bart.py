@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import ConfigError, ObjectiveConfig, resolve
-from janus_jax.model import Janus
+from janus_jax.model import Janus, attention
 from janus_jax.model.cost import parameter_count
 from janus_jax.model.presets import PRESETS
 from janus_jax.objective.joint import batch_divisors, loss
@@ -88,6 +88,21 @@ def test_fused_attention_equals_ours(variant):
 
     for ours, theirs in zip(rows(net), rows(fused), strict=True):
         np.testing.assert_allclose(np.asarray(ours)[real], np.asarray(theirs)[real], atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "keys"), [(5, 7), (5, 8), (6, 7), (6, 8)])
+def test_rows_and_keys_are_made_even_for_cudnn_without_a_change_of_the_result(rows, keys):
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (rows, keys, keys))
+    mask = rng.random((2, rows, keys)) < 0.5
+    mask[:, :, 0] = True
+    more = attention._even(q, k, v, mask)
+    assert [x.shape[1] % 2 for x in more] == [0] * 4
+    assert more[3].shape[2] % 2 == 0
+    attend = functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="xla")
+    expected, padded = attend(q, k, v, mask=mask[:, None]), attend(*more[:3], mask=more[3][:, None])
+    np.testing.assert_allclose(padded[:, :rows], expected, rtol=1e-6, atol=1e-6)
+    assert np.isfinite(padded).all()
 
 
 def test_fused_attention_with_dropout_in_it_is_refused():

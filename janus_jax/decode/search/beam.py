@@ -67,7 +67,8 @@ def beam_search(
     """Searches the likeliest continuations of bos, a batch at a time (docs/method.md); to be called under `jax.jit`.
 
     Each step takes the 2K best continuations of the K live hypotheses. Of the first K, those that end in eos are
-    finished; the first K that do not end in eos stay live. A beam of 1 runs greedy search: cheaper, same result.
+    finished; the first K that do not end in eos stay live. A beam of 1 runs greedy search, which ends at the first
+    eos whatever `stop` says.
 
     Args:
       step_fn: feeds tokens [N, 1] to the model and gives logits [N, V] of the next ones; the hypotheses of a sentence are

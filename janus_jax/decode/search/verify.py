@@ -33,7 +33,10 @@ from janus_jax.types import Array, Hypotheses, Specials
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Passes:
-    """The drafts of each pass, P passes at most. A pass emits the accepted tokens of its draft and one token more."""
+    """The drafts of each pass, P passes at most. A pass emits the accepted tokens of its draft and one token more.
+
+    Where the draft itself ends the output there is no token more: the last drafted token counts as that one.
+    """
 
     drafted: Array  # [B, P, W] int32, -1 behind the end of a draft; a greedy step has none
     emitted: Array  # [B, P] int32, tokens that the pass emitted; 0: the sentence was finished
@@ -60,7 +63,7 @@ class Statistics:
 
     rounds: Array  # [B] int32
     drafts: Array  # [B] int32, rounds that made a new draft
-    drafted: Array  # [B] int32, drafted tokens that were accepted
+    drafted: Array  # [B] int32, drafted tokens that were accepted, see `Passes`
     steps: Array  # [B] int32, greedy steps
     tokens: Array  # [B] int32, emitted, eos counted
     passes: Passes | None = None
