@@ -320,7 +320,7 @@ def measure(devices: Sequence[int], seconds: float) -> dict[str, Any]:
             if None in by_layers.values():
                 if sizes == (1, 1, 1):
                     raise SystemExit(
-                        f"error: {name}, which the others are compared with, took too long; raise --seconds"
+                        f"error: {name}, which the others are compared with, was left out; if it took too long, raise --seconds"
                     )
                 continue
             results["compiled"][name] = by_layers

@@ -331,8 +331,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name: (path, decodings(config_of(CELLS[name], 0).objective.name, CELLS[name].preset))
             for name, path in workdirs.items()
         }
-        if absent := [str(path) for path in workdirs.values() if not path.exists()]:
-            parser.error(f"--speed: no run of {', '.join(absent)}; train these cells first, or name others with --cell")
+        if absent := [name for name in names if not _is_trained(name, args.seed, args)]:
+            parser.error(f"--speed: train these cells first, or name others with --cell: {', '.join(absent)}")
         test = tuple(f"{config.data.test}.{language}" for language in languages)
         file = study_report.SPEED_FILE if CELLS[names[0]].preset == "study" else study_report.LONG_SPEED_FILE
         write(RESULTS / file, study_report.speed(cells, test, args.sentences, args.runs))

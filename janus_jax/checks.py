@@ -189,8 +189,8 @@ def _check_data(config: Config) -> None:
                 )
     if d.source != "text" and d.mask_sampler == "span" and d.mask_span < d.mask_ratio:
         raise ConfigError(
-            f"config.data.mask_span: spans of {d.mask_span} tokens on average, one for each token at most, cannot mask "
-            f"data.mask_ratio {d.mask_ratio} of them; raise it to at least that"
+            f"config.data.mask_span: {d.mask_span} is below data.mask_ratio {d.mask_ratio}, so that the spans cannot mask that "
+            f"share; raise it to {d.mask_ratio} or more"
         )
     if d.hold_out == 1:
         raise ConfigError(

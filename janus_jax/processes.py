@@ -149,8 +149,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
     finally:
         for number, handler in before:
-            if handler is not None:  # one that Python did not install cannot be put back
-                signal.signal(number, handler)
+            # Python cannot put back one that it did not install.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:

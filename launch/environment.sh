@@ -4,7 +4,8 @@
 #
 # make_environment puts the Python of .venv first on PATH. $PYTHON names the interpreter for .venv (3.11 or 3.12).
 # An environment that is incomplete, has another Python or was moved is built again. A list that has changed is installed
-# into the environment as it is: what else you have installed there, such as jax[cuda13], stays.
+# into the environment as it is: what else you have installed there stays. Where the version of jax changes, install
+# jax[cuda13] or what else belongs to it again.
 
 find_python() {
   local candidate
@@ -33,14 +34,14 @@ make_environment() {
   local python identity folder=.venv old list content
   python=$(find_python) || return 1
   # Programs of an environment name its place: where it was moved they would run another one.
-  identity="$("$python" -c 'import sys; print(sys.version)') $PWD" || return 1
+  identity="$("$python" -c 'import sys; print(sys.version)') $(pwd -P)" || return 1
   if [ -e "$folder" ] && [ ! -e "$folder/made-by-janus_jax" ]; then
     echo "error: $PWD/$folder was not built by launch/environment.sh; move it away" >&2
     return 1
   fi
   if [ "$(cat "$folder/made-by-janus_jax" 2>/dev/null)" != "$identity" ]; then
     echo "building $PWD/$folder with $("$python" --version)" >&2
-    if [ -e "$folder" ]; then
+    if [ -e "$folder" ] || [ -L "$folder" ]; then # a link may lead nowhere
       # Under another name first: half of it must not look like an environment of somebody else.
       old=$(mktemp -d "$folder-old.XXXXXX") || return 1
       mv "$folder" "$old/" || return 1
@@ -55,6 +56,7 @@ make_environment() {
     content=$(cksum <"$list") || return 1
     if [ "$(cat "$folder/installed-$list" 2>/dev/null)" != "$content" ]; then
       echo "installing $list" >&2
+      rm -f "$folder/installed-$list" # what pip leaves after a failure is neither the old list nor the new one
       # --no-compile: most of the files are never imported; Python compiles those that are when it first reads them.
       "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$list" || return 1
       echo "$content" >"$folder/installed-$list"

@@ -99,7 +99,7 @@ def test_unknown_keys_name_the_nearest():
         ({"objective__name": "ar", "objective__nar_correction": 0.3}, "config.objective.nar_correction: 0.3, but objective 'ar' trains no NAR rows"),
         ({"objective__name": "cmlm", "objective__weights__heads": 1.0}, "config.objective.weights.heads: 1.0, but objective 'cmlm' has no AR rows"),
         ({"data__hold_out": 1}, "config.data.hold_out: 1 keeps everything out of training"),
-        ({"data__mask_span": 0.5}, "config.data.mask_span: spans of 0.5 tokens on average, one for each token at most, cannot mask data.mask_ratio 0.7 of them"),
+        ({"data__mask_span": 0.5}, "config.data.mask_span: 0.5 is below data.mask_ratio 0.7, so that the spans cannot mask that share; raise it to 0.7"),
         ({"data__max_length_ratio": 0.5}, "config.data.max_length_ratio: 0.5 drops every pair"),
         ({"parallel__fsdp": 0}, "config.parallel.fsdp: 0 must be a positive number of devices, or -1"),
         ({"parallel__fsdp": -2}, "config.parallel.fsdp: -2 must be at least -1 (devices)"),

@@ -33,6 +33,9 @@ def test_an_environment_is_built_once_and_keeps_what_was_added(tmp_path):
     added = folder / ".venv/added"
     added.touch()
     assert make(folder) == ""
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    assert make(link) == ""
     (folder / "requirements.txt").write_text("pip  # another line\n")
     assert make(folder).splitlines() == ["installing requirements.txt"]
     assert added.exists()

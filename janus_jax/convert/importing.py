@@ -148,7 +148,7 @@ def _from_directory(request: ImportRequest, report: Report) -> _ImportedModel:
     directory = request.model
     if directory.is_file():
         raise ConvertError(
-            f"--model={directory}: a file; this format is a directory, with config.json: --model={directory.parent}"
+            f"--model={directory}: a file; name the directory that holds it and config.json: --model={directory.parent}"
         )
     config = files.read_json(directory / "config.json")
     arrays = files.as_float32(files.read_directory(directory), report)

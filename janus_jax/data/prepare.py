@@ -141,7 +141,7 @@ def _existing(
             store.Prepared.open(directory)  # finds damage
         except DataError as error:
             if not overwrite:
-                raise DataError(f"{error}; --overwrite prepares it again") from error
+                raise DataError(f"{error} (--overwrite does so)") from error
             return None
         return report
     if overwrite:

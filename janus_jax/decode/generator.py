@@ -296,6 +296,7 @@ class Generator:
 
     def check(self, lines: Sequence[str], first_line: int = 0, **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
+        self._require_tokenizer()
         lines, decode = list_of_texts("lines", lines), self.settings(settings)
         self._check_inputs(decode.mode, len(lines), {})
         if MODES[decode.mode].check:
@@ -316,7 +317,7 @@ class Generator:
             MODES[decode.mode].check(self._plan(decode, min(longest, self.max_source_length)))
         except ConfigError as error:
             raise ConfigError(
-                f"{error} (the longest source is line {lengths.index(longest) + 1 + first_line})"
+                f"{error} (the longest source is number {lengths.index(longest) + 1 + first_line})"
             ) from error
 
     def _plan(self, decode: DecodeConfig, longest_source: int = 0, has_targets: bool = False) -> DecodePlan:

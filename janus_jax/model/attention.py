@@ -76,7 +76,7 @@ def attention_of(config: ModelConfig, dtype: jnp.dtype, rank: int = 0) -> Attent
 
 
 def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """`Attention.attend` by JAX's own function: cuDNN's kernel where there is one for the type and the width of a head.
+    """`Attention.attend` by JAX's own function: cuDNN's kernel in 16 bits, for heads of at most 128 numbers.
 
     That kernel makes no [B, H, R, S] array of logits, only one [B, 1, R, S] of the mask.
     """
@@ -86,7 +86,8 @@ def _fused(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     if jax.default_backend() != "gpu" or q.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
         return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=1.0, implementation="xla")
     rows = q.shape[1]
-    q, k, v, mask = _even(q, k, v, mask)
+    if rows > 1:  # a step of decoding has no gradient, and would copy the cached keys and values
+        q, k, v, mask = _even(q, k, v, mask)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], scale=1.0, implementation="cudnn")
     return out[:, :rows]
 

@@ -91,8 +91,9 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
             raise
         reason = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise ConfigError(
-            f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}), "
-            "or the model, and add --allow_changes; --dry_run says what a step takes. The command then resumes from the newest checkpoint"
+            f"the run does not fit into memory ({reason}); lower config.data.tokens_per_batch (now {config.data.tokens_per_batch}) and "
+            "add --allow_changes: the run resumes from its newest checkpoint. Or train a smaller model in another --workdir. --dry_run "
+            "says what a step takes"
         ) from error
     if jax.process_index() == 0 and not stopped:
         print(f"finished: {values.workdir}")

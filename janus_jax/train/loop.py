@@ -403,8 +403,7 @@ class _TrainingRun:
             # The loss on a batch takes less than a step, which has fitted: decoding may take more.
             raise ConfigError(
                 f"the evaluation of step {step} does not fit into memory; lower config.decode.batch_tokens (now "
-                f"{self.config.decode.batch_tokens}), or set config.train.eval_sentences (now "
-                f"{self.config.train.eval_sentences}) to 0. The same command resumes"
+                f"{self.config.decode.batch_tokens}), or set config.train.eval_sentences to 0. The same command resumes"
             ) from error
         if metrics:
             self.log.record(step, metrics)

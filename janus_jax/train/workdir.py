@@ -157,7 +157,7 @@ def _check_none_was_saved(workdir: Path) -> None:
         return
     folder, last = workdir / "checkpoints", records[-1]["step"]
     every = _read(workdir / _CONFIG, config_lib.from_json).train.checkpoint_every
-    saved = [record["step"] for record in records if "valid/loss" in record and record["step"] % every == 0]
+    saved = any("valid/loss" in record and record["step"] % every == 0 for record in records)
     if saved or last > 2 * every or not folder.is_dir():
         raise ConfigError(
             f"{workdir}: metrics.jsonl goes to step {last}, but {folder} holds no checkpoint; restore a copy of its checkpoints, "

@@ -692,7 +692,7 @@ def test_broken_directories(stock, tmp_path):
     (directory / "a-2.bin").unlink()
     with pytest.raises(ConvertError, match=r"names 'a-2\.bin'"):
         import_model(ImportRequest("hf", directory, tmp_path / "out"))
-    with pytest.raises(ConvertError, match=r"config\.json: a file; this format is a directory"):
+    with pytest.raises(ConvertError, match=r"config\.json: a file; name the directory that holds it"):
         import_model(ImportRequest("hf", directory / "config.json", tmp_path / "out"))
     (directory / "pytorch_model.bin.index.json").unlink()
     with pytest.raises(ConvertError, match="holds neither"):

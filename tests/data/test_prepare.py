@@ -142,7 +142,7 @@ def test_a_damaged_dataset_is_not_called_prepared(tmp_path):
     config = parallel_config(tmp_path)
     data.prepare(config, **QUIET)
     (tmp_path / "prepared/lengths.npz").unlink()
-    with pytest.raises(data.DataError, match=r"lengths\.npz: missing.*; --overwrite prepares it again"):
+    with pytest.raises(data.DataError, match=r"lengths\.npz: missing.* prepare it again .*\(--overwrite does so\)"):
         data.prepare(config, **QUIET)
     data.prepare(config, overwrite=True, **QUIET)
     assert len(data.Prepared.open(config.data.prepared).split("train")) == len(CLEAN)

@@ -393,7 +393,7 @@ def test_all_texts_are_checked_before_the_first_is_decoded(saved, tmp_path, caps
     assert main([arguments[0], "--mode=ctc", *arguments[3:]]) == 2
     said = capsys.readouterr().err
     assert "16 positions do not hold the 18 CTC rows of a source of 9 tokens; shorten it, choose another mode" in said
-    assert "(the longest source is line 4)" in said
+    assert "(the longest source is number 4)" in said
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -464,7 +464,7 @@ def test_all_settings_are_checked_before_the_first_is_decoded(saved, tmp_path, c
         ("nar:length_beam=63", "length_beam (or draft_lengths): 63 lengths wanted, but only 47 lie between 2 and 48"),
         ("speculative:draft_lengths=63", "length_beam (or draft_lengths): 63 lengths wanted"),
         ("speculative:draft_from=heads", "draft_from: heads, but the model has none"),
-        ("speculative:draft_from=ctc", "draft_from: this model has no CTC rows (model.ctc_ratio 0); set it to auto"),
+        ("speculative:draft_from=ctc", "draft_from: this model has no CTC rows (model.ctc_ratio 0); choose another"),
     ):
         assert evaluate_main([*base, "--setting=ar:beam=1", f"--setting={setting}"]) == 2
         assert message in capsys.readouterr().err

@@ -165,7 +165,7 @@ def draft_origin(
         ]
         origin = "heads" if net.config.draft_heads else able[0] if able else "nar"
     if origin in ("ctc", "dag"):
-        check_source_rows(net, origin, longest, "speculative.draft_from", "set it to auto")
+        check_source_rows(net, origin, longest, "speculative.draft_from", "choose another draft_from")
     if origin == "heads" and not net.config.draft_heads:
         raise ConfigError(
             "config.decode.speculative.draft_from: heads, but the model has none (model.draft_heads 0); train them "
