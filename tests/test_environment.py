@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is mi
 
 def make(folder, **variables):
     command = "source ./environment.sh; make_environment requirements.txt; command -v python"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"} | variables
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
+    environment |= {"PWD": str(folder)} | variables  # so that bash keeps a link in the path, as `cd` does
     done = subprocess.run(
         ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
