@@ -234,7 +234,7 @@ def overlap(text: Iterable[str], data: Path) -> dict[str, dict[str, int]]:
             for one, half in zip(words, halves, strict=True)
         ]
         targets[split] = [target for _, target in pairs]
-    # Only phrases of PHRASE words can be found like this; a source of fewer words counts as not seen.
+    # Only phrases of PHRASE words can be found like this; a source of fewer than 2 * PHRASE - 1 counts as not seen.
     wanted = {phrase for phrases in sources.values() for pair in phrases for phrase in pair}
     first = {phrase.split(" ", 1)[0] for phrase in wanted}
     found = set()

@@ -153,6 +153,11 @@ def stop_on_signal() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the host or a device has too little memory."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def any_process(mesh: Mesh) -> Callable[[bool], jax.Array | bool]:
     """Returns `ask(flag)`: whether the flag is set on any process; all processes get the same answer.
 

@@ -81,7 +81,7 @@ def _read_checked(step_dir: Path, read: Callable[[Path], Any]) -> Any:
     except (ConfigError, CheckpointError):
         raise
     except Exception as error:  # Orbax raises any class for a damaged file
-        if machine := next(filter(is_of_machine, causes(error)), None):
+        if machine := machine_error(error):
             raise CheckpointError(
                 f"{step_dir}: cannot be read now ({type(machine).__name__}: {first_line(machine)})"
             ) from error
@@ -131,11 +131,15 @@ def alone() -> ocp.Context:
     return context
 
 
-def is_of_machine(error: BaseException) -> bool:
-    """Whether an error comes from the state of the machine and not from a damaged file."""
-    # A file that is absent is damage; any other error that the system numbers is not.
-    numbered = isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    return numbered or isinstance(error, MemoryError) or any(word in str(error) for word in _NOT_DAMAGE)
+def machine_error(error: BaseException) -> BaseException | None:
+    """The cause of an error that comes from the state of the machine and not from a damaged file, if there is one."""
+
+    def of_machine(cause: BaseException) -> bool:
+        # A file that is absent is damage; any other error that the system numbers is not.
+        numbered = isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+        return numbered or isinstance(cause, MemoryError) or any(word in str(cause) for word in _NOT_DAMAGE)
+
+    return next(filter(of_machine, causes(error)), None)
 
 
 def _on_one_device(tree: Any, device: jax.Device | None = None) -> Any:

@@ -25,7 +25,7 @@ from janus_jax.checkpoint.files import (
     bytes_array,
     causes,
     first_line,
-    is_of_machine,
+    machine_error,
     step_directories,
     stored_metadata,
 )
@@ -162,7 +162,7 @@ class Checkpoints:
             if any("tree structures do not match" in str(cause) for cause in causes(error)):
                 # The arrays are the same ones, see `_check_structure`: an optimizer with another setting keeps them elsewhere.
                 refusal = f"{path}: does not fit this config (the optimizer's state has another form); {_STRUCTURE_FIX}"
-            elif machine := next(filter(is_of_machine, causes(error)), None):
+            elif machine := machine_error(error):
                 refusal = f"{path}: cannot be read now ({type(machine).__name__}: {first_line(machine)})"
             else:
                 damage = f"{type(error).__name__}: {first_line(error)}"

@@ -61,9 +61,9 @@ def _span_budget(length: np.ndarray | int, ratio: float) -> np.ndarray:
 def span_masks(uniforms: np.ndarray, lengths: np.ndarray, ratio: float, mean: float) -> np.ndarray:
     """Masks of whole batches by the span sampler.
 
-    Span lengths are drawn from Poisson(mean) until they sum to ceil(ratio * T), at most T of them; the last one is cut to fit. Starts are
-    distinct and uniform over all T positions. A span that would run over the end gets length 1. A span of length 0 uses
-    its start up and masks nothing. Bos and eos are never masked. If this masks none of the inner tokens (those between
+    Span lengths are drawn from Poisson(mean) until they sum to ceil(ratio * T), at most T of them; the last one is cut to
+    fit. Starts are distinct and uniform over all T positions. A span that would run over the end gets length 1. A span of
+    length 0 uses its start up and masks nothing. Bos and eos are never masked. If this masks none of the inner tokens (those between
     bos and eos), one of them, chosen uniformly, is masked.
 
     Args:

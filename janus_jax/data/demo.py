@@ -67,7 +67,8 @@ def generate(
       seed: another seed gives another corpus; the same arguments always give the same one.
 
     Raises:
-      DataError: CLDR has no such locale or too little of it, the two are the same, or it does not yield so many different pairs.
+      DataError: CLDR has no such locale or too little of it, the two are the same, or it does not yield so many different
+        pairs.
     """
     source, target = _locale(source_lang, "source_lang"), _locale(target_lang, "target_lang")
     if source_lang == target_lang:

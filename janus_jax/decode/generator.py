@@ -297,24 +297,21 @@ class Generator:
     def check(self, lines: Sequence[str], first_line: int = 0, **settings: Any) -> None:
         """Raises what `generate` would raise for these lines and settings, without decoding."""
         self._require_tokenizer()
-        lines, decode = list_of_texts("lines", lines), self.settings(settings)
-        self._check_inputs(decode.mode, len(lines), {})
-        if MODES[decode.mode].check:
-            self._check_lengths(decode, self.encoded(lines), first_line)
+        lines = list_of_texts("lines", lines)
+        # Of a mode without a check only their number counts.
+        ids = self.encoded(lines) if MODES[self.settings(settings).mode].check else [[]] * len(lines)
+        self.check_ids(ids, first_line, **settings)
 
     def check_ids(self, sources: Sequence[Sequence[int]], first_line: int = 0, **settings: Any) -> None:
         """`check` for token ids, with or without bos, eos and padding."""
         decode = self.settings(settings)
         self._check_inputs(decode.mode, len(sources), {})
-        if MODES[decode.mode].check:
-            self._check_lengths(decode, sources, first_line)
-
-    def _check_lengths(self, decode: DecodeConfig, sources: Sequence[Sequence[int]], first_line: int) -> None:
-        """Raises what the mode cannot do with sources of these lengths."""
+        if not (check := MODES[decode.mode].check):
+            return
         lengths = [len(bare(one, self.net.specials)) + 2 for one in sources]
         longest = max(lengths, default=2)
         try:
-            MODES[decode.mode].check(self._plan(decode, min(longest, self.max_source_length)))
+            check(self._plan(decode, min(longest, self.max_source_length)))
         except ConfigError as error:
             raise ConfigError(
                 f"{error} (the longest source is number {lengths.index(longest) + 1 + first_line})"

@@ -320,10 +320,10 @@ def _check_places(args: argparse.Namespace) -> None:
     if args.save_best and os.path.lexists(args.save_best):
         raise FileExistsError(f"{args.save_best}: exists already; remove it or name another directory")
     for flag, path in (("--output_dir", args.output_dir), ("--save_best", args.save_best)):
+        if path == "":
+            raise LinesError(f"{flag}=: names no directory; name one, or leave {flag} out")
         if path is not None:
             try:
-                if not path:
-                    raise LinesError(f"{flag}=: names no directory; name one, or leave {flag} out")
                 files.check_directory(path)
             except OSError as error:
                 raise LinesError(

@@ -3,8 +3,8 @@
 Any setting can be overridden: `--config.optimizer.learning_rate=1e-3`. Settings that shaped the prepared data (languages,
 tokenizer, longest lengths) are taken from it, and the model's size from the checkpoint of init_from. The same command
 resumes a run that stopped.
-SIGTERM to any process of the run, or SIGHUP (its terminal was closed), saves a checkpoint and ends the run. Exit status 3: a loss or gradient was not finite (see
-train.max_bad_steps); 4: another process of the run is lost.
+SIGTERM to any process of the run, or SIGHUP (its terminal was closed), saves a checkpoint and ends the run. Exit status 3: a
+loss or gradient was not finite (see train.max_bad_steps); 4: another process of the run is lost.
 """
 
 import os
@@ -87,7 +87,7 @@ def _train(config: Config, values: flags.FlagValues, overridden: Set[str]) -> in
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(4)  # at exit JAX would wait for processes that never come
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not processes.out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["out of memory"])[0][:200]
         raise ConfigError(

@@ -398,7 +398,7 @@ class _TrainingRun:
         try:
             metrics = self.evaluation.measure(params)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
-            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not processes.out_of_memory(error):
                 raise
             # The loss on a batch takes less than a step, which has fitted: decoding may take more.
             raise ConfigError(

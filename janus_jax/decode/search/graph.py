@@ -25,7 +25,9 @@ class Graph:
     """The links of a graph, and the tokens that every vertex may emit. -inf forbids a link or a token."""
 
     links: Array  # [B, R, R] float32, log-probability of the link from axis 1 to axis 2, a vertex behind it
-    tokens: Array  # [B, R, k] int32, the k likeliest tokens of each vertex, likeliest first, all different, of the special ones only unk
+    tokens: (
+        Array  # [B, R, k] int32, the k likeliest tokens of each vertex, likeliest first; of the special ones only unk
+    )
     log_probs: Array  # [B, R, k] float32
     real: Array  # [B, R] bool, vertices that belong to the sentence: the first so many
 
